@@ -1,0 +1,73 @@
+"""The density that half an hour of training gives on the fixed binarization of MNIST.
+
+    python benchmarks/density.py --data ../shared/data
+
+Trains on the 50,000 training rows, stops by the 10,000 validation rows, and prints the log-likelihood of the 10,000 test
+rows by 5,000 importance samples each. Nothing is chosen by the test rows, which are looked at once.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from mnist import DATA, arrays
+
+from service.cli import epoch_bar, fail_in_one_line
+from service.data.readers import Rows
+from service.density.estimator import Estimator
+from service.trainer import Recipe, architecture_of, augmentation_of, input_of, network_rows
+from service.vae.network import VAE
+from service.vae.training import FitOptions, fit
+
+RECIPE = Recipe(
+    likelihood="bernoulli",
+    latents=40,
+    hidden=(400, 400),
+    augment=1.0,
+    fit=FitOptions(epochs=1000, patience=1000, importance_samples=5),
+)
+
+
+@fail_in_one_line
+def main(
+    data: Annotated[Path, typer.Option(help="folder that holds binarized_mnist.npz")] = DATA,
+    minutes: Annotated[float, typer.Option(help="time to train")] = 30.0,
+    threads: Annotated[int, typer.Option(help="torch threads")] = 2,
+    num_samples: Annotated[int, typer.Option(help="importance samples of a test row")] = 5000,
+) -> None:
+    """Train, and print the test log-likelihood."""
+    torch.set_num_threads(threads)
+    rows = {name: array.reshape(-1, 28, 28) * 255 for name, array in arrays(data / "binarized_mnist.npz").items()}
+    spec, likelihood = input_of(Rows(rows["x_train"]), RECIPE)
+    torch.manual_seed(RECIPE.fit.seed)
+    vae = VAE(architecture_of(spec.features, likelihood, RECIPE))
+    train, validation = network_rows(spec, rows["x_train"]), network_rows(spec, rows["x_valid"])
+    augment = augmentation_of(spec, rows["x_train"], RECIPE)
+    with epoch_bar() as on_epoch:
+        report = fit(vae, train, validation, replace(RECIPE.fit, minutes=minutes), on_epoch, augment)
+    print(
+        f"trained {report.epochs} epochs in {report.seconds / 60:.1f} minutes on {threads} thread(s), best of them "
+        f"{report.best_epoch}: IWAE-{RECIPE.fit.importance_samples} bound on the validation rows "
+        f"{report.validation.bound:.2f} nats, {report.validation.active_latents} active latents",
+        flush=True,
+    )
+    start = time.monotonic()
+    estimates = Estimator(num_samples).estimate(
+        vae.eval().requires_grad_(False), spec.encode(spec.rows(rows["x_test"]))
+    )
+    log_likelihood = estimates.log_likelihood
+    error = log_likelihood.std() / np.sqrt(len(log_likelihood))
+    print(
+        f"test log-likelihood {log_likelihood.mean():.2f} nats (+- {error:.2f} over {len(log_likelihood):,} rows, "
+        f"{num_samples:,} samples each, {time.monotonic() - start:.0f} s)"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,90 @@
+"""How fast a model scores, beside the bare matrix products of its decoder, timed in turn in one run.
+
+    python benchmarks/score.py --model mnist
+
+The floor is torch.mm into a buffer, for each of the decoder's layers, on tiles of the scorer's own shape.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from service import load
+from service.density.estimator import Tiling
+from service.density.importance import log_weights
+from service.density.proposals import proposal_for
+from service.scorer import Scorer
+
+
+def main(
+    model: Annotated[str, typer.Option(help="NAME, NAME@VERSION or NAME@ALIAS")] = "mnist",
+    store: Annotated[Path, typer.Option(help="the model store")] = Path("model_store"),
+    rows: Annotated[int, typer.Option(help="rows of a batch")] = 64,
+    rounds: Annotated[int, typer.Option(help="rounds; each times every path once")] = 15,
+    threads: Annotated[int, typer.Option(help="torch threads")] = 1,
+) -> None:
+    """Print rows per second, microseconds per decoder evaluation, and the ratio to the floor."""
+    torch.set_num_threads(threads)
+    scorer = load(model, store, device="cpu")
+    batch = scorer.sample(rows, seed=1).samples
+    evaluations = rows * scorer.model.estimator.num_samples
+    paths: dict[str, Callable[[], object]] = {
+        "bare products": bare_products(scorer, evaluations),
+        "score": lambda: scorer.score(batch),
+        "naive": lambda: naive(scorer, batch),
+    }
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    with torch.inference_mode():
+        for run in paths.values():
+            run()
+        for _ in range(rounds):
+            for name, run in paths.items():
+                start = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - start)
+    print(
+        f"{scorer.published.reference}, {rows} rows x {scorer.model.estimator.num_samples} samples, {threads} thread(s)"
+    )
+    print(f"{'path':<14} {'rows/s':>9} {'us/evaluation':>14} {'x bare (median of rounds; min to max)':>40}")
+    floor = np.array(times["bare products"])
+    for name in paths:
+        seconds = np.array(times[name])
+        ratios = seconds / floor
+        middle = float(np.median(seconds))
+        spread = f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+        print(f"{name:<14} {rows / middle:>9.0f} {1e6 * middle / evaluations:>14.2f} {spread:>40}")
+
+
+def bare_products(scorer: Scorer, evaluations: int) -> Callable[[], None]:
+    """The decoder's matrix products alone, tile by tile into buffers."""
+    tile = Tiling.for_device(torch.device("cpu")).evaluations
+    weights = [p.detach().mT for n, p in scorer.model.vae.decoder.named_parameters() if n.endswith("weight")]
+    inputs = [torch.randn(tile, weight.shape[0]) for weight in weights]
+    outputs = [torch.empty(tile, weight.shape[1]) for weight in weights]
+
+    def run() -> None:
+        for _ in range(-(-evaluations // tile)):
+            for x, weight, out in zip(inputs, weights, outputs, strict=True):
+                torch.mm(x, weight, out=out)
+
+    return run
+
+
+def naive(scorer: Scorer, batch: np.ndarray) -> torch.Tensor:
+    """The plain way: all draws at once through the decoder, softplus column by column."""
+    model = scorer.model
+    x = torch.from_numpy(model.input.encode(model.input.rows(batch)))
+    proposal = proposal_for(model.estimator.proposal, model.vae, model.vae.posterior(x))
+    noise = torch.randn(model.estimator.num_samples, len(x), scorer.latents)
+    return log_weights(model.vae, x, proposal, noise)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,533 @@
+"""The command line: `vouch train`, `calibrate`, `score`, `sample`, `models`, `serve`.
+
+Bad input ends with one line on stderr and exit status 2, and leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service import __version__
+from service.errors import DataError, InputError, VouchError
+
+if TYPE_CHECKING:
+    from service.data.readers import Rows
+    from service.data.schema import InputSpec
+    from service.density.proposals import ProposalName
+    from service.scorer import Samples, Scorer, Scores
+    from service.store import Reference
+    from service.vae.network import ActivationName, LikelihoodName
+    from service.vae.training import FitReport, Progress
+
+# torch takes a second to import: commands import what they need, so that --help and errors are instant.
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Vouch for data: train a VAE on valid rows, then ask of any row how likely it is and whether it is valid.",
+)
+out, err = Console(), Console(stderr=True)
+
+StoreOption = Annotated[Path, typer.Option("--store", envvar="VOUCH_STORE", help="folder of the model store")]
+DeviceOption = Annotated[str, typer.Option("--device", envvar="VOUCH_DEVICE", help="auto, cpu or cuda")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="NAME, NAME@VERSION or NAME@ALIAS")]
+KeyOption = Annotated[str | None, typer.Option("--key", help="which array of an .npz file")]
+ColumnsOption = Annotated[str | None, typer.Option("--columns", help="columns of a table to use: a,b,c")]
+DataArgument = Annotated[Path, typer.Argument(help=".npz, .npy, .csv, .parquet, idx (.gz), or a folder of images")]
+
+
+def fail_in_one_line(command: Callable[P, T]) -> Callable[P, T]:
+    """Let a command end with one line and exit status 2 over what its user can mend."""
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except (VouchError, OSError) as error:
+            stop(one_line(error))
+        except KeyboardInterrupt:
+            stop("interrupted", 130)
+
+    return guarded
+
+
+def stop(message: str, status: int = 2) -> NoReturn:
+    """Print one line and leave."""
+    print(f"vouch: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def one_line(error: Exception) -> str:
+    """An error's text; the first fault with it where the text does not name the place."""
+    text = " ".join(str(error).split())
+    if isinstance(error, InputError) and error.faults and "row" not in text:
+        fault = error.faults[0]
+        text = f"{text}: row {fault.row}, column {fault.column}: {fault.message}, expected {fault.expected}"
+    return text
+
+
+@app.command()
+@fail_in_one_line
+def train(
+    data: DataArgument,
+    name: Annotated[str, typer.Option(help="the model's name in the store")],
+    store: StoreOption = Path("model_store"),
+    key: KeyOption = None,
+    columns: ColumnsOption = None,
+    likelihood: Annotated[
+        str | None, typer.Option(help="bernoulli, gaussian or discretized_logistic; default: from the data")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="above it a value counts as white, for bernoulli")] = None,
+    latents: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="number of latents; default: from the data")
+    ] = None,
+    hidden: Annotated[
+        str | None, typer.Option(help="widths of the hidden layers, such as 400,400; '' for none")
+    ] = None,
+    activation: Annotated[str, typer.Option(help="silu, gated or tanh")] = "silu",
+    epochs: Annotated[int | None, typer.Option(min=1, help="most passes over the rows; default: from the data")] = None,
+    minutes: Annotated[float | None, typer.Option(help="most time to spend")] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="epochs without a better bound that end the fit")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    learning_rate: Annotated[float, typer.Option()] = 1e-3,
+    beta: Annotated[float, typer.Option(help="weight of the ELBO's KL term")] = 1.0,
+    importance_samples: Annotated[int, typer.Option(min=1, help="above 1: fit the IWAE bound")] = 1,
+    augment: Annotated[
+        float, typer.Option(min=0.0, help="strength of random distortions of images; 1 is a good one")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    validation_share: Annotated[float, typer.Option(min=0.01, max=0.5, help="of the rows, to stop early by")] = 0.1,
+    calibration_share: Annotated[float, typer.Option(min=0.01, max=0.8, help="of the rows, to calibrate on")] = 0.2,
+    percentiles: Annotated[str, typer.Option(help="ends of the band of valid rows")] = "25,75",
+    num_samples: Annotated[int, typer.Option(help="importance samples of a score")] = 256,
+    proposal: Annotated[str, typer.Option(help="encoder or defensive")] = "encoder",
+    description: Annotated[str, typer.Option(help="a line for the card")] = "",
+) -> None:
+    """Train a model on valid rows, calibrate it on some that are held back, and publish it."""
+    from service.data.readers import read
+    from service.density.estimator import Estimator
+    from service.store import Store, checked_name
+    from service.trainer import Recipe
+    from service.trainer import train as train_model
+    from service.vae.training import FitOptions
+
+    checked_name(name)
+    recipe = Recipe(
+        likelihood=likelihood_name(likelihood),
+        threshold=threshold,
+        latents=latents,
+        hidden=None if hidden is None else widths(hidden),
+        activation=activation_name(activation),
+        fit=FitOptions(
+            epochs=epochs,
+            minutes=minutes,
+            patience=patience,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            beta=beta,
+            importance_samples=importance_samples,
+            seed=seed,
+        ),
+        estimator=Estimator(num_samples, proposal_name(proposal)),
+        augment=augment,
+        percentiles=percentile_pair(percentiles),
+        validation_share=validation_share,
+        calibration_share=calibration_share,
+    )
+    rows = read(data, key, split_names(columns))
+    err.print(f"{data}: {len(rows.array):,} rows of {' x '.join(map(str, rows.array.shape[1:]))}")
+    with epoch_bar() as on_epoch:
+        reference, report = train_model(Store(store), name, rows, recipe, on_epoch, description)
+    print_report(reference, report)
+
+
+@app.command()
+@fail_in_one_line
+def calibrate(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS")],
+    data: DataArgument,
+    store: StoreOption = Path("model_store"),
+    key: KeyOption = None,
+    percentiles: Annotated[str | None, typer.Option(help="ends of the band; default: as they are")] = None,
+    num_samples: Annotated[int | None, typer.Option(help="importance samples; default: as they are")] = None,
+    proposal: Annotated[str | None, typer.Option(help="encoder or defensive; default: as it is")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Calibrate a model on other valid rows, that it was not trained on: publishes a new version, touches no old one."""
+    from dataclasses import replace
+
+    from service.data.readers import read
+    from service.scorer import torch_device
+    from service.store import Store
+    from service.trainer import recalibrate
+
+    models = Store(store)
+    published = models.load(models.resolve(model))
+    published.model.vae.to(torch_device(device))
+    estimator = published.model.estimator
+    if num_samples is not None:
+        estimator = replace(estimator, num_samples=num_samples)
+    if proposal is not None:
+        estimator = replace(estimator, proposal=proposal_name(proposal))
+    rows = read(data, key, published.card.input.columns if is_table(data) else None)
+    pair = None if percentiles is None else percentile_pair(percentiles)
+    reference = recalibrate(models, published, rows, estimator, pair)
+    card = models.load(reference).card.calibration
+    err.print(
+        f"published {reference}: band {card.band[0]:.2f} to {card.band[1]:.2f} nats, percentiles "
+        f"{card.percentiles[0]:g} to {card.percentiles[1]:g} of {card.rows:,} rows"
+    )
+
+
+@app.command()
+@fail_in_one_line
+def score(
+    data: DataArgument,
+    model: ModelOption = None,
+    store: StoreOption = Path("model_store"),
+    key: KeyOption = None,
+    percentiles: Annotated[str | None, typer.Option(help="another band, such as 1,99")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first rows")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", help="file to write, .csv or .jsonl; default: CSV to stdout")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score the rows of a file: verdict, log p(x), its error, percentile and p-value of each."""
+    from service.data.readers import read
+
+    if output is not None and output.suffix not in (".csv", ".jsonl"):
+        raise DataError(f"{output}: expected a name that ends in .csv or .jsonl")
+    scorer = scorer_of(store, model, device)
+    rows = read(data, key, scorer.model.input.columns if is_table(data) else None)
+    band = None if percentiles is None else percentile_pair(percentiles)
+    checked = checked_rows(data, rows, scorer)[:limit]
+    scores = scorer.score(checked, band)
+    text = as_json_lines(scores) if output is not None and output.suffix == ".jsonl" else as_csv(scores)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_atomically(output, text.encode())
+    invalid = int((scores.sides != 0).sum())
+    err.print(
+        f"{len(scores):,} rows, {invalid:,} invalid ({100 * invalid / len(scores):.1f} %); {scorer.published.reference}, "
+        f"band {scores.band.low:.2f} to {scores.band.high:.2f} nats"
+    )
+
+
+@app.command()
+@fail_in_one_line
+def sample(
+    model: ModelOption = None,
+    store: StoreOption = Path("model_store"),
+    num: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many")] = 16,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    of: Annotated[str, typer.Option(help="observation: x given z; mean: E[x given z]")] = "observation",
+    output: Annotated[Path | None, typer.Option("--out", help=".npy, .csv or .png; default: CSV to stdout")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw rows from the model, in the units of the training data."""
+    if of not in ("observation", "mean"):
+        raise DataError("--of: expected observation or mean")
+    suffix = ".csv" if output is None else output.suffix
+    if suffix not in (".npy", ".csv", ".png"):
+        raise DataError(f"{output}: expected a name that ends in .npy, .csv or .png")
+    scorer = scorer_of(store, model, device)
+    spec = scorer.model.input
+    if suffix == ".png" and spec.kind != "image":
+        raise DataError(f"{output}: the model's rows are no images")
+    content = sample_file(suffix, scorer.sample(num, seed, of), spec)
+    if output is None:
+        sys.stdout.write(content.decode())
+    else:
+        write_atomically(output, content)
+
+
+@app.command()
+@fail_in_one_line
+def models(
+    store: StoreOption = Path("model_store"),
+    as_json: Annotated[bool, typer.Option("--json", help="the cards, as JSON")] = False,
+) -> None:
+    """List the models of the store; every file's hash is checked."""
+    from service.store import Reference, Store
+
+    shelf = Store(store)
+    if not shelf.root.is_dir():
+        raise DataError(f"{store}: no such folder")
+    table = Table("model", "input", "likelihood", "latents", "estimator", "band (nats)", "calibrated on", "notes")
+    cards = []
+    default = shelf.aliases().default
+    for name in shelf.names():
+        aliases = shelf.aliases().aliases.get(name, {})
+        for version in shelf.versions(name):
+            notes = [alias for alias, target in aliases.items() if target == version]
+            notes += ["default"] if name == default and shelf.resolve(name).version == version else []
+            try:
+                card = shelf.load(Reference(name, version)).card
+            except VouchError as error:
+                table.add_row(f"{name}@{version}", *[""] * 6, f"DAMAGED: {error}")
+                continue
+            cards.append(json.loads(card.model_dump_json()))
+            table.add_row(
+                f"{name}@{version}",
+                " x ".join(map(str, card.input.shape)),
+                card.architecture.likelihood,
+                str(card.architecture.latents),
+                f"{card.estimator.proposal}, {card.estimator.num_samples}",
+                f"{card.calibration.band[0]:.2f} to {card.calibration.band[1]:.2f}",
+                f"{card.calibration.rows:,} rows",
+                ", ".join(notes),
+            )
+    if as_json:
+        print(json.dumps(cards, indent=2))
+    else:
+        out.print(table)
+
+
+@app.command()
+@fail_in_one_line
+def serve(
+    host: Annotated[str | None, typer.Option(help="address to listen on; default: VOUCH_HOST or 127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="default: VOUCH_PORT or 8000")] = None,
+    store: Annotated[Path | None, typer.Option(help="default: VOUCH_STORE or model_store")] = None,
+) -> None:
+    """Serve the store's models over HTTP. Settings are VOUCH_* variables, listed in the README."""
+    from service.settings import read_settings
+    from service.web.server import run
+
+    chosen = {"host": host, "port": port, "store": store}
+    settings = read_settings().model_copy(update={key: value for key, value in chosen.items() if value is not None})
+    run(settings)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+# What the commands share
+
+
+def scorer_of(store: Path, model: str | None, device: str) -> Scorer:
+    """The named model of the store."""
+    from service.scorer import load_scorer
+    from service.store import Store
+
+    if not store.is_dir():
+        raise DataError(f"{store}: no such folder")
+    if device not in ("auto", "cpu", "cuda"):
+        raise DataError("--device: expected auto, cpu or cuda")
+    return load_scorer(Store(store), model, device)
+
+
+def checked_rows(path: Path, rows: Rows, scorer: Scorer) -> np.ndarray:
+    """The file's rows as the model reads them; an error names the file."""
+    try:
+        return scorer.rows(rows.array)
+    except InputError as error:
+        raise DataError(f"{path}: {one_line(error)}") from error
+
+
+def is_table(path: Path) -> bool:
+    """Whether the file's columns have names."""
+    return path.suffix.lower() in (".csv", ".parquet", ".pq")
+
+
+def split_names(columns: str | None) -> list[str] | None:
+    """a,b,c as a list."""
+    return None if columns is None else [name.strip() for name in columns.split(",")]
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """400,400 as numbers."""
+    try:
+        numbers = tuple(int(width) for width in text.split(",") if width.strip())
+    except ValueError:
+        numbers = (0,)
+    if any(not 1 <= width <= 100_000 for width in numbers):
+        raise DataError("--hidden: expected widths such as 400,400, each from 1 to 100000")
+    return numbers
+
+
+def percentile_pair(text: str) -> tuple[float, float]:
+    """25,75 as numbers; their order and range are the band's business."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise DataError("--percentiles: expected two numbers such as 25,75") from None
+    return low, high
+
+
+def likelihood_name(text: str | None) -> LikelihoodName | None:
+    """One of the likelihoods."""
+    match text:
+        case None | "bernoulli" | "gaussian" | "discretized_logistic":
+            return text
+    raise DataError("--likelihood: expected bernoulli, gaussian or discretized_logistic")
+
+
+def activation_name(text: str) -> ActivationName:
+    """One of the activations."""
+    match text:
+        case "gated" | "silu" | "tanh":
+            return text
+    raise DataError("--activation: expected gated, silu or tanh")
+
+
+def proposal_name(text: str) -> ProposalName:
+    """One of the proposals."""
+    match text:
+        case "encoder" | "defensive":
+            return text
+    raise DataError("--proposal: expected encoder or defensive")
+
+
+@contextlib.contextmanager
+def epoch_bar() -> Iterator[Callable[[Progress], None]]:
+    """A progress bar with the bound and the time left; plain lines where there is no terminal."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Bar(*columns, console=err, disable=not err.is_terminal) as bar:
+        task = bar.add_task("", total=1.0, epoch=0, text="")
+
+        def on_epoch(progress: Progress) -> None:
+            validation = progress.validation
+            text = (
+                f"bound {validation.bound:.2f} (best {progress.best:.2f}), reconstruction "
+                f"{validation.reconstruction:.2f}, KL {validation.kl:.2f}, {progress.seconds_left:.0f} s left"
+            )
+            bar.update(task, completed=progress.fraction, epoch=progress.epoch, text=text)
+            if not err.is_terminal and progress.epoch % 10 == 1:
+                print(f"epoch {progress.epoch}: {text}", file=sys.stderr, flush=True)
+
+        yield on_epoch
+
+
+def print_report(reference: Reference, report: FitReport) -> None:
+    """How the fit went, and a warning where the posterior collapsed."""
+    kept = report.validation
+    err.print(
+        f"published {reference}: validation bound {kept.bound:.2f} nats (reconstruction {kept.reconstruction:.2f}, KL "
+        f"{kept.kl:.2f}), {kept.active_latents} active latents, best of {report.epochs} epochs: {report.best_epoch}, "
+        f"{report.seconds:.0f} s, ended by {report.stopped}",
+        soft_wrap=True,
+    )
+    if kept.active_latents == 0:
+        err.print(
+            "warning: the posterior collapsed: no latent carries anything of the row. The model scores columns as if "
+            "they were independent; try a lower --beta, more --epochs or fewer --latents.",
+            soft_wrap=True,
+        )
+
+
+SCORE_COLUMNS = (
+    *("verdict", "side", "certain", "reliable", "log_likelihood", "std_error", "ess", "khat"),
+    *("num_samples", "percentile", "p_value"),
+)
+
+
+def score_rows(scores: Scores) -> Iterator[tuple[object, ...]]:
+    """Each row's score, in the order of SCORE_COLUMNS, with None for no khat."""
+    columns = [getattr(scores, name) for name in SCORE_COLUMNS]
+    for row in zip(*(column.tolist() if isinstance(column, np.ndarray) else column for column in columns), strict=True):
+        yield tuple(None if value != value else value for value in row)  # noqa: PLR0124  # NaN alone differs from itself
+
+
+def as_csv(scores: Scores) -> str:
+    """The scores as a CSV table, with the number of each row."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("row", *SCORE_COLUMNS))
+    writer.writerows((index, *row) for index, row in enumerate(score_rows(scores)))
+    return buffer.getvalue()
+
+
+def as_json_lines(scores: Scores) -> str:
+    """The scores as JSON, a line each."""
+    return "".join(
+        json.dumps({"row": index, **dict(zip(SCORE_COLUMNS, row, strict=True))}) + "\n"
+        for index, row in enumerate(score_rows(scores))
+    )
+
+
+def sample_file(suffix: str, samples: Samples, spec: InputSpec) -> bytes:
+    """Samples as npy, csv or a picture."""
+    from service.data.images import grid, png
+
+    rows = samples.samples
+    if suffix == ".png":
+        return png(grid(rows.reshape(len(rows), *spec.shape)))
+    if suffix == ".npy":
+        binary = io.BytesIO()
+        np.save(binary, rows.reshape(len(rows), *spec.shape), allow_pickle=False)
+        return binary.getvalue()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(spec.columns or [f"x{index}" for index in range(spec.features)])
+    writer.writerows(rows.tolist())
+    return text.getvalue().encode()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    if not path.parent.is_dir():
+        raise DataError(f"{path.parent}: no such folder")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def main() -> None:
+    """Run the command line; wrong options are one line, too."""
+    command = typer.main.get_command(app)
+    try:
+        status = command(standalone_mode=False)
+    except typer.Exit as leave:
+        status = leave.exit_code
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's own: a wrong option or argument
+            raise
+        print(f"vouch: {error.format_message()}", file=sys.stderr)
+        status = 2
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""What a model reads: the input's shape and columns, and the way from its units to the network's and back.
+
+Rows are float32, shape (B, D), in the units of the training data: a row is cast to float32 before anything else, so that
+it scores the same however it was sent. The network's units are those of its likelihood (`vae/likelihoods.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import Fault, InputError
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+class Frozen(BaseModel):
+    """A part of the card: immutable, and refused where it has fields that are not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Binary(Frozen):
+    """Two-valued columns: x > threshold is 1. `low` and `high` are what 0 and 1 stand for outside."""
+
+    kind: Literal["binary"] = "binary"
+    threshold: float
+    low: float = 0.0
+    high: float
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Rows to 0 and 1."""
+        return (rows > self.threshold).astype(np.float32)
+
+    def decode(self, x: np.ndarray) -> np.ndarray:
+        """0 and 1, or probabilities, to the input's units."""
+        return self.low + (self.high - self.low) * x
+
+    def log_volume(self) -> float:
+        """Masses need no change of units."""
+        return 0.0
+
+
+class Grey(Frozen):
+    """Grey levels 0..255 to [0, 1]; fractions of a level are rounded."""
+
+    kind: Literal["grey"] = "grey"
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Levels to [0, 1]."""
+        return (np.rint(rows) / np.float32(255.0)).astype(np.float32)
+
+    def decode(self, x: np.ndarray) -> np.ndarray:
+        """[0, 1] to levels."""
+        return 255.0 * x
+
+    def log_volume(self) -> float:
+        """Masses need no change of units."""
+        return 0.0
+
+
+class Standard(Frozen):
+    """Continuous columns, centred and scaled to a standard deviation of 1 over the training rows."""
+
+    kind: Literal["standard"] = "standard"
+    center: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """(x - center) / scale, computed in float64; values too far out to be a float32 stay finite."""
+        standard = (rows.astype(np.float64) - np.array(self.center)) / np.array(self.scale)
+        return np.clip(standard, -1e15, 1e15).astype(np.float32)
+
+    def decode(self, x: np.ndarray) -> np.ndarray:
+        """Back to the columns' units."""
+        return x * np.array(self.scale) + np.array(self.center)
+
+    def log_volume(self) -> float:
+        """Sum of log scale: a density in the columns' units is that of the standardised row less this, nats."""
+        return float(np.log(self.scale).sum())
+
+
+Transform = Annotated[Binary | Grey | Standard, Field(discriminator="kind")]
+
+
+class InputSpec(Frozen):
+    """The input of a model: an image of shape (H, W), or a table's row with named columns."""
+
+    kind: Literal["image", "table"]
+    shape: tuple[int, ...]
+    columns: tuple[str, ...] | None = None
+    transform: Transform
+
+    @property
+    def features(self) -> int:
+        """Numbers in a row."""
+        return int(np.prod(self.shape))
+
+    def column(self, index: int) -> str | int:
+        """A column's name, or its position where it has none."""
+        return index if self.columns is None else self.columns[index]
+
+    def rows(self, array: np.ndarray) -> np.ndarray:
+        """Check foreign numbers of shape (B, D) or (B, *shape), and cast them to float32 rows, shape (B, D).
+
+        Raises:
+            InputError: a wrong shape, NaN, infinity, a number that overflows float32, a pixel outside 0..255.
+        """
+        if array.ndim == 1 + len(self.shape) and array.shape[1:] == self.shape:
+            array = array.reshape(len(array), self.features)
+        if array.ndim != 2 or array.shape[1] != self.features:
+            raise InputError(f"the array has shape {shape_text(array.shape)}, the model reads {self.expected()}")
+        if array.dtype.kind in "iu" and array.dtype.itemsize == 1:
+            return self.in_range(array.astype(np.float32))
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = array.astype(np.float32)
+        finite = np.isfinite(rows)
+        if not finite.all():
+            raise InputError("some values cannot be scored", self.faults(array, ~finite))
+        return self.in_range(rows)
+
+    def in_range(self, rows: np.ndarray) -> np.ndarray:
+        """The rows, if their pixels lie in 0..255; a table's values are free."""
+        if self.kind == "image":
+            outside = (rows < 0) | (rows > 255)
+            if outside.any():
+                faults = [
+                    Fault("a pixel is outside 0..255", int(row), self.column(int(column)), "a number from 0 to 255")
+                    for row, column in np.argwhere(outside)[: InputError.MAX_FAULTS]
+                ]
+                raise InputError("some pixels are out of range", faults)
+        return rows
+
+    def faults(self, array: np.ndarray, wrong: np.ndarray) -> list[Fault]:
+        """Why these values are no finite float32, without repeating them."""
+        found = []
+        for row, column in np.argwhere(wrong)[: InputError.MAX_FAULTS]:
+            value = float(array[row, column])
+            message = (
+                "not a number"
+                if np.isnan(value)
+                else "infinity"
+                if np.isinf(value)
+                else "a number too large for float32"
+            )
+            found.append(Fault(message, int(row), self.column(int(column)), f"a number up to {FLOAT32_MAX:.4g}"))
+        return found
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Rows in their own units to the network's, float32."""
+        return self.transform.encode(rows)
+
+    def decode(self, x: np.ndarray) -> np.ndarray:
+        """The network's units back to the rows' own."""
+        return self.transform.decode(x)
+
+    def expected(self) -> str:
+        """The shape of a batch, in words."""
+        flat = f"(rows, {self.features})"
+        return flat if len(self.shape) == 1 else f"{flat} or (rows, {', '.join(map(str, self.shape))})"
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """(3, 784), and (3,) for one dimension."""
+    return str(tuple(int(length) for length in shape))

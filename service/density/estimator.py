@@ -1,0 +1,174 @@
+"""The estimator: rows in, estimates of log p(x) out, the same to the last bit for a row in whatever company it comes.
+
+Matrix products round differently for different shapes, so rows go through the networks in blocks of a fixed number of
+rows, and samples in tiles of a fixed number of decoder evaluations, padded where they are not full. A row's draws come
+from a seed made of its own content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.density import importance
+from service.density.pareto import khat
+from service.density.proposals import PROPOSALS, ProposalName, proposal_for
+from service.errors import CalibrationError
+from service.vae.conditional import Conditional, conditional
+from service.vae.network import VAE, DiagonalNormal
+
+IMPOSSIBLE = -1e300  # nats
+MAX_SAMPLES = 100_000
+KHAT_LIMIT = 0.7
+MIN_RELATIVE_ESS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """Sizes of the blocks that go through the networks. They are part of what makes a score repeatable."""
+
+    rows: int
+    evaluations: int
+
+    @staticmethod
+    def for_device(device: torch.device) -> Tiling:
+        """A CPU's tile of logits stays in its cache; a GPU needs much larger ones to be busy."""
+        return Tiling(rows=16, evaluations=256) if device.type == "cpu" else Tiling(rows=256, evaluations=65536)
+
+    def group(self, samples: int) -> int:
+        """How many rows share a tile: a power of two that divides the block."""
+        group = 1
+        while 2 * group * samples <= self.evaluations and 2 * group <= self.rows:
+            group *= 2
+        return group
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """log p(x) of B rows and what the numbers are worth; arrays of shape (B,), float64.
+
+    `khat` is NaN where there is no tail to fit. `reliable` says that neither khat nor ess gives a reason to distrust the
+    estimate.
+    """
+
+    log_likelihood: np.ndarray
+    std_error: np.ndarray
+    ess: np.ndarray
+    khat: np.ndarray
+    reliable: np.ndarray
+    num_samples: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedDraws:
+    """Draws of z for a few rows with their importance weights: z of shape (S, B, L), log_weights (S, B) in float64."""
+
+    z: Tensor
+    log_weights: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """How log p(x) is estimated. Thresholds hold only for the estimator that they were fitted with.
+
+    Stored in the card as it stands; equal fields give equal scores.
+    """
+
+    num_samples: int = 256
+    proposal: ProposalName = "encoder"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_samples <= MAX_SAMPLES:
+            raise CalibrationError(f"num_samples is {self.num_samples}, expected 2 to {MAX_SAMPLES:,}")
+        if self.proposal not in PROPOSALS:
+            raise CalibrationError(f"proposal {self.proposal!r} is not known, expected one of {', '.join(PROPOSALS)}")
+
+    def evaluations_per_row(self) -> int:
+        """What a row costs, in decoder evaluations."""
+        return self.num_samples
+
+    def estimate(self, vae: VAE, x: np.ndarray) -> Estimates:
+        """Estimate log p(x) for rows in the network's units, shape (B, D)."""
+        parts = [diagnose(draws.log_weights) for draws in self.draws(vae, x)]
+        if not parts:
+            none = np.zeros(0)
+            return Estimates(none, none, none, none, none.astype(bool), none.astype(int))
+        log_likelihood, error, size, tail, reliable = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Estimates(log_likelihood, error, size, tail, reliable, np.full(len(x), self.num_samples))
+
+    def draws(self, vae: VAE, x: np.ndarray) -> Iterator[WeightedDraws]:
+        """Weighted draws for the rows x, shape (B, D), in order, a few rows at a time."""
+        tiling = Tiling.for_device(vae.device)
+        group = tiling.group(self.num_samples)
+        with torch.inference_mode():
+            for start in range(0, len(x), tiling.rows):
+                block = x[start : start + tiling.rows]
+                rows = torch.from_numpy(padded(block, tiling.rows)).to(vae.device, vae.dtype)
+                posterior, given = vae.posterior(rows), conditional(vae, rows)
+                for first in range(0, len(block), group):
+                    chosen = slice(first, first + group)
+                    noise = self.noise(padded(block[chosen], group), vae.architecture.latents, vae.dtype)
+                    few = DiagonalNormal(posterior.mean[chosen], posterior.std[chosen])
+                    draws = self.weigh(vae, given.select(chosen), few, noise.to(vae.device), tiling.evaluations)
+                    real = len(block[chosen])
+                    yield WeightedDraws(draws.z[:, :real], draws.log_weights[:, :real])
+
+    def weigh(
+        self, vae: VAE, given: Conditional, posterior: DiagonalNormal, noise: Tensor, evaluations: int
+    ) -> WeightedDraws:
+        """Draw z from the proposal, shape (S, B, L), and weigh it, tile by tile."""
+        proposal = proposal_for(self.proposal, vae, posterior)
+        z = proposal.sample(noise)
+        log_ratio = vae.prior().log_prob(z) - proposal.log_prob(z)
+        per_tile = max(1, evaluations // z.shape[1])
+        log_conditional = [
+            given.log_prob(zero_padded(tile, per_tile))[: len(tile)] for tile in z.split(per_tile)
+        ]  # fixed shapes, whatever num_samples
+        log_weights = torch.cat(log_conditional) + log_ratio
+        # A decoder that overflows says that the row is impossible; what leaves here is finite.
+        return WeightedDraws(z, log_weights.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE).clamp(min=IMPOSSIBLE))
+
+    def noise(self, x: np.ndarray, latents: int, dtype: torch.dtype) -> Tensor:
+        """Standard-normal draws for each row of x from the row's own seed, shape (S, B, L)."""
+        kind = np.float64 if dtype == torch.float64 else np.float32
+        draws = [row_generator(row, self.seed).standard_normal((self.num_samples, latents), dtype=kind) for row in x]
+        return torch.from_numpy(np.stack(draws, axis=1))
+
+
+def row_generator(row: np.ndarray, seed: int) -> np.random.Generator:
+    """A random generator that depends on the row's content and the seed alone; -0.0 counts as 0.0."""
+    content = (np.ascontiguousarray(row, dtype=np.float32) + np.float32(0.0)).tobytes()
+    digest = hashlib.blake2b(content, digest_size=16, salt=seed.to_bytes(16, "little", signed=True)).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
+
+
+def diagnose(log_weights: Tensor) -> tuple[np.ndarray, ...]:
+    """log_likelihood, std_error, ess, khat and reliable of weights, shape (S, B): arrays of shape (B,)."""
+    samples = len(log_weights)
+    size, tail = importance.ess(log_weights), khat(log_weights)
+    limit = min(1.0 - 1.0 / np.log10(samples), KHAT_LIMIT) if samples > 10 else 0.0
+    possible = log_weights.amax(dim=0) > IMPOSSIBLE
+    exact = possible & (size >= (1.0 - 1e-6) * samples)  # all weights equal: no tail, and no doubt
+    reliable = exact | ((tail <= limit) & (size >= MIN_RELATIVE_ESS * samples))
+    numbers = (importance.log_likelihood(log_weights), importance.std_error(log_weights), size, tail, reliable)
+    return tuple(number.cpu().numpy() for number in numbers)
+
+
+def padded(rows: np.ndarray, length: int) -> np.ndarray:
+    """The rows, filled up to `length` with copies of the last, shape (length, D)."""
+    if len(rows) == length:
+        return np.ascontiguousarray(rows)
+    return np.concatenate([rows, np.repeat(rows[-1:], length - len(rows), axis=0)])
+
+
+def zero_padded(z: Tensor, length: int) -> Tensor:
+    """z, shape (S, B, L), with zeros appended up to `length` samples."""
+    if len(z) == length:
+        return z
+    return torch.cat([z, z.new_zeros((length - len(z), *z.shape[1:]))])

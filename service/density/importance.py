@@ -1,0 +1,70 @@
+"""Importance weights of z for rows x, and what they say of log p(x).
+
+Everything after the networks runs in float64. Samples lead: weights have shape (S, B).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from service.density.proposals import Proposal
+from service.vae.network import VAE
+
+
+def log_weights(vae: VAE, x: Tensor, proposal: Proposal, noise: Tensor) -> Tensor:
+    """log p(x | z) + log p(z) - log proposal(z), the plain way: what every faster path is tested against.
+
+    Args:
+        x: rows in the network's units, shape (B, D).
+        noise: standard-normal draws, shape (S, B, L), that the proposal turns into z.
+
+    Returns:
+        Shape (S, B), float64, nats.
+    """
+    z = proposal.sample(noise)  # (S, B, L)
+    log_conditional = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1, dtype=torch.float64)
+    return log_conditional + vae.prior().log_prob(z) - proposal.log_prob(z)
+
+
+def log_likelihood(log_weights: Tensor) -> Tensor:
+    """Estimate log p(x) from importance weights.
+
+    log p(x) ~= logsumexp_s(log w_s) - log S   (Burda et al., 2016)
+
+    Args:
+        log_weights: log p(x, z) - log q(z | x), shape (S, B), nats.
+
+    Returns:
+        Shape (B,), nats. In expectation a lower bound that tightens with S.
+    """
+    return log_weights.logsumexp(dim=0) - math.log(len(log_weights))
+
+
+def elbo(log_weights: Tensor) -> Tensor:
+    """The mean log weight, shape (B,), nats: never above `log_likelihood` of the same weights (Jensen)."""
+    return log_weights.mean(dim=0)
+
+
+def normalized_weights(log_weights: Tensor) -> Tensor:
+    """w_s / sum w, shape (S, B)."""
+    return log_weights.softmax(dim=0)
+
+
+def ess(log_weights: Tensor) -> Tensor:
+    """Effective sample size 1 / sum of squared normalized weights, shape (B,): from 1 to S."""
+    size = 1.0 / normalized_weights(log_weights).square().sum(dim=0)
+    return size.clamp(1.0, float(len(log_weights)))  # rounding may step just outside
+
+
+def std_error(log_weights: Tensor) -> Tensor:
+    """Standard error of `log_likelihood`, shape (B,), nats.
+
+    By the delta method: the standard error of the mean weight over the mean weight. It holds where the weights have a
+    variance, which `khat` judges.
+    """
+    samples = len(log_weights)
+    deviations = normalized_weights(log_weights) - 1.0 / samples
+    return (deviations.square().sum(dim=0) * (samples / max(samples - 1, 1))).sqrt()

@@ -1,0 +1,65 @@
+"""khat: how heavy the tail of importance weights is (Vehtari, Simpson, Gelman, Yao and Gabry, 2024).
+
+The largest weights are fitted with a generalized Pareto distribution; its shape khat tells how many moments the weights
+have. Above 0.7, or min(1 - 1 / log10 S, 0.7) for few samples, their mean is not to be trusted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MIN_TAIL = 5  # fewer points say nothing about a shape
+PRIOR_WEIGHT = 10.0  # of the weakly informative prior that pulls khat to 1/2, in draws
+
+
+def tail_length(samples: int) -> int:
+    """How many of the largest weights are fitted: min(S / 5, 3 sqrt(S))."""
+    return min(math.ceil(samples / 5), math.ceil(3 * math.sqrt(samples)))
+
+
+def khat(log_weights: Tensor) -> Tensor:
+    """Shape of the generalized Pareto fit to the largest weights: (S, B) to (B,), float64.
+
+    NaN where there is no tail to fit: too few samples, or a tail whose weights are equal (all weights equal means an
+    exact proposal).
+    """
+    samples, rows = log_weights.shape
+    length = tail_length(samples)
+    if length < MIN_TAIL or length >= samples:
+        return torch.full((rows,), math.nan, dtype=torch.float64, device=log_weights.device)
+    largest = (log_weights - log_weights.amax(dim=0)).topk(length + 1, dim=0).values.flip(0)  # ascending
+    cutoff = largest[0].exp()
+    exceedances = (largest[1:].exp() - cutoff).T.contiguous()  # (B, length), ascending
+    # Weights that agree to rounding have no tail: what is left above the cutoff is noise of the last bits.
+    spread = exceedances[:, -1] > 1e-9
+    quartile = exceedances[:, int(length / 4 + 0.5) - 1]
+    fitted = generalized_pareto_shape(exceedances.clamp(min=1e-300))
+    # Ties at the cutoff leave the quartile at 0, where the estimator of Zhang and Stephens has no scale.
+    tied = spread & (quartile <= 0)
+    fitted = torch.where(tied, math.inf, fitted)
+    return torch.where(spread, fitted, math.nan)
+
+
+def generalized_pareto_shape(x: Tensor) -> Tensor:
+    """The empirical Bayes estimate of Zhang and Stephens (2009), with the prior of Vehtari et al.
+
+    Args:
+        x: exceedances, ascending, positive, shape (B, n).
+
+    Returns:
+        Shape (B,).
+    """
+    n = x.shape[1]
+    points = 30 + int(math.sqrt(n))
+    grid = 1.0 - torch.sqrt(points / (torch.arange(1, points + 1, dtype=x.dtype, device=x.device) - 0.5))
+    quartile = x[:, int(n / 4 + 0.5) - 1, None]
+    b = grid / (3.0 * quartile) + 1.0 / x[:, -1:]  # (B, points)
+    k = torch.log1p(-b[:, :, None] * x[:, None, :]).mean(dim=-1)  # (B, points)
+    profile = n * (torch.log(-b / k) - k - 1.0)  # log likelihood of each b
+    weights = profile.nan_to_num(nan=-math.inf).softmax(dim=-1)
+    b_mean = (weights * b).sum(dim=-1, keepdim=True)
+    shape = torch.log1p(-b_mean * x).mean(dim=-1)
+    return (n * shape + PRIOR_WEIGHT * 0.5) / (n + PRIOR_WEIGHT)

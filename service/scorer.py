@@ -1,0 +1,280 @@
+"""The one door between numbers and everything else: the service, the command line and notebooks call the same Scorer.
+
+Rows come and go in the units of the training data. Every answer is a frozen dataclass of arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.density.estimator import Tiling, padded, row_generator
+from service.density.importance import normalized_weights
+from service.errors import InputError
+from service.store import Published, Store
+from service.validity.band import SIDES, Band, Side, Verdict
+from service.validity.conformal import percentile, two_sided_p_value
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Verdicts on B rows and what they rest on; arrays of shape (B,).
+
+    `khat` is NaN where there is no tail to fit.
+    """
+
+    band: Band
+    sides: np.ndarray
+    certain: np.ndarray
+    reliable: np.ndarray
+    log_likelihood: np.ndarray
+    std_error: np.ndarray
+    ess: np.ndarray
+    khat: np.ndarray
+    num_samples: np.ndarray
+    percentile: np.ndarray
+    p_value: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.log_likelihood)
+
+    @property
+    def side(self) -> list[Side]:
+        """`below`, `inside` or `above` the band."""
+        return [SIDES[side + 1] for side in self.sides.tolist()]
+
+    @property
+    def verdict(self) -> list[Verdict]:
+        """`valid` inside the band, ends included; `invalid` outside."""
+        return ["valid" if side == 0 else "invalid" for side in self.sides.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstructions:
+    """What the model makes of B rows: `mean` (B, D), `draws` (B, N, D), `feature_log_likelihood` (B, D)."""
+
+    mean: np.ndarray
+    draws: np.ndarray
+    feature_log_likelihood: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Ancestral samples: `latents` (N, L) from the prior and `samples` (N, D) given them."""
+
+    seed: int
+    latents: np.ndarray
+    samples: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Encodings:
+    """q(z | x) of B rows: `mean` and `std` (B, L), and `draws` from it (B, N, L)."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    draws: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Manifold:
+    """E[x | z] over a grid of two latents: `latents` (size * size, L) and `means` (size * size, D), row-major."""
+
+    axes: tuple[int, int]
+    latents: np.ndarray
+    means: np.ndarray
+
+
+class Scorer:
+    """A published model, ready to answer. Build one with `service.load`.
+
+    Methods take rows of shape (B, D) or (B, *input shape), in any numeric type, and raise `InputError` for rows that
+    cannot be read.
+    """
+
+    def __init__(self, published: Published, device: torch.device | None = None) -> None:
+        self.published = published
+        self.model = published.model
+        self.calibration = published.calibration
+        self.calibration.check_belongs_to(self.model)
+        self.band = self.calibration.band()
+        self.model.vae.to(device or torch.device("cpu"))
+
+    @property
+    def latents(self) -> int:
+        """L, the number of latents."""
+        return self.model.vae.architecture.latents
+
+    def warm_up(self) -> None:
+        """Score one row, so that the first request does not pay for what torch sets up once."""
+        self.score(self.sample(1, seed=0).samples)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """Check rows and cast them to float32, shape (B, D)."""
+        return self.model.input.rows(np.asarray(rows))
+
+    def score(self, rows: np.ndarray, percentiles: tuple[float, float] | None = None) -> Scores:
+        """Estimate log p(x) of each row and place it among the validation rows.
+
+        Args:
+            percentiles: another band for this call, from the same validation scores.
+
+        Raises:
+            InputError: rows that cannot be read.
+            CalibrationError: percentiles that the number of validation rows cannot give.
+        """
+        band = self.band if percentiles is None else self.calibration.band(percentiles)
+        estimates = self.model.estimates(self.rows(rows))
+        log_likelihood = estimates.log_likelihood
+        return Scores(
+            band=band,
+            sides=band.sides(log_likelihood),
+            certain=band.certain(log_likelihood, estimates.std_error),
+            reliable=estimates.reliable,
+            log_likelihood=log_likelihood,
+            std_error=estimates.std_error,
+            ess=estimates.ess,
+            khat=estimates.khat,
+            num_samples=estimates.num_samples,
+            percentile=percentile(self.calibration.scores, log_likelihood),
+            p_value=two_sided_p_value(self.calibration.scores, log_likelihood),
+        )
+
+    def reconstruct(self, rows: np.ndarray, draws: int = 0) -> Reconstructions:
+        """E[x | z] over p(z | x), by the importance weights, with draws and each column's log p(x_j | z).
+
+        Draws resample z by the weights and then x given z, from the row's own seed. The last is the log of the weighted
+        mean of p(x_j | z); it includes x_j itself.
+        """
+        x = self.model.input.encode(self.rows(rows))
+        vae, estimator = self.model.vae, self.model.estimator
+        means, observed, features = [], [], []
+        with torch.inference_mode():
+            done = 0
+            for weighted in estimator.draws(vae, x):
+                weights = normalized_weights(weighted.log_weights)  # (S, few)
+                for index in range(weights.shape[1]):
+                    row = x[done]
+                    output = self.decoded(weighted.z[:, index])  # (S, D)
+                    share = weights[:, index, None]
+                    means.append((share * vae.likelihood.mean(output)).sum(dim=0))
+                    given = vae.likelihood.log_prob(output, torch.from_numpy(row).to(output)).double()
+                    features.append((given + share.log()).logsumexp(dim=0) - self.column_log_volume(given))
+                    observed.append(self.posterior_draws(output, weights[:, index], row, draws))
+                    done += 1
+        features_count = self.model.input.features
+        return Reconstructions(
+            mean=self.model.input.decode(stacked(means, (features_count,))),
+            draws=self.model.input.decode(stacked(observed, (draws, features_count))),
+            feature_log_likelihood=stacked(features, (features_count,)),
+        )
+
+    def posterior_draws(self, output: Tensor, weights: Tensor, row: np.ndarray, draws: int) -> Tensor:
+        """X given z for `draws` of the decoder's outputs, shape (S, D), picked by their weights: shape (draws, D)."""
+        seed = int(row_generator(row, self.model.estimator.seed + 1).integers(2**62))
+        generator = torch.Generator().manual_seed(seed)
+        if not draws:
+            return output[:0]
+        picks = torch.multinomial(weights.cpu(), draws, replacement=True, generator=generator)
+        return self.model.vae.likelihood.sample(output[picks.to(output.device)], generator)
+
+    def column_log_volume(self, like: Tensor) -> Tensor:
+        """log scale of each column, shape (D,): what turns densities of standardised columns into the columns' own."""
+        transform = self.model.input.transform
+        if transform.kind != "standard":
+            return torch.zeros_like(like[0])
+        return torch.tensor(transform.scale, dtype=like.dtype, device=like.device).log()
+
+    def sample(self, num: int, seed: int, of: str = "observation") -> Samples:
+        """Ancestral samples: z from the prior, then x given z (`observation`) or E[x | z] (`mean`)."""
+        generator = torch.Generator().manual_seed(seed)
+        latents = torch.randn((num, self.latents), generator=generator)
+        with torch.inference_mode():
+            output = self.decoded(latents.to(self.model.vae.device, self.model.vae.dtype))
+            likelihood = self.model.vae.likelihood
+            x = likelihood.mean(output) if of == "mean" else likelihood.sample(output, generator)
+        return Samples(seed, latents.double().numpy(), self.model.input.decode(numbers(x)))
+
+    def encode(self, rows: np.ndarray, draws: int = 0) -> Encodings:
+        """q(z | x) of each row, and draws from it by the row's own seed."""
+        x = self.model.input.encode(self.rows(rows))
+        vae = self.model.vae
+        length = Tiling.for_device(vae.device).rows
+        means, stds = [np.zeros((0, self.latents))], [np.zeros((0, self.latents))]
+        with torch.inference_mode():
+            for start in range(0, len(x), length):
+                block = x[start : start + length]
+                posterior = vae.posterior(torch.from_numpy(padded(block, length)).to(vae.device, vae.dtype))
+                means.append(numbers(posterior.mean)[: len(block)])
+                stds.append(numbers(posterior.std)[: len(block)])
+        mean, std = np.concatenate(means), np.concatenate(stds)
+        seed = self.model.estimator.seed + 2  # not the noise of the score
+        noise = [row_generator(row, seed).standard_normal((draws, self.latents)) for row in x]
+        drawn = mean[:, None] + std[:, None] * np.reshape(noise, (len(x), draws, self.latents))
+        return Encodings(mean, std, drawn)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """E[x | z] for latents of shape (B, L): shape (B, D)."""
+        z = np.asarray(latents)
+        if z.ndim != 2 or z.shape[1] != self.latents:
+            raise InputError(f"the latents have shape {z.shape}, the model reads (rows, {self.latents})")
+        with np.errstate(over="ignore", invalid="ignore"):
+            z = z.astype(np.float32)
+        if not np.isfinite(z).all():
+            raise InputError("some latents are not finite float32 numbers")
+        with torch.inference_mode():
+            output = self.decoded(torch.from_numpy(z).to(self.model.vae.device, self.model.vae.dtype))
+            means = numbers(self.model.vae.likelihood.mean(output))
+        return self.model.input.decode(means)
+
+    def manifold(self, size: int, axes: tuple[int, int] = (0, 1)) -> Manifold:
+        """E[x | z] over a grid of prior quantiles u = (i + 0.5) / size of two latents, the others 0.
+
+        The first axis runs along a row, the second from row to row.
+        """
+        if self.latents < 2:
+            raise InputError("the model has one latent, a manifold needs two")
+        if axes[0] == axes[1] or not all(0 <= axis < self.latents for axis in axes):
+            raise InputError(f"axes are two different latents from 0 to {self.latents - 1}")
+        quantiles = [NormalDist().inv_cdf((i + 0.5) / size) for i in range(size)]
+        latents = np.zeros((size * size, self.latents))
+        latents[:, axes[0]] = np.tile(quantiles, size)
+        latents[:, axes[1]] = np.repeat(quantiles, size)
+        return Manifold(axes, latents, self.decode(latents))
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """The decoder's output for z, shape (N, L), through tiles of a fixed shape: shape (N, D)."""
+        length = Tiling.for_device(z.device).evaluations
+        outputs = [z.new_zeros((0, self.model.input.features))]
+        for tile in z.split(length):
+            full = torch.cat([tile, tile.new_zeros((length - len(tile), tile.shape[1]))])
+            outputs.append(self.model.vae.decoder(full)[: len(tile)])
+        return torch.cat(outputs)
+
+
+def load_scorer(store: Store, name: str | None = None, device: str = "auto") -> Scorer:
+    """Load and verify a model of the store: NAME, NAME@VERSION, NAME@ALIAS, or None for the default."""
+    return Scorer(store.load(store.resolve(name)), torch_device(device))
+
+
+def torch_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one that works; `cpu` or `cuda` as said."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, but torch sees no GPU")
+    return torch.device(name)
+
+
+def numbers(tensor: Tensor) -> np.ndarray:
+    """A tensor as a float64 array."""
+    return tensor.double().cpu().numpy()
+
+
+def stacked(tensors: list[Tensor], shape: tuple[int, ...]) -> np.ndarray:
+    """Tensors of one shape as one array, also where there are none."""
+    return np.stack([numbers(tensor) for tensor in tensors]) if tensors else np.zeros((0, *shape))

@@ -1,0 +1,97 @@
+"""Everything that a deployment may choose, from `VOUCH_*` variables. What changes a score lives in the model's card."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import VouchError
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class SettingsError(VouchError):
+    """A `VOUCH_*` variable that cannot be used."""
+
+
+class Settings(BaseSettings):
+    """Read when the application is created, and frozen. Each field is the variable VOUCH_ + its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="VOUCH_", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    store: Path = Field(Path("model_store"), description="folder of the model store")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the network runs; auto: a GPU if there is one"
+    )
+    threads: int = Field(0, ge=0, description="torch threads; 0 takes the container's CPU quota")
+    api_keys_file: Path | None = Field(
+        None, description="file of `sha256-of-key scope,scope` lines; without it no key is asked for"
+    )
+    open_paths: tuple[str, ...] = Field(
+        (), description='JSON list of paths that need no key beside the probes, such as ["/metrics", "/docs"]'
+    )
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="largest request body")
+    max_rows: int = Field(10_000, ge=1, description="most rows in a request")
+    max_pixels: int = Field(4_000_000, ge=1, description="most pixels in an encoded image")
+    max_draws: int = Field(100, ge=0, description="most posterior draws a row")
+    max_num: int = Field(1_000, ge=1, description="most samples in a request")
+    max_grid: int = Field(50, ge=1, description="largest side of the manifold's grid")
+    max_queue_evaluations: int = Field(
+        20_000_000, ge=1, description="most decoder evaluations (rows x samples) that may wait"
+    )
+    batch_rows: int = Field(
+        64, ge=1, description="rows that one request may keep the inference thread busy with at a time"
+    )
+    request_timeout_s: float = Field(60.0, gt=0, description="deadline of a request; X-Request-Timeout shortens it")
+    loaded_versions: int = Field(8, ge=1, description="most model versions held in memory beside the served ones")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe log line")
+
+    def thread_count(self) -> int:
+        """Torch threads: those set, or the CPUs that the container may use."""
+        return self.threads or cpu_quota()
+
+
+def read_settings() -> Settings:
+    """The settings from the environment.
+
+    Raises:
+        SettingsError: names the variable and what was expected.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problem = error.errors(include_input=False, include_url=False)[0]
+        name = "_".join(str(part) for part in problem["loc"]).upper()
+        raise SettingsError(f"VOUCH_{name}: {problem['msg']}") from error
+
+
+def cpu_quota() -> int:
+    """Whole CPUs that this process may use: the cgroup's quota (v2 or v1), or its affinity."""
+    affinity = len(os.sched_getaffinity(0))
+    quota = quota_v2(CGROUP / "cpu.max") or quota_v1(CGROUP / "cpu")
+    return max(1, affinity if quota is None else min(affinity, int(quota)))
+
+
+def quota_v2(path: Path) -> float | None:
+    """CPUs by `cpu.max`: two numbers, or `max` for no limit."""
+    try:
+        quota, period = path.read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def quota_v1(folder: Path) -> float | None:
+    """CPUs by `cpu.cfs_quota_us`, which is -1 for no limit."""
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        period = int((folder / "cpu.cfs_period_us").read_text())
+        return quota / period if quota > 0 else None
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,232 @@
+"""From rows to a published model: split, choose the input's units, fit, calibrate, publish.
+
+Never imported by the running service.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from service.data.readers import Rows
+from service.data.schema import Binary, Grey, InputSpec, Standard, Transform
+from service.density.estimator import Estimator
+from service.errors import CalibrationError, DataError
+from service.model import Calibration, Model
+from service.store import Published, Reference, Store
+from service.vae.augmentation import Augmentation, random_affine
+from service.vae.network import VAE, ActivationName, Architecture, LikelihoodName
+from service.vae.training import FitOptions, FitReport, Progress, fit
+from service.validity.band import Band
+
+MIN_TRAINING_ROWS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a user may choose about a model; None means: from the data."""
+
+    likelihood: LikelihoodName | None = None
+    threshold: float | None = None
+    latents: int | None = None
+    hidden: tuple[int, ...] | None = None
+    activation: ActivationName = "silu"
+    fit: FitOptions = FitOptions()
+    estimator: Estimator = Estimator()
+    augment: float = 0.0
+    percentiles: tuple[float, float] = (25.0, 75.0)
+    validation_share: float = 0.1
+    calibration_share: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Disjoint rows to train on, to stop early by, and to calibrate on."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    calibration: np.ndarray
+
+    @staticmethod
+    def shuffled(rows: np.ndarray, validation_share: float, calibration_share: float, seed: int) -> Split:
+        """Random disjoint parts of the rows, shape (N, ...)."""
+        validation, calibration = round(validation_share * len(rows)), round(calibration_share * len(rows))
+        order = np.random.default_rng(seed).permutation(len(rows))
+        parts = np.split(rows[order], [calibration, calibration + validation])
+        return Split(train=parts[2], validation=parts[1], calibration=parts[0])
+
+
+def input_of(rows: Rows, recipe: Recipe) -> tuple[InputSpec, LikelihoodName]:
+    """What the rows mean, and the likelihood that fits them unless the recipe names one.
+
+    Three-dimensional arrays are grey images, 0..255. Two values only make a Bernoulli model; other images are grey
+    levels, other tables continuous columns.
+    """
+    array = rows.array
+    is_image = array.ndim == 3
+    low, high = float(array.min()), float(array.max())
+    if is_image and (low < 0 or high > 255):
+        raise DataError(f"pixels range from {low:g} to {high:g}, expected 0 to 255")
+    two_valued = low < high and bool(((array == low) | (array == high)).all())
+    likelihood = recipe.likelihood or (
+        "bernoulli" if two_valued else "discretized_logistic" if is_image else "gaussian"
+    )
+    transform: Transform
+    if likelihood == "bernoulli":
+        ends = (0.0, 255.0) if is_image else (low, high)
+        if not is_image and not two_valued and recipe.threshold is None:
+            raise DataError("the columns have more than two values: a bernoulli model needs --threshold")
+        transform = Binary(threshold=midpoint(ends, recipe.threshold), low=ends[0], high=ends[1])
+    elif recipe.threshold is not None:
+        raise DataError("--threshold goes with the bernoulli likelihood")
+    elif likelihood == "discretized_logistic":
+        if low < 0 or high > 255:
+            raise DataError(f"values range from {low:g} to {high:g}, 8-bit grey levels from 0 to 255")
+        transform = Grey()
+    else:
+        transform = standard(array.reshape(len(array), -1), rows.columns)
+    shape = tuple(int(length) for length in array.shape[1:])
+    kind = "image" if is_image else "table"
+    return InputSpec(kind=kind, shape=shape, columns=rows.columns, transform=transform), likelihood
+
+
+def midpoint(ends: tuple[float, float], threshold: float | None) -> float:
+    """The threshold given, or halfway between black and white."""
+    return (ends[0] + ends[1]) / 2.0 if threshold is None else threshold
+
+
+def standard(rows: np.ndarray, columns: tuple[str, ...] | None) -> Standard:
+    """Means and standard deviations of the columns, shape (N, D), as float32 will see them."""
+    values = rows.astype(np.float32).astype(np.float64)
+    scale = values.std(axis=0)
+    constant = np.flatnonzero(scale <= 1e-7 * np.maximum(1e-30, np.abs(values).max(axis=0)))
+    if constant.size:
+        name = constant[0] if columns is None else repr(columns[constant[0]])
+        raise DataError(f"column {name} is constant: it says nothing of a row; leave it out with --columns")
+    return Standard(center=tuple(values.mean(axis=0).tolist()), scale=tuple(scale.tolist()))
+
+
+def architecture_of(features: int, likelihood: LikelihoodName, recipe: Recipe) -> Architecture:
+    """The network's sizes: those of the recipe, or some that suit the number of columns."""
+    hidden = recipe.hidden if recipe.hidden is not None else (min(400, max(64, 4 * features)),) * 2
+    latents = recipe.latents or max(2, min(40, features // 2))
+    return Architecture(features, latents, hidden, recipe.activation, likelihood)
+
+
+def train(
+    store: Store,
+    name: str,
+    data: Rows,
+    recipe: Recipe,
+    on_epoch: Callable[[Progress], None] = lambda progress: None,
+    description: str = "",
+) -> tuple[Reference, FitReport]:
+    """Split the rows, fit, calibrate and publish.
+
+    Raises:
+        DataError, TrainingError, CalibrationError: before anything is written.
+    """
+    split = Split.shuffled(data.array, recipe.validation_share, recipe.calibration_share, recipe.fit.seed)
+    return train_on_split(store, name, split, data.columns, recipe, on_epoch, description, data.digest())
+
+
+def train_on_split(
+    store: Store,
+    name: str,
+    split: Split,
+    columns: tuple[str, ...] | None,
+    recipe: Recipe,
+    on_epoch: Callable[[Progress], None],
+    description: str,
+    data_digest: str,
+) -> tuple[Reference, FitReport]:
+    """Fit, calibrate and publish on rows that are split already."""
+    if len(split.train) < MIN_TRAINING_ROWS or not len(split.validation):
+        raise DataError(
+            f"{len(split.train)} rows are left to train on and {len(split.validation)} to stop early by, "
+            f"expected at least {MIN_TRAINING_ROWS} and 1"
+        )
+    check_calibration_size(len(split.calibration), recipe.percentiles)
+    spec, likelihood = input_of(Rows(split.train, columns), recipe)
+    torch.manual_seed(recipe.fit.seed)  # the layers' initial weights have no generator of their own
+    vae = VAE(architecture_of(spec.features, likelihood, recipe))
+    rows, judged = network_rows(spec, split.train), network_rows(spec, split.validation)
+    report = fit(vae, rows, judged, recipe.fit, on_epoch, augmentation_of(spec, split.train, recipe))
+    model = Model(vae.eval().requires_grad_(False), spec, recipe.estimator)
+    calibration = Calibration.fit(model, spec.rows(split.calibration), recipe.percentiles)
+    reference = store.publish(
+        name,
+        model,
+        calibration,
+        training=training_record(split, recipe.fit, report, data_digest),
+        calibration_data={"digest": data_digest, "rows": len(split.calibration), "held_back": True},
+        description=description,
+    )
+    return reference, report
+
+
+def augmentation_of(spec: InputSpec, rows: np.ndarray, recipe: Recipe) -> Augmentation | None:
+    """Random distortions, where the recipe asks for them."""
+    if not recipe.augment:
+        return None
+    if spec.kind != "image":
+        raise DataError("--augment distorts images; the data are a table")
+    height, width = spec.shape
+    if spec.transform.kind != "binary":
+        return random_affine(height, width, "keep", recipe.augment)
+    # Images that came in black and white may have noisy edges; grey ones get theirs from the threshold.
+    came_binary = bool(((rows == rows.min()) | (rows == rows.max())).all())
+    return random_affine(height, width, "draw" if came_binary else "threshold", recipe.augment)
+
+
+def check_calibration_size(rows: int, percentiles: tuple[float, float]) -> None:
+    """Refuse too few calibration rows before the time of a fit is spent."""
+    try:
+        Band.fit(np.zeros(rows), percentiles)
+    except CalibrationError as error:
+        raise CalibrationError(f"{error} (held back by --calibration-share)") from error
+
+
+def network_rows(spec: InputSpec, rows: np.ndarray) -> torch.Tensor:
+    """Rows in their own units to a tensor in the network's, shape (N, D)."""
+    return torch.from_numpy(spec.encode(spec.rows(rows)))
+
+
+def training_record(split: Split, options: FitOptions, report: FitReport, data_digest: str) -> dict[str, Any]:
+    """What the card says of the training."""
+    return {
+        "data": {"digest": data_digest, "rows": len(split.train), "validation_rows": len(split.validation)},
+        "options": dataclasses.asdict(options),
+        "report": dataclasses.asdict(report),
+    }
+
+
+def recalibrate(
+    store: Store,
+    published: Published,
+    data: Rows,
+    estimator: Estimator | None = None,
+    percentiles: tuple[float, float] | None = None,
+) -> Reference:
+    """Publish a new version: the same network, calibrated on other rows, or for another estimator or band."""
+    old = published.model
+    if data.columns is not None and old.input.columns is not None and data.columns != old.input.columns:
+        raise DataError(
+            f"the file's columns are {', '.join(data.columns)}, the model reads {', '.join(old.input.columns)}"
+        )
+    model = Model(old.vae, old.input, estimator or old.estimator)
+    rows = model.input.rows(data.array)
+    calibration = Calibration.fit(model, rows, percentiles or published.calibration.percentiles)
+    return store.publish(
+        published.reference.name,
+        model,
+        calibration,
+        training=published.card.training,
+        calibration_data={"digest": data.digest(), "rows": len(rows), "from": str(published.reference)},
+        description=published.card.description,
+    )

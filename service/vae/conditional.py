@@ -1,0 +1,114 @@
+"""log p(x | z) for fixed rows and many z: the innermost loop of the estimator.
+
+`conditional(vae, x)` prepares what depends on x alone, once; its `log_prob` is then called with one block of z after the
+other. The plain path serves every network. The Bernoulli path gives the same numbers in about half the time.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from service.vae.likelihoods import Bernoulli
+from service.vae.network import VAE
+
+MAX_HALVINGS = 6  # a product of 2 ** 6 factors below 2 stays far inside float32
+
+
+class Conditional(Protocol):
+    """p(x | z) with x held."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(x_b | z_sb), summed over columns: z of shape (S, B, L) to (S, B), float64, nats."""
+        ...
+
+    def select(self, rows: slice) -> Conditional:
+        """The same for some of the rows."""
+        ...
+
+
+def conditional(vae: VAE, x: Tensor) -> Conditional:
+    """The fastest exact way to evaluate log p(x | z) for rows x, shape (B, D)."""
+    if isinstance(vae.likelihood, Bernoulli) and vae.dtype == torch.float32:
+        return BernoulliConditional(vae, x)
+    return PlainConditional(vae, x)
+
+
+class PlainConditional:
+    """Any decoder and likelihood, column by column."""
+
+    def __init__(self, vae: VAE, x: Tensor) -> None:
+        self.vae = vae
+        self.x = x
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Shape (S, B, L) to (S, B), float64."""
+        return self.vae.likelihood.log_prob(self.vae.decoder(z), self.x).sum(dim=-1, dtype=torch.float64)
+
+    def select(self, rows: slice) -> PlainConditional:
+        """The same for some of the rows."""
+        return PlainConditional(self.vae, self.x[rows])
+
+
+class BernoulliConditional:
+    """Bernoulli columns behind a linear output layer l = W h + c, in float32 with few passes over l.
+
+    x l - softplus(l) = (x - 1/2) l - |l| / 2 - log(1 + exp(-|l|)), so that over the columns
+
+        log p(x | z) = ((x - 1/2) W) . h + (x - 1/2) . c - sum |l| / 2 - sum log(1 + exp(-|l|)).
+
+    The first product touches H numbers instead of D. The factors 1 + exp(-|l|) lie in [1, 2]: up to 64 of them are
+    multiplied before one logarithm is taken.
+    """
+
+    def __init__(self, vae: VAE, x: Tensor) -> None:
+        self.hidden = vae.decoder.hidden
+        self.weight, self.bias = vae.decoder.output.weight, vae.decoder.output.bias
+        centred = x - 0.5  # (B, D)
+        self.slope = centred @ self.weight  # (B, H)
+        self.offset = centred.double() @ self.bias.double()  # (B,)
+        self.scratch_by_rows: dict[int, Tensor] = {}
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Shape (S, B, L) to (S, B), float64."""
+        samples, rows, latents = z.shape
+        h = self.hidden(z.reshape(samples * rows, latents))  # (S * B, H)
+        linear = (h.view(samples, rows, -1) * self.slope).sum(dim=-1)  # (S, B)
+        even = self.even_part(h).view(samples, rows)
+        return linear.double() + self.offset - even
+
+    def select(self, rows: slice) -> BernoulliConditional:
+        """The same for some of the rows; the scratch block is shared."""
+        selected = copy.copy(self)
+        selected.slope, selected.offset = self.slope[rows], self.offset[rows]
+        return selected
+
+    def even_part(self, h: Tensor) -> Tensor:
+        """Sum over columns of |l| / 2 + log(1 + exp(-|l|)), for h of shape (N, H): shape (N,), float64."""
+        logits = torch.addmm(self.bias, h, self.weight.mT, out=self.scratch(len(h)))
+        negative = logits.copysign_(-1.0)  # -|l|, in one pass
+        half_abs = -0.5 * negative.sum(dim=-1).double()
+        return half_abs + log_product(negative.exp_())
+
+    def scratch(self, rows: int) -> Tensor:
+        """A block for l that is used again: a fresh one of this size would fault in its pages every time."""
+        if rows not in self.scratch_by_rows:
+            self.scratch_by_rows[rows] = self.weight.new_empty((rows, len(self.weight)))
+        return self.scratch_by_rows[rows]
+
+
+def log_product(excess: Tensor) -> Tensor:
+    """Sum over columns of log(1 + e) for e in [0, 1], shape (N, D), which it overwrites: shape (N,), float64.
+
+    The columns are folded onto each other while they can be halved, so that few logarithms are left to take.
+    """
+    factors = excess.add_(1.0)
+    for _ in range(MAX_HALVINGS):
+        if factors.shape[-1] % 2:
+            break
+        left, right = factors.chunk(2, dim=-1)
+        factors = left.mul_(right)
+    return factors.log().sum(dim=-1, dtype=torch.float64)

@@ -1,0 +1,151 @@
+"""What the decoder's output means: families of p(x | z), factorised over columns.
+
+Each family maps the decoder's output, shape (..., D), to a distribution of x in the network's own units: 0 or 1 for
+black and white, [0, 1] for grey levels, standardised columns for tables.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+class Likelihood(nn.Module, ABC):
+    """A family of p(x | z); columns are independent given z."""
+
+    @abstractmethod
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        """log p(x_j | z) for each column, nats: shape (..., D) by broadcasting `output` with `x`."""
+
+    @abstractmethod
+    def mean(self, output: Tensor) -> Tensor:
+        """E[x | z], shape (..., D)."""
+
+    @abstractmethod
+    def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """One draw of x given z, shape (..., D)."""
+
+    @abstractmethod
+    def initial_bias(self, x: Tensor) -> Tensor:
+        """The output, shape (D,), whose mean is that of the rows `x`, shape (N, D): where a fit starts."""
+
+
+class Bernoulli(Likelihood):
+    """Black-and-white columns: x is 0 or 1, the output its log-odds."""
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        """log p(x | z) = x l - softplus(l)."""
+        return x * output - F.softplus(output)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The probability of 1."""
+        return torch.sigmoid(output)
+
+    def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """0 or 1."""
+        return (uniform_like(output, generator) < torch.sigmoid(output)).to(output.dtype)
+
+    def initial_bias(self, x: Tensor) -> Tensor:
+        """Log-odds of the columns' means, kept away from certainty."""
+        return torch.logit(x.mean(dim=0).clamp(1e-3, 1 - 1e-3))
+
+
+class Gaussian(Likelihood):
+    """Continuous columns: the output is the mean, with one learned standard deviation for each column.
+
+    std = sqrt(min_std^2 + exp(2 log_std)). The floor keeps a column that can be copied exactly from an infinite density.
+    """
+
+    def __init__(self, features: int, min_std: float = 0.05) -> None:
+        super().__init__()
+        self.min_std = min_std
+        self.log_std = nn.Parameter(torch.full((features,), -0.5))
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviations, shape (D,)."""
+        return (self.min_std**2 + (2.0 * self.log_std).exp()).sqrt()
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        """Log N(x; output, std^2)."""
+        std = self.std
+        return -0.5 * ((x - output) / std).square() - std.log() - 0.5 * LOG_2PI
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The output itself."""
+        return output
+
+    def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Output + std * noise."""
+        return output + self.std * normal_like(output, generator)
+
+    def initial_bias(self, x: Tensor) -> Tensor:
+        """The columns' means."""
+        return x.mean(dim=0)
+
+
+class DiscretizedLogistic(Likelihood):
+    """8-bit grey columns: a logistic density integrated over each of 256 bins (Kingma et al., 2016, appendix).
+
+    x = level / 255 with level in 0..255. Bin k is [k / 256, (k + 1) / 256]; the first and the last reach to infinity, so
+    the 256 masses sum to one. The output's sigmoid is the location; each column has one learned scale.
+    """
+
+    LEVELS = 256
+    # Below half a bin the mass sits in one bin whatever the scale, and `mean` would no longer be exact to 1e-4 of a level.
+    MIN_LOG_SCALE = math.log(0.5 / 256)
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.full((features,), -2.0))
+
+    @property
+    def scale(self) -> Tensor:
+        """Scales of the logistic, shape (D,)."""
+        return self.log_scale.clamp(min=self.MIN_LOG_SCALE).exp()
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        """log of the mass of x's bin, without cancellation far from the location.
+
+        log(sigmoid(b) - sigmoid(a)) = log(1 - exp(a - b)) - softplus(a) - softplus(-b), with b - a = width / scale.
+        """
+        width = 1.0 / self.LEVELS
+        scale, location = self.scale, torch.sigmoid(output)
+        lower = (x * ((self.LEVELS - 1) * width) - location) / scale
+        upper = lower + width / scale
+        inner = torch.log(-torch.expm1(-width / scale)) - F.softplus(lower) - F.softplus(-upper)
+        first, last = x <= 0.5 / (self.LEVELS - 1), x >= 1 - 0.5 / (self.LEVELS - 1)
+        return torch.where(first, -F.softplus(-upper), torch.where(last, -F.softplus(lower), inner))
+
+    def mean(self, output: Tensor) -> Tensor:
+        """E[x | z]: sum over k of P(level >= k), by the midpoint rule in closed form, to 1e-4 of a level."""
+        scale, location = self.scale, torch.sigmoid(output)
+        half = 0.5 / self.LEVELS
+        expected = scale * (F.softplus((location - half) / scale) - F.softplus((location - 1 + half) / scale))
+        return expected * (self.LEVELS / (self.LEVELS - 1))
+
+    def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """A grey level, in [0, 1]."""
+        u = uniform_like(output, generator).clamp(1e-7, 1 - 1e-7)
+        draw = torch.sigmoid(output) + self.scale * torch.logit(u)
+        return (draw * self.LEVELS).floor().clamp(0, self.LEVELS - 1) / (self.LEVELS - 1)
+
+    def initial_bias(self, x: Tensor) -> Tensor:
+        """Log-odds of the columns' means, kept away from certainty."""
+        return torch.logit(x.mean(dim=0).clamp(1e-2, 1 - 1e-2))
+
+
+def uniform_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """U(0, 1) of the same shape; drawn where the generator lives, so that a GPU gives the same draws."""
+    return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
+
+
+def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """N(0, 1) of the same shape; drawn where the generator lives."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)

@@ -1,0 +1,147 @@
+"""The VAE: prior p(z), posterior q(z | x), decoder p(x | z)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from service.vae.likelihoods import LOG_2PI, Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
+
+LikelihoodName = Literal["bernoulli", "gaussian", "discretized_logistic"]
+ActivationName = Literal["gated", "silu", "tanh"]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What it takes to build the network again; stored in the card.
+
+    `hidden` lists the encoder's widths from x to z; the decoder has them in reverse. No hidden layer makes both linear.
+    """
+
+    features: int
+    latents: int
+    hidden: tuple[int, ...] = (300, 300)
+    activation: ActivationName = "gated"
+    likelihood: LikelihoodName = "bernoulli"
+    min_std: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class DiagonalNormal:
+    """A normal distribution of z with independent coordinates; `mean` and `std` have shape (..., L)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Mean + std * noise: standard-normal noise, shape (S, ..., L), to draws of the same shape."""
+        return self.mean + self.std * noise
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log density of z, shape (S, ..., L), summed over latents in float64: shape (S, ...), nats."""
+        noise = (z.double() - self.mean.double()) / self.std.double()
+        return (-0.5 * noise.square() - self.std.double().log() - 0.5 * LOG_2PI).sum(dim=-1)
+
+    def kl_from_standard(self) -> Tensor:
+        """KL(q || N(0, I)) for each latent, shape (..., L), nats."""
+        return 0.5 * (self.mean.square() + self.std.square() - 1.0) - self.std.log()
+
+
+class Gated(nn.Module):
+    """Linear to twice the width, one half gating the other: a * sigmoid(b) (Dauphin et al., 2017)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, 2 * outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., inputs) to (..., outputs)."""
+        return F.glu(self.linear(x), dim=-1)
+
+
+class Activated(nn.Module):
+    """Linear, then a pointwise function."""
+
+    def __init__(self, inputs: int, outputs: int, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., inputs) to (..., outputs)."""
+        return self.activation(self.linear(x))
+
+
+class MLP(nn.Module):
+    """Hidden layers, then a plain linear one, which is kept apart for the estimator's fast path."""
+
+    def __init__(self, inputs: int, hidden: tuple[int, ...], outputs: int, activation: ActivationName) -> None:
+        super().__init__()
+        widths = (inputs, *hidden)
+        self.hidden = nn.Sequential(*(layer(a, b, activation) for a, b in itertools.pairwise(widths)))
+        self.output = nn.Linear(widths[-1], outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., inputs) to (..., outputs)."""
+        output: Tensor = self.output(self.hidden(x))
+        return output
+
+
+def layer(inputs: int, outputs: int, activation: ActivationName) -> nn.Module:
+    """One hidden layer of the named kind."""
+    if activation == "gated":
+        return Gated(inputs, outputs)
+    return Activated(inputs, outputs, F.silu if activation == "silu" else torch.tanh)
+
+
+def likelihood_of(architecture: Architecture) -> Likelihood:
+    """The likelihood family that the architecture names, with fresh parameters."""
+    match architecture.likelihood:
+        case "bernoulli":
+            return Bernoulli()
+        case "gaussian":
+            return Gaussian(architecture.features, architecture.min_std)
+        case "discretized_logistic":
+            return DiscretizedLogistic(architecture.features)
+
+
+class VAE(nn.Module):
+    """A variational autoencoder with a standard-normal prior (Kingma and Welling, 2014).
+
+    x is in the network's units (`Likelihood`), shape (B, D); z has shape (..., L).
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a = architecture
+        self.architecture = a
+        self.encoder = MLP(a.features, a.hidden, 2 * a.latents, a.activation)
+        self.decoder = MLP(a.latents, a.hidden[::-1], a.features, a.activation)
+        self.likelihood = likelihood_of(a)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that the network runs in."""
+        return self.decoder.output.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.output.weight.device
+
+    def prior(self) -> DiagonalNormal:
+        """p(z), a standard normal: mean and std of shape (L,)."""
+        zeros = torch.zeros(self.architecture.latents, dtype=self.dtype, device=self.device)
+        return DiagonalNormal(zeros, torch.ones_like(zeros))
+
+    def posterior(self, x: Tensor) -> DiagonalNormal:
+        """q(z | x) for rows of shape (B, D): mean and std of shape (B, L)."""
+        # A row far outside the training range must neither overflow nor make a std of 0 or infinity.
+        mean, log_variance = self.encoder(x.clamp(-1e6, 1e6)).chunk(2, dim=-1)
+        return DiagonalNormal(mean, (0.5 * log_variance.clamp(-20.0, 20.0)).exp())

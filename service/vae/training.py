@@ -1,0 +1,294 @@
+"""The fit: gradient ascent on a lower bound of log p(x). Never imported by the running service."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from service.errors import TrainingError
+from service.vae.augmentation import Augmentation
+from service.vae.likelihoods import normal_like
+from service.vae.network import VAE, DiagonalNormal
+
+MIN_STEPS = 5_000  # of the optimizer, for data sets whose epochs are short
+Stopped = Literal["epochs", "minutes", "patience", "interrupted"]
+ACTIVE_VARIANCE = 0.01  # of the posterior's mean over rows; below it a latent carries nothing (Burda et al., 2016)
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """How to fit.
+
+    `epochs` and `minutes` bound the fit, and the learning rate decays over whichever ends first. Without `epochs`, small
+    data sets get enough of them for some thousands of steps. `patience` is how many epochs without a better bound end
+    the fit, a tenth of them by default. `averaging` is the share that the moving average of the weights keeps at each
+    step. `augment_share` is the first part of the budget in which rows are augmented, where an augmentation is given.
+    """
+
+    epochs: int | None = None
+    minutes: float | None = None
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    beta: float = 1.0
+    warmup_epochs: int = 10
+    importance_samples: int = 1
+    patience: int | None = None
+    clip_norm: float = 50.0
+    averaging: float = 0.999
+    augment_share: float = 0.6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.importance_samples > 1 and self.beta != 1.0:
+            raise TrainingError("--beta weighs the KL term of the ELBO; the bound of --importance-samples has none")
+        positive = (
+            "epochs", "minutes", "batch_size", "learning_rate", "importance_samples", "patience", "clip_norm"
+        )  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise TrainingError(f"{name} is {value}, expected a number above 0")
+        if self.beta < 0 or not 0 <= self.averaging < 1:
+            raise TrainingError("expected beta >= 0 and averaging in [0, 1)")
+
+    def for_rows(self, rows: int) -> FitOptions:
+        """The same with the epochs and the patience that suit so many training rows."""
+        epochs = self.epochs or max(100, math.ceil(MIN_STEPS / max(1, rows // self.batch_size)))
+        return replace(self, epochs=epochs, patience=self.patience or max(20, epochs // 10))
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A lower bound on mean log p(x) over some rows, with the ELBO's two terms; nats per row."""
+
+    bound: float
+    reconstruction: float
+    kl: float
+    active_latents: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is known after an epoch."""
+
+    epoch: int
+    train_bound: float
+    validation: Bound
+    best: float
+    fraction: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """How a fit went; `validation` is that of the weights that were kept."""
+
+    validation: Bound
+    epochs: int
+    best_epoch: int
+    seconds: float
+    stopped: Stopped
+
+
+def fit(
+    vae: VAE,
+    train: Tensor,
+    validation: Tensor,
+    options: FitOptions,
+    on_epoch: Callable[[Progress], None] = lambda progress: None,
+    augment: Augmentation | None = None,
+) -> FitReport:
+    """Fit `vae` in place to rows `train`, shape (N, D); keep the weights that are best on `validation`, shape (M, D).
+
+    What is judged and kept is the exponential moving average of the weights. Interrupting (Ctrl-C) keeps the best so far.
+
+    Raises:
+        TrainingError: the loss is no longer finite.
+    """
+    options = options.for_rows(len(train))
+    assert options.epochs is not None
+    assert options.patience is not None
+    generator = torch.Generator(train.device).manual_seed(options.seed)
+    with torch.no_grad():
+        vae.decoder.output.bias.copy_(vae.likelihood.initial_bias(train))
+    run = Run(vae, options, generator, augment)
+    best, best_weights, best_epoch = None, vae.state_dict(), 0
+    stopped: Stopped = "epochs"
+    epoch = 0
+    try:
+        for epoch in range(1, options.epochs + 1):
+            train_bound = run.epoch(train, epoch)
+            judged = evaluate(run.average, validation, options.importance_samples, options.seed)
+            if best is None or objective(judged, options.beta) > objective(best, options.beta):
+                best, best_epoch, best_weights = judged, epoch, copy.deepcopy(run.average.state_dict())
+            clock = run.clock
+            on_epoch(Progress(epoch, train_bound, judged, best.bound, clock.fraction(epoch), clock.seconds_left(epoch)))
+            if clock.is_over():
+                stopped = "minutes"
+                break
+            if epoch - best_epoch >= options.patience:
+                stopped = "patience"
+                break
+    except KeyboardInterrupt:
+        if best is None:
+            raise TrainingError("interrupted before the first epoch was done: there is nothing to keep") from None
+        stopped = "interrupted"
+    assert best is not None
+    vae.load_state_dict(best_weights)
+    return FitReport(best, epoch, best_epoch, run.clock.seconds(), stopped)
+
+
+class Run:
+    """What changes while a network is fitted: the optimizer, the averaged weights and the clock."""
+
+    def __init__(self, vae: VAE, options: FitOptions, generator: torch.Generator, augment: Augmentation | None) -> None:
+        self.vae = vae
+        self.average = copy.deepcopy(vae)
+        self.options = options
+        self.generator = generator
+        self.augment = augment
+        self.optimizer = torch.optim.Adam(vae.parameters(), lr=options.learning_rate, foreach=True)
+        self.clock = Clock(options)
+        self.steps = 0
+
+    def epoch(self, train: Tensor, epoch: int) -> float:
+        """One pass over the rows, or what of it the minutes allow; the mean bound that was trained."""
+        bounds = []
+        for x in batches(train, self.options.batch_size, self.generator):
+            fraction = self.clock.fraction(epoch - 1)
+            if self.augment is not None and fraction < self.options.augment_share:
+                x = self.augment(x, self.generator)  # noqa: PLW2901  # the row as this step sees it
+            bounds.append(self.step(x, kl_weight(self.options, epoch), fraction, epoch))
+            if self.clock.is_over():
+                break
+        return sum(bounds) / len(bounds)
+
+    def step(self, x: Tensor, kl_weight: float, fraction: float, epoch: int) -> float:
+        """One step of the optimizer on the rows x, shape (B, D); their bound before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * min(1.0, (self.steps + 1) / 200) * decay(fraction)
+        loss = negative_bound(self.vae, x, self.options.importance_samples, kl_weight, self.generator)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} at epoch {epoch}, step {self.steps}: lower --learning-rate "
+                f"(now {self.options.learning_rate:g}) or look for extreme values in the data"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.vae.parameters(), self.options.clip_norm)
+        self.optimizer.step()
+        self.steps += 1
+        follow(self.average, self.vae, min(self.options.averaging, self.steps / (self.steps + 10)))
+        return -value
+
+
+def batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """The rows in random order, shape (size, D) each; a last smaller one only where there is no other."""
+    order = torch.randperm(len(rows), generator=generator, device=rows.device)
+    full = max(len(rows) // size, 1) * size
+    for start in range(0, min(full, len(rows)), size):
+        yield rows[order[start : start + size]]
+
+
+def negative_bound(
+    vae: VAE, x: Tensor, importance_samples: int, kl_weight: float, generator: torch.Generator
+) -> Tensor:
+    """The loss: minus the ELBO (its KL term weighed), or minus the IWAE bound (Burda et al., 2016). A scalar, nats."""
+    posterior = vae.posterior(x)
+    if importance_samples == 1:
+        reconstruction, kl = elbo_terms(vae, x, posterior, generator)
+        return -(reconstruction - kl_weight * kl).mean()
+    return -iwae_bound(vae, x, posterior, importance_samples, generator).mean()
+
+
+def elbo_terms(vae: VAE, x: Tensor, posterior: DiagonalNormal, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """E_q[log p(x | z)] by one draw, and KL(q || p) in closed form: shapes (B,), nats."""
+    z = posterior.sample(normal_like(posterior.mean, generator))
+    reconstruction = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1)
+    return reconstruction, posterior.kl_from_standard().sum(dim=-1)
+
+
+def iwae_bound(vae: VAE, x: Tensor, posterior: DiagonalNormal, num_samples: int, generator: torch.Generator) -> Tensor:
+    """Log (1/S) sum_s p(x, z_s) / q(z_s | x), shape (B,), nats; in float32, for gradients only."""
+    noise = normal_like(posterior.mean.expand(num_samples, -1, -1), generator)
+    z = posterior.sample(noise)  # (S, B, L)
+    log_ratio = (0.5 * (noise.square() - z.square()) + posterior.std.log()).sum(dim=-1)  # log p(z) - log q(z | x)
+    log_weights = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1) + log_ratio
+    return log_weights.logsumexp(dim=0) - math.log(num_samples)
+
+
+@torch.no_grad()
+def evaluate(vae: VAE, rows: Tensor, importance_samples: int = 1, seed: int = 0, block: int = 500) -> Bound:
+    """The bound that is trained (with beta = 1), the ELBO's terms and the active latents on `rows`, shape (N, D)."""
+    generator = torch.Generator(rows.device).manual_seed(seed)
+    bounds, reconstructions, kls, means = [], [], [], []
+    for x in rows.split(block):
+        posterior = vae.posterior(x)
+        reconstruction, kl = elbo_terms(vae, x, posterior, generator)
+        bounds.append(
+            reconstruction - kl
+            if importance_samples == 1
+            else iwae_bound(vae, x, posterior, importance_samples, generator)
+        )
+        reconstructions.append(reconstruction)
+        kls.append(kl)
+        means.append(posterior.mean)
+    bound, expected, divergence = (torch.cat(parts).double().mean().item() for parts in (bounds, reconstructions, kls))
+    spread = torch.cat(means).var(dim=0, unbiased=False)
+    return Bound(bound, expected, divergence, int((spread > ACTIVE_VARIANCE).sum()))
+
+
+def objective(bound: Bound, beta: float) -> float:
+    """What the validation rows say of what is being fitted."""
+    return bound.bound if beta == 1.0 else bound.reconstruction - beta * bound.kl
+
+
+def kl_weight(options: FitOptions, epoch: int) -> float:
+    """beta, reached linearly over the first `warmup_epochs` epochs."""
+    return options.beta * min(1.0, epoch / max(1, options.warmup_epochs))
+
+
+def decay(fraction: float) -> float:
+    """The learning rate's factor: 1 for the first half of the budget, then half a cosine down to 1 %."""
+    return 1.0 if fraction < 0.5 else 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * (2.0 * min(fraction, 1.0) - 1.0)))
+
+
+@torch.no_grad()
+def follow(average: VAE, vae: VAE, share: float) -> None:
+    """Move `average` so that it keeps `share` of itself."""
+    torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1.0 - share)
+
+
+class Clock:
+    """How much of the budget, epochs or minutes, is spent."""
+
+    def __init__(self, options: FitOptions) -> None:
+        self.options = options
+        self.start = time.monotonic()
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.start
+
+    def is_over(self) -> bool:
+        """The minutes are spent."""
+        return self.options.minutes is not None and self.seconds() >= 60.0 * self.options.minutes
+
+    def fraction(self, epochs: int) -> float:
+        """Of the budget that ends first, after so many epochs; 0 to 1."""
+        by_epochs = epochs / (self.options.epochs or 1)
+        by_time = 0.0 if self.options.minutes is None else self.seconds() / (60.0 * self.options.minutes)
+        return min(1.0, max(by_epochs, by_time))
+
+    def seconds_left(self, epochs: int) -> float:
+        """An estimate, from the pace so far."""
+        fraction = self.fraction(epochs)
+        return math.inf if fraction == 0 else self.seconds() * (1.0 - fraction) / fraction

@@ -1,0 +1,67 @@
+"""The band of log p(x) inside which a row is valid, ended by order statistics of validation rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+
+from service.errors import CalibrationError
+
+Side = Literal["below", "inside", "above"]
+Verdict = Literal["valid", "invalid"]
+SIDES: tuple[Side, ...] = ("below", "inside", "above")
+
+# An estimate's interval is +- this many standard errors: 99.7 % for a normal error.
+INTERVAL_WIDTH = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """The interval [low, high] of log p(x), nats, between two percentiles of the validation rows; its ends are valid."""
+
+    percentiles: tuple[float, float]
+    low: float
+    high: float
+
+    @staticmethod
+    def fit(sorted_scores: np.ndarray, percentiles: tuple[float, float]) -> Band:
+        """The band between two percentiles of n validation scores, ascending.
+
+        Its ends have rank floor((n + 1) a / 100) from below and floor((n + 1) (100 - b) / 100) from above, so that a new
+        valid row falls below with probability at most a / 100, and above with at most (100 - b) / 100.
+
+        Raises:
+            CalibrationError: the percentiles are out of order or range, or n is too small for a rank of at least 1.
+        """
+        a, b = percentiles
+        if not 0 < a < b < 100:
+            raise CalibrationError(f"percentiles {a:g},{b:g}: expected two numbers with 0 < first < second < 100")
+        n = len(sorted_scores)
+        from_below, from_above = rank(n, exact(a)), rank(n, 100 - exact(b))
+        if from_below < 1 or from_above < 1:
+            tail = min(exact(a), 100 - exact(b))
+            needed = -(-100 // tail) - 1
+            raise CalibrationError(f"percentiles {a:g},{b:g} need at least {needed:,} validation rows, there are {n:,}")
+        return Band((float(a), float(b)), float(sorted_scores[from_below - 1]), float(sorted_scores[n - from_above]))
+
+    def sides(self, log_likelihood: np.ndarray) -> np.ndarray:
+        """-1 below, 0 inside, 1 above: shape (B,), int."""
+        return (log_likelihood > self.high).astype(int) - (log_likelihood < self.low).astype(int)
+
+    def certain(self, log_likelihood: np.ndarray, std_error: np.ndarray) -> np.ndarray:
+        """The interval of `INTERVAL_WIDTH` standard errors holds neither end of the band: shape (B,), bool."""
+        margin = INTERVAL_WIDTH * std_error
+        return (np.abs(log_likelihood - self.low) > margin) & (np.abs(log_likelihood - self.high) > margin)
+
+
+def rank(n: int, percent: Fraction) -> int:
+    """floor((n + 1) percent / 100), in exact arithmetic: (n + 1) * 0.1 in floats can fall just short of a whole rank."""
+    return int((n + 1) * percent // 100)
+
+
+def exact(percent: float) -> Fraction:
+    """The decimal number that was written: 0.1 is a tenth, not the float next to it."""
+    return Fraction(repr(float(percent)))

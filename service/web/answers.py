@@ -1,0 +1,227 @@
+"""Crossing 2: arrays to bytes, in the type that the client accepts."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from starlette.responses import Response
+
+from service.data.images import grid, png
+from service.data.schema import InputSpec
+from service.errors import NotAcceptableError
+from service.scorer import Encodings, Manifold, Reconstructions, Samples, Scores
+
+JSON, NPY, PNG, NDJSON = "application/json", "application/x-npy", "image/png", "application/x-ndjson"
+
+
+class ModelId(msgspec.Struct):
+    """Which model answered."""
+
+    name: str
+    version: str
+    digest: str
+
+
+class Score(msgspec.Struct, omit_defaults=True):
+    """One row's score."""
+
+    verdict: str
+    side: str
+    certain: bool
+    reliable: bool
+    log_likelihood: float
+    std_error: float
+    ess: float
+    khat: float | None
+    num_samples: int
+    percentile: float
+    p_value: float
+    id: Any = msgspec.UNSET
+
+
+def negotiate(accept: str, offered: Sequence[str]) -> str:
+    """The offered type that the Accept header likes best; the first one where it does not care.
+
+    Raises:
+        NotAcceptableError: it accepts none.
+    """
+    if not accept.strip():
+        return offered[0]
+    ranges = [parsed_range(part) for part in accept.split(",")]
+    weights = {kind: weight(kind, ranges) for kind in offered}
+    best = max(offered, key=lambda kind: weights[kind])
+    if weights[best] <= 0:
+        raise NotAcceptableError(f"no answer in an accepted type, offered: {', '.join(offered)}")
+    return best
+
+
+def parsed_range(part: str) -> tuple[str, float]:
+    """A media range and its q value."""
+    kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
+    try:
+        return kind, float(quality)
+    except ValueError:
+        return kind, 0.0
+
+
+def weight(kind: str, ranges: Sequence[tuple[str, float]]) -> float:
+    """How much a type is liked: by the most specific range that holds it."""
+    for pattern in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
+        matching = [quality for wanted, quality in ranges if wanted == pattern]
+        if matching:
+            return max(matching)
+    return 0.0
+
+
+def json_response(document: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
+    """A document as JSON; arrays in it become lists without a Python loop over numbers."""
+    return Response(msgspec.json.encode(document, enc_hook=to_list), status, headers, JSON)
+
+
+def to_list(value: Any) -> Any:
+    """Arrays and numpy's numbers for the JSON encoder; ours are finite."""
+    return value.tolist()
+
+
+def npy_response(array: np.ndarray, headers: dict[str, str] | None = None) -> Response:
+    """An array as an npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return Response(buffer.getvalue(), 200, headers, NPY)
+
+
+def png_response(images: np.ndarray, columns: int | None = None, headers: dict[str, str] | None = None) -> Response:
+    """Images, shape (N, H, W), as one PNG."""
+    return Response(png(grid(images, columns)), 200, headers, PNG)
+
+
+def shaped(rows: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """Rows, shape (..., D), in the model's input shape."""
+    return rows.reshape(*rows.shape[:-1], *spec.shape)
+
+
+def score_list(scores: Scores, ids: list[Any] | None) -> list[Score]:
+    """The scores, row by row."""
+    columns = zip(
+        scores.verdict,
+        scores.side,
+        scores.certain.tolist(),
+        scores.reliable.tolist(),
+        scores.log_likelihood.tolist(),
+        scores.std_error.tolist(),
+        scores.ess.tolist(),
+        [None if math.isnan(khat) else khat for khat in scores.khat.tolist()],
+        scores.num_samples.tolist(),
+        scores.percentile.tolist(),
+        scores.p_value.tolist(),
+        ids if ids is not None else [msgspec.UNSET] * len(scores),
+        strict=True,
+    )
+    return [Score(*row) for row in columns]
+
+
+def scores_response(model: ModelId, parts: list[Scores], ids: list[Any] | None, warnings: Sequence[str]) -> Response:
+    """POST /score."""
+    band = parts[0].band
+    rows: list[Score] = []
+    for part in parts:
+        rows += score_list(part, None if ids is None else ids[len(rows) : len(rows) + len(part)])
+    document = {
+        "model": model,
+        "band": {"percentiles": band.percentiles, "log_likelihood": (band.low, band.high)},
+        "scores": rows,
+    }
+    return json_response(document | ({"warnings": warnings} if warnings else {}))
+
+
+# A score as an npy record; names as in the JSON.
+SCORE_DTYPE = np.dtype(
+    [
+        ("valid", "?"),
+        ("side", "i1"),
+        ("certain", "?"),
+        ("reliable", "?"),
+        *((name, "f8") for name in ("log_likelihood", "std_error", "ess", "khat")),
+        ("num_samples", "i8"),
+        ("percentile", "f8"),
+        ("p_value", "f8"),
+    ]
+)
+
+
+def scores_npy_response(parts: list[Scores]) -> Response:
+    """POST /score as records: `valid` for the verdict, `side` -1, 0 or 1, NaN for no khat."""
+    records = np.zeros(sum(map(len, parts)), SCORE_DTYPE)
+    for name in SCORE_DTYPE.names or ():
+        if name in ("valid", "side"):
+            sides = np.concatenate([part.sides for part in parts])
+            records[name] = sides == 0 if name == "valid" else sides
+        else:
+            records[name] = np.concatenate([getattr(part, name) for part in parts])
+    return npy_response(records)
+
+
+def reconstructions_response(
+    kind: str, model: ModelId, parts: list[Reconstructions], spec: InputSpec, warnings: Sequence[str]
+) -> Response:
+    """POST /reconstruct: JSON with everything, the means as npy, or means followed by draws as a picture."""
+    means = shaped(np.concatenate([part.mean for part in parts]), spec)
+    draws = shaped(np.concatenate([part.draws for part in parts]), spec)
+    if kind == NPY:
+        return npy_response(means)
+    if kind == PNG:
+        images = np.concatenate([means[:, None], draws], axis=1)
+        return png_response(images.reshape(-1, *spec.shape), columns=images.shape[1])
+    features = np.concatenate([part.feature_log_likelihood for part in parts])
+    rows = [
+        {"mean": mean, "draws": drawn, "feature_log_likelihood": feature}
+        for mean, drawn, feature in zip(means, draws, features, strict=True)
+    ]
+    return json_response({"model": model, "reconstructions": rows} | ({"warnings": warnings} if warnings else {}))
+
+
+def samples_response(kind: str, model: ModelId, samples: Samples, spec: InputSpec, headers: dict[str, str]) -> Response:
+    """GET /sample."""
+    rows = shaped(samples.samples, spec)
+    if kind == NPY:
+        return npy_response(rows, headers)
+    if kind == PNG:
+        return png_response(rows, None, headers)
+    document = {"model": model, "seed": samples.seed, "latents": samples.latents, "samples": rows}
+    return json_response(document, headers)
+
+
+def encodings_response(kind: str, model: ModelId, parts: list[Encodings], warnings: Sequence[str]) -> Response:
+    """POST /encode: JSON, or means and stds as npy of shape (B, 2, L)."""
+    if kind == NPY:
+        return npy_response(np.concatenate([np.stack([part.mean, part.std], axis=1) for part in parts]))
+    rows = [
+        {"mean": mean, "std": std, "draws": drawn}
+        for part in parts
+        for mean, std, drawn in zip(part.mean, part.std, part.draws, strict=True)
+    ]
+    return json_response({"model": model, "encodings": rows} | ({"warnings": warnings} if warnings else {}))
+
+
+def means_response(kind: str, model: ModelId, means: np.ndarray, spec: InputSpec) -> Response:
+    """POST /decode."""
+    rows = shaped(means, spec)
+    if kind == NPY:
+        return npy_response(rows)
+    return png_response(rows) if kind == PNG else json_response({"model": model, "means": rows})
+
+
+def manifold_response(kind: str, model: ModelId, manifold: Manifold, spec: InputSpec) -> Response:
+    """GET /manifold."""
+    rows = shaped(manifold.means, spec)
+    if kind == NPY:
+        return npy_response(rows)
+    if kind == PNG:
+        return png_response(rows)
+    return json_response({"model": model, "axes": manifold.axes, "latents": manifold.latents, "means": rows})

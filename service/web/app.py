@@ -1,0 +1,129 @@
+"""The application: its parts are put together here, when it is created, and never at import."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service import __version__
+from service.errors import AccessError, ModelError, VouchError
+from service.settings import Settings
+from service.store import Store
+from service.web import inference_protocol, routes, schemas
+from service.web.access import Keys
+from service.web.batching import InferenceThread
+from service.web.context import Service
+from service.web.drift import DriftMonitor
+from service.web.examples import put_examples
+from service.web.metrics import Metrics
+from service.web.observe import Observe
+from service.web.problems import on_http_error, on_validation_error, on_vouch_error
+from service.web.registry import Registry
+
+log = logging.getLogger("vouch")
+PROBES = ("/livez", "/readyz")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """An application that serves the store of the settings; models are loaded when it starts."""
+    service = Service(
+        settings=settings,
+        registry=Registry(Store(settings.store), settings.device, settings.loaded_versions),
+        inference=InferenceThread(settings.max_queue_evaluations, settings.thread_count()),
+        keys=Keys.read(settings.api_keys_file),
+        metrics=Metrics(),
+        drift=DriftMonitor(),
+    )
+    app = FastAPIOffline(
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs-assets",
+        title="Vouch",
+        version=__version__,
+        summary="Is this row like the data that the model was trained on?",
+        lifespan=lifespan,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    app.state.service = service
+    app.include_router(routes.router)
+    app.include_router(routes.router, prefix="/v1", include_in_schema=False)
+    app.include_router(inference_protocol.router)
+    app.add_exception_handler(VouchError, on_vouch_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_middleware(Guard, keys=service.keys, open_paths=settings.open_paths)
+    app.add_middleware(Observe, metrics=service.metrics)  # the last one added is the outermost
+    document_bodies(app, service)
+    return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Load the models, run the inference thread, and let it finish at the end."""
+    service: Service = app.state.service
+    service.inference.start()
+    await asyncio.wrap_future(service.inference.submit(service.warming_up(), timeout_s=600.0))
+    log.info("started", extra={"models": service.registry.status(), "threads": service.inference.threads})
+    yield
+    await asyncio.to_thread(service.inference.stop)
+    log.info("stopped")
+
+
+class Guard:
+    """Asks for an API key, where keys are set, on every path but the probes and those that a setting opens."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, open_paths: tuple[str, ...]) -> None:
+        self.app = app
+        self.keys = keys
+        self.open_paths = (*PROBES, *open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request pass, or answer 401."""
+        if scope["type"] == "http" and not self.is_open(scope["path"]):
+            headers = Headers(scope=scope)
+            try:
+                self.keys.check(headers.get("authorization"), headers.get("x-api-key"), "score")
+            except AccessError as error:
+                await on_vouch_error(Request(scope), error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def is_open(self, path: str) -> bool:
+        """Whether the path asks for no key; /docs brings its script and its document along."""
+        path = path.removeprefix("/v1") if path.startswith("/v1/") else path
+        if "/docs" in self.open_paths and (path == "/openapi.json" or path.startswith("/docs-assets/")):
+            return True
+        return path in self.open_paths
+
+
+def document_bodies(app: FastAPI, service: Service) -> None:
+    """Add the bodies that we parse ourselves, and examples that run, to the OpenAPI document."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            components = document.setdefault("components", {}).setdefault("schemas", {})
+            for model in (schemas.Instances, schemas.Latents, schemas.AliasBody, schemas.Problem):
+                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                components |= schema.pop("$defs", {})
+                components[model.__name__] = schema
+            try:
+                put_examples(document, service.registry.get(None))
+            except ModelError:  # without a default model there is nothing to make an example of
+                log.debug("the OpenAPI document has no examples")
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it

@@ -1,0 +1,340 @@
+"""Crossing 1: request bytes to rows.
+
+Numbers are parsed straight into typed lists and arrays. Only where that fails is the body walked cell by cell, to say
+what is wrong and where. No error repeats the input.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from service.data.images import read_image
+from service.data.readers import parse_csv
+from service.data.schema import InputSpec
+from service.errors import DataError, Fault, InputError, MalformedError, MediaTypeError, TooLargeError
+
+NUMBER = "a finite number"
+MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape
+NPY_KINDS = "uif"
+
+
+class FlatBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Rows as flat lists."""
+
+    instances: list[list[float]]
+
+
+class NestedBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Rows as nested lists, one per image."""
+
+    instances: list[list[list[float]]]
+
+
+class LatentsBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of /decode."""
+
+    latents: list[list[float]]
+
+
+FLAT = msgspec.json.Decoder(FlatBody)
+NESTED = msgspec.json.Decoder(NestedBody)
+LATENTS = msgspec.json.Decoder(LatentsBody)
+STARTS_NESTED = re.compile(rb'\s*\{\s*"instances"\s*:\s*\[\s*\[\s*\[')
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Checked rows, shape (B, D), float32, with what came along."""
+
+    rows: np.ndarray
+    ids: list[Any] | None = None
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def parse_rows(body: bytes, content_type: str, spec: InputSpec, max_rows: int, max_pixels: int) -> Batch:
+    """Rows from a body of any type that is spoken.
+
+    Raises:
+        MediaTypeError, MalformedError, TooLargeError, InputError.
+    """
+    match media_type(content_type):
+        case "application/json":
+            array, ids = parse_json(body, spec)
+            batch = Batch(spec.rows(array), ids)
+        case "application/x-npy":
+            batch = Batch(spec.rows(parse_npy(body, spec.features, max_rows)))
+        case "image/png" | "image/jpeg" as kind:
+            return parse_image(body, kind, spec, max_pixels)
+        case "text/csv":
+            batch = Batch(spec.rows(parse_table(body, spec)))
+        case _:
+            raise MediaTypeError(
+                "the content type is not spoken, expected application/json, application/x-npy, image/png, image/jpeg, "
+                "application/x-ndjson or text/csv"
+            )
+    if len(batch) > max_rows:
+        raise TooLargeError(f"the request has {len(batch):,} rows, at most {max_rows:,} are accepted")
+    return with_warnings(batch, spec)
+
+
+def media_type(content_type: str) -> str:
+    """The type without its parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+def with_warnings(batch: Batch, spec: InputSpec) -> Batch:
+    """Say what looks like a mistake."""
+    if spec.kind == "image" and 0 < batch.rows.max(initial=0) <= 1:
+        warning = "all values are at most 1: pixels are expected from 0 to 255"
+        return Batch(batch.rows, batch.ids, (*batch.warnings, warning))
+    return batch
+
+
+# JSON
+
+
+def parse_json(body: bytes, spec: InputSpec) -> tuple[np.ndarray, list[Any] | None]:
+    """The instances of a JSON body as an array of shape (B, D), float64, and their ids where they have any."""
+    is_nested = len(spec.shape) == 2 and STARTS_NESTED.match(body) is not None
+    try:
+        if is_nested:
+            images = NESTED.decode(body).instances
+            rows = [[number for line in image for number in line] for image in images]
+            if any(len(image) != spec.shape[0] or {*map(len, image)} != {spec.shape[1]} for image in images):
+                raise msgspec.ValidationError
+        else:
+            rows = FLAT.decode(body).instances
+            if set(map(len, rows)) != {spec.features}:
+                raise msgspec.ValidationError
+        return np.array(rows, dtype=np.float64), None
+    except (msgspec.DecodeError, RecursionError, OverflowError):
+        return explained(body, spec)
+
+
+def explained(body: bytes, spec: InputSpec) -> tuple[np.ndarray, list[Any] | None]:
+    """The slow way: rows by column name, and what is wrong with the others."""
+    instances = field_of(loaded(body), "instances")
+    faults: list[Fault] = []
+    rows = [row_of(index, instance, spec, faults) for index, instance in enumerate(instances)]
+    if faults:
+        raise InputError(summary(faults), faults)
+    return np.array(rows, dtype=np.float64), ids_of(instances, spec)
+
+
+def summary(faults: Sequence[Fault]) -> str:
+    """The first fault in one line, and that there are more."""
+    first = faults[0]
+    column = "" if first.column is None else f", column {first.column}"
+    expected = "" if first.expected is None else f"; expected {first.expected}"
+    more = " (and others, see errors)" if len(faults) > 1 else ""
+    return f"row {first.row}{column}: {first.message}{expected}{more}"
+
+
+def loaded(body: bytes) -> Any:
+    """Any JSON, also with the NaN and Infinity that Python writes, so that they can be named in an error."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        place = f" at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        raise MalformedError(f"the body is not JSON{place}") from None
+
+
+def field_of(document: Any, name: str) -> list[Any]:
+    """The one list that a body holds."""
+    if not isinstance(document, dict) or name not in document:
+        raise InputError(f'the body is expected to be an object with the field "{name}"')
+    if len(document) > 1:
+        raise InputError(f'the body has fields beside "{name}", expected none')
+    rows = document[name]
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f'"{name}" is expected to be a list of at least one row')
+    return rows
+
+
+def row_of(index: int, instance: Any, spec: InputSpec, faults: list[Fault]) -> list[float]:
+    """One row as numbers; what is wrong with it is added to the faults."""
+    if len(faults) >= InputError.MAX_FAULTS:
+        return []
+    if isinstance(instance, dict):
+        return named_row(index, instance, spec, faults)
+    if not isinstance(instance, list):
+        faults.append(Fault(f"{kind_of(instance)}", index, None, "a list of numbers"))
+        return []
+    cells = instance
+    if instance and all(isinstance(line, list) for line in instance):
+        shape = (len(instance), len(instance[0]))
+        ragged = any(len(line) != shape[1] for line in instance)
+        if ragged or shape != spec.shape:
+            has = "lines of different lengths" if ragged else f"{shape[0]} x {shape[1]} values"
+            faults.append(Fault(f"has {has}", index, None, " x ".join(map(str, spec.shape)) + " values"))
+            return []
+        cells = [number for line in instance for number in line]
+    if len(cells) != spec.features:
+        faults.append(Fault(f"has {len(cells)} features", index, None, f"{spec.features} features"))
+        return []
+    return [number_of(index, spec.column(position), cell, faults) for position, cell in enumerate(cells)]
+
+
+def named_row(index: int, instance: dict[str, Any], spec: InputSpec, faults: list[Fault]) -> list[float]:
+    """A row by column name, in the model's order of columns; an `id` may come along."""
+    if spec.columns is None:
+        faults.append(Fault("an object", index, None, "a list: the model's columns have no names"))
+        return []
+    unknown = [name for name in instance if name not in spec.columns and name != "id"]
+    absent = [name for name in spec.columns if name not in instance]
+    if unknown:
+        faults.append(Fault("a column that the model does not know", index, None, ", ".join(spec.columns)))
+    faults.extend(Fault("the column is absent", index, name, NUMBER) for name in absent)
+    if unknown or absent:
+        return []
+    return [number_of(index, name, instance[name], faults) for name in spec.columns]
+
+
+def number_of(row: int, column: str | int, value: Any, faults: list[Fault]) -> float:
+    """A cell as a number; NaN and infinity pass here and are named by `InputSpec.rows`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    if len(faults) < InputError.MAX_FAULTS:
+        what = "a missing value, and the model was not trained for any" if value is None else kind_of(value)
+        faults.append(Fault(what, row, column, NUMBER))
+    return 0.0
+
+
+def kind_of(value: Any) -> str:
+    """A JSON value's kind, in words."""
+    names = {bool: "a boolean", str: "a string", list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def ids_of(instances: list[Any], spec: InputSpec) -> list[Any] | None:
+    """The ids of object rows, None for rows without; None where no row has one."""
+    if spec.columns is None or "id" in spec.columns:
+        return None
+    ids = [instance.get("id") if isinstance(instance, dict) else None for instance in instances]
+    if not any(one is not None for one in ids):
+        return None
+    faults = [
+        Fault("the id is neither text nor a number", row, "id", "at most 256 characters, or a finite number")
+        for row, one in enumerate(ids)
+        if not is_id(one)
+    ]
+    if faults:
+        raise InputError(summary(faults), faults)
+    return ids
+
+
+def is_id(value: Any) -> bool:
+    """None, short text, or a number that JSON can hold."""
+    if isinstance(value, str):
+        return len(value) <= 256
+    return value is None or (isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**63)
+
+
+def parse_latents(body: bytes, content_type: str, latents: int, max_rows: int) -> np.ndarray:
+    """The latents of /decode, shape (B, L), float64; JSON or npy."""
+    kind = media_type(content_type)
+    if kind == "application/x-npy":
+        array = parse_npy(body, latents, max_rows)
+    elif kind == "application/json":
+        try:
+            rows = LATENTS.decode(body).latents
+            if set(map(len, rows)) != {latents}:
+                raise msgspec.ValidationError
+            array = np.array(rows, dtype=np.float64)
+        except (msgspec.DecodeError, RecursionError, OverflowError):
+            array = explained_latents(body, latents)
+    else:
+        raise MediaTypeError("the content type is not spoken, expected application/json or application/x-npy")
+    if len(array) > max_rows:
+        raise TooLargeError(f"the request has {len(array):,} rows, at most {max_rows:,} are accepted")
+    return array
+
+
+def explained_latents(body: bytes, latents: int) -> np.ndarray:
+    """What is wrong with a body of latents; they are read as rows of a table without names."""
+    faults: list[Fault] = []
+    rows = []
+    for index, row in enumerate(field_of(loaded(body), "latents")):
+        if not isinstance(row, list) or len(row) != latents:
+            faults.append(Fault("is no row of latents", index, None, f"a list of {latents} numbers"))
+            continue
+        rows.append([number_of(index, position, cell, faults) for position, cell in enumerate(row)])
+    if faults:
+        raise InputError(summary(faults), faults)
+    return np.array(rows, dtype=np.float64)
+
+
+# Arrays, images, tables
+
+
+def parse_npy(body: bytes, features: int, max_rows: int) -> np.ndarray:
+    """An npy file's array, a view of the body where possible; pickled objects are refused.
+
+    The header is checked against the body's length before anything is allocated.
+    """
+    stream = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(stream)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = reader(stream, max_header_size=MAX_HEADER)
+    except (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError):
+        raise MalformedError("the body is no npy file of version 1 or 2") from None
+    if dtype.hasobject:
+        raise MalformedError("the npy file holds pickled objects, which are never read; expected numbers")
+    if dtype.kind not in NPY_KINDS:
+        raise InputError(f"the array holds {dtype.name if len(dtype.name) < 20 else 'other'} values, expected numbers")
+    content = memoryview(body)[stream.tell() :]
+    if math.prod(shape) * dtype.itemsize != len(content):
+        raise MalformedError(f"the npy file has {len(content):,} bytes of numbers, its header says otherwise")
+    if not shape or math.prod(shape) == 0:
+        raise InputError(f"the array is empty, expected (rows, {features})")
+    if shape[0] > max_rows:
+        raise TooLargeError(f"the request has {shape[0]:,} rows, at most {max_rows:,} are accepted")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def parse_image(body: bytes, kind: str, spec: InputSpec, max_pixels: int) -> Batch:
+    """One encoded image as one row."""
+    if spec.kind != "image" or len(spec.shape) != 2:
+        raise MediaTypeError("the model reads no images, expected application/json, application/x-npy or text/csv")
+    height, width = spec.shape
+    image = read_image(body, (height, width), max_pixels, ("PNG",) if kind == "image/png" else ("JPEG",))
+    warnings = ("the image has colours or transparency: its grey levels were scored",) if image.converted else ()
+    return Batch(spec.rows(image.pixels[None]), None, warnings)
+
+
+def parse_table(body: bytes, spec: InputSpec) -> np.ndarray:
+    """A CSV body with a header that names the model's columns, in any order."""
+    if spec.columns is None:
+        raise MediaTypeError("the model's columns have no names, expected application/json or application/x-npy")
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise MalformedError("the body is not UTF-8 text") from None
+    try:
+        table = parse_csv(
+            "the body", csv.reader(io.StringIO(text, newline=""), strict=True), spec.columns, exactly=True
+        )
+    except csv.Error:
+        raise MalformedError("the body is no CSV table") from None
+    except DataError as error:
+        raise InputError(str(error)) from None
+    if not len(table.array):
+        raise InputError("the body has a header and no rows")
+    return table.array

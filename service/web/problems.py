@@ -1,0 +1,128 @@
+"""One table from errors to statuses, and RFC 9457 problem documents. No document repeats the input."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import errors
+
+# The first class that fits decides: the narrower ones come first.
+STATUSES: tuple[tuple[type[errors.VouchError], int, str], ...] = (
+    (errors.MalformedError, 400, "malformed-body"),
+    (errors.MediaTypeError, 415, "unsupported-media-type"),
+    (errors.NotAcceptableError, 406, "not-acceptable"),
+    (errors.TooLargeError, 413, "too-large"),
+    (errors.InputError, 422, "invalid-input"),
+    (errors.CalibrationError, 422, "invalid-percentiles"),
+    (errors.ScopeError, 403, "forbidden"),
+    (errors.AccessError, 401, "unauthorized"),
+    (errors.ModelNotFoundError, 404, "model-not-found"),
+    (errors.ModelConflictError, 409, "conflict"),
+    (errors.DamagedModelError, 503, "model-unloadable"),
+    (errors.DeadlineError, 504, "deadline-passed"),
+    (errors.OverloadedError, 429, "overloaded"),
+    (errors.UnavailableError, 503, "unavailable"),
+)
+TITLES = {
+    "malformed-body": "The body is not what it claims to be",
+    "unsupported-media-type": "The content type is not spoken",
+    "not-acceptable": "No answer in an accepted type",
+    "too-large": "Larger than this deployment accepts",
+    "invalid-input": "The input cannot be read",
+    "invalid-percentiles": "The percentiles cannot be given",
+    "forbidden": "The API key may not do this",
+    "unauthorized": "An API key is needed",
+    "model-not-found": "No such model",
+    "conflict": "Exists already or changed meanwhile",
+    "model-unloadable": "The model cannot be loaded",
+    "deadline-passed": "The request's time ran out",
+    "overloaded": "The queue is full",
+    "unavailable": "The service cannot answer now",
+    "not-found": "No such path",
+    "method-not-allowed": "Wrong method",
+    "internal": "An error of the service",
+}
+HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed"}
+
+
+def problem(
+    request: Request,
+    status: int,
+    slug: str,
+    detail: str,
+    faults: list[dict[str, Any]] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """A problem document; `type` is stable."""
+    body = {
+        "type": f"urn:vouch:problem:{slug}",
+        "title": TITLES[slug],
+        "status": status,
+        "detail": detail,
+        "errors": faults or [],
+        "request_id": request.scope.get("state", {}).get("request_id"),
+    }
+    return Response(msgspec.json.encode(body), status, headers, "application/problem+json")
+
+
+def on_vouch_error(request: Request, error: Exception) -> Response:
+    """Any of our errors, by the table; one that it does not hold is a bug."""
+    for kind, status, slug in STATUSES:
+        if isinstance(error, kind):
+            faults = list(map(fault_entry, error.faults)) if isinstance(error, errors.InputError) else None
+            return problem(request, status, slug, str(error), faults, retry_headers(error))
+    raise error
+
+
+def retry_headers(error: Exception) -> dict[str, str] | None:
+    """Retry-After, and which scheme a key comes by."""
+    if isinstance(error, errors.AccessError) and not isinstance(error, errors.ScopeError):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, errors.DamagedModelError):
+        return {"Retry-After": "60"}
+    if isinstance(error, errors.UnavailableError) and not isinstance(error, errors.DeadlineError):
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    return None
+
+
+def fault_entry(fault: errors.Fault) -> dict[str, Any]:
+    """A fault as JSON, without what is not known of it."""
+    entry = {"row": fault.row, "column": fault.column, "message": fault.message, "expected": fault.expected}
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def on_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such path, wrong method."""
+    assert isinstance(error, HTTPException)
+    slug = HTTP_SLUGS.get(error.status_code, "malformed-body" if error.status_code < 500 else "internal")
+    detail = {404: "no such path; GET /docs lists them", 405: "this path does not take this method"}
+    return problem(
+        request,
+        error.status_code,
+        slug,
+        detail.get(error.status_code, "the request cannot be read"),
+        None,
+        dict(error.headers or {}),
+    )
+
+
+def on_validation_error(request: Request, error: Exception) -> Response:
+    """Query parameters that pydantic refused, without its copy of the input."""
+    assert isinstance(error, RequestValidationError)
+    faults = [
+        {"column": str(item["loc"][-1]) if item["loc"] else "body", "message": str(item["msg"])}
+        for item in error.errors()[: errors.InputError.MAX_FAULTS]
+    ]
+    return problem(request, 422, "invalid-input", "a parameter cannot be read", faults)
+
+
+def on_bug(request: Request, error: Exception) -> Response:
+    """Anything else: the log holds what happened, the client gets the request id."""
+    return problem(request, 500, "internal", "the service failed; its log has the request id")

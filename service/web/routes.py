@@ -1,0 +1,360 @@
+"""The endpoints: each reads, calls the scorer, answers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import ValidationError
+
+from service.errors import Fault, InputError, MalformedError, ModelError
+from service.scorer import Scorer
+from service.store import Reference
+from service.validity.band import SIDES
+from service.web import answers, schemas
+from service.web.answers import JSON, NDJSON, NPY, PNG
+from service.web.context import Service, body_of, model_id, service_of
+from service.web.parsing import Batch, media_type, parse_latents, parse_rows
+from service.web.streaming import scored_lines
+
+MAX_SEED = 2**53 - 1  # what JSON numbers hold exactly everywhere
+
+Model = Annotated[str | None, Query(description="NAME, NAME@VERSION or NAME@ALIAS; default: the store's default")]
+Seed = Annotated[int | None, Query(ge=0, le=MAX_SEED, description="for the same draws again")]
+Percentiles = Annotated[
+    str | None, Query(description="another band for this request, from the same validation scores, such as 1,99")
+]
+Draws = Annotated[int, Query(ge=0, description="draws for each row")]
+
+
+def only_known_parameters(request: Request) -> None:
+    """Refuse query parameters that the endpoint does not have: a misspelt one would otherwise be ignored in silence."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        raise InputError(f"a query parameter is not known, expected some of: {', '.join(sorted(known)) or 'none'}")
+
+
+router = APIRouter(dependencies=[Depends(only_known_parameters)])
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problem documents that an endpoint may answer, for the OpenAPI page."""
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": "a problem document", "content": content} for status in (401, 403, *statuses)}
+
+
+ROWS_PROBLEMS = problems(400, 404, 406, 413, 415, 422, 429, 503, 504)
+READ_PROBLEMS = problems(404, 406, 422, 429, 503, 504)
+
+
+def answered_by(model: type[Any], *kinds: str) -> dict[str, Any]:
+    """The documented answer: JSON of a schema, and other types beside it."""
+    other = {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}}
+    return {"response_model": model, "responses": {200: other}}
+
+
+def options(model: type[Any], problem_set: dict[int | str, dict[str, Any]], *kinds: str) -> dict[str, Any]:
+    """What the decorators of an endpoint say to the OpenAPI page."""
+    documented = answered_by(model, *kinds)
+    return {**documented, "responses": {**documented["responses"], **problem_set}}
+
+
+def takes(schema: str, *kinds: str) -> dict[str, Any]:
+    """The documented request body; its example is put in when the default model is known (`examples.py`)."""
+    content: dict[str, Any] = {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    content |= {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+ROW_TYPES = (NPY, "image/png", "image/jpeg", "text/csv")
+
+
+@router.post(
+    "/score",
+    **options(schemas.ScoresAnswer, ROWS_PROBLEMS, NPY, NDJSON),
+    openapi_extra=takes("Instances", *ROW_TYPES, NDJSON),
+)
+async def score(request: Request, model: Model = None, percentiles: Percentiles = None) -> Response:
+    """Verdict and log p(x) of each row."""
+    service = service_of(request)
+    if media_type(request.headers.get("content-type", "")) == NDJSON:
+        answers.negotiate(request.headers.get("accept", ""), (NDJSON,))
+        return await scored_lines(service, request, await service.scorer(model), band_of(percentiles))
+    kind = answers.negotiate(request.headers.get("accept", ""), (JSON, NPY))
+    scorer = await service.scorer(model)
+    band = checked_band(scorer, percentiles)
+    batch = await batch_of(request, service, scorer)
+    parts = await service.on_rows(request, scorer, batch.rows, lambda rows: scorer.score(rows, band))
+    for part in parts:
+        service.count(scorer, part, request)
+    if kind == NPY:
+        return answers.scores_npy_response(parts)
+    return answers.scores_response(model_id(scorer), parts, batch.ids, batch.warnings)
+
+
+@router.post(
+    "/reconstruct",
+    **options(schemas.ReconstructionsAnswer, ROWS_PROBLEMS, NPY, PNG),
+    openapi_extra=takes("Instances", *ROW_TYPES),
+)
+async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -> Response:
+    """E[x given z] over the posterior of each row, with posterior draws beside it."""
+    service = service_of(request)
+    scorer = await service.scorer(model)
+    kind = answers.negotiate(request.headers.get("accept", ""), array_types(scorer))
+    limited("draws", draws, service.settings.max_draws)
+    batch = await batch_of(request, service, scorer)
+    limited("rows times draws", len(batch) * draws, service.settings.max_rows)
+    parts = await service.on_rows(request, scorer, batch.rows, lambda rows: scorer.reconstruct(rows, draws))
+    return await asyncio.to_thread(
+        answers.reconstructions_response, kind, model_id(scorer), parts, scorer.model.input, batch.warnings
+    )
+
+
+@router.post(
+    "/encode", **options(schemas.EncodingsAnswer, ROWS_PROBLEMS, NPY), openapi_extra=takes("Instances", *ROW_TYPES)
+)
+async def encode(request: Request, model: Model = None, draws: Draws = 0) -> Response:
+    """q(z given x) of each row: mean and standard deviation per latent, with draws."""
+    service = service_of(request)
+    kind = answers.negotiate(request.headers.get("accept", ""), (JSON, NPY))
+    scorer = await service.scorer(model)
+    limited("draws", draws, service.settings.max_draws)
+    batch = await batch_of(request, service, scorer)
+    parts = await service.on_rows(request, scorer, batch.rows, lambda rows: scorer.encode(rows, draws))
+    return answers.encodings_response(kind, model_id(scorer), parts, batch.warnings)
+
+
+@router.post("/decode", **options(schemas.MeansAnswer, ROWS_PROBLEMS, NPY, PNG), openapi_extra=takes("Latents", NPY))
+async def decode(request: Request, model: Model = None) -> Response:
+    """E[x given z] for latents z."""
+    service = service_of(request)
+    scorer = await service.scorer(model)
+    kind = answers.negotiate(request.headers.get("accept", ""), array_types(scorer))
+    body = await body_of(request, service.settings.max_body_bytes)
+    content_type = request.headers.get("content-type", "")
+    latents = parse_latents(body, content_type, scorer.latents, service.settings.max_rows)
+    means = await service.once(request, lambda: scorer.decode(latents), len(latents))
+    return await asyncio.to_thread(answers.means_response, kind, model_id(scorer), means, scorer.model.input)
+
+
+@router.get("/sample", **options(schemas.SamplesAnswer, READ_PROBLEMS, NPY, PNG))
+async def sample(
+    request: Request,
+    model: Model = None,
+    num: Annotated[int, Query(ge=1, description="how many")] = 16,
+    seed: Seed = None,
+    of: Annotated[Literal["observation", "mean"], Query(description="x given z, or E[x given z]")] = "observation",
+) -> Response:
+    """Ancestral samples: z from the prior, then x given z."""
+    service = service_of(request)
+    scorer = await service.scorer(model)
+    kind = answers.negotiate(request.headers.get("accept", ""), array_types(scorer))
+    limited("num", num, service.settings.max_num)
+    headers = {} if seed is not None else {"Cache-Control": "no-store"}
+    chosen = secrets.randbelow(MAX_SEED) if seed is None else seed
+    samples = await service.once(request, lambda: scorer.sample(num, chosen, of), num)
+    headers["X-Seed"] = str(chosen)
+    return await asyncio.to_thread(
+        answers.samples_response, kind, model_id(scorer), samples, scorer.model.input, headers
+    )
+
+
+@router.get("/manifold", **options(schemas.ManifoldAnswer, READ_PROBLEMS, NPY, PNG))
+async def manifold(
+    request: Request,
+    model: Model = None,
+    size: Annotated[int, Query(ge=1, description="the grid is size x size")] = 20,
+    axes: Annotated[str, Query(pattern=r"^\d{1,4},\d{1,4}$", description="two latents; the others are 0")] = "0,1",
+) -> Response:
+    """E[x given z] over a grid of prior quantiles of two latents."""
+    service = service_of(request)
+    scorer = await service.scorer(model)
+    kind = answers.negotiate(request.headers.get("accept", ""), array_types(scorer))
+    limited("size", size, service.settings.max_grid)
+    first, second = map(int, axes.split(","))
+    grid = await service.once(request, lambda: scorer.manifold(size, (first, second)), size * size)
+    return await asyncio.to_thread(answers.manifold_response, kind, model_id(scorer), grid, scorer.model.input)
+
+
+@router.get("/models", response_model=schemas.ModelsAnswer, responses=problems(503))
+async def models(request: Request) -> Response:
+    """What is served: each model with its versions and aliases."""
+    service = service_of(request)
+    return answers.json_response(await asyncio.to_thread(all_models, service))
+
+
+@router.get("/models/{name}", response_model=schemas.ModelAnswer, responses=problems(404, 503))
+async def one_model(request: Request, name: str) -> Response:
+    """One model: versions, aliases, and the card of the version that is served, with its calibration."""
+    service = service_of(request)
+    return answers.json_response(await asyncio.to_thread(described, service, name))
+
+
+@router.post(
+    "/models/{name}/aliases",
+    response_model=schemas.AliasAnswer,
+    responses=problems(400, 404, 409, 413, 415, 422, 503),
+    openapi_extra=takes("AliasBody"),
+)
+async def move_alias(request: Request, name: str) -> Response:
+    """Let an alias name a version (scope admin). With `expected`, only if it names that one now."""
+    service = service_of(request)
+    service.keys.check(request.headers.get("authorization"), request.headers.get("x-api-key"), "admin")
+    body = alias_body(await body_of(request, service.settings.max_body_bytes))
+    store = service.registry.store
+    aliases = await asyncio.to_thread(store.set_alias, name, body.alias, body.version, body.expected)
+    return answers.json_response({"name": name, "aliases": aliases.aliases[name]})
+
+
+@router.get("/drift", response_model=schemas.DriftsAnswer, responses=problems(404, 503))
+async def drift(request: Request, model: Model = None) -> Response:
+    """The rows served since the start beside what valid rows would look like; all served models, or one."""
+    service = service_of(request)
+    names = [model] if model is not None else [n for n, state in service.registry.status().items() if state == "ready"]
+    scorers = [await service.scorer(name) for name in names]
+    return answers.json_response({"drift": [drift_of(service, scorer) for scorer in scorers]})
+
+
+@router.get("/livez", response_model=schemas.StatusAnswer, responses=problems(503))
+async def livez(request: Request) -> Response:
+    """Alive: the event loop answers and the inference thread runs."""
+    alive = service_of(request).inference.is_alive()
+    return answers.json_response(
+        {"status": "ok" if alive else "unavailable", "models": {}}, None, 200 if alive else 503
+    )
+
+
+@router.get("/readyz", response_model=schemas.StatusAnswer, responses={503: {"model": schemas.StatusAnswer}})
+async def readyz(request: Request) -> Response:
+    """Ready: the default model is in memory, verified and warm. The body says which models are not."""
+    service = service_of(request)
+    ready = service.inference.is_alive() and await asyncio.to_thread(service.registry.default_is_ready)
+    document = {"status": "ok" if ready else "unavailable", "models": service.registry.status()}
+    return answers.json_response(document, None if ready else {"Retry-After": "5"}, 200 if ready else 503)
+
+
+@router.get("/metrics", response_class=Response, responses=problems())
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    service = service_of(request)
+    service.metrics.queue.set(service.inference.waiting_cost)
+    service.metrics.dropped.set(service.inference.dropped)
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+# What the endpoints share
+
+
+async def batch_of(request: Request, service: Service, scorer: Scorer) -> Batch:
+    """The request's rows; large bodies are parsed beside the event loop."""
+    settings = service.settings
+    body = await body_of(request, settings.max_body_bytes)
+    content_type = request.headers.get("content-type", "")
+    arguments = (body, content_type, scorer.model.input, settings.max_rows, settings.max_pixels)
+    if len(body) < 65536 and not content_type.startswith("image/"):
+        return parse_rows(*arguments)
+    return await asyncio.to_thread(parse_rows, *arguments)
+
+
+def limited(name: str, value: int, limit: int) -> None:
+    """Refuse more than the deployment allows."""
+    if value > limit:
+        raise InputError(f"{name}: at most {limit:,} are allowed here")
+
+
+def array_types(scorer: Scorer) -> tuple[str, ...]:
+    """The types that answer with rows: pictures only of images."""
+    return (JSON, NPY, PNG) if scorer.model.input.kind == "image" else (JSON, NPY)
+
+
+def band_of(percentiles: str | None) -> tuple[float, float] | None:
+    """`1,99` as numbers; whether they can be given is the calibration's to say."""
+    if percentiles is None:
+        return None
+    try:
+        low, high = (float(part) for part in percentiles.split(","))
+    except ValueError:
+        raise InputError("percentiles: expected two numbers such as 1,99") from None
+    if math.isnan(low) or math.isnan(high):
+        raise InputError("percentiles: expected two numbers such as 1,99")
+    return low, high
+
+
+def checked_band(scorer: Scorer, percentiles: str | None) -> tuple[float, float] | None:
+    """The request's band, refused before its rows are read."""
+    pair = band_of(percentiles)
+    if pair is not None:
+        scorer.calibration.band(pair)
+    return pair
+
+
+def alias_body(body: bytes) -> schemas.AliasBody:
+    """The body of an alias move."""
+    try:
+        return schemas.AliasBody.model_validate_json(body)
+    except ValidationError as error:
+        problems_found = error.errors(include_input=False, include_url=False)
+        if problems_found[0]["type"] == "json_invalid":
+            raise MalformedError("the body is not JSON") from None
+        faults = [Fault(item["msg"], None, ".".join(map(str, item["loc"][:1]))) for item in problems_found]
+        raise InputError("the alias cannot be moved", faults) from None
+
+
+def all_models(service: Service) -> dict[str, Any]:
+    """GET /models."""
+    store = service.registry.store
+    try:
+        default: str | None = store.default_name()
+    except ModelError:
+        default = None
+    return {"default": default, "models": [described(service, name, with_card=False) for name in store.names()]}
+
+
+def described(service: Service, name: str, with_card: bool = True) -> dict[str, Any]:
+    """GET /models/{name}."""
+    registry = service.registry
+    store = registry.store
+    registry.known(name)
+    aliases = store.aliases()
+    named = aliases.aliases.get(name, {})
+    serving = store.resolve(name)
+    failure = registry.failures.get(name)
+    versions = [
+        {
+            "version": version,
+            "aliases": [alias for alias, target in named.items() if target == version],
+            "loaded": registry.loaded(Reference(name, version)),
+            "error": failure if version == serving.version else None,
+        }
+        for version in store.versions(name)
+    ]
+    document: dict[str, Any] = {
+        "name": name,
+        "default": aliases.default == name,
+        "serving": serving.version,
+        "versions": versions,
+        "aliases": named,
+    }
+    if with_card and failure is None:
+        published = registry.get(name).published
+        document |= {"card": published.card.model_dump(mode="json"), "digest": published.digest}
+    return document
+
+
+def drift_of(service: Service, scorer: Scorer) -> dict[str, Any]:
+    """GET /drift, for one model."""
+    tally = service.drift.tally(scorer.published.reference)
+    low, high = scorer.band.percentiles
+    shares = (low / 100, (high - low) / 100, 1 - high / 100)
+    return {
+        "model": model_id(scorer),
+        "rows": int(tally.sides.sum()),
+        "sides": dict(zip(SIDES, tally.sides.tolist(), strict=True)),
+        "expected_shares": dict(zip(SIDES, shares, strict=True)),
+        "p_value_deciles": tally.p_values,
+    }

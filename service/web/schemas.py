@@ -1,0 +1,217 @@
+"""The shapes of requests and answers for the OpenAPI document. A test holds real answers against them.
+
+Requests are parsed by `parsing.py` and answers written by `answers.py`; pydantic sees neither, since a list of 784
+numbers is dear to walk.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Answer(BaseModel):
+    """A part of an answer: no field that is not documented."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelId(Answer):
+    """Which model answered."""
+
+    name: str
+    version: str
+    digest: str = Field(description="sha256 of the version's manifest, which holds those of its files")
+
+
+class BandAnswer(Answer):
+    """The interval of log_likelihood inside which a row is valid, ends included."""
+
+    percentiles: tuple[float, float]
+    log_likelihood: tuple[float, float]
+
+
+class ScoreAnswer(Answer):
+    """The verdict on one row."""
+
+    verdict: Literal["valid", "invalid"]
+    side: Literal["below", "inside", "above"]
+    certain: bool = Field(description="the estimate's interval (3 standard errors) holds neither end of the band")
+    reliable: bool = Field(description="khat and ess give no reason to distrust the estimate")
+    log_likelihood: float = Field(description="estimate of log p(x), nats")
+    std_error: float
+    ess: float
+    khat: float | None
+    num_samples: int
+    percentile: float = Field(description="share of validation rows that are less likely, 0 to 100")
+    p_value: float = Field(description="two-sided conformal p-value; not the probability that the row is valid")
+    id: str | int | float | None = None
+
+
+class ScoresAnswer(Answer):
+    """POST /score."""
+
+    model: ModelId
+    band: BandAnswer
+    scores: list[ScoreAnswer]
+    warnings: list[str] = []
+
+
+class ReconstructionAnswer(Answer):
+    """One row as the model sees it."""
+
+    mean: list[Any]
+    draws: list[list[Any]]
+    feature_log_likelihood: list[float]
+
+
+class ReconstructionsAnswer(Answer):
+    """POST /reconstruct."""
+
+    model: ModelId
+    reconstructions: list[ReconstructionAnswer]
+    warnings: list[str] = []
+
+
+class SamplesAnswer(Answer):
+    """GET /sample."""
+
+    model: ModelId
+    seed: int
+    latents: list[list[float]]
+    samples: list[Any]
+
+
+class EncodingAnswer(Answer):
+    """q(z given x) of one row."""
+
+    mean: list[float]
+    std: list[float]
+    draws: list[list[float]]
+
+
+class EncodingsAnswer(Answer):
+    """POST /encode."""
+
+    model: ModelId
+    encodings: list[EncodingAnswer]
+    warnings: list[str] = []
+
+
+class MeansAnswer(Answer):
+    """POST /decode."""
+
+    model: ModelId
+    means: list[Any]
+
+
+class ManifoldAnswer(Answer):
+    """GET /manifold."""
+
+    model: ModelId
+    axes: tuple[int, int]
+    latents: list[list[float]]
+    means: list[Any]
+
+
+class VersionAnswer(Answer):
+    """One version of a model."""
+
+    version: str
+    aliases: list[str]
+    loaded: bool
+    error: str | None = Field(None, description="why it cannot be served")
+
+
+class ModelAnswer(Answer):
+    """GET /models/{name}."""
+
+    name: str
+    default: bool
+    serving: str | None = Field(description="the version that the bare name means")
+    versions: list[VersionAnswer]
+    aliases: dict[str, str]
+    card: dict[str, Any] | None = Field(None, description="the serving version's card, as in its card.json")
+    digest: str | None = None
+
+
+class ModelsAnswer(Answer):
+    """GET /models."""
+
+    default: str | None
+    models: list[ModelAnswer]
+
+
+class AliasBody(Answer):
+    """POST /models/{name}/aliases."""
+
+    alias: str = Field(pattern="^[a-z][a-z0-9_-]{0,63}$")
+    version: str = Field(pattern="^[1-9][0-9]{0,8}$")
+    expected: str | None = Field(None, description="the version that the alias must name now; otherwise 409")
+
+
+class AliasAnswer(Answer):
+    """The model's aliases after the move."""
+
+    name: str
+    aliases: dict[str, str]
+
+
+class StatusAnswer(Answer):
+    """GET /livez and /readyz."""
+
+    status: Literal["ok", "unavailable"]
+    models: dict[str, str] = Field({}, description="each model and `ready`, or why it is not")
+
+
+class DriftAnswer(Answer):
+    """Served rows of one model against its calibration rows since the start of this process."""
+
+    model: ModelId
+    rows: int
+    sides: dict[str, int]
+    expected_shares: dict[str, float] = Field(description="of valid rows, by the calibration's percentiles")
+    p_value_deciles: list[int] = Field(description="rows by p_value, ten equal bins from 0; level where nothing drifts")
+
+
+class DriftsAnswer(Answer):
+    """GET /drift."""
+
+    drift: list[DriftAnswer]
+
+
+class FaultAnswer(Answer):
+    """One thing that is wrong."""
+
+    message: str
+    row: int | None = None
+    column: str | int | None = None
+    expected: str | None = None
+
+
+class Problem(Answer):
+    """RFC 9457 problem document."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FaultAnswer] = []
+    request_id: str | None
+
+
+class Instances(BaseModel):
+    """Rows, in the units of the training data."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    instances: list[list[float] | list[list[float]] | dict[str, Any]] = Field(min_length=1)
+
+
+class Latents(BaseModel):
+    """Latents to decode."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    latents: list[list[float]] = Field(min_length=1)
