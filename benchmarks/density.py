@@ -16,15 +16,15 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from mnist import DATA, arrays
 
 from service.cli import epoch_bar, fail_in_one_line
-from service.data.readers import Rows
+from service.data.readers import Rows, read
 from service.density.estimator import Estimator
 from service.trainer import Recipe, architecture_of, augmentation_of, input_of, network_rows
 from service.vae.network import VAE
 from service.vae.training import FitOptions, fit
 
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RECIPE = Recipe(
     likelihood="bernoulli",
     latents=40,
@@ -43,7 +43,8 @@ def main(
 ) -> None:
     """Train, and print the test log-likelihood."""
     torch.set_num_threads(threads)
-    rows = {name: array.reshape(-1, 28, 28) * 255 for name, array in arrays(data / "binarized_mnist.npz").items()}
+    file = data / "binarized_mnist.npz"
+    rows = {key: read(file, key).array.reshape(-1, 28, 28) * 255 for key in ("x_train", "x_valid", "x_test")}
     spec, likelihood = input_of(Rows(rows["x_train"]), RECIPE)
     torch.manual_seed(RECIPE.fit.seed)
     vae = VAE(architecture_of(spec.features, likelihood, RECIPE))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.errors import DataError
+from service.data.readers import read
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CALIBRATION, AUDIT, VALIDATION = 10_000, 10_000, 1_000
@@ -26,19 +26,8 @@ class Mnist:
 
 def load_mnist(folder: Path) -> Mnist:
     """The images of `mnist.npz` in the folder, split as the bundled models were."""
-    images = arrays(folder / "mnist.npz")
-    order = np.random.default_rng(20260101).permutation(len(images["x_train"]))
-    parts = np.split(images["x_train"][order], np.cumsum([CALIBRATION, AUDIT, VALIDATION]))
-    return Mnist(train=parts[3], validation=parts[2], calibration=parts[0], audit=parts[1], test=images["x_test"])
-
-
-def arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file.
-
-    Raises:
-        DataError: it is not there.
-    """
-    if not path.exists():
-        raise DataError(f"{path}: not there; name the folder of the real data with --data")
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+    images = read(folder / "mnist.npz", "x_train").array
+    order = np.random.default_rng(20260101).permutation(len(images))
+    parts = np.split(images[order], np.cumsum([CALIBRATION, AUDIT, VALIDATION]))
+    test = read(folder / "mnist.npz", "x_test").array
+    return Mnist(train=parts[3], validation=parts[2], calibration=parts[0], audit=parts[1], test=test)

@@ -157,7 +157,7 @@ class Scorer:
             done = 0
             for weighted in estimator.draws(vae, x):
                 weights = normalized_weights(weighted.log_weights)  # (S, few)
-                for index in range(weights.shape[1]):
+                for index in range(weighted.rows):
                     row = x[done]
                     output = self.decoded(weighted.z[:, index])  # (S, D)
                     share = weights[:, index, None]

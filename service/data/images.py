@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,9 +37,7 @@ def read_image(
         InputError: not of `shape` (height, width).
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            image = Image.open(io.BytesIO(content), formats=formats)
+        image = Image.open(io.BytesIO(content), formats=formats)
         width, height = image.size
         if width * height > max_pixels:
             raise TooLargeError(f"the image has {width} x {height} pixels, at most {max_pixels:,} are accepted")
@@ -48,8 +45,10 @@ def read_image(
             raise InputError(f"the image is {width} x {height}, the model reads {shape[1]} x {shape[0]}")
         image.load()
         return GreyImage(grey_pixels(image), image.mode not in ("L", "1", "I;16", "I"))
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise MalformedError("the body is no image of a known format, or claims an absurd size") from error
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(f"the image claims an absurd size, at most {max_pixels:,} pixels are accepted") from error
+    except UnidentifiedImageError as error:
+        raise MalformedError("the image is of no known format") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError) as error:
         raise MalformedError("the image is damaged or cut short") from error
 

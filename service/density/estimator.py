@@ -66,10 +66,14 @@ class Estimates:
 
 @dataclass(frozen=True, slots=True)
 class WeightedDraws:
-    """Draws of z for a few rows with their importance weights: z of shape (S, B, L), log_weights (S, B) in float64."""
+    """Draws of z for a few rows with their importance weights: z of shape (S, B, L), log_weights (S, B) in float64.
+
+    Only the first `rows` of the B are real; the others fill the block, whose shape is always the same.
+    """
 
     z: Tensor
     log_weights: Tensor
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,8 @@ class Estimator:
 
     def estimate(self, vae: VAE, x: np.ndarray) -> Estimates:
         """Estimate log p(x) for rows in the network's units, shape (B, D)."""
-        parts = [diagnose(draws.log_weights) for draws in self.draws(vae, x)]
+        # Sums round differently for different shapes, too: what fills the block is cut off after them.
+        parts = [[part[: draws.rows] for part in diagnose(draws.log_weights)] for draws in self.draws(vae, x)]
         if not parts:
             none = np.zeros(0)
             return Estimates(none, none, none, none, none.astype(bool), none.astype(int))
@@ -115,14 +120,13 @@ class Estimator:
                     chosen = slice(first, first + group)
                     noise = self.noise(padded(block[chosen], group), vae.architecture.latents, vae.dtype)
                     few = DiagonalNormal(posterior.mean[chosen], posterior.std[chosen])
-                    draws = self.weigh(vae, given.select(chosen), few, noise.to(vae.device), tiling.evaluations)
-                    real = len(block[chosen])
-                    yield WeightedDraws(draws.z[:, :real], draws.log_weights[:, :real])
+                    z, weights = self.weigh(vae, given.select(chosen), few, noise.to(vae.device), tiling.evaluations)
+                    yield WeightedDraws(z, weights, len(block[chosen]))
 
     def weigh(
         self, vae: VAE, given: Conditional, posterior: DiagonalNormal, noise: Tensor, evaluations: int
-    ) -> WeightedDraws:
-        """Draw z from the proposal, shape (S, B, L), and weigh it, tile by tile."""
+    ) -> tuple[Tensor, Tensor]:
+        """Draw z from the proposal, shape (S, B, L), and weigh it, tile by tile: log weights of shape (S, B)."""
         proposal = proposal_for(self.proposal, vae, posterior)
         z = proposal.sample(noise)
         log_ratio = vae.prior().log_prob(z) - proposal.log_prob(z)
@@ -132,7 +136,7 @@ class Estimator:
         ]  # fixed shapes, whatever num_samples
         log_weights = torch.cat(log_conditional) + log_ratio
         # A decoder that overflows says that the row is impossible; what leaves here is finite.
-        return WeightedDraws(z, log_weights.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE).clamp(min=IMPOSSIBLE))
+        return z, log_weights.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE).clamp(min=IMPOSSIBLE)
 
     def noise(self, x: np.ndarray, latents: int, dtype: torch.dtype) -> Tensor:
         """Standard-normal draws for each row of x from the row's own seed, shape (S, B, L)."""

@@ -98,7 +98,7 @@ class DiscretizedLogistic(Likelihood):
     """
 
     LEVELS = 256
-    # Below half a bin the mass sits in one bin whatever the scale, and `mean` would no longer be exact to 1e-4 of a level.
+    # Below half a bin the mass sits in one bin whatever the scale, and `mean` would no longer be exact to 0.02 of a level.
     MIN_LOG_SCALE = math.log(0.5 / 256)
 
     def __init__(self, features: int) -> None:
@@ -124,7 +124,7 @@ class DiscretizedLogistic(Likelihood):
         return torch.where(first, -F.softplus(-upper), torch.where(last, -F.softplus(lower), inner))
 
     def mean(self, output: Tensor) -> Tensor:
-        """E[x | z]: sum over k of P(level >= k), by the midpoint rule in closed form, to 1e-4 of a level."""
+        """E[x | z]: sum over k of P(level >= k), by the midpoint rule in closed form, to 0.02 of a level."""
         scale, location = self.scale, torch.sigmoid(output)
         half = 0.5 / self.LEVELS
         expected = scale * (F.softplus((location - half) / scale) - F.softplus((location - 1 + half) / scale))
