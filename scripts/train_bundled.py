@@ -74,7 +74,8 @@ def main(
                 Store(store), name, split, None, recipe, on_epoch, description, Rows(split.train).digest()
             )
         print_report(reference, report)
-    Store(store).set_default("mnist")
+    if "mnist" in Store(store).names():
+        Store(store).set_default("mnist")
 
 
 if __name__ == "__main__":

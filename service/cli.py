@@ -46,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Vouch for data: train a VAE on valid rows, then ask of any row how likely it is and whether it is valid.",
 )
-out, err = Console(), Console(stderr=True)
+err = Console(stderr=True, soft_wrap=True)
 
 StoreOption = Annotated[Path, typer.Option("--store", envvar="VOUCH_STORE", help="folder of the model store")]
 DeviceOption = Annotated[str, typer.Option("--device", envvar="VOUCH_DEVICE", help="auto, cpu or cuda")]
@@ -302,7 +302,8 @@ def models(
     if as_json:
         print(json.dumps(cards, indent=2))
     else:
-        out.print(table)
+        # Piped into a file or a pager, a table is as wide as it needs to be.
+        Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
 @app.command()
@@ -438,14 +439,12 @@ def print_report(reference: Reference, report: FitReport) -> None:
     err.print(
         f"published {reference}: validation bound {kept.bound:.2f} nats (reconstruction {kept.reconstruction:.2f}, KL "
         f"{kept.kl:.2f}), {kept.active_latents} active latents, best of {report.epochs} epochs: {report.best_epoch}, "
-        f"{report.seconds:.0f} s, ended by {report.stopped}",
-        soft_wrap=True,
+        f"{report.seconds:.0f} s, ended by {report.stopped}"
     )
     if kept.active_latents == 0:
         err.print(
             "warning: the posterior collapsed: no latent carries anything of the row. The model scores columns as if "
-            "they were independent; try a lower --beta, more --epochs or fewer --latents.",
-            soft_wrap=True,
+            "they were independent; try a lower --beta, more --epochs or fewer --latents."
         )
 
 

@@ -170,7 +170,7 @@ class Store:
         name, _, wanted = (name if name is not None else self.default_name()).partition("@")
         versions = self.versions(name)
         if not versions and not (wanted and VERSION.fullmatch(wanted)):
-            raise ModelNotFoundError(f"no model {name!r} in the store, it has: {', '.join(self.names()) or 'none'}")
+            raise ModelNotFoundError(f"no such model in the store, it has: {', '.join(self.names()) or 'none'}")
         aliases = self.aliases().aliases.get(name, {})
         if not wanted:
             return Reference(name, aliases.get("production", versions[-1]))

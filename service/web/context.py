@@ -101,7 +101,12 @@ class Service:
 
 
 async def disconnected(request: Request) -> None:
-    """Return when the client hangs up; the body must have been read."""
+    """Return when the client hangs up.
+
+    While a body is still coming in, the messages that would tell belong to whoever reads it, who will notice.
+    """
+    if is_streamed(request):
+        await asyncio.Event().wait()
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -125,6 +130,11 @@ async def body_of(request: Request, limit: int) -> bytes:
             raise too_large
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def is_streamed(request: Request) -> bool:
+    """Whether the body is read while it is answered."""
+    return bool(request.scope.get("state", {}).get("streamed"))
 
 
 def refuse_compressed(request: Request) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from service.errors import InputError, MalformedError, TooLargeError, VouchError
 from service.scorer import Scorer
@@ -29,7 +30,27 @@ async def scored_lines(
     model = model_id(scorer)
     headers = {"X-Model": f"{model.name}@{model.version}", "X-Model-Digest": model.digest}
     lines = answered(service, request, scorer, band.percentiles)
-    return StreamingResponse(lines, media_type=NDJSON, headers=headers)
+    request.scope["state"]["streamed"] = True
+    return LinesResponse(lines, headers)
+
+
+class LinesResponse(Response):
+    """An answer that is written while the request is read.
+
+    Starlette's own watches for a hang-up by reading the request's messages, and would swallow the body.
+    """
+
+    def __init__(self, lines: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(None, 200, headers, NDJSON)
+        del self.headers["content-length"]
+        self.lines = lines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the head, the lines as they come, and the end."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for block in self.lines:
+            await send({"type": "http.response.body", "body": block, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def answered(
