@@ -81,7 +81,7 @@ def naive(scorer: Scorer, batch: np.ndarray) -> torch.Tensor:
     """The plain way: all draws at once through the decoder, softplus column by column."""
     model = scorer.model
     x = torch.from_numpy(model.input.encode(model.input.rows(batch)))
-    proposal = proposal_for(model.estimator.proposal, model.vae, model.vae.posterior(x))
+    proposal = proposal_for(model.estimator.proposal, model.vae, x, model.estimator.num_samples)
     noise = torch.randn(model.estimator.num_samples, len(x), scorer.latents)
     return log_weights(model.vae, x, proposal, noise)
 

@@ -120,7 +120,7 @@ def train(
     calibration_share: Annotated[float, typer.Option(min=0.01, max=0.8, help="of the rows, to calibrate on")] = 0.2,
     percentiles: Annotated[str, typer.Option(help="ends of the band of valid rows")] = "25,75",
     num_samples: Annotated[int, typer.Option(help="importance samples of a score")] = 256,
-    proposal: Annotated[str, typer.Option(help="encoder or defensive")] = "encoder",
+    proposal: Annotated[str, typer.Option(help="encoder, defensive or survey")] = "encoder",
     description: Annotated[str, typer.Option(help="a line for the card")] = "",
 ) -> None:
     """Train a model on valid rows, calibrate it on some that are held back, and publish it."""
@@ -170,7 +170,7 @@ def calibrate(
     key: KeyOption = None,
     percentiles: Annotated[str | None, typer.Option(help="ends of the band; default: as they are")] = None,
     num_samples: Annotated[int | None, typer.Option(help="importance samples; default: as they are")] = None,
-    proposal: Annotated[str | None, typer.Option(help="encoder or defensive; default: as it is")] = None,
+    proposal: Annotated[str | None, typer.Option(help="encoder, defensive or survey; default: as it is")] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Calibrate a model on other valid rows, that it was not trained on: publishes a new version, touches no old one."""
@@ -400,9 +400,9 @@ def activation_name(text: str) -> ActivationName:
 def proposal_name(text: str) -> ProposalName:
     """One of the proposals."""
     match text:
-        case "encoder" | "defensive":
+        case "encoder" | "defensive" | "survey":
             return text
-    raise DataError("--proposal: expected encoder or defensive")
+    raise DataError("--proposal: expected encoder, defensive or survey")
 
 
 @contextlib.contextmanager

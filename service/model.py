@@ -10,6 +10,7 @@ import numpy as np
 
 from service.data.schema import InputSpec
 from service.density.estimator import Estimates, Estimator
+from service.density.survey import MAX_LATENTS
 from service.errors import CalibrationError
 from service.vae.network import VAE
 from service.validity.band import Band
@@ -22,6 +23,11 @@ class Model:
     vae: VAE
     input: InputSpec
     estimator: Estimator
+
+    def __post_init__(self) -> None:
+        latents = self.vae.architecture.latents
+        if self.estimator.proposal == "survey" and latents > MAX_LATENTS:
+            raise CalibrationError(f"the survey proposal is for up to {MAX_LATENTS} latents, the network has {latents}")
 
     def estimates(self, rows: np.ndarray) -> Estimates:
         """Estimate log p(x) of checked rows (`InputSpec.rows`), shape (B, D), in the units of the training data."""

@@ -16,6 +16,7 @@ import torch
 from service.data.readers import Rows
 from service.data.schema import Binary, Grey, InputSpec, Standard, Transform
 from service.density.estimator import Estimator
+from service.density.survey import MAX_LATENTS
 from service.errors import CalibrationError, DataError
 from service.model import Calibration, Model
 from service.store import Published, Reference, Store
@@ -146,6 +147,8 @@ def train_on_split(
     data_digest: str,
 ) -> tuple[Reference, FitReport]:
     """Fit, calibrate and publish on rows that are split already."""
+    if recipe.estimator.proposal == "survey" and (recipe.latents or MAX_LATENTS + 1) > MAX_LATENTS:
+        raise DataError(f"--proposal survey is for up to {MAX_LATENTS} latents: set --latents")
     if len(split.train) < MIN_TRAINING_ROWS or not len(split.validation):
         raise DataError(
             f"{len(split.train)} rows are left to train on and {len(split.validation)} to stop early by, "

@@ -151,7 +151,7 @@ def bad_calls(tmp_path, store, wine_csv):
         (("models", "--store", tmp_path / "nowhere"), "no such folder"),
         (("calibrate", "wine", images, "--store", store), "the array has shape"),
         (("calibrate", "wine", pixels, "--store", store), "has no column"),
-        (("serve", "--port", "99999"), "not in the range"),
+        (("serve", "--port", "99999"), "Invalid value for .--port."),
     ]
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from service.density import importance
 from service.density.pareto import khat
-from service.density.proposals import PROPOSALS, ProposalName, proposal_for
+from service.density.proposals import PROPOSALS, Proposal, ProposalName, proposal_for
 from service.errors import CalibrationError
 from service.vae.conditional import Conditional, conditional
-from service.vae.network import VAE, DiagonalNormal
+from service.vae.network import VAE
 
 IMPOSSIBLE = -1e300  # nats
 MAX_SAMPLES = 100_000
@@ -115,34 +115,31 @@ class Estimator:
             for start in range(0, len(x), tiling.rows):
                 block = x[start : start + tiling.rows]
                 rows = torch.from_numpy(padded(block, tiling.rows)).to(vae.device, vae.dtype)
-                posterior, given = vae.posterior(rows), conditional(vae, rows)
+                proposal, given = proposal_for(self.proposal, vae, rows, self.num_samples), conditional(vae, rows)
                 for first in range(0, len(block), group):
                     chosen = slice(first, first + group)
                     noise = self.noise(padded(block[chosen], group), vae.architecture.latents, vae.dtype)
-                    few = DiagonalNormal(posterior.mean[chosen], posterior.std[chosen])
-                    z, weights = self.weigh(vae, given.select(chosen), few, noise.to(vae.device), tiling.evaluations)
+                    few, its = proposal.select(chosen), given.select(chosen)
+                    z, weights = weigh(vae, its, few, noise.to(vae.device), tiling.evaluations)
                     yield WeightedDraws(z, weights, len(block[chosen]))
-
-    def weigh(
-        self, vae: VAE, given: Conditional, posterior: DiagonalNormal, noise: Tensor, evaluations: int
-    ) -> tuple[Tensor, Tensor]:
-        """Draw z from the proposal, shape (S, B, L), and weigh it, tile by tile: log weights of shape (S, B)."""
-        proposal = proposal_for(self.proposal, vae, posterior)
-        z = proposal.sample(noise)
-        log_ratio = vae.prior().log_prob(z) - proposal.log_prob(z)
-        per_tile = max(1, evaluations // z.shape[1])
-        log_conditional = [
-            given.log_prob(zero_padded(tile, per_tile))[: len(tile)] for tile in z.split(per_tile)
-        ]  # fixed shapes, whatever num_samples
-        log_weights = torch.cat(log_conditional) + log_ratio
-        # A decoder that overflows says that the row is impossible; what leaves here is finite.
-        return z, log_weights.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE).clamp(min=IMPOSSIBLE)
 
     def noise(self, x: np.ndarray, latents: int, dtype: torch.dtype) -> Tensor:
         """Standard-normal draws for each row of x from the row's own seed, shape (S, B, L)."""
         kind = np.float64 if dtype == torch.float64 else np.float32
         draws = [row_generator(row, self.seed).standard_normal((self.num_samples, latents), dtype=kind) for row in x]
         return torch.from_numpy(np.stack(draws, axis=1))
+
+
+def weigh(vae: VAE, given: Conditional, proposal: Proposal, noise: Tensor, evaluations: int) -> tuple[Tensor, Tensor]:
+    """Draw z from the proposal, shape (S, B, L), and weigh it, tile by tile: log weights of shape (S, B)."""
+    z = proposal.sample(noise)
+    log_ratio = vae.prior().log_prob(z) - proposal.log_prob(z)
+    per_tile = max(1, evaluations // z.shape[1])
+    # Fixed shapes, whatever num_samples.
+    log_conditional = [given.log_prob(zero_padded(tile, per_tile))[: len(tile)] for tile in z.split(per_tile)]
+    log_weights = torch.cat(log_conditional) + log_ratio
+    # A decoder that overflows says that the row is impossible; what leaves here is finite.
+    return z, log_weights.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE).clamp(min=IMPOSSIBLE)
 
 
 def row_generator(row: np.ndarray, seed: int) -> np.random.Generator:

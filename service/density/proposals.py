@@ -7,14 +7,16 @@ the estimator's business. `DiagonalNormal`, the encoder's posterior, is the simp
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from service.density.survey import survey_of
 from service.vae.network import VAE, DiagonalNormal
 
-ProposalName = Literal["encoder", "defensive"]
+ProposalName = Literal["encoder", "defensive", "survey"]
 PROPOSALS: tuple[ProposalName, ...] = get_args(ProposalName)
 
 
@@ -29,6 +31,10 @@ class Proposal(Protocol):
         """log density of z, shape (S, B, L): shape (S, B), float64, nats."""
         ...
 
+    def select(self, rows: slice) -> Proposal:
+        """The same for some of the rows."""
+        ...
+
 
 class DefensiveMixture:
     """Mostly one proposal, and a share each of others that reach where it does not (Hesterberg, 1995).
@@ -38,7 +44,7 @@ class DefensiveMixture:
     another's share.
     """
 
-    def __init__(self, components: list[Proposal], shares: list[float]) -> None:
+    def __init__(self, components: Sequence[Proposal], shares: list[float]) -> None:
         assert len(components) == len(shares)
         assert math.isclose(sum(shares), 1.0)
         self.components = components
@@ -46,8 +52,13 @@ class DefensiveMixture:
 
     def counts(self, samples: int) -> list[int]:
         """How many of the draws each component makes; the first takes what rounding leaves."""
-        others = [round(share * samples) for share in self.shares[1:]]
+        others = [self.count(share, samples) for share in self.shares[1:]]
         return [samples - sum(others), *others]
+
+    @staticmethod
+    def count(share: float, samples: int) -> int:
+        """A share of the draws as a whole number."""
+        return round(share * samples)
 
     def sample(self, noise: Tensor) -> Tensor:
         """Draws of the components one after the other, shape (S, B, L)."""
@@ -63,16 +74,26 @@ class DefensiveMixture:
         ]
         return torch.stack(parts).logsumexp(dim=0)
 
+    def select(self, rows: slice) -> DefensiveMixture:
+        """The same for some of the rows."""
+        return DefensiveMixture([component.select(rows) for component in self.components], self.shares)
 
-def proposal_for(name: ProposalName, vae: VAE, posterior: DiagonalNormal) -> Proposal:
-    """The named proposal for the rows whose posterior is given, shape (B, L).
 
-    `encoder` is the posterior itself. `defensive` adds a tenth of draws from it at three times its width, and a tenth
-    from the prior.
+def proposal_for(name: ProposalName, vae: VAE, x: Tensor, num_samples: int) -> Proposal:
+    """The named proposal for so many draws for each of the rows x, shape (B, D).
+
+    - `encoder`: the encoder's posterior.
+    - `defensive`: a tenth of the draws from it at three times its width, and a tenth from the prior.
+    - `survey`: half of the draws around the likeliest points of a survey of the prior, and a tenth from the prior; for
+      up to three latents, where an encoder alone misses modes.
     """
+    posterior = vae.posterior(x)
     if name == "encoder":
         return posterior
     prior = vae.prior()
     everywhere = DiagonalNormal(prior.mean.expand_as(posterior.mean), prior.std.expand_as(posterior.std))
-    wide = DiagonalNormal(posterior.mean, 3.0 * posterior.std)
-    return DefensiveMixture([posterior, wide, everywhere], [0.8, 0.1, 0.1])
+    if name == "defensive":
+        wide = DiagonalNormal(posterior.mean, 3.0 * posterior.std)
+        return DefensiveMixture([posterior, wide, everywhere], [0.8, 0.1, 0.1])
+    kernels = survey_of(vae).kernels(x, DefensiveMixture.count(0.5, num_samples))
+    return DefensiveMixture([posterior, kernels, everywhere], [0.4, 0.5, 0.1])

@@ -48,6 +48,10 @@ class DiagonalNormal:
         noise = (z.double() - self.mean.double()) / self.std.double()
         return (-0.5 * noise.square() - self.std.double().log() - 0.5 * LOG_2PI).sum(dim=-1)
 
+    def select(self, rows: slice) -> DiagonalNormal:
+        """The same for some of the rows, where mean and std have shape (B, L)."""
+        return DiagonalNormal(self.mean[rows], self.std[rows])
+
     def kl_from_standard(self) -> Tensor:
         """KL(q || N(0, I)) for each latent, shape (..., L), nats."""
         return 0.5 * (self.mean.square() + self.std.square() - 1.0) - self.std.log()

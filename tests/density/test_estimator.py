@@ -74,7 +74,7 @@ def test_tiles_change_nothing_against_the_plain_way(digit_scorer, num_samples, p
     estimates = estimator.estimate(model.vae, x)
     rows = torch.from_numpy(x)
     with torch.inference_mode():
-        plain = proposal_for(proposal, model.vae, model.vae.posterior(rows))
+        plain = proposal_for(proposal, model.vae, rows, num_samples)
         noise = estimator.noise(x, 4, torch.float32)
         expected = log_likelihood(log_weights(model.vae, rows, plain, noise))
     np.testing.assert_allclose(estimates.log_likelihood, expected.numpy(), atol=2e-4, rtol=0)
