@@ -77,6 +77,14 @@ class WeightedDraws:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightBlock:
+    """Log weights of a block of rows, shape (S, B), float64; only the first `rows` of the B are real."""
+
+    log_weights: Tensor
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Estimator:
     """How log p(x) is estimated. Thresholds hold only for the estimator that they were fitted with.
 
@@ -99,13 +107,29 @@ class Estimator:
 
     def estimate(self, vae: VAE, x: np.ndarray) -> Estimates:
         """Estimate log p(x) for rows in the network's units, shape (B, D)."""
-        # Sums round differently for different shapes, too: what fills the block is cut off after them.
-        parts = [[part[: draws.rows] for part in diagnose(draws.log_weights)] for draws in self.draws(vae, x)]
+        parts = []
+        for block in self.blocks(vae, x):
+            # Sums round differently for different shapes, too: what fills the block is cut off after them.
+            parts.append([part[: block.rows] for part in diagnose(block.log_weights)])
         if not parts:
             none = np.zeros(0)
             return Estimates(none, none, none, none, none.astype(bool), none.astype(int))
         log_likelihood, error, size, tail, reliable = (np.concatenate(column) for column in zip(*parts, strict=True))
         return Estimates(log_likelihood, error, size, tail, reliable, np.full(len(x), self.num_samples))
+
+    def blocks(self, vae: VAE, x: np.ndarray) -> Iterator[WeightBlock]:
+        """The log weights of the rows x, shape (B, D), in blocks of one shape."""
+        tiling = Tiling.for_device(vae.device)
+        log_weights = torch.zeros((self.num_samples, tiling.rows), dtype=torch.float64, device=vae.device)
+        filled = 0
+        for draws in self.draws(vae, x):
+            log_weights[:, filled : filled + draws.rows] = draws.log_weights[:, : draws.rows]
+            filled += draws.rows
+            if filled == tiling.rows:
+                yield WeightBlock(log_weights, filled)
+                filled = 0
+        if filled:
+            yield WeightBlock(log_weights, filled)
 
     def draws(self, vae: VAE, x: np.ndarray) -> Iterator[WeightedDraws]:
         """Weighted draws for the rows x, shape (B, D), in order, a few rows at a time."""
@@ -120,8 +144,8 @@ class Estimator:
                     chosen = slice(first, first + group)
                     noise = self.noise(padded(block[chosen], group), vae.architecture.latents, vae.dtype)
                     few, its = proposal.select(chosen), given.select(chosen)
-                    z, weights = weigh(vae, its, few, noise.to(vae.device), tiling.evaluations)
-                    yield WeightedDraws(z, weights, len(block[chosen]))
+                    z, log_weights = weigh(vae, its, few, noise.to(vae.device), tiling.evaluations)
+                    yield WeightedDraws(z, log_weights, len(block[chosen]))
 
     def noise(self, x: np.ndarray, latents: int, dtype: torch.dtype) -> Tensor:
         """Standard-normal draws for each row of x from the row's own seed, shape (S, B, L)."""

@@ -1,0 +1,61 @@
+# The two commands of a fresh machine: `make serve` and `make test`. Both set up .venv first.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3.11
+DATA ?= ../shared/data
+# Where pip finds torch beside its usual index; empty: only there. A Linux machine that reaches the usual index alone gets
+# the build with CUDA, gigabytes of it.
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: serve test format lint types tests evaluate bench density bundled pictures clean
+
+serve: $(VENV)/serve.done
+	$(BIN)/vouch serve
+
+test: format lint types tests
+
+format: $(VENV)/test.done
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/test.done
+	$(BIN)/ruff check .
+
+types: $(VENV)/test.done
+	$(BIN)/mypy
+
+tests: $(VENV)/test.done
+	$(BIN)/python -m pytest
+
+# What follows needs the real data, in the folder DATA.
+
+evaluate: $(VENV)/test.done  ## the bundled models on test digits and on what is none
+	$(BIN)/python scripts/evaluate.py --data $(DATA)
+
+bench: $(VENV)/test.done     ## speed, beside the bare matrix products
+	$(BIN)/python benchmarks/score.py
+
+density: $(VENV)/test.done   ## half an hour of training on the fixed binarization, and its test log-likelihood
+	$(BIN)/python benchmarks/density.py --data $(DATA)
+
+bundled: $(VENV)/test.done   ## train the bundled models anew, as new versions
+	$(BIN)/python scripts/train_bundled.py mnist mnist-2d --data $(DATA)
+
+pictures: $(VENV)/test.done  ## the pictures of the README
+	$(BIN)/python scripts/pictures.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serve.done: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install $(PIP_OPTIONS) -e .
+	touch $@
+
+$(VENV)/test.done: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install $(PIP_OPTIONS) -e '.[dev]'
+	touch $@ $(VENV)/serve.done
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
