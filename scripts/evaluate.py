@@ -56,9 +56,8 @@ def judge_digits(scorer: Scorer, images: Mnist, fashion: np.ndarray, count: int)
             f"KS distance of p_value from uniform {kstest(scores.p_value, 'uniform').statistic:.4f}, "
             f"log p(x) {scores.log_likelihood.mean():7.2f}, reliable {100 * scores.reliable.mean():.1f} %"
         )
-    print(
-        f"  {'invalid images':<17} {'below':>7} {'above':>7} {'invalid':>8} {'AUROC of -log p(x)':>19} {'of 1 - p_value':>15}"
-    )
+    columns = f"{'below':>7} {'above':>7} {'invalid':>8} {'AUROC of -log p(x)':>19} {'of 1 - p_value':>15}"
+    print(f"  {'invalid images':<17} {columns}")
     for name, pictures in invalid_images(images.test, fashion, count).items():
         scores = scorer.score(pictures)
         below, above = 100 * (scores.sides < 0).mean(), 100 * (scores.sides > 0).mean()
@@ -100,8 +99,8 @@ def judge_integral(scorer: Scorer, test: np.ndarray, count: int) -> None:
     print(
         f"{scorer.published.reference}: {count} test digits against a grid of {GRID_POINTS} x {GRID_POINTS} points "
         f"(a coarser grid differs by at most {np.abs(exact - coarse).max():.1e} nats):\n"
-        f"  {(~scores.reliable).sum()} say reliable: false; of the others {(wrong & scores.reliable).sum()} are more than 4 "
-        f"standard errors off; RMSE {math.sqrt((error**2).mean()):.3f} nats, of the reliable ones "
+        f"  {(~scores.reliable).sum()} say reliable: false; of the others {(wrong & scores.reliable).sum()} are more than "
+        f"4 standard errors off; RMSE {math.sqrt((error**2).mean()):.3f} nats, of the reliable ones "
         f"{math.sqrt((error[scores.reliable] ** 2).mean()):.3f}"
     )
     show_worst(scores, error)

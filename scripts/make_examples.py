@@ -27,11 +27,12 @@ def main(data: Annotated[Path, typer.Option(help="folder of the real data")] = D
     labels = read(data / "mnist.npz", "y_test").array.reshape(-1)
     digits = {f"digit-{label}": test[np.flatnonzero(labels == label)[3]] for label in range(10)}
     fashion = read(data / "fashion_mnist.npz", "x_test").array
+    garments = read(data / "fashion_mnist.npz", "y_test").array.reshape(-1)
     generator = np.random.default_rng(0)
     seven = digits["digit-7"]
     others = {
-        "shoe": fashion[1],
-        "shirt": fashion[4],
+        "boot": fashion[garments == 9][0],
+        "shirt": fashion[garments == 6][0],
         "inverted-7": 255 - seven,
         "noise": generator.integers(0, 256, size=(28, 28), dtype=np.uint8),
         "shuffled-7": generator.permutation(seven.reshape(-1)).reshape(28, 28),
@@ -41,7 +42,7 @@ def main(data: Annotated[Path, typer.Option(help="folder of the real data")] = D
         (EXAMPLES / folder).mkdir(parents=True, exist_ok=True)
         for name, image in images.items():
             (EXAMPLES / folder / f"{name}.png").write_bytes(png(image))
-    rows = [seven.reshape(-1).tolist(), others["shoe"].reshape(-1).tolist()]
+    rows = [seven.reshape(-1).tolist(), others["boot"].reshape(-1).tolist()]
     (EXAMPLES / "rows.json").write_text(json.dumps({"instances": rows}, separators=(",", ":")) + "\n")
     np.save(EXAMPLES / "digits.npy", np.stack(list(digits.values())))
 

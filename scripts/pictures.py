@@ -42,9 +42,8 @@ def draw_verdicts(store: Path, path: Path) -> None:
     images = np.stack([read_image(file.read_bytes()).pixels for file in files])
     scores, wide = scorer.score(images), scorer.score(images, (1.0, 99.0))
     columns = 8
-    figure, axes = plt.subplots(
-        -(-len(files) // columns), columns, figsize=(columns * 1.5, -(-len(files) // columns) * 2.05)
-    )
+    lines = -(-len(files) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(columns * 1.5, lines * 2.4))
     for axis in axes.flat:
         axis.set_axis_off()
     for index, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
@@ -56,11 +55,9 @@ def draw_verdicts(store: Path, path: Path) -> None:
             color=colour,
         )
     figure.suptitle(
-        "green: valid inside percentiles 25-75; orange: valid only inside 1-99; red: invalid in both",
-        fontsize=9,
-        y=0.995,
+        "green: valid inside percentiles 25-75; orange: only inside 1-99; red: invalid in both", fontsize=10
     )
-    figure.tight_layout()
+    figure.tight_layout(h_pad=1.2, rect=(0, 0, 1, 0.98))
     figure.savefig(path, dpi=110)
 
 

@@ -43,7 +43,7 @@ MODELS = {
             latents=2,
             hidden=(400, 400),
             augment=1.0,
-            fit=FitOptions(epochs=1000, patience=1000, importance_samples=16, augment_share=0.9),
+            fit=FitOptions(epochs=1000, patience=1000, importance_samples=16),
             estimator=Estimator(num_samples=512, proposal="survey"),
         ),
         "MNIST digits, black and white at 127.5, with two latents to look at",

@@ -1,0 +1,139 @@
+"""Write the README's answers, tables and figures anew, from what really runs.
+
+python scripts/readme.py                       # answers of a service on the bundled models, and the settings
+python scripts/readme.py --figure evaluate=FILE --figure bench=FILE   # and what these commands printed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.cli import fail_in_one_line
+from service.errors import DataError
+from service.settings import Settings
+
+README = Path("README.md")
+COMMAND = re.compile(r"```sh\n(curl .*?)\n```\n(?:\n```json\n.*?\n```\n)?", re.DOTALL)
+WIDTH = 116
+
+
+@fail_in_one_line
+def main(figure: Annotated[list[str] | None, typer.Option(help="NAME=FILE: put a command's output in")] = None) -> None:
+    """Rewrite README.md."""
+    text = README.read_text()
+    with bundled_service() as address:
+        text = COMMAND.sub(lambda match: answered(match[1], address), text)
+    text = between(text, "settings", settings_table())
+    for pair in figure or []:
+        name, _, file = pair.partition("=")
+        text = between(text, name, f"```\n{Path(file).read_text().rstrip()}\n```")
+    README.write_text(text)
+
+
+def answered(command: str, address: str) -> str:
+    """A command with its abridged answer below it."""
+    content = run(command, address)
+    return f"```sh\n{command}\n```\n\n```json\n{pretty(abridged(json.loads(content)))}\n```\n"
+
+
+def run(command: str, address: str) -> str:
+    """What a curl line prints, asked of the service at the address."""
+    line = command.replace("localhost:8000", address)
+    return subprocess.run(["bash", "-c", line], check=True, capture_output=True, text=True).stdout
+
+
+def abridged(value: Any) -> Any:
+    """Long lists as their first two elements and `...`, numbers to six digits, digests to their beginning."""
+    if isinstance(value, dict):
+        return {key: abridged(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return (
+            [abridged(item) for item in value] if len(value) <= 3 else [*(abridged(item) for item in value[:2]), "..."]
+        )
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, str) and value.startswith("sha256:"):
+        return value[:15] + "..."
+    return value
+
+
+def pretty(value: Any, indent: int = 0) -> str:
+    """JSON, each value in one line where it fits."""
+    flat = json.dumps(value)
+    if len(flat) + indent <= WIDTH or not isinstance(value, dict | list) or not value:
+        return flat
+    pad = " " * (indent + 2)
+    if isinstance(value, dict):
+        lines = [f"{pad}{json.dumps(key)}: {pretty(item, indent + 2)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(lines) + "\n" + " " * indent + "}"
+    return "[\n" + ",\n".join(pad + pretty(item, indent + 2) for item in value) + "\n" + " " * indent + "]"
+
+
+def between(text: str, name: str, content: str) -> str:
+    """The text with other content between the marks of a name."""
+    pattern = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
+    if not pattern.search(text):
+        raise DataError(f"{README}: has no place for {name}")
+    return pattern.sub(lambda _: f"<!-- {name} -->\n{content}\n<!-- /{name} -->", text)
+
+
+def settings_table() -> str:
+    """Every setting with its default."""
+    lines = ["| variable | default | what |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, ()) else f"`{field.default}`"
+        lines.append(f"| `VOUCH_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+@contextmanager
+def bundled_service() -> Iterator[str]:
+    """A service on a copy of the bundled store; gives its address."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree("model_store", Path(folder) / "store")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        environment = os.environ | {
+            "VOUCH_STORE": f"{folder}/store",
+            "VOUCH_PORT": str(port),
+            "VOUCH_LOG_LEVEL": "ERROR",
+        }
+        process = subprocess.Popen([sys.executable, "-m", "service.cli", "serve"], env=environment)
+        try:
+            wait_until_ready(f"http://127.0.0.1:{port}/readyz")
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def wait_until_ready(url: str) -> None:
+    """Wait for a 200, at most a minute."""
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.1)
+    raise DataError(f"{url}: the service did not become ready within a minute")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,114 @@
+"""The README holds: its commands run and answer as it says, and nothing that a user may set or call is missing."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.settings import Settings
+from tests.conftest import REPOSITORY, running_service
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+import readme
+
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = re.findall(r"```sh\n(curl .*?)\n```\n\n```json\n(.*?)\n```\n", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory):
+    """A service on a copy of the bundled store."""
+    folder = tmp_path_factory.mktemp("bundled")
+    shutil.copytree(REPOSITORY / "model_store", folder / "store")
+    with running_service(folder / "store", folder / "log") as client:
+        yield client
+
+
+def check_alike(found, expected, place=""):
+    """The same document, numbers to a hundredth of a percent: machines differ in the last bits."""
+    assert type(found) is type(expected) or {type(found), type(expected)} == {int, float}, place
+    if isinstance(found, dict):
+        assert found.keys() == expected.keys(), place
+        for key in found:
+            check_alike(found[key], expected[key], f"{place}.{key}")
+    elif isinstance(found, list):
+        assert len(found) == len(expected), place
+        for index, pair in enumerate(zip(found, expected, strict=True)):
+            check_alike(*pair, f"{place}[{index}]")
+    elif isinstance(found, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4), place
+    elif not place.endswith("request_id"):
+        assert found == expected, place
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+def test_every_curl_line_answers_as_the_readme_says(bundled):
+    assert len(COMMANDS) >= 14
+    for command, answer in COMMANDS:
+        printed = readme.run(command, str(bundled.base_url).removeprefix("http://"))
+        check_alike(readme.abridged(json.loads(printed)), json.loads(answer), command)
+
+
+def test_the_python_lines_run():
+    code = re.search(r"```python\n(.*?)\n```", README, re.DOTALL)[1]
+    program = f"import numpy as np; rows = np.load('examples/digits.npy')\n{code}"
+    printed = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert "valid" in printed.stdout
+
+
+def test_every_setting_and_endpoint_is_in_the_readme(bundled):
+    for name in Settings.model_fields:
+        assert f"`VOUCH_{name.upper()}`" in README
+    for path in bundled.get("/openapi.json").json()["paths"]:
+        stem = path.split("/")[1].split("{")[0]
+        assert f"/{stem}" in README, path
+
+
+def test_the_bundled_models_are_small_and_ready(bundled):
+    assert bundled.get("/readyz").json() == {"status": "ok", "models": {"mnist": "ready", "mnist-2d": "ready"}}
+    for version in (REPOSITORY / "model_store").glob("*/*/"):
+        sizes = [file.stat().st_size for file in version.iterdir()]
+        assert max(sizes) < 5e6
+        assert sum(sizes) < 8e6
+
+
+def test_the_examples_are_judged_as_the_readme_says(bundled):
+    def accepted(folder, percentiles):
+        names = set()
+        for file in (REPOSITORY / "examples" / folder).glob("*.png"):
+            answer = bundled.post(
+                f"/score?percentiles={percentiles}", content=file.read_bytes(), headers={"content-type": "image/png"}
+            )
+            if answer.json()["scores"][0]["verdict"] == "valid":
+                names.add(file.stem)
+        return names
+
+    assert accepted("invalid", "25,75") == set()
+    assert accepted("invalid", "1,99") <= {"blank"}
+    assert 3 <= len(accepted("valid", "25,75")) <= 8
+    assert len(accepted("valid", "1,99")) >= 9
+
+
+def test_the_shipped_rows_are_the_shipped_images():
+    from service.data.images import read_image
+
+    digits = np.load(REPOSITORY / "examples" / "digits.npy")
+    first = read_image((REPOSITORY / "examples" / "valid" / "digit-0.png").read_bytes()).pixels
+    np.testing.assert_array_equal(digits[0], first)
+
+
+def test_no_file_names_a_path_of_a_machine():
+    tracked = subprocess.run(
+        ["git", "ls-files"], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    ).stdout.split()
+    for name in tracked.stdout.split():
+        path = Path(REPOSITORY / name)
+        if path.suffix in {".py", ".md", ".toml", ".yaml", ".json", ""} and path.is_file():
+            assert str(REPOSITORY) not in path.read_text(errors="ignore"), name
