@@ -58,14 +58,13 @@ def run(command: str, address: str) -> str:
     return subprocess.run(["bash", "-c", line], check=True, capture_output=True, text=True).stdout
 
 
-def abridged(value: Any) -> Any:
-    """Long lists as their first two elements and `...`, numbers to six digits, digests to their beginning."""
+def abridged(value: Any, depth: int = 0) -> Any:
+    """The beginning of long lists and of digests, objects down to the second level, numbers to six digits."""
     if isinstance(value, dict):
-        return {key: abridged(item) for key, item in value.items()}
+        return "..." if depth > 1 else {key: abridged(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return (
-            [abridged(item) for item in value] if len(value) <= 3 else [*(abridged(item) for item in value[:2]), "..."]
-        )
+        shown = value[: 2 if len(value) < 3 or not isinstance(value[0], dict) else 1]
+        return [abridged(item, depth) for item in shown] + ["..."] * (len(value) > len(shown))
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, str) and value.startswith("sha256:"):

@@ -163,7 +163,7 @@ class Scorer:
                     share = weights[:, index, None]
                     means.append((share * vae.likelihood.mean(output)).sum(dim=0))
                     given = vae.likelihood.log_prob(output, torch.from_numpy(row).to(output)).double()
-                    features.append((given + share.log()).logsumexp(dim=0) - self.column_log_volume(given))
+                    features.append(self.in_column_units((given + share.log()).logsumexp(dim=0)))
                     observed.append(self.posterior_draws(output, weights[:, index], row, draws))
                     done += 1
         features_count = self.model.input.features
@@ -182,12 +182,15 @@ class Scorer:
         picks = torch.multinomial(weights.cpu(), draws, replacement=True, generator=generator)
         return self.model.vae.likelihood.sample(output[picks.to(output.device)], generator)
 
-    def column_log_volume(self, like: Tensor) -> Tensor:
-        """log scale of each column, shape (D,): what turns densities of standardised columns into the columns' own."""
+    def in_column_units(self, log_prob: Tensor) -> Tensor:
+        """log p(x_j), shape (D,): densities of standardised columns as those of the columns themselves.
+
+        Masses stay as they are, but for what rounding lifts above 1.
+        """
         transform = self.model.input.transform
         if transform.kind != "standard":
-            return torch.zeros_like(like[0])
-        return torch.tensor(transform.scale, dtype=like.dtype, device=like.device).log()
+            return log_prob.clamp(max=0.0)
+        return log_prob - torch.tensor(transform.scale, dtype=log_prob.dtype, device=log_prob.device).log()
 
     def sample(self, num: int, seed: int, of: str = "observation") -> Samples:
         """Ancestral samples: z from the prior, then x given z (`observation`) or E[x | z] (`mean`)."""
