@@ -32,7 +32,7 @@ def main(
 ) -> None:
     """Print rows per second, microseconds per decoder evaluation, and the ratio to the floor."""
     torch.set_num_threads(threads)
-    scorer = load(model, store, device="cpu")
+    scorer = load(model, store, "cpu", threads)
     batch = scorer.sample(rows, seed=1).samples
     evaluations = rows * scorer.model.estimator.num_samples
     paths: dict[str, Callable[[], object]] = {

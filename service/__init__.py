@@ -20,7 +20,9 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0"
 
 
-def load(name: str, store: str | os.PathLike[str] = "model_store", device: str = "auto") -> Scorer:
+def load(
+    name: str, store: str | os.PathLike[str] = "model_store", device: str = "auto", threads: int | None = None
+) -> Scorer:
     """Load a published model, ready to score: `NAME`, `NAME@VERSION` or `NAME@ALIAS`.
 
     Every file's hash is checked first.
@@ -32,4 +34,4 @@ def load(name: str, store: str | os.PathLike[str] = "model_store", device: str =
     from service.scorer import load_scorer  # here, so that `import service` stays instant
     from service.store import Store
 
-    return load_scorer(Store(store), name, device)
+    return load_scorer(Store(store), name, device, threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -29,9 +30,9 @@ class Model:
         if self.estimator.proposal == "survey" and latents > MAX_LATENTS:
             raise CalibrationError(f"the survey proposal is for up to {MAX_LATENTS} latents, the network has {latents}")
 
-    def estimates(self, rows: np.ndarray) -> Estimates:
+    def estimates(self, rows: np.ndarray, pool: Executor | None = None) -> Estimates:
         """Estimate log p(x) of checked rows (`InputSpec.rows`), shape (B, D), in the units of the training data."""
-        estimates = self.estimator.estimate(self.vae, self.input.encode(rows))
+        estimates = self.estimator.estimate(self.vae, self.input.encode(rows), pool)
         return replace(estimates, log_likelihood=estimates.log_likelihood - self.input.transform.log_volume())
 
     @cached_property
@@ -54,14 +55,19 @@ class Calibration:
     fingerprint: str
 
     @staticmethod
-    def fit(model: Model, rows: np.ndarray, percentiles: tuple[float, float] = (25.0, 75.0)) -> Calibration:
+    def fit(
+        model: Model,
+        rows: np.ndarray,
+        percentiles: tuple[float, float] = (25.0, 75.0),
+        pool: Executor | None = None,
+    ) -> Calibration:
         """Score valid rows that were not trained on, shape (n, D), with the estimator that will serve.
 
         Raises:
             CalibrationError: too few rows for the percentiles.
         """
         Band.fit(np.zeros(len(rows)), percentiles)  # too few rows are refused before they are scored
-        return Calibration(np.sort(model.estimates(rows).log_likelihood), percentiles, model.fingerprint)
+        return Calibration(np.sort(model.estimates(rows, pool).log_likelihood), percentiles, model.fingerprint)
 
     def band(self, percentiles: tuple[float, float] | None = None) -> Band:
         """The band between the default percentiles, or others."""

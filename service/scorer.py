@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.density.estimator import Tiling, padded, row_generator
+from service.density.estimator import Tiling, padded, row_generator, worker_pool
 from service.density.importance import normalized_weights
 from service.errors import InputError
+from service.settings import cpu_quota
 from service.store import Published, Store
 from service.validity.band import SIDES, Band, Side, Verdict
 from service.validity.conformal import percentile, two_sided_p_value
@@ -96,13 +97,14 @@ class Scorer:
     cannot be read.
     """
 
-    def __init__(self, published: Published, device: torch.device | None = None) -> None:
+    def __init__(self, published: Published, device: torch.device | None = None, threads: int = 1) -> None:
         self.published = published
         self.model = published.model
         self.calibration = published.calibration
         self.calibration.check_belongs_to(self.model)
         self.band = self.calibration.band()
         self.model.vae.to(device or torch.device("cpu"))
+        self.pool = worker_pool(threads) if threads > 1 and self.model.vae.device.type == "cpu" else None
 
     @property
     def latents(self) -> int:
@@ -128,12 +130,12 @@ class Scorer:
             CalibrationError: percentiles that the number of validation rows cannot give.
         """
         band = self.band if percentiles is None else self.calibration.band(percentiles)
-        estimates = self.model.estimates(self.rows(rows))
+        estimates = self.model.estimates(self.rows(rows), self.pool)
         log_likelihood = estimates.log_likelihood
         return Scores(
             band=band,
             sides=band.sides(log_likelihood),
-            certain=band.certain(log_likelihood, estimates.std_error),
+            certain=band.certain(log_likelihood, estimates.std_error, estimates.reliable),
             reliable=estimates.reliable,
             log_likelihood=log_likelihood,
             std_error=estimates.std_error,
@@ -232,6 +234,8 @@ class Scorer:
         with torch.inference_mode():
             output = self.decoded(torch.from_numpy(z).to(self.model.vae.device, self.model.vae.dtype))
             means = numbers(self.model.vae.likelihood.mean(output))
+        if not np.isfinite(means).all():
+            raise InputError("some latents are so far out that the decoder overflows")
         return self.model.input.decode(means)
 
     def manifold(self, size: int, axes: tuple[int, int] = (0, 1)) -> Manifold:
@@ -259,9 +263,13 @@ class Scorer:
         return torch.cat(outputs)
 
 
-def load_scorer(store: Store, name: str | None = None, device: str = "auto") -> Scorer:
-    """Load and verify a model of the store: NAME, NAME@VERSION, NAME@ALIAS, or None for the default."""
-    return Scorer(store.load(store.resolve(name)), torch_device(device))
+def load_scorer(store: Store, name: str | None = None, device: str = "auto", threads: int | None = None) -> Scorer:
+    """Load and verify a model of the store: NAME, NAME@VERSION, NAME@ALIAS, or None for the default.
+
+    Args:
+        threads: how many cores score rows side by side; None: all that this process may use.
+    """
+    return Scorer(store.load(store.resolve(name)), torch_device(device), threads or cpu_quota())
 
 
 def torch_device(name: str) -> torch.device:

@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the network runs; auto: a GPU if there is one"
     )
-    threads: int = Field(0, ge=0, description="torch threads; 0 takes the container's CPU quota")
+    threads: int = Field(0, ge=0, description="cores that score rows side by side; 0 takes the container's CPU quota")
     api_keys_file: Path | None = Field(
         None, description="file of `sha256-of-key scope,scope` lines; without it no key is asked for"
     )
@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe log line")
 
     def thread_count(self) -> int:
-        """Torch threads: those set, or the CPUs that the container may use."""
+        """Cores to score on: those set, or the CPUs that the container may use."""
         return self.threads or cpu_quota()
 
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from safetensors.torch import save as save_tensors
 from service import __version__
 from service.data.schema import Frozen, InputSpec
 from service.density.estimator import Estimator
-from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError
+from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError, UnavailableError
 from service.model import Calibration, Model
 from service.vae.network import VAE, Architecture
 
@@ -61,7 +61,7 @@ class CalibrationCard(Frozen):
 class Card(Frozen):
     """What a model is, how it was made, and how it is to be read."""
 
-    format: int = 1
+    format: Literal[1] = 1
     name: str
     version: str
     created: datetime
@@ -134,9 +134,10 @@ class Store:
     def versions(self, name: str) -> list[str]:
         """A model's published versions, oldest first. A folder without a manifest was never finished: it is none."""
         folder = self.root / checked_name(name)
-        if not folder.is_dir():
+        try:
+            found = [e.name for e in folder.iterdir() if VERSION.fullmatch(e.name) and (e / MANIFEST).is_file()]
+        except OSError:  # not there, or a folder that we may not read: no model of ours
             return []
-        found = [e.name for e in folder.iterdir() if VERSION.fullmatch(e.name) and (e / MANIFEST).is_file()]
         return sorted(found, key=int)
 
     def aliases(self) -> Aliases:
@@ -300,8 +301,12 @@ class Store:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the store's lock, so that two writers of aliases.json follow each other."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as lock:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise UnavailableError(f"the store cannot be written: {type(error).__name__}", 60.0) from error
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

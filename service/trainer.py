@@ -15,10 +15,11 @@ import torch
 
 from service.data.readers import Rows
 from service.data.schema import Binary, Grey, InputSpec, Standard, Transform
-from service.density.estimator import Estimator
+from service.density.estimator import Estimator, worker_pool
 from service.density.survey import MAX_LATENTS
 from service.errors import CalibrationError, DataError
 from service.model import Calibration, Model
+from service.settings import cpu_quota
 from service.store import Published, Reference, Store
 from service.vae.augmentation import Augmentation, random_affine
 from service.vae.network import VAE, ActivationName, Architecture, LikelihoodName
@@ -161,7 +162,7 @@ def train_on_split(
     rows, judged = network_rows(spec, split.train), network_rows(spec, split.validation)
     report = fit(vae, rows, judged, recipe.fit, on_epoch, augmentation_of(spec, split.train, recipe))
     model = Model(vae.eval().requires_grad_(False), spec, recipe.estimator)
-    calibration = Calibration.fit(model, spec.rows(split.calibration), recipe.percentiles)
+    calibration = Calibration.fit(model, spec.rows(split.calibration), recipe.percentiles, worker_pool(cpu_quota()))
     reference = store.publish(
         name,
         model,
@@ -224,7 +225,9 @@ def recalibrate(
         )
     model = Model(old.vae, old.input, estimator or old.estimator)
     rows = model.input.rows(data.array)
-    calibration = Calibration.fit(model, rows, percentiles or published.calibration.percentiles)
+    calibration = Calibration.fit(
+        model, rows, percentiles or published.calibration.percentiles, worker_pool(cpu_quota())
+    )
     return store.publish(
         published.reference.name,
         model,

@@ -21,7 +21,21 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # The package's `load` is the program's shortest use; it imports the scorer when it is called.
 ALLOWED = {("__init__", "scorer"), ("__init__", "store")}
 NUMERICAL = {"vae": {"torch"}, "density": {"torch", "numpy"}, "validity": {"numpy"}}
-STANDARD = {"abc", "collections", "copy", "dataclasses", "fractions", "hashlib", "math", "time", "typing", "itertools"}
+STANDARD = {
+    "abc",
+    "collections",
+    "concurrent",
+    "contextlib",
+    "copy",
+    "functools",
+    "dataclasses",
+    "fractions",
+    "hashlib",
+    "math",
+    "time",
+    "typing",
+    "itertools",
+}
 
 
 def modules():

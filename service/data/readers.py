@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,7 +201,10 @@ def parse_csv(
     header = [name.strip() for name in next(lines, [])]
     if not header:
         raise DataError(f"{source}: is empty, expected a header and rows")
-    twice = {name for name in header if header.count(name) > 1}
+    if exactly and len(header) > len(columns or header):
+        raise DataError(f"{source}: has {len(header):,} columns, expected {', '.join(columns or ())}")
+    counts = Counter(header)
+    twice = {name for name in header if counts[name] > 1}
     if twice:
         place = [position for position, name in enumerate(header, start=1) if name in twice]
         raise DataError(f"{source}: columns {place[0]} and {place[1]} have the same name")
@@ -210,8 +214,6 @@ def parse_csv(
     absent = [name for name in chosen if name not in header]
     if absent:
         raise DataError(f"{source}: has no column {absent[0]!r}")
-    if exactly and len(header) > len(chosen):
-        raise DataError(f"{source}: has columns that the model does not know, expected {', '.join(chosen)}")
     picks = [header.index(name) for name in chosen]
     values: list[list[float]] = []
     for number, cells in enumerate(lines, start=2):

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -24,6 +27,7 @@ from service.vae.network import VAE
 
 IMPOSSIBLE = -1e300  # nats
 MAX_SAMPLES = 100_000
+MIN_SAMPLES = 25  # fewer may agree by chance
 KHAT_LIMIT = 0.7
 MIN_RELATIVE_ESS = 0.02
 
@@ -37,8 +41,11 @@ class Tiling:
 
     @staticmethod
     def for_device(device: torch.device) -> Tiling:
-        """A CPU's tile of logits stays in its cache; a GPU needs much larger ones to be busy."""
-        return Tiling(rows=16, evaluations=256) if device.type == "cpu" else Tiling(rows=256, evaluations=65536)
+        """Large enough to share out what a tile costs beside its products, small enough for a CPU's caches.
+
+        A GPU needs much larger ones to be busy.
+        """
+        return Tiling(rows=16, evaluations=512) if device.type == "cpu" else Tiling(rows=256, evaluations=65536)
 
     def group(self, samples: int) -> int:
         """How many rows share a tile: a power of two that divides the block."""
@@ -77,14 +84,6 @@ class WeightedDraws:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightBlock:
-    """Log weights of a block of rows, shape (S, B), float64; only the first `rows` of the B are real."""
-
-    log_weights: Tensor
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
 class Estimator:
     """How log p(x) is estimated. Thresholds hold only for the estimator that they were fitted with.
 
@@ -105,53 +104,79 @@ class Estimator:
         """What a row costs, in decoder evaluations."""
         return self.num_samples
 
-    def estimate(self, vae: VAE, x: np.ndarray) -> Estimates:
-        """Estimate log p(x) for rows in the network's units, shape (B, D)."""
-        parts = []
-        for block in self.blocks(vae, x):
-            # Sums round differently for different shapes, too: what fills the block is cut off after them.
-            parts.append([part[: block.rows] for part in diagnose(block.log_weights)])
+    def estimate(self, vae: VAE, x: np.ndarray, pool: Executor | None = None) -> Estimates:
+        """Estimate log p(x) for rows in the network's units, shape (B, D); a pool's threads share the blocks."""
+        length = Tiling.for_device(vae.device).rows
+        blocks = [x[start : start + length] for start in range(0, len(x), length)]
+        run = map if pool is None else pool.map
+        parts = list(run(partial(self.diagnosed, vae), blocks))
         if not parts:
             none = np.zeros(0)
             return Estimates(none, none, none, none, none.astype(bool), none.astype(int))
         log_likelihood, error, size, tail, reliable = (np.concatenate(column) for column in zip(*parts, strict=True))
         return Estimates(log_likelihood, error, size, tail, reliable, np.full(len(x), self.num_samples))
 
-    def blocks(self, vae: VAE, x: np.ndarray) -> Iterator[WeightBlock]:
-        """The log weights of the rows x, shape (B, D), in blocks of one shape."""
-        tiling = Tiling.for_device(vae.device)
-        log_weights = torch.zeros((self.num_samples, tiling.rows), dtype=torch.float64, device=vae.device)
+    def diagnosed(self, vae: VAE, block: np.ndarray) -> list[np.ndarray]:
+        """log_likelihood, std_error, ess, khat and reliable of a block's rows."""
+        shape = (self.num_samples, Tiling.for_device(vae.device).rows)
+        log_weights = torch.zeros(shape, dtype=torch.float64, device=vae.device)
         filled = 0
-        for draws in self.draws(vae, x):
+        for draws in self.draws(vae, block):
             log_weights[:, filled : filled + draws.rows] = draws.log_weights[:, : draws.rows]
             filled += draws.rows
-            if filled == tiling.rows:
-                yield WeightBlock(log_weights, filled)
-                filled = 0
-        if filled:
-            yield WeightBlock(log_weights, filled)
+        # Sums round differently for different shapes, too: what fills the block is cut off after them.
+        return [part[:filled] for part in diagnose(log_weights)]
 
     def draws(self, vae: VAE, x: np.ndarray) -> Iterator[WeightedDraws]:
         """Weighted draws for the rows x, shape (B, D), in order, a few rows at a time."""
+        length = Tiling.for_device(vae.device).rows
+        for start in range(0, len(x), length):
+            yield from self.block_draws(vae, x[start : start + length])
+
+    def block_draws(self, vae: VAE, block: np.ndarray) -> Iterator[WeightedDraws]:
+        """Weighted draws for at most a block of rows."""
         tiling = Tiling.for_device(vae.device)
         group = tiling.group(self.num_samples)
-        with torch.inference_mode():
-            for start in range(0, len(x), tiling.rows):
-                block = x[start : start + tiling.rows]
-                rows = torch.from_numpy(padded(block, tiling.rows)).to(vae.device, vae.dtype)
-                proposal, given = proposal_for(self.proposal, vae, rows, self.num_samples), conditional(vae, rows)
-                for first in range(0, len(block), group):
-                    chosen = slice(first, first + group)
-                    noise = self.noise(padded(block[chosen], group), vae.architecture.latents, vae.dtype)
-                    few, its = proposal.select(chosen), given.select(chosen)
-                    z, log_weights = weigh(vae, its, few, noise.to(vae.device), tiling.evaluations)
-                    yield WeightedDraws(z, log_weights, len(block[chosen]))
+        with one_thread(), torch.inference_mode():
+            rows = torch.from_numpy(padded(block, tiling.rows)).to(vae.device, vae.dtype)
+            proposal, given = proposal_for(self.proposal, vae, rows, self.num_samples), conditional(vae, rows)
+        for first in range(0, len(block), group):
+            chosen = slice(first, first + group)
+            noise = self.noise(padded(block[chosen], group), vae.architecture.latents, vae.dtype)
+            with one_thread(), torch.inference_mode():
+                few, its = proposal.select(chosen), given.select(chosen)
+                z, log_weights = weigh(vae, its, few, noise.to(vae.device), tiling.evaluations)
+            yield WeightedDraws(z, log_weights, len(block[chosen]))
 
     def noise(self, x: np.ndarray, latents: int, dtype: torch.dtype) -> Tensor:
         """Standard-normal draws for each row of x from the row's own seed, shape (S, B, L)."""
         kind = np.float64 if dtype == torch.float64 else np.float32
         draws = [row_generator(row, self.seed).standard_normal((self.num_samples, latents), dtype=kind) for row in x]
         return torch.from_numpy(np.stack(draws, axis=1))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch run this thread's operations on one core.
+
+    Where torch splits an operation among threads, the last elements of each part may round differently: a score would
+    depend on how many there are. Blocks of rows run in parallel instead (`Estimator.estimate`).
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def worker_pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that score blocks of rows side by side, each with one torch thread; shared by all scorers."""
+    return ThreadPoolExecutor(threads, "scorer", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def weigh(vae: VAE, given: Conditional, proposal: Proposal, noise: Tensor, evaluations: int) -> tuple[Tensor, Tensor]:
@@ -179,7 +204,7 @@ def diagnose(log_weights: Tensor) -> tuple[np.ndarray, ...]:
     size, tail = importance.ess(log_weights), khat(log_weights)
     limit = min(1.0 - 1.0 / np.log10(samples), KHAT_LIMIT) if samples > 10 else 0.0
     possible = log_weights.amax(dim=0) > IMPOSSIBLE
-    exact = possible & (size >= (1.0 - 1e-6) * samples)  # all weights equal: no tail, and no doubt
+    exact = (samples >= MIN_SAMPLES) & possible & (size >= (1.0 - 1e-6) * samples)
     reliable = exact | ((tail <= limit) & (size >= MIN_RELATIVE_ESS * samples))
     numbers = (importance.log_likelihood(log_weights), importance.std_error(log_weights), size, tail, reliable)
     return tuple(number.cpu().numpy() for number in numbers)

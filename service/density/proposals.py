@@ -84,8 +84,8 @@ def proposal_for(name: ProposalName, vae: VAE, x: Tensor, num_samples: int) -> P
 
     - `encoder`: the encoder's posterior.
     - `defensive`: a tenth of the draws from it at three times its width, and a tenth from the prior.
-    - `survey`: half of the draws around the likeliest points of a survey of the prior, and a tenth from the prior; for
-      up to three latents, where an encoder alone misses modes.
+    - `survey`: half of the draws around points of a survey of the prior that the row is likely to come from, and a tenth
+      from the prior; for up to three latents, where an encoder alone misses modes.
     """
     posterior = vae.posterior(x)
     if name == "encoder":

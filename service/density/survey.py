@@ -19,7 +19,7 @@ from service.vae.network import VAE
 
 MAX_LATENTS = 3  # beyond them the points are too sparse to find a mode
 POINTS = 4096
-CENTRES = 64  # the likeliest points, around which a row's draws are made
+CENTRES = 64  # points around which a row's draws are made
 TEMPERATURE = 2.0  # flattens the points' posterior, so that lesser modes get draws, too
 STRETCH = 1.2  # of the points beyond the prior
 
@@ -31,8 +31,10 @@ class Survey:
         latents = vae.architecture.latents
         sobol = torch.quasirandom.SobolEngine(latents, scramble=True, seed=0).draw(POINTS, dtype=torch.float64)
         normal = math.sqrt(2.0) * torch.erfinv(2.0 * sobol.clamp(1e-9, 1 - 1e-9) - 1.0)
+        # In the sequence's own order, evenly spaced ranks would fall into step with it (`kernels`).
+        normal = normal[torch.randperm(POINTS, generator=torch.Generator().manual_seed(0))]
         points = STRETCH * normal
-        self.vae = vae
+        self.likelihood = vae.likelihood  # not the network: the cache below would never let go of it
         self.points = points.to(vae.device, vae.dtype)
         self.log_prior = vae.prior().log_prob(self.points)  # (K,)
         # The distance between neighbours: the points' density is that of a normal STRETCH wide.
@@ -46,18 +48,26 @@ class Survey:
         if self.softplus is not None:
             given = (x @ self.output.mT - self.softplus).double()
         else:
-            likelihood = self.vae.likelihood
-            given = torch.stack([likelihood.log_prob(self.output, row).sum(-1, dtype=torch.float64) for row in x])
+            given = torch.stack([self.likelihood.log_prob(self.output, row).sum(-1, dtype=torch.float64) for row in x])
         return given.nan_to_num(-1e300, -1e300, -1e300) + self.log_prior
 
     def kernels(self, x: Tensor, draws: int) -> KernelMixture:
-        """Normals around the likeliest points of each row, shape (B, D), that share out so many draws."""
-        best = self.log_joint(x).topk(CENTRES, dim=-1)
-        probability = (best.values / TEMPERATURE).softmax(dim=-1)  # (B, J)
-        # Systematic: the counts differ from their expectation by less than one, and need no randomness.
-        ends = (probability.cumsum(dim=-1) * draws + 0.5).floor().clamp(max=draws)
-        ends[:, -1] = draws
-        return KernelMixture(self.points[best.indices], self.spacing[best.indices], ends)
+        """Normals around points that stand for each row's posterior, shape (B, D), that share out so many draws evenly.
+
+        The points are resampled systematically by their flattened posterior. Where it is broad, a few of many likely
+        points stand for all, and their normals are widened to reach each other.
+        """
+        probability = (self.log_joint(x) / TEMPERATURE).softmax(dim=-1)  # (B, K)
+        ranks = (torch.arange(CENTRES, dtype=probability.dtype, device=x.device) + 0.5) / CENTRES
+        cumulative = probability.cumsum(dim=-1)
+        chosen = torch.searchsorted(cumulative, ranks.expand(len(x), CENTRES).contiguous()).clamp(
+            max=POINTS - 1
+        )  # (B, J)
+        perplexity = 1.0 / probability.square().sum(dim=-1, keepdim=True)  # how many points are likely
+        wider = (perplexity / CENTRES).clamp(min=1.0) ** (1.0 / self.points.shape[-1])
+        widths = (self.spacing[chosen] * wider).clamp(max=1.0)
+        ends = (torch.arange(1, CENTRES + 1, dtype=widths.dtype, device=x.device) * draws / CENTRES + 0.5).floor()
+        return KernelMixture(self.points[chosen], widths, ends.clamp(max=draws).expand(len(x), CENTRES).contiguous())
 
 
 class KernelMixture:

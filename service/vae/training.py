@@ -133,7 +133,7 @@ def fit(
             if clock.is_over():
                 stopped = "minutes"
                 break
-            if epoch - best_epoch >= options.patience:
+            if run.is_plain(epoch) and epoch - best_epoch >= options.patience:
                 stopped = "patience"
                 break
     except KeyboardInterrupt:
@@ -169,6 +169,11 @@ class Run:
             if self.clock.is_over():
                 break
         return sum(bounds) / len(bounds)
+
+    def is_plain(self, epoch: int) -> bool:
+        """Whether what is being fitted is the objective itself: no augmentation, and the KL term at its weight."""
+        augmented = self.augment is not None and self.clock.fraction(epoch) < self.options.augment_share
+        return not augmented and epoch >= self.options.warmup_epochs
 
     def step(self, x: Tensor, kl_weight: float, fraction: float, epoch: int) -> float:
         """One step of the optimizer on the rows x, shape (B, D); their bound before it."""

@@ -14,8 +14,10 @@ Side = Literal["below", "inside", "above"]
 Verdict = Literal["valid", "invalid"]
 SIDES: tuple[Side, ...] = ("below", "inside", "above")
 
-# An estimate's interval is +- this many standard errors: 99.7 % for a normal error.
+# An estimate's interval is +- this many standard errors: 99.7 % for a normal error. Where the weights have a heavy tail
+# their standard error understates the spread (it cannot exceed 1 nat), in the median by two thirds: thrice as many.
 INTERVAL_WIDTH = 3.0
+UNRELIABLE_WIDTH = 9.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,9 @@ class Band:
         """-1 below, 0 inside, 1 above: shape (B,), int."""
         return (log_likelihood > self.high).astype(int) - (log_likelihood < self.low).astype(int)
 
-    def certain(self, log_likelihood: np.ndarray, std_error: np.ndarray) -> np.ndarray:
-        """The interval of `INTERVAL_WIDTH` standard errors holds neither end of the band: shape (B,), bool."""
-        margin = INTERVAL_WIDTH * std_error
+    def certain(self, log_likelihood: np.ndarray, std_error: np.ndarray, reliable: np.ndarray) -> np.ndarray:
+        """The estimate's interval holds neither end of the band: shape (B,), bool."""
+        margin = np.where(reliable, INTERVAL_WIDTH, UNRELIABLE_WIDTH) * std_error
         return (np.abs(log_likelihood - self.low) > margin) & (np.abs(log_likelihood - self.high) > margin)
 
 

@@ -65,9 +65,10 @@ def parsed_range(part: str) -> tuple[str, float]:
     kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
     quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
     try:
-        return kind, float(quality)
+        value = float(quality)
     except ValueError:
-        return kind, 0.0
+        value = 0.0
+    return kind, value if 0 <= value <= 1 else 0.0
 
 
 def weight(kind: str, ranges: Sequence[tuple[str, float]]) -> float:

@@ -39,8 +39,8 @@ def create_app(settings: Settings) -> FastAPI:
     """An application that serves the store of the settings; models are loaded when it starts."""
     service = Service(
         settings=settings,
-        registry=Registry(Store(settings.store), settings.device, settings.loaded_versions),
-        inference=InferenceThread(settings.max_queue_evaluations, settings.thread_count()),
+        registry=Registry(Store(settings.store), settings.device, settings.loaded_versions, settings.thread_count()),
+        inference=InferenceThread(settings.max_queue_evaluations),
         keys=Keys.read(settings.api_keys_file),
         metrics=Metrics(),
         drift=DriftMonitor(),
@@ -53,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         summary="Is this row like the data that the model was trained on?",
         lifespan=lifespan,
+        redirect_slashes=False,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.service = service
@@ -74,7 +75,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     service.inference.start()
     await asyncio.wrap_future(service.inference.submit(service.warming_up(), timeout_s=600.0))
-    log.info("started", extra={"models": service.registry.status(), "threads": service.inference.threads})
+    log.info("started", extra={"models": service.registry.status(), "threads": service.registry.threads})
     yield
     await asyncio.to_thread(service.inference.stop)
     log.info("stopped")

@@ -1,8 +1,8 @@
 """The inference thread: one thread that computes, a bounded queue before it, deadlines and fairness.
 
-Torch runs its own threads below this one; several callers of torch would multiply them. The queue is counted in decoder
-evaluations. A long request is cut into pieces and goes back to the end of the queue after each, so that a single row
-behind it waits for one piece and not for all.
+It alone calls the scorer, whose own threads share out a piece's rows: requests side by side would multiply them. The
+queue is counted in decoder evaluations. A long request is cut into pieces and goes back to the end of the queue after each,
+so that a single row behind it waits for one piece and not for all.
 """
 
 from __future__ import annotations
@@ -47,9 +47,8 @@ class Job:
 class InferenceThread:
     """Runs pieces of work in turn, one at a time."""
 
-    def __init__(self, max_cost: int, threads: int) -> None:
+    def __init__(self, max_cost: int) -> None:
         self.max_cost = max_cost
-        self.threads = threads
         self.jobs: deque[Job] = deque()
         self.waiting_cost = 0
         self.rate = 100_000.0  # decoder evaluations a second, measured as we go
@@ -94,7 +93,7 @@ class InferenceThread:
 
     def loop(self) -> None:
         """Take the next job, run one piece of it, put it back behind the others."""
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(1)  # the scorer's own threads share the rows
         while (job := self.take()) is not None:
             if not job.future.cancelled() and time.monotonic() >= job.deadline:
                 self.drop(job, DeadlineError("the request's time ran out before it was computed"))

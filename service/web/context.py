@@ -111,24 +111,31 @@ async def disconnected(request: Request) -> None:
         pass
 
 
-async def body_of(request: Request, limit: int) -> bytes:
+async def body_of(request: Request) -> bytes:
     """The body, refused as soon as it is longer than the limit, whether it declares its length or not.
 
     Raises:
         MediaTypeError: it is compressed.
         TooLargeError: it is too long.
+        DeadlineError: it did not come in time.
     """
     refuse_compressed(request)
+    service = service_of(request)
+    limit = service.settings.max_body_bytes
     declared = request.headers.get("content-length", "0")
     too_large = TooLargeError(f"the body has more than {limit:,} bytes, which this deployment accepts at most")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise too_large
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(service.timeout(request)):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                chunks.append(chunk)
+    except TimeoutError:
+        raise DeadlineError("the request's time ran out before its body was there") from None
     return b"".join(chunks)
 
 

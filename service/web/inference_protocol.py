@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 import msgspec
@@ -10,11 +11,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from service import __version__
-from service.errors import InputError, MalformedError, VouchError
+from service.errors import InputError, MalformedError, TooLargeError, VouchError
 from service.scorer import Scorer, Scores
 from service.web import answers
 from service.web.context import Service, body_of, service_of
-from service.web.problems import STATUSES
+from service.web.problems import STATUSES, retry_headers
 
 INPUT_TYPES = ("FP32", "FP64", "UINT8")
 OUTPUTS = (("log_likelihood", "FP64"), ("percentile", "FP64"), ("p_value", "FP64"), ("verdict", "BYTES"))
@@ -61,7 +62,7 @@ class ProtocolRoute(APIRoute):
                 text = str(error)
                 if isinstance(error, InputError) and error.faults:
                     text = f"{text}: {error.faults[0].message}, expected {error.faults[0].expected}"
-                return answers.json_response({"error": text}, None, status)
+                return answers.json_response({"error": text}, retry_headers(error), status)
 
         return guarded
 
@@ -119,8 +120,8 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
     """Score the rows of one input tensor."""
     service = service_of(request)
     scorer = await service.scorer(reference(name, version))
-    asked = decoded(await body_of(request, service.settings.max_body_bytes))
-    rows = rows_of(asked, scorer, service)
+    body = await body_of(request)
+    asked, rows = await asyncio.to_thread(read, body, scorer, service)
     parts = await service.on_rows(request, scorer, rows, scorer.score)
     for part in parts:
         service.count(scorer, part, request)
@@ -136,6 +137,12 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
 def reference(name: str, version: str | None) -> str:
     """NAME or NAME@VERSION."""
     return name if version is None else f"{name}@{version}"
+
+
+def read(body: bytes, scorer: Scorer, service: Service) -> tuple[InferRequest, np.ndarray]:
+    """The request and its rows."""
+    asked = decoded(body)
+    return asked, rows_of(asked, scorer, service)
 
 
 def decoded(body: bytes) -> InferRequest:
@@ -159,10 +166,10 @@ def rows_of(asked: InferRequest, scorer: Scorer, service: Service) -> np.ndarray
     if given.datatype not in INPUT_TYPES:
         raise InputError(f"the datatype is not read, expected one of {', '.join(INPUT_TYPES)}")
     if given.shape and given.shape[0] > service.settings.max_rows:
-        raise InputError(f"at most {service.settings.max_rows:,} rows are accepted")
+        raise TooLargeError(f"at most {service.settings.max_rows:,} rows are accepted")
     try:
         array = np.array(given.data)
-        if array.dtype.kind not in "uif":
+        if array.dtype.kind not in "uif" or has_booleans(given.data):
             raise InputError("the data are expected to be numbers")
         array = array.reshape(given.shape)
     except (ValueError, OverflowError, TypeError, MemoryError):
@@ -170,6 +177,11 @@ def rows_of(asked: InferRequest, scorer: Scorer, service: Service) -> np.ndarray
     if not array.size:
         raise InputError("the tensor is empty, expected at least one row")
     return scorer.rows(array)
+
+
+def has_booleans(data: Any) -> bool:
+    """Whether nested lists hold one; numpy would make a number of it."""
+    return isinstance(data, bool) or (isinstance(data, list) and any(map(has_booleans, data)))
 
 
 def tensor(name: str, parts: list[Scores]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.web.metrics import Metrics
@@ -45,6 +45,8 @@ class Observe:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            log.debug("the client hung up", extra={"request_id": request_id})
         except Exception as error:  # whatever a handler did not foresee
             log.exception("unhandled error", extra={"request_id": request_id})
             if not status:

@@ -11,9 +11,10 @@ import io
 import json
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,6 +27,10 @@ from service.errors import DataError, Fault, InputError, MalformedError, MediaTy
 NUMBER = "a finite number"
 MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape
 NPY_KINDS = "uif"
+MAX_DIMENSIONS = 3  # rows of images
+
+
+T = TypeVar("T")
 
 
 class FlatBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,6 +54,8 @@ class LatentsBody(msgspec.Struct, forbid_unknown_fields=True):
 FLAT = msgspec.json.Decoder(FlatBody)
 NESTED = msgspec.json.Decoder(NestedBody)
 LATENTS = msgspec.json.Decoder(LatentsBody)
+ROW = msgspec.json.Decoder(list[float])
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no answer could be encoded with
 STARTS_NESTED = re.compile(rb'\s*\{\s*"instances"\s*:\s*\[\s*\[\s*\[')
 
 
@@ -72,7 +79,7 @@ def parse_rows(body: bytes, content_type: str, spec: InputSpec, max_rows: int, m
     """
     match media_type(content_type):
         case "application/json":
-            array, ids = parse_json(body, spec)
+            array, ids = parse_json(body, spec, max_rows)
             batch = Batch(spec.rows(array), ids)
         case "application/x-npy":
             batch = Batch(spec.rows(parse_npy(body, spec.features, max_rows)))
@@ -106,29 +113,43 @@ def with_warnings(batch: Batch, spec: InputSpec) -> Batch:
 # JSON
 
 
-def parse_json(body: bytes, spec: InputSpec) -> tuple[np.ndarray, list[Any] | None]:
+def parse_json(body: bytes, spec: InputSpec, max_rows: int) -> tuple[np.ndarray, list[Any] | None]:
     """The instances of a JSON body as an array of shape (B, D), float64, and their ids where they have any."""
+    array = parse_numbers(body, spec, max_rows)
+    return explained(body, spec, max_rows) if array is None else (array, None)
+
+
+def parse_numbers(body: bytes, spec: InputSpec, max_rows: int) -> np.ndarray | None:
+    """The instances as an array, if they are lists of numbers of the right length; otherwise None."""
     is_nested = len(spec.shape) == 2 and STARTS_NESTED.match(body) is not None
     try:
-        if is_nested:
-            images = NESTED.decode(body).instances
-            rows = [[number for line in image for number in line] for image in images]
-            if any(len(image) != spec.shape[0] or {*map(len, image)} != {spec.shape[1]} for image in images):
-                raise msgspec.ValidationError
-        else:
-            rows = FLAT.decode(body).instances
-            if set(map(len, rows)) != {spec.features}:
-                raise msgspec.ValidationError
-        return np.array(rows, dtype=np.float64), None
+        if not is_nested:
+            rows = counted(FLAT.decode(body).instances, max_rows)
+            return np.array(rows, dtype=np.float64) if set(map(len, rows)) == {spec.features} else None
+        images = counted(NESTED.decode(body).instances, max_rows)
+        if not images or any((len(image), {*map(len, image)}) != (spec.shape[0], {spec.shape[1]}) for image in images):
+            return None
+        return np.array(images, dtype=np.float64).reshape(-1, spec.features)
     except (msgspec.DecodeError, RecursionError, OverflowError):
-        return explained(body, spec)
+        return None
 
 
-def explained(body: bytes, spec: InputSpec) -> tuple[np.ndarray, list[Any] | None]:
+def counted(instances: list[T], max_rows: int) -> list[T]:
+    """The instances, unless they are more than the deployment accepts."""
+    if len(instances) > max_rows:
+        raise TooLargeError(f"the request has {len(instances):,} rows, at most {max_rows:,} are accepted")
+    return instances
+
+
+def explained(body: bytes, spec: InputSpec, max_rows: int) -> tuple[np.ndarray, list[Any] | None]:
     """The slow way: rows by column name, and what is wrong with the others."""
-    instances = field_of(loaded(body), "instances")
+    instances = counted(field_of(loaded(body), "instances"), max_rows)
     faults: list[Fault] = []
-    rows = [row_of(index, instance, spec, faults) for index, instance in enumerate(instances)]
+    rows = []
+    for index, instance in enumerate(instances):
+        rows.append(row_of(index, instance, spec, faults))
+        if len(faults) >= InputError.MAX_FAULTS:
+            break
     if faults:
         raise InputError(summary(faults), faults)
     return np.array(rows, dtype=np.float64), ids_of(instances, spec)
@@ -146,10 +167,15 @@ def summary(faults: Sequence[Fault]) -> str:
 def loaded(body: bytes) -> Any:
     """Any JSON, also with the NaN and Infinity that Python writes, so that they can be named in an error."""
     try:
-        return json.loads(body)
+        return json.loads(body, parse_int=integer)
     except (ValueError, RecursionError) as error:
         place = f" at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
         raise MalformedError(f"the body is not JSON{place}") from None
+
+
+def integer(digits: str) -> int | float:
+    """An integer; one that is too long for Python's own limit is beyond every float as well."""
+    return int(digits) if len(digits) < 400 else math.inf
 
 
 def field_of(document: Any, name: str) -> list[Any]:
@@ -166,8 +192,6 @@ def field_of(document: Any, name: str) -> list[Any]:
 
 def row_of(index: int, instance: Any, spec: InputSpec, faults: list[Fault]) -> list[float]:
     """One row as numbers; what is wrong with it is added to the faults."""
-    if len(faults) >= InputError.MAX_FAULTS:
-        return []
     if isinstance(instance, dict):
         return named_row(index, instance, spec, faults)
     if not isinstance(instance, list):
@@ -242,8 +266,26 @@ def ids_of(instances: list[Any], spec: InputSpec) -> list[Any] | None:
 def is_id(value: Any) -> bool:
     """None, short text, or a number that JSON can hold."""
     if isinstance(value, str):
-        return len(value) <= 256
-    return value is None or (isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**63)
+        return len(value) <= 256 and not SURROGATE.search(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (is_number and abs(value) < 2**63)  # NaN and infinity are not below it
+
+
+def parse_row(line: bytes, spec: InputSpec) -> tuple[np.ndarray, Any]:
+    """One JSON row, shape (1, D), and its id; the row is number 0 in errors."""
+    try:
+        row = ROW.decode(line)
+        if len(row) == spec.features:
+            return np.array([row], dtype=np.float64), None
+    except (msgspec.DecodeError, RecursionError, OverflowError):
+        pass  # what is wrong with it is said below
+    instance = loaded(line)
+    faults: list[Fault] = []
+    cells = row_of(0, instance, spec, faults)
+    if faults:
+        raise InputError(summary(faults), faults)
+    ids = ids_of([instance], spec)
+    return np.array([cells], dtype=np.float64), ids[0] if ids else None
 
 
 def parse_latents(body: bytes, content_type: str, latents: int, max_rows: int) -> np.ndarray:
@@ -292,9 +334,13 @@ def parse_npy(body: bytes, features: int, max_rows: int) -> np.ndarray:
     try:
         version = np.lib.format.read_magic(stream)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = reader(stream, max_header_size=MAX_HEADER)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a header that numpy would mend is none of ours
+            shape, fortran, dtype = reader(stream, max_header_size=MAX_HEADER)
     except Exception:  # the header is a Python literal: hostile bytes raise whatever its tokenizer comes upon
         raise MalformedError("the body is no npy file of version 1 or 2") from None
+    if len(shape) > MAX_DIMENSIONS or not all(type(length) is int and length >= 0 for length in shape):
+        raise MalformedError("the npy file's header has no shape that rows could have")
     if dtype.hasobject:
         raise MalformedError("the npy file holds pickled objects, which are never read; expected numbers")
     if dtype.kind not in NPY_KINDS:

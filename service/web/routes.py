@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import ValidationError
 
-from service.errors import Fault, InputError, MalformedError, ModelError
+from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError
 from service.scorer import Scorer
-from service.store import Reference
+from service.store import Reference, Store
 from service.validity.band import SIDES
 from service.web import answers, schemas
 from service.web.answers import JSON, NDJSON, NPY, PNG
@@ -82,9 +82,9 @@ async def score(request: Request, model: Model = None, percentiles: Percentiles 
     """Verdict and log p(x) of each row."""
     service = service_of(request)
     if media_type(request.headers.get("content-type", "")) == NDJSON:
-        answers.negotiate(request.headers.get("accept", ""), (NDJSON,))
+        answers.negotiate(accepted(request), (NDJSON,))
         return await scored_lines(service, request, await service.scorer(model), band_of(percentiles))
-    kind = answers.negotiate(request.headers.get("accept", ""), (JSON, NPY))
+    kind = answers.negotiate(accepted(request), (JSON, NPY))
     scorer = await service.scorer(model)
     band = checked_band(scorer, percentiles)
     batch = await batch_of(request, service, scorer)
@@ -105,7 +105,7 @@ async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -
     """E[x given z] over the posterior of each row, with posterior draws beside it."""
     service = service_of(request)
     scorer = await service.scorer(model)
-    kind = answers.negotiate(request.headers.get("accept", ""), array_types(scorer))
+    kind = answers.negotiate(accepted(request), array_types(scorer))
     limited("draws", draws, service.settings.max_draws)
     batch = await batch_of(request, service, scorer)
     limited("rows times draws", len(batch) * draws, service.settings.max_rows)
@@ -121,12 +121,13 @@ async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -
 async def encode(request: Request, model: Model = None, draws: Draws = 0) -> Response:
     """q(z given x) of each row: mean and standard deviation per latent, with draws."""
     service = service_of(request)
-    kind = answers.negotiate(request.headers.get("accept", ""), (JSON, NPY))
+    kind = answers.negotiate(accepted(request), (JSON, NPY))
     scorer = await service.scorer(model)
     limited("draws", draws, service.settings.max_draws)
     batch = await batch_of(request, service, scorer)
+    limited("rows times draws", len(batch) * draws, service.settings.max_rows)
     parts = await service.on_rows(request, scorer, batch.rows, lambda rows: scorer.encode(rows, draws))
-    return answers.encodings_response(kind, model_id(scorer), parts, batch.warnings)
+    return await asyncio.to_thread(answers.encodings_response, kind, model_id(scorer), parts, batch.warnings)
 
 
 @router.post("/decode", **options(schemas.MeansAnswer, ROWS_PROBLEMS, NPY, PNG), openapi_extra=takes("Latents", NPY))
@@ -134,8 +135,8 @@ async def decode(request: Request, model: Model = None) -> Response:
     """E[x given z] for latents z."""
     service = service_of(request)
     scorer = await service.scorer(model)
-    kind = answers.negotiate(request.headers.get("accept", ""), array_types(scorer))
-    body = await body_of(request, service.settings.max_body_bytes)
+    kind = answers.negotiate(accepted(request), array_types(scorer))
+    body = await body_of(request)
     content_type = request.headers.get("content-type", "")
     latents = parse_latents(body, content_type, scorer.latents, service.settings.max_rows)
     means = await service.once(request, lambda: scorer.decode(latents), len(latents))
@@ -153,7 +154,7 @@ async def sample(
     """Ancestral samples: z from the prior, then x given z."""
     service = service_of(request)
     scorer = await service.scorer(model)
-    kind = answers.negotiate(request.headers.get("accept", ""), array_types(scorer))
+    kind = answers.negotiate(accepted(request), array_types(scorer))
     limited("num", num, service.settings.max_num)
     headers = {} if seed is not None else {"Cache-Control": "no-store"}
     chosen = secrets.randbelow(MAX_SEED) if seed is None else seed
@@ -174,7 +175,7 @@ async def manifold(
     """E[x given z] over a grid of prior quantiles of two latents."""
     service = service_of(request)
     scorer = await service.scorer(model)
-    kind = answers.negotiate(request.headers.get("accept", ""), array_types(scorer))
+    kind = answers.negotiate(accepted(request), array_types(scorer))
     limited("size", size, service.settings.max_grid)
     first, second = map(int, axes.split(","))
     grid = await service.once(request, lambda: scorer.manifold(size, (first, second)), size * size)
@@ -205,7 +206,12 @@ async def move_alias(request: Request, name: str) -> Response:
     """Let an alias name a version (scope admin). With `expected`, only if it names that one now."""
     service = service_of(request)
     service.keys.check(request.headers.get("authorization"), request.headers.get("x-api-key"), "admin")
-    body = alias_body(await body_of(request, service.settings.max_body_bytes))
+    if media_type(request.headers.get("content-type", "")) != JSON:
+        raise MediaTypeError("the content type is not spoken, expected application/json")
+    body = alias_body(await body_of(request))
+    # A version that cannot be loaded is refused here, and the one that takes over is warm before it does.
+    scorer = await service.scorer(f"{service.registry.known(name)}@{body.version}")
+    await service.once(request, scorer.warm_up, 1)
     store = service.registry.store
     aliases = await asyncio.to_thread(store.set_alias, name, body.alias, body.version, body.expected)
     return answers.json_response({"name": name, "aliases": aliases.aliases[name]})
@@ -234,7 +240,8 @@ async def readyz(request: Request) -> Response:
     """Ready: the default model is in memory, verified and warm. The body says which models are not."""
     service = service_of(request)
     ready = service.inference.is_alive() and await asyncio.to_thread(service.registry.default_is_ready)
-    document = {"status": "ok" if ready else "unavailable", "models": service.registry.status()}
+    models = await asyncio.to_thread(service.registry.status)
+    document = {"status": "ok" if ready else "unavailable", "models": models}
     return answers.json_response(document, None if ready else {"Retry-After": "5"}, 200 if ready else 503)
 
 
@@ -253,12 +260,17 @@ async def metrics(request: Request) -> Response:
 async def batch_of(request: Request, service: Service, scorer: Scorer) -> Batch:
     """The request's rows; large bodies are parsed beside the event loop."""
     settings = service.settings
-    body = await body_of(request, settings.max_body_bytes)
+    body = await body_of(request)
     content_type = request.headers.get("content-type", "")
     arguments = (body, content_type, scorer.model.input, settings.max_rows, settings.max_pixels)
     if len(body) < 65536 and not content_type.startswith("image/"):
         return parse_rows(*arguments)
     return await asyncio.to_thread(parse_rows, *arguments)
+
+
+def accepted(request: Request) -> str:
+    """The Accept header, which may come in several lines."""
+    return ",".join(request.headers.getlist("accept"))
 
 
 def limited(name: str, value: int, limit: int) -> None:
@@ -301,18 +313,29 @@ def alias_body(body: bytes) -> schemas.AliasBody:
         problems_found = error.errors(include_input=False, include_url=False)
         if problems_found[0]["type"] == "json_invalid":
             raise MalformedError("the body is not JSON") from None
-        faults = [Fault(item["msg"], None, ".".join(map(str, item["loc"][:1]))) for item in problems_found]
+        fields = schemas.AliasBody.model_fields
+        faults = [
+            Fault(item["msg"], None, next((name for name in item["loc"][:1] if name in fields), None))
+            for item in problems_found[: InputError.MAX_FAULTS]
+        ]
         raise InputError("the alias cannot be moved", faults) from None
 
 
 def all_models(service: Service) -> dict[str, Any]:
     """GET /models."""
     store = service.registry.store
+    return {
+        "default": default_or_none(store),
+        "models": [described(service, name, with_card=False) for name in store.names()],
+    }
+
+
+def default_or_none(store: Store) -> str | None:
+    """The default model, where there is one."""
     try:
-        default: str | None = store.default_name()
+        return store.default_name()
     except ModelError:
-        default = None
-    return {"default": default, "models": [described(service, name, with_card=False) for name in store.names()]}
+        return None
 
 
 def described(service: Service, name: str, with_card: bool = True) -> dict[str, Any]:
@@ -323,24 +346,23 @@ def described(service: Service, name: str, with_card: bool = True) -> dict[str, 
     aliases = store.aliases()
     named = aliases.aliases.get(name, {})
     serving = store.resolve(name)
-    failure = registry.failures.get(name)
     versions = [
         {
             "version": version,
             "aliases": [alias for alias, target in named.items() if target == version],
-            "loaded": registry.loaded(Reference(name, version)),
-            "error": failure if version == serving.version else None,
+            "loaded": registry.state(Reference(name, version)) == "ready",
+            "error": failure.text if (failure := registry.failures.get(Reference(name, version))) else None,
         }
         for version in store.versions(name)
     ]
     document: dict[str, Any] = {
         "name": name,
-        "default": aliases.default == name,
+        "default": default_or_none(store) == name,
         "serving": serving.version,
         "versions": versions,
         "aliases": named,
     }
-    if with_card and failure is None:
+    if with_card and serving not in registry.failures:
         published = registry.get(name).published
         document |= {"card": published.card.model_dump(mode="json"), "digest": published.digest}
     return document

@@ -37,7 +37,9 @@ class ScoreAnswer(Answer):
 
     verdict: Literal["valid", "invalid"]
     side: Literal["below", "inside", "above"]
-    certain: bool = Field(description="the estimate's interval (3 standard errors) holds neither end of the band")
+    certain: bool = Field(
+        description="the estimate's interval (3 standard errors; 9 where it is not reliable) holds neither end"
+    )
     reliable: bool = Field(description="khat and ess give no reason to distrust the estimate")
     log_likelihood: float = Field(description="estimate of log p(x), nats")
     std_error: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import logging.config
+import math
 from typing import Any
 
 import uvicorn
@@ -25,6 +26,7 @@ def run(settings: Settings) -> None:
         access_log=False,  # ours has the request id and the timings
         server_header=False,
         timeout_keep_alive=30,
+        timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + 5,  # whoever stalls longer is cut off
     )
 
 

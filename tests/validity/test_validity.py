@@ -68,7 +68,8 @@ def test_p_values_of_valid_rows_are_uniform():
     assert stats.kstest(p_values, "uniform").statistic < 1.63 * np.sqrt(1 / 5_000 + 1 / 20_000)
 
 
-def test_certain_means_that_no_end_lies_within_three_standard_errors():
+def test_certain_means_that_no_end_lies_within_three_standard_errors_or_nine_unreliable_ones():
     band = Band((25.0, 75.0), -100.0, -80.0)
-    certain = band.certain(np.array([-90.0, -90.0, -99.0, -101.0, -500.0]), np.array([1.0, 5.0, 0.5, 0.2, 100.0]))
-    assert certain.tolist() == [True, False, False, True, True]
+    log_likelihood, error = np.array([-90.0, -90.0, -99.0, -101.0, -500.0]), np.array([1.0, 5.0, 0.5, 0.2, 1.0])
+    assert band.certain(log_likelihood, error, np.full(5, True)).tolist() == [True, False, False, True, True]
+    assert band.certain(log_likelihood, error, np.full(5, False)).tolist() == [True, False, False, False, True]

@@ -11,7 +11,7 @@ from service.web.batching import InferenceThread, Piece
 
 @pytest.fixture
 def inference():
-    thread = InferenceThread(max_cost=100, threads=1)
+    thread = InferenceThread(max_cost=100)
     thread.start()
     yield thread
     thread.stop()

@@ -2,6 +2,9 @@
 
 import io
 import json
+import shutil
+import socket
+import time
 
 import httpx
 import numpy as np
@@ -190,8 +193,6 @@ def test_drift_counts_what_was_served(tiny_store, tmp_path):
     with running_service(tiny_store, tmp_path / "log") as client:
         post_npy(client, "/score?percentiles=5,95", digits()[:40])
         body = schemas.DriftsAnswer.model_validate_json(client.get("/drift?model=digits").content)
-        sides = Store(tiny_store)
-        assert sides is not None
         assert body.drift[0].rows == 40
         assert sum(body.drift[0].p_value_deciles) == 40
         plain = post_npy(client, "/score", digits()[:40]).json()["scores"]
@@ -379,6 +380,10 @@ NPY_BODIES = [
     ("a header that is not closed", GOOD.replace(b"(2, 8, 8)", b"(2, 8, 8,"), 400),
     ("a huge shape", npy_that_claims((10**12, 64)), 400),
     ("a negative shape", npy_that_claims((-1, 64)), 400),
+    ("two negative lengths", npy_that_claims((-1, -64)), 400),
+    ("a boolean length", npy_that_claims((True, 64)), 400),
+    ("a hundred dimensions", npy_that_claims((1,) * 100 + (64,)), 400),
+    ("a header of Python 2", GOOD.replace(b"(2, 8, 8)", b"(2L,8, 8)"), 400),
     ("text", npy(np.array([[SECRET]])), 422),
     ("complex", npy(np.zeros((2, 64), dtype=complex)), 422),
     ("booleans", npy(np.zeros((2, 64), dtype=bool)), 422),
@@ -414,11 +419,80 @@ def test_an_unreadable_image_is_refused(client):
     check_problem(send(picture(Image.new("L", (8, 8))), model="wine"), 415)
 
 
+def test_a_table_body_with_a_huge_header_is_refused_at_once(client):
+    start = time.monotonic()
+    content = "," * 2_000_000 + "\n1\n"
+    check_problem(client.post("/score?model=wine", content=content, headers={"content-type": "text/csv"}), 422)
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("identity", ["\ud800", True, float("inf"), "x" * 257, {"a": 1}])
+def test_an_id_that_could_not_come_back_is_refused(client, identity):
+    row = dict(zip(data_of("wine").columns, data_of("wine").array[0].tolist(), strict=True))
+    body = json.dumps({"instances": [row | {"id": identity}]})
+    check_problem(client.post("/score?model=wine", content=body, headers={"content-type": "application/json"}), 422)
+    lines = json.dumps(row | {"id": identity}) + "\n" + json.dumps(row | {"id": "good"})
+    answer = client.post("/score?model=wine", content=lines, headers={"content-type": "application/x-ndjson"})
+    first, second = map(json.loads, answer.text.splitlines())
+    assert first["status"] == 422
+    assert second["id"] == "good"
+
+
+def test_a_line_is_one_row_whatever_its_brackets_say(client):
+    row = json.dumps(ROWS[0])
+    answer = client.post(
+        "/score", content=f'{row}],"instances":[{row}', headers={"content-type": "application/x-ndjson"}
+    )
+    assert answer.json()["status"] == 400
+
+
+def test_a_body_that_stalls_is_504_and_a_client_that_hangs_up_is_no_error_of_ours(tiny_store, tmp_path):
+    head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n"
+    log = tmp_path / "log"
+    with running_service(tiny_store, log) as client:
+        port = client.base_url.port
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as stalled:
+            stalled.sendall(head + b"X-Request-Timeout: 0.5\r\n\r\n{")
+            assert b" 504 " in stalled.recv(4096)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as hung_up:
+            hung_up.sendall(head + b"\r\n{")
+        time.sleep(0.5)
+        assert 'status="500"' not in client.get("/metrics").text
+    assert "Traceback" not in log.read_text()
+
+
+def test_numbers_that_overflow_on_the_way_out_are_refused(client):
+    check_problem(client.post("/decode?model=wine", json={"latents": [[3e38, 3e38]]}), 422)
+
+
+def test_an_alias_that_moves_leaves_the_service_ready_and_refuses_what_cannot_be_served(tiny_store, tmp_path):
+    shutil.copytree(tiny_store, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    published = store.load(store.resolve("digits@1"))
+    for _ in range(2):
+        store.publish("digits", published.model, published.calibration, training={}, calibration_data={})
+    (tmp_path / "store" / "digits" / "3" / "weights.safetensors").write_bytes(b"")
+    store.set_alias("digits", "production", "1")
+    with running_service(tmp_path / "store", tmp_path / "log") as client:
+        path, move = "/models/digits/aliases", {"alias": "production", "version": "2"}
+        check_problem(client.post(path, content=json.dumps(move), headers={"content-type": "text/plain"}), 415)
+        check_problem(client.post(path, json=move | {SECRET: 1}), 422, SECRET)
+        check_problem(client.post(path, json=move | {"version": "3"}), 503)
+        assert client.post("/score", json={"instances": ROWS}).json()["model"]["version"] == "1"
+        assert client.post(path, json=move).status_code == 200
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/score", json={"instances": ROWS}).json()["model"]["version"] == "2"
+        store.set_alias("digits", "production", "1")  # by another process
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/score", json={"instances": ROWS}).json()["model"]["version"] == "1"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("GET", "/nothing", 404),
         ("GET", "/score", 405),
+        ("GET", "/models/", 404),
         ("DELETE", "/models", 405),
         ("GET", "/models/nothing", 404),
         ("GET", f"/sample?model={SECRET}", 404),
@@ -496,11 +570,19 @@ def test_too_many_rows_draws_and_line_bytes_are_refused(tiny_store, tmp_path):
         check_problem(client.post("/decode", json={"latents": [[0.0] * 4] * 5}), 413)
         check_problem(client.post("/reconstruct?draws=4", json={"instances": ROWS[:1]}), 422)
         check_problem(client.post("/encode?draws=4", json={"instances": ROWS[:1]}), 422)
+        check_problem(client.post("/encode?draws=3", json={"instances": ROWS[:2]}), 422)
+        check_problem(
+            client.post(
+                "/score",
+                content=b'{"instances":[' + b"[]," * 10**6 + b"[]]}",
+                headers={"content-type": "application/json"},
+            ),
+            413,
+        )
 
 
 def test_a_key_is_asked_for_where_keys_are_set(tiny_store, tmp_path):
     import hashlib
-    import shutil
 
     shutil.copytree(tiny_store, tmp_path / "store")
     keys = tmp_path / "keys"
@@ -534,7 +616,8 @@ def test_a_key_is_asked_for_where_keys_are_set(tiny_store, tmp_path):
             422,
             SECRET.upper(),
         )
-        check_problem(client.post("/models/digits/aliases", content=b"{", headers=boss), 400)
+        unreadable = boss | {"content-type": "application/json"}
+        check_problem(client.post("/models/digits/aliases", content=b"{", headers=unreadable), 400)
 
 
 def test_a_full_queue_is_429_and_a_late_request_504(tiny_store, tmp_path):
@@ -557,8 +640,6 @@ def test_a_full_queue_is_429_and_a_late_request_504(tiny_store, tmp_path):
 
 
 def test_a_damaged_model_is_503_by_name_and_the_others_are_served(tiny_store, tmp_path):
-    import shutil
-
     shutil.copytree(tiny_store, tmp_path / "store")
     weights = tmp_path / "store" / "wine" / "1" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
@@ -608,8 +689,6 @@ def test_accepted_requests_are_finished_when_the_service_is_told_to_stop(tiny_st
         answers = []
         thread = threading.Thread(target=lambda: answers.append(post_npy(client, "/score", many)))
         thread.start()
-        import time
-
         time.sleep(0.3)
         client.process.terminate()
         thread.join(30)
