@@ -32,7 +32,7 @@ MODELS = {
             hidden=(400, 400),
             augment=1.0,
             fit=FitOptions(epochs=1000, patience=1000, importance_samples=5, augment_share=0.9),
-            estimator=Estimator(num_samples=256),
+            estimator=Estimator(num_samples=1024),
         ),
         "MNIST digits, black and white at 127.5",
     ),
