@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     batch_rows: int = Field(
         64, ge=1, description="rows that one request may keep the inference thread busy with at a time"
     )
-    request_timeout_s: float = Field(60.0, gt=0, description="deadline of a request; X-Request-Timeout shortens it")
+    request_timeout_s: float = Field(120.0, gt=0, description="deadline of a request; X-Request-Timeout shortens it")
     loaded_versions: int = Field(8, ge=1, description="most model versions held in memory beside the served ones")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe log line")
 
