@@ -35,6 +35,7 @@ STANDARD = {
     "time",
     "typing",
     "itertools",
+    "weakref",
 }
 
 

@@ -108,7 +108,7 @@ def test_no_file_names_a_path_of_a_machine():
     tracked = subprocess.run(
         ["git", "ls-files"], capture_output=True, text=True, cwd=REPOSITORY, check=False
     ).stdout.split()
-    for name in tracked.stdout.split():
+    for name in tracked:
         path = Path(REPOSITORY / name)
         if path.suffix in {".py", ".md", ".toml", ".yaml", ".json", ""} and path.is_file():
             assert str(REPOSITORY) not in path.read_text(errors="ignore"), name
