@@ -125,7 +125,8 @@ class Estimator:
             log_weights[:, filled : filled + draws.rows] = draws.log_weights[:, : draws.rows]
             filled += draws.rows
         # Sums round differently for different shapes, too: what fills the block is cut off after them.
-        return [part[:filled] for part in diagnose(log_weights)]
+        with one_thread():
+            return [part[:filled] for part in diagnose(log_weights)]
 
     def draws(self, vae: VAE, x: np.ndarray) -> Iterator[WeightedDraws]:
         """Weighted draws for the rows x, shape (B, D), in order, a few rows at a time."""
