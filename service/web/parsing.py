@@ -11,10 +11,9 @@ import io
 import json
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,9 +27,7 @@ NUMBER = "a finite number"
 MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape
 NPY_KINDS = "uif"
 MAX_DIMENSIONS = 3  # rows of images
-
-
-T = TypeVar("T")
+PYTHON_2 = re.compile(rb"\dL\b")  # a long integer in an npy header, which numpy would mend with a warning
 
 
 class FlatBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -92,8 +89,7 @@ def parse_rows(body: bytes, content_type: str, spec: InputSpec, max_rows: int, m
                 "the content type is not spoken, expected application/json, application/x-npy, image/png, image/jpeg, "
                 "application/x-ndjson or text/csv"
             )
-    if len(batch) > max_rows:
-        raise TooLargeError(f"the request has {len(batch):,} rows, at most {max_rows:,} are accepted")
+    check_row_count(len(batch), max_rows)
     return with_warnings(batch, spec)
 
 
@@ -124,9 +120,11 @@ def parse_numbers(body: bytes, spec: InputSpec, max_rows: int) -> np.ndarray | N
     is_nested = len(spec.shape) == 2 and STARTS_NESTED.match(body) is not None
     try:
         if not is_nested:
-            rows = counted(FLAT.decode(body).instances, max_rows)
+            rows = FLAT.decode(body).instances
+            check_row_count(len(rows), max_rows)
             return np.array(rows, dtype=np.float64) if set(map(len, rows)) == {spec.features} else None
-        images = counted(NESTED.decode(body).instances, max_rows)
+        images = NESTED.decode(body).instances
+        check_row_count(len(images), max_rows)
         if not images or any((len(image), {*map(len, image)}) != (spec.shape[0], {spec.shape[1]}) for image in images):
             return None
         return np.array(images, dtype=np.float64).reshape(-1, spec.features)
@@ -134,16 +132,16 @@ def parse_numbers(body: bytes, spec: InputSpec, max_rows: int) -> np.ndarray | N
         return None
 
 
-def counted(instances: list[T], max_rows: int) -> list[T]:
-    """The instances, unless they are more than the deployment accepts."""
-    if len(instances) > max_rows:
-        raise TooLargeError(f"the request has {len(instances):,} rows, at most {max_rows:,} are accepted")
-    return instances
+def check_row_count(rows: int, max_rows: int) -> None:
+    """Refuse more rows than the deployment accepts."""
+    if rows > max_rows:
+        raise TooLargeError(f"the request has {rows:,} rows, at most {max_rows:,} are accepted")
 
 
 def explained(body: bytes, spec: InputSpec, max_rows: int) -> tuple[np.ndarray, list[Any] | None]:
     """The slow way: rows by column name, and what is wrong with the others."""
-    instances = counted(field_of(loaded(body), "instances"), max_rows)
+    instances = field_of(loaded(body), "instances")
+    check_row_count(len(instances), max_rows)
     faults: list[Fault] = []
     rows = []
     for index, instance in enumerate(instances):
@@ -303,8 +301,7 @@ def parse_latents(body: bytes, content_type: str, latents: int, max_rows: int) -
             array = explained_latents(body, latents)
     else:
         raise MediaTypeError("the content type is not spoken, expected application/json or application/x-npy")
-    if len(array) > max_rows:
-        raise TooLargeError(f"the request has {len(array):,} rows, at most {max_rows:,} are accepted")
+    check_row_count(len(array), max_rows)
     return array
 
 
@@ -334,11 +331,11 @@ def parse_npy(body: bytes, features: int, max_rows: int) -> np.ndarray:
     try:
         version = np.lib.format.read_magic(stream)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a header that numpy would mend is none of ours
-            shape, fortran, dtype = reader(stream, max_header_size=MAX_HEADER)
+        shape, fortran, dtype = reader(stream, max_header_size=MAX_HEADER)
     except Exception:  # the header is a Python literal: hostile bytes raise whatever its tokenizer comes upon
         raise MalformedError("the body is no npy file of version 1 or 2") from None
+    if PYTHON_2.search(body, 0, stream.tell()):
+        raise MalformedError("the npy file's header is that of Python 2")
     if len(shape) > MAX_DIMENSIONS or not all(type(length) is int and length >= 0 for length in shape):
         raise MalformedError("the npy file's header has no shape that rows could have")
     if dtype.hasobject:
@@ -350,8 +347,7 @@ def parse_npy(body: bytes, features: int, max_rows: int) -> np.ndarray:
         raise MalformedError(f"the npy file has {len(content):,} bytes of numbers, its header says otherwise")
     if not shape or math.prod(shape) == 0:
         raise InputError(f"the array is empty, expected (rows, {features})")
-    if shape[0] > max_rows:
-        raise TooLargeError(f"the request has {shape[0]:,} rows, at most {max_rows:,} are accepted")
+    check_row_count(shape[0], max_rows)
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 

@@ -16,6 +16,7 @@ from service.web.app import create_app
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what was accepted is finished first."""
     logging.config.dictConfig(log_config(settings.log_level))
+    logging.captureWarnings(True)  # libraries' warnings are lines of the log as well
     uvicorn.run(
         create_app(settings),
         host=settings.host,
