@@ -104,7 +104,7 @@ class Scorer:
         self.calibration.check_belongs_to(self.model)
         self.band = self.calibration.band()
         self.model.vae.to(device or torch.device("cpu"))
-        self.pool = worker_pool(threads) if threads > 1 and self.model.vae.device.type == "cpu" else None
+        self.pool = worker_pool(threads) if threads > 1 else None
 
     @property
     def latents(self) -> int:

@@ -105,10 +105,13 @@ class Estimator:
         return self.num_samples
 
     def estimate(self, vae: VAE, x: np.ndarray, pool: Executor | None = None) -> Estimates:
-        """Estimate log p(x) for rows in the network's units, shape (B, D); a pool's threads share the blocks."""
+        """Estimate log p(x) for rows in the network's units, shape (B, D).
+
+        On a CPU a pool's threads share the blocks; a GPU takes one after the other.
+        """
         length = Tiling.for_device(vae.device).rows
         blocks = [x[start : start + length] for start in range(0, len(x), length)]
-        run = map if pool is None else pool.map
+        run = map if pool is None or vae.device.type != "cpu" else pool.map
         parts = list(run(partial(self.diagnosed, vae), blocks))
         if not parts:
             none = np.zeros(0)
@@ -121,7 +124,7 @@ class Estimator:
         shape = (self.num_samples, Tiling.for_device(vae.device).rows)
         log_weights = torch.zeros(shape, dtype=torch.float64, device=vae.device)
         filled = 0
-        for draws in self.draws(vae, block):
+        for draws in self.block_draws(vae, block):
             log_weights[:, filled : filled + draws.rows] = draws.log_weights[:, : draws.rows]
             filled += draws.rows
         # Sums round differently for different shapes, too: what fills the block is cut off after them.

@@ -15,7 +15,7 @@ from service.errors import InputError, MalformedError, TooLargeError, VouchError
 from service.scorer import Scorer, Scores
 from service.web import answers
 from service.web.context import Service, body_of, service_of
-from service.web.problems import STATUSES, retry_headers
+from service.web.problems import retry_headers, status_of
 
 INPUT_TYPES = ("FP32", "FP64", "UINT8")
 OUTPUTS = (("log_likelihood", "FP64"), ("percentile", "FP64"), ("p_value", "FP64"), ("verdict", "BYTES"))
@@ -58,7 +58,7 @@ class ProtocolRoute(APIRoute):
             try:
                 return await handler(request)
             except VouchError as error:
-                status = next(status for kind, status, _ in STATUSES if isinstance(error, kind))
+                status, _ = status_of(error)
                 text = str(error)
                 if isinstance(error, InputError) and error.faults:
                     text = f"{text}: {error.faults[0].message}, expected {error.faults[0].expected}"

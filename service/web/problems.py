@@ -52,33 +52,38 @@ TITLES = {
 HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed"}
 
 
-def problem(
-    request: Request,
-    status: int,
-    slug: str,
-    detail: str,
-    faults: list[dict[str, Any]] | None = None,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    """A problem document; `type` is stable."""
-    body = {
+def status_of(error: errors.VouchError) -> tuple[int, str]:
+    """An error's status and slug, by the table; one that it does not hold is a bug."""
+    return next((status, slug) for kind, status, slug in STATUSES if isinstance(error, kind))
+
+
+def document(status: int, slug: str, detail: str, faults: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """A problem document without the request's id; `type` is stable."""
+    return {
         "type": f"urn:vouch:problem:{slug}",
         "title": TITLES[slug],
         "status": status,
         "detail": detail,
         "errors": faults or [],
-        "request_id": request.scope.get("state", {}).get("request_id"),
     }
-    return Response(msgspec.json.encode(body), status, headers, "application/problem+json")
+
+
+def error_document(error: errors.VouchError) -> dict[str, Any]:
+    """One of our errors as a problem document."""
+    faults = list(map(fault_entry, error.faults)) if isinstance(error, errors.InputError) else None
+    return document(*status_of(error), str(error), faults)
+
+
+def respond(request: Request, problem: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    """A problem document as the answer to a request."""
+    body = problem | {"request_id": request.scope.get("state", {}).get("request_id")}
+    return Response(msgspec.json.encode(body), problem["status"], headers, "application/problem+json")
 
 
 def on_vouch_error(request: Request, error: Exception) -> Response:
-    """Any of our errors, by the table; one that it does not hold is a bug."""
-    for kind, status, slug in STATUSES:
-        if isinstance(error, kind):
-            faults = list(map(fault_entry, error.faults)) if isinstance(error, errors.InputError) else None
-            return problem(request, status, slug, str(error), faults, retry_headers(error))
-    raise error
+    """Any of our errors."""
+    assert isinstance(error, errors.VouchError)
+    return respond(request, error_document(error), retry_headers(error))
 
 
 def retry_headers(error: Exception) -> dict[str, str] | None:
@@ -102,15 +107,9 @@ def on_http_error(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path, wrong method."""
     assert isinstance(error, HTTPException)
     slug = HTTP_SLUGS.get(error.status_code, "malformed-body" if error.status_code < 500 else "internal")
-    detail = {404: "no such path; GET /docs lists them", 405: "this path does not take this method"}
-    return problem(
-        request,
-        error.status_code,
-        slug,
-        detail.get(error.status_code, "the request cannot be read"),
-        None,
-        dict(error.headers or {}),
-    )
+    details = {404: "no such path; GET /docs lists them", 405: "this path does not take this method"}
+    detail = details.get(error.status_code, "the request cannot be read")
+    return respond(request, document(error.status_code, slug, detail), dict(error.headers or {}))
 
 
 def on_validation_error(request: Request, error: Exception) -> Response:
@@ -120,9 +119,14 @@ def on_validation_error(request: Request, error: Exception) -> Response:
         {"column": str(item["loc"][-1]) if item["loc"] else "body", "message": str(item["msg"])}
         for item in error.errors()[: errors.InputError.MAX_FAULTS]
     ]
-    return problem(request, 422, "invalid-input", "a parameter cannot be read", faults)
+    return respond(request, document(422, "invalid-input", "a parameter cannot be read", faults))
+
+
+def internal() -> dict[str, Any]:
+    """What a client hears of a bug; the log holds the rest."""
+    return document(500, "internal", "the service failed; its log has the request id")
 
 
 def on_bug(request: Request, error: Exception) -> Response:
     """Anything else: the log holds what happened, the client gets the request id."""
-    return problem(request, 500, "internal", "the service failed; its log has the request id")
+    return respond(request, internal())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from service.errors import CalibrationError, DamagedModelError, ModelError, ModelNotFoundError
@@ -36,7 +35,7 @@ class Registry:
     device: str
     max_loaded: int
     threads: int
-    scorers: OrderedDict[Reference, Scorer] = field(default_factory=OrderedDict)
+    scorers: dict[Reference, Scorer] = field(default_factory=dict)
     failures: dict[Reference, Failure] = field(default_factory=dict)
     loading: threading.Lock = field(default_factory=threading.Lock)
 

@@ -18,7 +18,7 @@ from service.scorer import Scorer
 from service.web.answers import NDJSON, score_list
 from service.web.context import Service, model_id, refuse_compressed
 from service.web.parsing import parse_row
-from service.web.problems import STATUSES, TITLES, fault_entry
+from service.web.problems import error_document, internal
 
 log = logging.getLogger("vouch")
 MAX_BLOCK = 2**20  # bytes of lines that are read before they are answered, and of the longest line
@@ -71,11 +71,10 @@ async def answered(
     except ClientDisconnect:
         raise
     except VouchError as error:  # the head is sent: what is wrong can only stand in a last line
-        yield msgspec.json.encode(line_problem(error)) + b"\n"
+        yield msgspec.json.encode(error_document(error)) + b"\n"
     except Exception:
         log.exception("unhandled error", extra={"request_id": request.scope["state"]["request_id"]})
-        problem = {"type": "urn:vouch:problem:internal", "title": TITLES["internal"], "status": 500}
-        yield msgspec.json.encode(problem) + b"\n"
+        yield msgspec.json.encode(internal()) + b"\n"
 
 
 async def blocks_of(service: Service, request: Request) -> AsyncIterator[list[bytes]]:
@@ -142,18 +141,5 @@ def read_block(scorer: Scorer, block: list[bytes]) -> tuple[list[Any], list[np.n
             ids.append(one_id)
             places.append(place)
         except InputError as error:
-            answers[place] = line_problem(error)
+            answers[place] = error_document(error)
     return answers, rows, ids, places
-
-
-def line_problem(error: VouchError) -> dict[str, Any]:
-    """A problem in a line of its own; rows count within the line."""
-    status, slug = next((status, slug) for kind, status, slug in STATUSES if isinstance(error, kind))
-    faults = list(map(fault_entry, error.faults)) if isinstance(error, InputError) else []
-    return {
-        "type": f"urn:vouch:problem:{slug}",
-        "title": TITLES[slug],
-        "status": status,
-        "detail": str(error),
-        "errors": faults,
-    }
