@@ -24,6 +24,14 @@ class Likelihood(nn.Module, ABC):
         """log p(x_j | z) for each column, nats: shape (..., D) by broadcasting `output` with `x`."""
 
     @abstractmethod
+    def score(self, output: Tensor, x: Tensor) -> Tensor:
+        """d log p(x_j | z) / d output_j, shape (..., D)."""
+
+    @abstractmethod
+    def fisher_information(self, output: Tensor) -> Tensor:
+        """The expected square of the score under p(x | z), shape (..., D): never negative."""
+
+    @abstractmethod
     def mean(self, output: Tensor) -> Tensor:
         """E[x | z], shape (..., D)."""
 
@@ -42,6 +50,15 @@ class Bernoulli(Likelihood):
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """log p(x | z) = x l - softplus(l)."""
         return x * output - F.softplus(output)
+
+    def score(self, output: Tensor, x: Tensor) -> Tensor:
+        """x less the probability of 1."""
+        return x - torch.sigmoid(output)
+
+    def fisher_information(self, output: Tensor) -> Tensor:
+        """The variance of x."""
+        probability = torch.sigmoid(output)
+        return probability * (1 - probability)
 
     def mean(self, output: Tensor) -> Tensor:
         """The probability of 1."""
@@ -76,6 +93,14 @@ class Gaussian(Likelihood):
         """Log N(x; output, std^2)."""
         std = self.std
         return -0.5 * ((x - output) / std).square() - std.log() - 0.5 * LOG_2PI
+
+    def score(self, output: Tensor, x: Tensor) -> Tensor:
+        """The residual over the variance."""
+        return (x - output) / self.std.square()
+
+    def fisher_information(self, output: Tensor) -> Tensor:
+        """1 / variance."""
+        return self.std.pow(-2).expand_as(output)
 
     def mean(self, output: Tensor) -> Tensor:
         """The output itself."""
@@ -115,13 +140,41 @@ class DiscretizedLogistic(Likelihood):
 
         log(sigmoid(b) - sigmoid(a)) = log(1 - exp(a - b)) - softplus(a) - softplus(-b), with b - a = width / scale.
         """
-        width = 1.0 / self.LEVELS
-        scale, location = self.scale, torch.sigmoid(output)
-        lower = (x * ((self.LEVELS - 1) * width) - location) / scale
-        upper = lower + width / scale
-        inner = torch.log(-torch.expm1(-width / scale)) - F.softplus(lower) - F.softplus(-upper)
-        first, last = x <= 0.5 / (self.LEVELS - 1), x >= 1 - 0.5 / (self.LEVELS - 1)
+        lower, upper = self.ends(output, x)
+        inner = torch.log(-torch.expm1(-1.0 / (self.LEVELS * self.scale))) - F.softplus(lower) - F.softplus(-upper)
+        first, last = self.outer(x)
         return torch.where(first, -F.softplus(-upper), torch.where(last, -F.softplus(lower), inner))
+
+    def ends(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The ends of x's bin, in scales from the location."""
+        lower = (x * ((self.LEVELS - 1) / self.LEVELS) - torch.sigmoid(output)) / self.scale
+        return lower, lower + 1.0 / (self.LEVELS * self.scale)
+
+    def outer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Where x is in the first bin, and where in the last."""
+        half = 0.5 / (self.LEVELS - 1)
+        return x <= half, x >= 1 - half
+
+    def score(self, output: Tensor, x: Tensor) -> Tensor:
+        """The derivative in the location, by the chain rule."""
+        lower, upper = self.ends(output, x)
+        first, last = self.outer(x)
+        from_lower, from_upper = torch.sigmoid(lower).masked_fill(first, 0), torch.sigmoid(-upper).masked_fill(last, 0)
+        return (from_lower - from_upper) / self.scale * self.location_slope(output)
+
+    def fisher_information(self, output: Tensor) -> Tensor:
+        """That of a logistic location, 1 / (3 scale^2), by the chain rule.
+
+        The bins and the censoring at both ends take a little of it away, which only makes a proposal narrower than it
+        need be where a scale is as small as a bin.
+        """
+        return (self.location_slope(output) / self.scale).square() / 3.0
+
+    @staticmethod
+    def location_slope(output: Tensor) -> Tensor:
+        """d location / d output."""
+        location = torch.sigmoid(output)
+        return location * (1 - location)
 
     def mean(self, output: Tensor) -> Tensor:
         """E[x | z]: sum over k of P(level >= k), by the midpoint rule in closed form, to 0.02 of a level."""

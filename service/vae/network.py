@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,20 +65,72 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., inputs) to (..., outputs)."""
-        return F.glu(self.linear(x), dim=-1)
+        return self.pointwise(self.linear(x))
+
+    def pointwise(self, before: Tensor) -> Tensor:
+        """The layer behind its linear part: shape (..., 2 * outputs) to (..., outputs)."""
+        return F.glu(before, dim=-1)
+
+    def pointwise_tangents(self, before: Tensor, along: Tensor) -> Tensor:
+        """Directional derivatives of `pointwise` at `before`, (N, 2 * outputs), along (N, L, 2 * outputs)."""
+        value, gate = before[:, None].chunk(2, dim=-1)
+        along_value, along_gate = along.chunk(2, dim=-1)
+        open_ = torch.sigmoid(gate)
+        return along_value * open_ + along_gate * (value * open_ * (1 - open_))
+
+    def pointwise_backward(self, before: Tensor, backward: Tensor) -> Tensor:
+        """`backward`, (N, outputs), pulled back through `pointwise`: (N, 2 * outputs)."""
+        value, gate = before.chunk(2, dim=-1)
+        open_ = torch.sigmoid(gate)
+        return torch.cat([backward * open_, backward * value * open_ * (1 - open_)], dim=-1)
+
+    def pointwise_curvature(self, before: Tensor, along: Tensor, backward: Tensor) -> Tensor:
+        """Second derivatives of sum(backward * pointwise) along pairs of the tangents: (N, L, L)."""
+        value, gate = before.chunk(2, dim=-1)
+        along_value, along_gate = along.chunk(2, dim=-1)
+        open_ = torch.sigmoid(gate)
+        slope = open_ * (1 - open_)
+        mixed = (along_value * (backward * slope)[:, None]) @ along_gate.mT
+        return mixed + mixed.mT + (along_gate * (backward * value * slope * (1 - 2 * open_))[:, None]) @ along_gate.mT
 
 
 class Activated(nn.Module):
-    """Linear, then a pointwise function."""
+    """Linear, then a pointwise function: silu or tanh."""
 
-    def __init__(self, inputs: int, outputs: int, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, inputs: int, outputs: int, activation: Literal["silu", "tanh"]) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, outputs)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., inputs) to (..., outputs)."""
-        return self.activation(self.linear(x))
+        return self.pointwise(self.linear(x))
+
+    def pointwise(self, before: Tensor) -> Tensor:
+        """The layer behind its linear part."""
+        return F.silu(before) if self.activation == "silu" else torch.tanh(before)
+
+    def pointwise_tangents(self, before: Tensor, along: Tensor) -> Tensor:
+        """Directional derivatives of `pointwise` at `before`, (N, outputs), along (N, L, outputs)."""
+        return along * self.derivatives(before)[0][:, None]
+
+    def pointwise_backward(self, before: Tensor, backward: Tensor) -> Tensor:
+        """`backward`, (N, outputs), pulled back through `pointwise`."""
+        return backward * self.derivatives(before)[0]
+
+    def pointwise_curvature(self, before: Tensor, along: Tensor, backward: Tensor) -> Tensor:
+        """Second derivatives of sum(backward * pointwise) along pairs of the tangents: (N, L, L)."""
+        return (along * (backward * self.derivatives(before)[1])[:, None]) @ along.mT
+
+    def derivatives(self, before: Tensor) -> tuple[Tensor, Tensor]:
+        """The first two derivatives of the activation."""
+        if self.activation == "tanh":
+            value = torch.tanh(before)
+            slope = 1 - value.square()
+            return slope, -2 * value * slope
+        gate = torch.sigmoid(before)
+        slope = gate * (1 - gate)
+        return gate + before * slope, slope * (2 + before * (1 - 2 * gate))
 
 
 class MLP(nn.Module):
@@ -101,7 +152,7 @@ def layer(inputs: int, outputs: int, activation: ActivationName) -> nn.Module:
     """One hidden layer of the named kind."""
     if activation == "gated":
         return Gated(inputs, outputs)
-    return Activated(inputs, outputs, F.silu if activation == "silu" else torch.tanh)
+    return Activated(inputs, outputs, activation)
 
 
 def likelihood_of(architecture: Architecture) -> Likelihood:

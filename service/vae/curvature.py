@@ -1,0 +1,90 @@
+"""How log p(x | z) bends in z: gradient, Fisher information and Hessian, for many pairs of a row and a latent at once.
+
+With the decoder's output eta(z), its Jacobian J and the likelihood's Fisher information Lambda (a diagonal),
+
+    gradient  J^T s               s = d log p(x | eta) / d eta
+    Fisher    J^T Lambda J        the Gauss-Newton part of the negative Hessian: never indefinite
+    Hessian   -J^T Lambda J + sum_j s_j d^2 eta_j / dz^2
+
+The last sum is the curvature of the hidden layers alone, weighed by s pulled back through the output layer: behind a linear
+output layer it costs next to nothing. (For a likelihood whose output is not its natural parameter, Lambda is the expected
+information, and the Hessian's first part keeps it.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp, vmap
+
+from service.vae.network import MLP, VAE, Activated, Gated
+
+
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """Derivatives of log p(x_n | z_n) in z_n for N pairs; float64.
+
+    `gradient` has shape (N, L), `fisher` (N, L, L); `hessian` is the negative Hessian, (N, L, L), or the Fisher information
+    again where the decoder's second derivatives are not to be had.
+    """
+
+    gradient: Tensor
+    fisher: Tensor
+    hessian: Tensor
+
+
+def curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
+    """Derivatives of log p(x_n | z_n) for rows x, shape (N, D), each with its own latent z, shape (N, L)."""
+    if isinstance(vae.decoder, MLP) and all(isinstance(layer, Activated | Gated) for layer in vae.decoder.hidden):
+        return mlp_curvature(vae, x, z)
+    return forward_mode_curvature(vae, x, z)
+
+
+def forward_mode_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
+    """Any decoder that takes rows independently: one forward-mode derivative for each latent, side by side."""
+    output = vae.decoder(z)
+    directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+
+    def along(direction: Tensor) -> Tensor:
+        derivative: Tensor = jvp(vae.decoder, (z,), (direction.expand_as(z),))[1]
+        return derivative
+
+    tangents = vmap(along)(directions).transpose(0, 1)  # (N, L, D)
+    gradient = (tangents * vae.likelihood.score(output, x)[:, None]).sum(dim=-1)
+    fisher = weighted_gram(tangents, vae.likelihood.fisher_information(output))
+    return Curvature(gradient.double(), fisher.double(), fisher.double())
+
+
+def mlp_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
+    """Our own decoders: all tangents in one product a layer, and the exact Hessian."""
+    layers: list[tuple[Activated | Gated, Tensor, Tensor]] = []  # each with its pre-activation and the tangents of that
+    h, tangents = z, torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(len(z), -1, -1)  # (N, L, H)
+    for layer in vae.decoder.hidden:
+        assert isinstance(layer, Activated | Gated)
+        before = layer.linear(h)
+        along = through(layer.linear, tangents)
+        layers.append((layer, before, along))
+        h, tangents = layer.pointwise(before), layer.pointwise_tangents(before, along)
+    output = vae.decoder.output(h)
+    backward = vae.likelihood.score(output, x) @ vae.decoder.output.weight  # (N, H)
+    gradient = (tangents * backward[:, None]).sum(dim=-1)
+    fisher = weighted_gram(through(vae.decoder.output, tangents), vae.likelihood.fisher_information(output))
+    hessian = fisher
+    for layer, before, along in reversed(layers):
+        hessian = hessian - layer.pointwise_curvature(before, along, backward)
+        backward = layer.pointwise_backward(before, backward) @ layer.linear.weight
+    return Curvature(gradient.double(), fisher.double(), hessian.double())
+
+
+def through(linear: nn.Linear, tangents: Tensor) -> Tensor:
+    """Tangents, shape (N, L, H), behind a linear layer: one product, shape (N, L, H')."""
+    pairs, latents, width = tangents.shape
+    return (tangents.reshape(pairs * latents, width) @ linear.weight.mT).view(pairs, latents, -1)
+
+
+def weighted_gram(tangents: Tensor, weights: Tensor) -> Tensor:
+    """Sum over columns d of t_kd w_d t_ld, for tangents (N, L, D) and weights (N, D) of at least 0: shape (N, L, L)."""
+    scaled = tangents * weights.sqrt()[:, None]
+    return scaled @ scaled.mT
