@@ -10,7 +10,7 @@ import numpy as np
 from service.data.readers import read
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-CALIBRATION, AUDIT, VALIDATION = 10_000, 10_000, 1_000
+CALIBRATION, AUDIT, PILOT, VALIDATION = 10_000, 5_000, 5_000, 1_000
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Mnist:
     validation: np.ndarray
     calibration: np.ndarray
     audit: np.ndarray
+    pilot: np.ndarray
     test: np.ndarray
 
 
@@ -28,6 +29,7 @@ def load_mnist(folder: Path) -> Mnist:
     """The images of `mnist.npz` in the folder, split as the bundled models were."""
     images = read(folder / "mnist.npz", "x_train").array
     order = np.random.default_rng(20260101).permutation(len(images))
-    parts = np.split(images[order], np.cumsum([CALIBRATION, AUDIT, VALIDATION]))
+    parts = np.split(images[order], np.cumsum([CALIBRATION, AUDIT, PILOT, VALIDATION]))
     test = read(folder / "mnist.npz", "x_test").array
-    return Mnist(train=parts[3], validation=parts[2], calibration=parts[0], audit=parts[1], test=test)
+    calibration, audit, pilot, validation, train = parts
+    return Mnist(train, validation, calibration, audit, pilot, test)

@@ -17,7 +17,6 @@ from mnist import DATA, load_mnist
 
 from service.cli import epoch_bar, fail_in_one_line, print_report
 from service.data.readers import Rows
-from service.density.estimator import Estimator
 from service.errors import DataError
 from service.store import Store
 from service.trainer import Recipe, Split, train_on_split
@@ -32,7 +31,6 @@ MODELS = {
             hidden=(400, 400),
             augment=1.0,
             fit=FitOptions(epochs=1000, patience=1000, importance_samples=5, augment_share=0.9),
-            estimator=Estimator(num_samples=1024),
         ),
         "MNIST digits, black and white at 127.5",
     ),
@@ -44,7 +42,6 @@ MODELS = {
             hidden=(400, 400),
             augment=1.0,
             fit=FitOptions(epochs=1000, patience=1000, importance_samples=16),
-            estimator=Estimator(num_samples=512, proposal="survey"),
         ),
         "MNIST digits, black and white at 127.5, with two latents to look at",
     ),
@@ -65,7 +62,7 @@ def main(
     if unknown:
         raise DataError(f"no bundled model is called so; expected some of {', '.join(MODELS)}")
     images = load_mnist(data)
-    split = Split(train=images.train, validation=images.validation, calibration=images.calibration)
+    split = Split(images.train, images.validation, images.calibration, images.pilot)
     for name in names:
         recipe, description = MODELS[name]
         recipe = replace(recipe, fit=replace(recipe.fit, minutes=minutes))  # the same, in the time given

@@ -28,7 +28,7 @@ from service.errors import DataError, InputError, VouchError
 if TYPE_CHECKING:
     from service.data.readers import Rows
     from service.data.schema import InputSpec
-    from service.density.proposals import ProposalName
+    from service.density.estimator import SettingName
     from service.scorer import Samples, Scorer, Scores
     from service.store import Reference
     from service.vae.network import ActivationName, LikelihoodName
@@ -119,8 +119,7 @@ def train(
     validation_share: Annotated[float, typer.Option(min=0.01, max=0.5, help="of the rows, to stop early by")] = 0.1,
     calibration_share: Annotated[float, typer.Option(min=0.01, max=0.8, help="of the rows, to calibrate on")] = 0.2,
     percentiles: Annotated[str, typer.Option(help="ends of the band of valid rows")] = "25,75",
-    num_samples: Annotated[int, typer.Option(help="importance samples of a score")] = 256,
-    proposal: Annotated[str, typer.Option(help="encoder, defensive or survey")] = "encoder",
+    estimator: Annotated[str, typer.Option(help="fast, standard or thorough: how log p(x) is estimated")] = "standard",
     description: Annotated[str, typer.Option(help="a line for the card")] = "",
 ) -> None:
     """Train a model on valid rows, calibrate it on some that are held back, and publish it."""
@@ -148,7 +147,7 @@ def train(
             importance_samples=importance_samples,
             seed=seed,
         ),
-        estimator=Estimator(num_samples, proposal_name(proposal)),
+        estimator=Estimator.of(setting_name(estimator)),
         augment=augment,
         percentiles=percentile_pair(percentiles),
         validation_share=validation_share,
@@ -169,14 +168,12 @@ def calibrate(
     store: StoreOption = Path("model_store"),
     key: KeyOption = None,
     percentiles: Annotated[str | None, typer.Option(help="ends of the band; default: as they are")] = None,
-    num_samples: Annotated[int | None, typer.Option(help="importance samples; default: as they are")] = None,
-    proposal: Annotated[str | None, typer.Option(help="encoder, defensive or survey; default: as it is")] = None,
+    estimator: Annotated[str | None, typer.Option(help="fast, standard or thorough; default: as it is")] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Calibrate a model on other valid rows, that it was not trained on: publishes a new version, touches no old one."""
-    from dataclasses import replace
-
     from service.data.readers import read
+    from service.density.estimator import Estimator
     from service.scorer import torch_device
     from service.store import Store
     from service.trainer import recalibrate
@@ -184,14 +181,10 @@ def calibrate(
     models = Store(store)
     published = models.load(models.resolve(model))
     published.model.vae.to(torch_device(device))
-    estimator = published.model.estimator
-    if num_samples is not None:
-        estimator = replace(estimator, num_samples=num_samples)
-    if proposal is not None:
-        estimator = replace(estimator, proposal=proposal_name(proposal))
+    chosen = None if estimator is None else Estimator.of(setting_name(estimator))
     rows = read(data, key, published.card.input.columns if is_table(data) else None)
     pair = None if percentiles is None else percentile_pair(percentiles)
-    reference = recalibrate(models, published, rows, estimator, pair)
+    reference = recalibrate(models, published, rows, chosen, pair)
     card = models.load(reference).card.calibration
     err.print(
         f"published {reference}: band {card.band[0]:.2f} to {card.band[1]:.2f} nats, percentiles "
@@ -294,7 +287,7 @@ def models(
                 " x ".join(map(str, card.input.shape)),
                 card.architecture.likelihood,
                 str(card.architecture.latents),
-                f"{card.estimator.proposal}, {card.estimator.num_samples}",
+                card.estimator.setting,
                 f"{card.calibration.band[0]:.2f} to {card.calibration.band[1]:.2f}",
                 f"{card.calibration.rows:,} rows",
                 ", ".join(notes),
@@ -397,12 +390,12 @@ def activation_name(text: str) -> ActivationName:
     raise DataError("--activation: expected gated, silu or tanh")
 
 
-def proposal_name(text: str) -> ProposalName:
-    """One of the proposals."""
+def setting_name(text: str) -> SettingName:
+    """One of the estimator's settings."""
     match text:
-        case "encoder" | "defensive" | "survey":
+        case "fast" | "standard" | "thorough":
             return text
-    raise DataError("--proposal: expected encoder, defensive or survey")
+    raise DataError("--estimator: expected fast, standard or thorough")
 
 
 @contextlib.contextmanager

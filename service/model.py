@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from service.data.schema import InputSpec
+from service.density import codebook
 from service.density.estimator import Estimates, Estimator
-from service.density.survey import MAX_LATENTS
 from service.errors import CalibrationError
 from service.vae.network import VAE
 from service.validity.band import Band
 
+PILOT_SAMPLES = 128
+
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network with the units of its input and its estimator: all that a row's log p(x) depends on."""
+    """A trained network with the units of its input and its estimator: all that a row's log p(x) depends on.
+
+    `codebook` holds latents, shape (K, L), from which the estimator may start to look for a row's modes. The estimator's
+    `ends` are in the network's units.
+    """
 
     vae: VAE
     input: InputSpec
     estimator: Estimator
+    codebook: np.ndarray = field(repr=False)
 
-    def __post_init__(self) -> None:
-        latents = self.vae.architecture.latents
-        if self.estimator.proposal == "survey" and latents > MAX_LATENTS:
-            raise CalibrationError(f"the survey proposal is for up to {MAX_LATENTS} latents, the network has {latents}")
+    def estimates(self, rows: np.ndarray, pool: Executor | None = None, more_ends: tuple[float, ...] = ()) -> Estimates:
+        """Estimate log p(x) of checked rows (`InputSpec.rows`), shape (B, D), in the units of the training data.
 
-    def estimates(self, rows: np.ndarray, pool: Executor | None = None) -> Estimates:
-        """Estimate log p(x) of checked rows (`InputSpec.rows`), shape (B, D), in the units of the training data."""
-        estimates = self.estimator.estimate(self.vae, self.input.encode(rows), pool)
-        return replace(estimates, log_likelihood=estimates.log_likelihood - self.input.transform.log_volume())
+        Args:
+            more_ends: numbers, in the same units, that a row's estimate must be clear of, too, before its samples stop
+                doubling; for estimators that stop at ends.
+        """
+        volume = self.input.transform.log_volume()
+        estimator = self.estimator
+        if estimator.ends is not None:
+            estimator = replace(estimator, ends=(*estimator.ends, *(end + volume for end in more_ends)))
+        estimates = estimator.estimate(self.vae, self.codebook, self.input.encode(rows), pool)
+        return replace(estimates, log_likelihood=estimates.log_likelihood - volume)
+
+    def evaluations_per_row(self) -> int:
+        """What a score costs, about, in decoder evaluations."""
+        return self.estimator.typical_evaluations(self.vae, len(self.codebook))
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of everything that a score depends on: architecture, weights, input and estimator."""
         content = hashlib.sha256(repr((self.vae.architecture, self.estimator)).encode())
         content.update(self.input.model_dump_json().encode())
+        content.update(np.ascontiguousarray(self.codebook, dtype=np.float32).tobytes())
         for name, tensor in sorted(self.vae.state_dict().items()):
             content.update(name.encode())
             content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -79,3 +96,50 @@ class Calibration:
             raise CalibrationError(
                 "the calibration belongs to another network, input or estimator: calibrate again with `vouch calibrate`"
             )
+
+
+def calibrated(
+    vae: VAE,
+    spec: InputSpec,
+    estimator: Estimator,
+    pilot: np.ndarray,
+    rows: np.ndarray,
+    percentiles: tuple[float, float] = (25.0, 75.0),
+    pool: Executor | None = None,
+) -> tuple[Model, Calibration]:
+    """A network made ready to score: its codebook, the ends at which its estimator stops, and its calibration.
+
+    The ends come from a band of the pilot rows' scores and are frozen before the first calibration row is scored. If they
+    came from the calibration rows, those would be stopped by a band that they themselves made, and other rows would not be.
+
+    Args:
+        pilot: valid rows that the network was not fitted to and that are not among `rows`, shape (m, D).
+        rows: valid rows to calibrate on, shape (n, D).
+
+    Raises:
+        CalibrationError: too few rows for the percentiles.
+    """
+    Band.fit(np.zeros(len(rows)), percentiles)  # too few rows are refused before any are scored
+    plain = replace(estimator, ends=None, typical_variance=0.0)
+    model = Model(vae, spec, plain, codebook.build(vae, spec.encode(pilot)))
+    if len(pilot):
+        model = replace(model, estimator=piloted(model, pilot, percentiles, pool))
+    return model, Calibration.fit(model, rows, percentiles, pool)
+
+
+def piloted(model: Model, pilot: np.ndarray, percentiles: tuple[float, float], pool: Executor | None) -> Estimator:
+    """The model's estimator with what a first, fixed number of samples of the pilot rows says.
+
+    That is how much weights usually vary and, where the estimator stops at ends, where they are: none where there are too
+    few rows for a band.
+    """
+    first = replace(model.estimator, first_samples=PILOT_SAMPLES, max_samples=PILOT_SAMPLES, anneal=False)
+    estimates = replace(model, estimator=first).estimates(pilot, pool)
+    variance = float((estimates.std_error**2).mean()) * PILOT_SAMPLES
+    ends: tuple[float, ...] | None = None
+    if model.estimator.stops_at_ends:
+        volume = model.input.transform.log_volume()
+        with contextlib.suppress(CalibrationError):
+            band = Band.fit(np.sort(estimates.log_likelihood), percentiles)
+            ends = (band.low + volume, band.high + volume)
+    return replace(model.estimator, ends=ends, typical_variance=variance)

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.density.estimator import Tiling, padded, row_generator, worker_pool
+from service.density.estimator import Tiling, padded, worker_pool
 from service.density.importance import normalized_weights
+from service.density.quasirandom import row_generator
 from service.errors import InputError
 from service.settings import cpu_quota
 from service.store import Published, Store
 from service.validity.band import SIDES, Band, Side, Verdict
 from service.validity.conformal import percentile, two_sided_p_value
+
+POSTERIOR_DRAWS = 256  # of z, weighted, that a reconstruction rests on
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,8 @@ class Scorer:
             CalibrationError: percentiles that the number of validation rows cannot give.
         """
         band = self.band if percentiles is None else self.calibration.band(percentiles)
-        estimates = self.model.estimates(self.rows(rows), self.pool)
+        # Rows stop once clear of the pilot band's ends; this band's are not quite those, and may need a closer look.
+        estimates = self.model.estimates(self.rows(rows), self.pool, (band.low, band.high))
         log_likelihood = estimates.log_likelihood
         return Scores(
             band=band,
@@ -157,7 +161,7 @@ class Scorer:
         means, observed, features = [], [], []
         with torch.inference_mode():
             done = 0
-            for weighted in estimator.draws(vae, x):
+            for weighted in estimator.draws(vae, self.model.codebook, x, POSTERIOR_DRAWS):
                 weights = normalized_weights(weighted.log_weights)  # (S, few)
                 for index in range(weighted.rows):
                     row = x[done]

@@ -2,7 +2,7 @@
 
     STORE/NAME/VERSION/card.json                 what the model is
                        weights.safetensors       the network
-                       calibration.safetensors   the validation rows' scores
+                       calibration.safetensors   the validation rows' scores, and the codebook
                        manifest.json             sha256 and size of each, written last
     STORE/aliases.json                           the default model, and names for versions
 
@@ -61,7 +61,7 @@ class CalibrationCard(Frozen):
 class Card(Frozen):
     """What a model is, how it was made, and how it is to be read."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     name: str
     version: str
     created: datetime
@@ -201,8 +201,9 @@ class Store:
             raise DamagedModelError(f"{reference}: card.json cannot be read: {first_line(error)}") from error
         if (card.name, card.version) != (reference.name, reference.version):
             raise DamagedModelError(f"{reference}: card.json is that of {card.name}@{card.version}")
-        model = Model(load_network(card, contents["weights.safetensors"]), card.input, card.estimator)
-        calibration = load_calibration(card, contents["calibration.safetensors"])
+        vae = load_network(card, contents["weights.safetensors"])
+        calibration, codebook = load_calibration(card, contents["calibration.safetensors"])
+        model = Model(vae, card.input, card.estimator, codebook)
         try:
             calibration.check_belongs_to(model)
         except CalibrationError as error:
@@ -253,7 +254,8 @@ class Store:
                 {key: tensor.detach().cpu().contiguous() for key, tensor in model.vae.state_dict().items()}
             ),
             "calibration.safetensors": save_tensors(
-                {"scores": torch.from_numpy(calibration.scores)}, metadata={"fingerprint": calibration.fingerprint}
+                {"scores": torch.from_numpy(calibration.scores), "codebook": torch.from_numpy(model.codebook)},
+                metadata={"fingerprint": calibration.fingerprint},
             ),
         }
         write_version(folder, reference, contents)
@@ -366,15 +368,18 @@ def load_network(card: Card, content: bytes) -> VAE:
     return vae.eval().requires_grad_(False)
 
 
-def load_calibration(card: Card, content: bytes) -> Calibration:
-    """The validation scores of a card."""
+def load_calibration(card: Card, content: bytes) -> tuple[Calibration, np.ndarray]:
+    """The validation scores and the codebook of a card."""
     try:
-        scores = load_tensors(content)["scores"].numpy().astype(np.float64)
+        tensors = load_tensors(content)
+        scores, codebook = tensors["scores"].numpy().astype(np.float64), tensors["codebook"].numpy()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         fingerprint = header["__metadata__"]["fingerprint"]
     except (SafetensorError, KeyError, ValueError) as error:
         raise DamagedModelError(f"{card.name}@{card.version}: calibration.safetensors cannot be read") from error
-    return Calibration(scores, card.calibration.percentiles, fingerprint)
+    if codebook.ndim != 2 or codebook.shape[1] != card.architecture.latents or not len(codebook):
+        raise DamagedModelError(f"{card.name}@{card.version}: the codebook does not fit the card")
+    return Calibration(scores, card.calibration.percentiles, fingerprint), codebook
 
 
 def write_version(folder: Path, reference: Reference, contents: dict[str, bytes]) -> None:

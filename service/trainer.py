@@ -16,9 +16,8 @@ import torch
 from service.data.readers import Rows
 from service.data.schema import Binary, Grey, InputSpec, Standard, Transform
 from service.density.estimator import Estimator, worker_pool
-from service.density.survey import MAX_LATENTS
 from service.errors import CalibrationError, DataError
-from service.model import Calibration, Model
+from service.model import calibrated
 from service.settings import cpu_quota
 from service.store import Published, Reference, Store
 from service.vae.augmentation import Augmentation, random_affine
@@ -27,6 +26,7 @@ from service.vae.training import FitOptions, FitReport, Progress, fit
 from service.validity.band import Band
 
 MIN_TRAINING_ROWS = 10
+PILOT_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,16 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Disjoint rows to train on, to stop early by, and to calibrate on."""
+    """Disjoint rows to train on, to stop early by, and to calibrate on.
+
+    The pilot rows tell the estimator where to stop; without any, the validation rows do: they were not fitted to, and have
+    done their work.
+    """
 
     train: np.ndarray
     validation: np.ndarray
     calibration: np.ndarray
+    pilot: np.ndarray | None = None
 
     @staticmethod
     def shuffled(rows: np.ndarray, validation_share: float, calibration_share: float, seed: int) -> Split:
@@ -148,8 +153,6 @@ def train_on_split(
     data_digest: str,
 ) -> tuple[Reference, FitReport]:
     """Fit, calibrate and publish on rows that are split already."""
-    if recipe.estimator.proposal == "survey" and (recipe.latents or MAX_LATENTS + 1) > MAX_LATENTS:
-        raise DataError(f"--proposal survey is for up to {MAX_LATENTS} latents: set --latents")
     if len(split.train) < MIN_TRAINING_ROWS or not len(split.validation):
         raise DataError(
             f"{len(split.train)} rows are left to train on and {len(split.validation)} to stop early by, "
@@ -161,8 +164,15 @@ def train_on_split(
     vae = VAE(architecture_of(spec.features, likelihood, recipe))
     rows, judged = network_rows(spec, split.train), network_rows(spec, split.validation)
     report = fit(vae, rows, judged, recipe.fit, on_epoch, augmentation_of(spec, split.train, recipe))
-    model = Model(vae.eval().requires_grad_(False), spec, recipe.estimator)
-    calibration = Calibration.fit(model, spec.rows(split.calibration), recipe.percentiles, worker_pool(cpu_quota()))
+    model, calibration = calibrated(
+        vae.eval().requires_grad_(False),
+        spec,
+        recipe.estimator,
+        spec.rows(split.validation if split.pilot is None else split.pilot),
+        spec.rows(split.calibration),
+        recipe.percentiles,
+        worker_pool(cpu_quota()),
+    )
     reference = store.publish(
         name,
         model,
@@ -217,22 +227,32 @@ def recalibrate(
     estimator: Estimator | None = None,
     percentiles: tuple[float, float] | None = None,
 ) -> Reference:
-    """Publish a new version: the same network, calibrated on other rows, or for another estimator or band."""
+    """Publish a new version: the same network, calibrated on other rows, or for another estimator or band.
+
+    A random tenth of the rows are the pilot rows; the rest calibrate.
+    """
     old = published.model
     if data.columns is not None and old.input.columns is not None and data.columns != old.input.columns:
         raise DataError(
             f"the file's columns are {', '.join(data.columns)}, the model reads {', '.join(old.input.columns)}"
         )
-    model = Model(old.vae, old.input, estimator or old.estimator)
-    rows = model.input.rows(data.array)
-    calibration = Calibration.fit(
-        model, rows, percentiles or published.calibration.percentiles, worker_pool(cpu_quota())
+    rows = old.input.rows(data.array)
+    order = np.random.default_rng(0).permutation(len(rows))
+    pilot, rest = np.split(order, [round(PILOT_SHARE * len(rows))])
+    model, calibration = calibrated(
+        old.vae,
+        old.input,
+        estimator or old.estimator,
+        rows[pilot],
+        rows[rest],
+        percentiles or published.calibration.percentiles,
+        worker_pool(cpu_quota()),
     )
     return store.publish(
         published.reference.name,
         model,
         calibration,
         training=published.card.training,
-        calibration_data={"digest": data.digest(), "rows": len(rows), "from": str(published.reference)},
+        calibration_data={"digest": data.digest(), "rows": len(rest), "from": str(published.reference)},
         description=published.card.description,
     )

@@ -70,7 +70,7 @@ def digits() -> np.ndarray:
 RECIPES = {
     "digits": Recipe(likelihood="bernoulli", latents=4, hidden=(64,), fit=FitOptions(epochs=40, importance_samples=3)),
     "grey": Recipe(latents=4, hidden=(32,), fit=FitOptions(epochs=10)),
-    "wine": Recipe(latents=2, hidden=(32,), fit=FitOptions(epochs=40), estimator=Estimator(64, "survey")),
+    "wine": Recipe(latents=2, hidden=(32,), fit=FitOptions(epochs=40), estimator=Estimator.of("fast")),
 }
 
 

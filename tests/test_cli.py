@@ -52,10 +52,12 @@ def test_train_calibrate_score_and_sample_your_own_csv(wine_csv, tmp_path):
     assert card["calibration"]["rows"] == 36
     assert card["training"]["data"]["digest"].startswith("sha256:")
 
-    calibrated = vouch("calibrate", "wine", wine_csv, "--store", store, "--percentiles", "5,95", "--num-samples", 64)
+    calibrated = vouch(
+        "calibrate", "wine", wine_csv, "--store", store, "--percentiles", "5,95", "--estimator", "thorough"
+    )
     assert "published wine@2" in calibrated.stderr
     assert (store / "wine" / "1" / "card.json").read_bytes() == first
-    assert Store(store).load(Store(store).resolve("wine@2")).card.estimator.num_samples == 64
+    assert Store(store).load(Store(store).resolve("wine@2")).card.estimator.setting == "thorough"
 
     scored = vouch("score", wine_csv, "--model", "wine@2", "--store", store)
     rows = list(csv.DictReader(scored.stdout.splitlines()))
@@ -128,10 +130,9 @@ def bad_calls(tmp_path, store, wine_csv):
         ((*train, wine_csv, "--threshold", "3"), "--threshold goes with"),
         ((*train, wine_csv, "--activation", "relu"), "--activation: expected"),
         ((*train, wine_csv, "--hidden", "12,x"), "--hidden: expected"),
-        ((*train, wine_csv, "--proposal", "best"), "--proposal: expected"),
+        ((*train, wine_csv, "--estimator", "best"), "--estimator: expected"),
         ((*train, wine_csv, "--augment", "1"), "--augment distorts images"),
         ((*train, wine_csv, "--beta", "2", "--importance-samples", "3"), "--beta weighs"),
-        ((*train, wine_csv, "--num-samples", "1"), "num_samples is 1"),
         ((*train, wine_csv, "--epochs", "0"), "0 is not in the range|Invalid value"),
         ((*train, wine_csv, "--key", "x"), "--key picks an array"),
         ((*train, wine_csv, "--learning-rate", "1e30", "--epochs", "50"), "lower --learning-rate"),

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from service.errors import CalibrationError, InputError
-from service.scorer import torch_device
+from service.scorer import POSTERIOR_DRAWS, torch_device
 from tests.conftest import data_of, digits
 
 
@@ -49,7 +49,7 @@ def test_a_table_scores_the_same_whatever_its_columns_are_measured_in():
     vae = VAE(Architecture(2, 1, (4,), "silu", "gaussian")).requires_grad_(False)
     small = InputSpec(kind="table", shape=(2,), transform=Standard(center=(0.0, 0.0), scale=(1.0, 2.0)))
     large = small.model_copy(update={"transform": Standard(center=(0.0, 0.0), scale=(16.0, 32.0))})
-    model = Model(vae, small, Estimator(64))
+    model = Model(vae, small, Estimator.of("fast"), np.zeros((1, 1), dtype=np.float32))
     rows = np.array([[0.5, 1.0], [-3.0, 2.0]], dtype=np.float32)
     difference = model.estimates(rows).log_likelihood - replace(model, input=large).estimates(16 * rows).log_likelihood
     np.testing.assert_allclose(difference, 2 * np.log(16.0), rtol=1e-9)
@@ -66,7 +66,9 @@ def test_the_features_log_likelihoods_are_those_of_the_weighted_posterior(any_sc
     x = scorer.model.input.encode(scorer.rows(rows[:3]))
     vae = scorer.model.vae
     for index in range(3):
-        draws = next(iter(scorer.model.estimator.draws(vae, x[index : index + 1])))
+        draws = next(
+            iter(scorer.model.estimator.draws(vae, scorer.model.codebook, x[index : index + 1], POSTERIOR_DRAWS))
+        )
         weights = draws.log_weights[:, 0].softmax(0)
         with torch.inference_mode():
             output = vae.decoder(draws.z[:, 0])

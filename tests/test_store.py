@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError
-from service.model import Calibration, Model
+from service.model import Calibration
 from service.scorer import Scorer, load_scorer
 from service.store import FILES, MANIFEST, Reference, Store
 from tests.conftest import data_of, digits
@@ -92,7 +92,7 @@ def test_thresholds_of_another_estimator_are_refused(store, digit_scorer):
     model = digit_scorer.model
     from dataclasses import replace
 
-    other = Model(model.vae, model.input, replace(model.estimator, num_samples=512))
+    other = replace(model, estimator=replace(model.estimator, max_samples=512))
     with pytest.raises(CalibrationError, match="belongs to another"):
         digit_scorer.calibration.check_belongs_to(other)
     with pytest.raises(CalibrationError):
@@ -107,7 +107,7 @@ def test_a_card_with_another_estimator_is_refused_though_its_hashes_fit(store):
 
     folder = store.root / "digits" / "1"
     card = json.loads((folder / "card.json").read_bytes())
-    card["estimator"]["num_samples"] = 512
+    card["estimator"]["max_samples"] = 512
     content = json.dumps(card).encode()
     (folder / "card.json").write_bytes(content)
     manifest = json.loads((folder / MANIFEST).read_bytes())

@@ -1,35 +1,56 @@
 """The estimator: rows in, estimates of log p(x) out, the same to the last bit for a row in whatever company it comes.
 
+    look for modes of p(z | x)  ->  fit a mixture of split normals and the encoder's posterior
+      ->  draw a few z, weigh them  ->  enough?  ->  as many again, and so on
+      ->  not to be trusted?  ->  more starts  ->  more draws  ->  annealing
+
 Matrix products round differently for different shapes, so rows go through the networks in blocks of a fixed number of
 rows, and samples in tiles of a fixed number of decoder evaluations, padded where they are not full. A row's draws come
-from a seed made of its own content.
+from a seed made of its own content, and what happens to it next is decided by its own numbers.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from service.density import importance
+from service.density import codebook, importance, laplace
+from service.density.annealing import annealed_log_weights
+from service.density.codebook import Codebook, codebook_of
+from service.density.laplace import Fit, Sites, climb, fit
 from service.density.pareto import khat
-from service.density.proposals import PROPOSALS, Proposal, ProposalName, proposal_for
+from service.density.proposals import Diagonal, Mixture, SplitNormal
+from service.density.quasirandom import REPLICATES, Points, row_generator, row_points
 from service.errors import CalibrationError
 from service.vae.conditional import Conditional, conditional
 from service.vae.network import VAE
 
 IMPOSSIBLE = -1e300  # nats
-MAX_SAMPLES = 100_000
+MAX_SAMPLES = 2**17
 MIN_SAMPLES = 25  # fewer may agree by chance
 KHAT_LIMIT = 0.7
 MIN_RELATIVE_ESS = 0.02
+CONVERGED = 0.2  # nats that are not worth another step
+MORE_STEPS = 3  # of Newton, for a search that has not arrived
+MAX_REMAINING = 1.0  # nats that a search for the mode may still have had to gain
+ENCODER_SHARE = 0.1
+MIN_SHARE = 0.02  # of the draws for a mode that looks unlikely
+SEED_STRIDE = 1_000_003  # between the seeds of two stages
+PARTICLES, TEMPERATURES, LEAPFROGS, LEAPFROG_STEP = 32, 32, 2, 0.6  # of the annealing
+RESTART_SAMPLES = 512  # with fewer, khat has little to say
+RESTARTS = 2  # modes that are looked for where the estimate is not to be trusted
+
+SettingName = Literal["fast", "standard", "thorough"]
+SETTINGS: tuple[SettingName, ...] = get_args(SettingName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +59,7 @@ class Tiling:
 
     rows: int
     evaluations: int
+    tangents: int
 
     @staticmethod
     def for_device(device: torch.device) -> Tiling:
@@ -45,22 +67,30 @@ class Tiling:
 
         A GPU needs much larger ones to be busy.
         """
-        return Tiling(rows=16, evaluations=512) if device.type == "cpu" else Tiling(rows=256, evaluations=65536)
+        if device.type == "cpu":
+            return Tiling(rows=16, evaluations=512, tangents=256)
+        return Tiling(rows=256, evaluations=65536, tangents=16384)
 
     def group(self, samples: int) -> int:
-        """How many rows share a tile: a power of two that divides the block."""
-        group = 1
-        while 2 * group * samples <= self.evaluations and 2 * group <= self.rows:
-            group *= 2
-        return group
+        """How many rows share a tile of samples: a power of two that divides the block."""
+        return self.power_of_two(self.evaluations // samples)
+
+    def sites(self, latents: int) -> int:
+        """How many rows share a tile of Jacobians."""
+        return self.power_of_two(self.tangents // latents)
+
+    def power_of_two(self, most: int) -> int:
+        """The largest power of two that is at most that, and at most a block."""
+        return 1 << (max(1, min(most, self.rows)).bit_length() - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimates:
     """log p(x) of B rows and what the numbers are worth; arrays of shape (B,), float64.
 
-    `khat` is NaN where there is no tail to fit. `reliable` says that neither khat nor ess gives a reason to distrust the
-    estimate.
+    `khat` is NaN where there is no tail to fit. `reliable` says that khat, ess and the several starts give no reason to
+    distrust the estimate; where it is False, one thing still holds: the estimate exceeds log p(x) by more than b nats with
+    probability at most exp(-b). `num_samples` is how many draws the estimate rests on, `evaluations` what it cost in all.
     """
 
     log_likelihood: np.ndarray
@@ -69,6 +99,7 @@ class Estimates:
     khat: np.ndarray
     reliable: np.ndarray
     num_samples: np.ndarray
+    evaluations: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,75 +119,361 @@ class Estimator:
     """How log p(x) is estimated. Thresholds hold only for the estimator that they were fitted with.
 
     Stored in the card as it stands; equal fields give equal scores.
+
+    A row's samples double from `first_samples` until its standard error is at most `tolerance` nats, or its interval is
+    clear of both `ends`, or `max_samples` are drawn. The ends are those of a pilot band, from rows that serve for nothing
+    else. `typical_variance` is the variance of a draw's weight, relative to its mean squared, averaged over those rows.
     """
 
-    num_samples: int = 256
-    proposal: ProposalName = "encoder"
+    setting: SettingName = "standard"
+    first_samples: int = 32
+    max_samples: int = 4096
+    tolerance: float = 0.02
+    ends: tuple[float, ...] | None = None
+    starts: int | None = None
+    newton_steps: int = 1
+    chord_steps: int = 3
+    probed_axes: int = 10
+    typical_variance: float = 0.0
+    anneal: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_samples <= MAX_SAMPLES:
-            raise CalibrationError(f"num_samples is {self.num_samples}, expected 2 to {MAX_SAMPLES:,}")
-        if self.proposal not in PROPOSALS:
-            raise CalibrationError(f"proposal {self.proposal!r} is not known, expected one of {', '.join(PROPOSALS)}")
+        for name in ("first_samples", "max_samples"):
+            value = getattr(self, name)
+            if not REPLICATES <= value <= MAX_SAMPLES or value & (value - 1):
+                raise CalibrationError(
+                    f"{name} is {value}, expected a power of two from {REPLICATES} to {MAX_SAMPLES:,}"
+                )
+        if self.first_samples > self.max_samples:
+            raise CalibrationError("first_samples is above max_samples")
+        if not 0 <= self.tolerance < math.inf:
+            raise CalibrationError("tolerance is no number of nats of at least 0")
 
-    def evaluations_per_row(self) -> int:
-        """What a row costs, in decoder evaluations."""
-        return self.num_samples
+    @staticmethod
+    def of(setting: SettingName) -> Estimator:
+        """The estimator of a setting, without ends to stop at."""
+        match setting:
+            case "fast":
+                return Estimator("fast", first_samples=64, max_samples=64, anneal=False)
+            case "standard":
+                return Estimator("standard")
+            case "thorough":
+                return Estimator("thorough", first_samples=256, max_samples=16384, newton_steps=3, probed_axes=1000)
+        raise CalibrationError(f"estimator {setting!r} is not known, expected one of {', '.join(SETTINGS)}")
 
-    def estimate(self, vae: VAE, x: np.ndarray, pool: Executor | None = None) -> Estimates:
+    @property
+    def stops_at_ends(self) -> bool:
+        """Whether a row's samples stop doubling once its verdict is certain: then it needs the ends of a band."""
+        return self.setting == "standard"
+
+    def number_of_starts(self, latents: int) -> int:
+        """How many modes are looked for at first: with few latents there often are several."""
+        if self.starts is not None:
+            return self.starts
+        return 4 if latents <= codebook.FEW_LATENTS else 2 if latents <= 10 else 1
+
+    def fit_evaluations(self, vae: VAE, codes: int) -> float:
+        """What finding a row's proposal costs, in decoder evaluations."""
+        latents = vae.architecture.latents
+        each = self.search_evaluations(latents, self.newton_steps, self.chord_steps)
+        starts = self.number_of_starts(latents)
+        return codebook.evaluations(vae, codes) + (starts * each if starts > 1 else each + 1)
+
+    def search_evaluations(self, latents: int, newton_steps: int, chord_steps: int) -> int:
+        """What one search for a mode and a fit there cost, in decoder evaluations."""
+        climb_cost = laplace.climb_evaluations(latents, newton_steps, chord_steps)
+        return 1 + climb_cost + laplace.fit_evaluations(latents, self.probed_axes)
+
+    def typical_evaluations(self, vae: VAE, codes: int) -> int:
+        """What a row costs, about, in decoder evaluations: the unit in which work is queued."""
+        return round(self.fit_evaluations(vae, codes)) + min(self.max_samples, 2 * self.first_samples)
+
+    def estimate(self, vae: VAE, codes: np.ndarray, x: np.ndarray, pool: Executor | None = None) -> Estimates:
         """Estimate log p(x) for rows in the network's units, shape (B, D).
 
         On a CPU a pool's threads share the blocks; a GPU takes one after the other.
+
+        Args:
+            codes: the latents of the model's codebook, shape (K, L).
         """
         length = Tiling.for_device(vae.device).rows
         blocks = [x[start : start + length] for start in range(0, len(x), length)]
+        book = codebook_of(vae, codes)
         run = map if pool is None or vae.device.type != "cpu" else pool.map
-        parts = list(run(partial(self.diagnosed, vae), blocks))
-        if not parts:
-            none = np.zeros(0)
-            return Estimates(none, none, none, none, none.astype(bool), none.astype(int))
-        log_likelihood, error, size, tail, reliable = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Estimates(log_likelihood, error, size, tail, reliable, np.full(len(x), self.num_samples))
+        rows = [row for block in run(partial(self.block_estimates, vae, book), blocks) for row in block]
+        columns = np.array([row.numbers() for row in rows]).reshape(len(rows), 7).T
+        likelihoods, errors, sizes, tails, reliable, samples, evaluations = columns
+        return Estimates(likelihoods, errors, sizes, tails, reliable > 0, samples.astype(int), evaluations)
 
-    def diagnosed(self, vae: VAE, block: np.ndarray) -> list[np.ndarray]:
-        """log_likelihood, std_error, ess, khat and reliable of a block's rows."""
-        shape = (self.num_samples, Tiling.for_device(vae.device).rows)
-        log_weights = torch.zeros(shape, dtype=torch.float64, device=vae.device)
-        filled = 0
-        for draws in self.block_draws(vae, block):
-            log_weights[:, filled : filled + draws.rows] = draws.log_weights[:, : draws.rows]
-            filled += draws.rows
-        # Sums round differently for different shapes, too: what fills the block is cut off after them.
-        with one_thread():
-            return [part[:filled] for part in diagnose(log_weights)]
+    def block_estimates(self, vae: VAE, book: Codebook, block: np.ndarray) -> list[Row]:
+        """Estimates for at most a block of rows."""
+        with one_thread(), torch.no_grad():
+            block_ = Block(self, vae, book, block)
+            block_.sample(self.first_samples)
+            return block_.rows
 
-    def draws(self, vae: VAE, x: np.ndarray) -> Iterator[WeightedDraws]:
-        """Weighted draws for the rows x, shape (B, D), in order, a few rows at a time."""
+    def draws(self, vae: VAE, codes: np.ndarray, x: np.ndarray, num_samples: int) -> Iterator[WeightedDraws]:
+        """So many weighted draws for each of the rows x, shape (B, D), in order, a few rows at a time."""
         length = Tiling.for_device(vae.device).rows
+        book = codebook_of(vae, codes)
         for start in range(0, len(x), length):
-            yield from self.block_draws(vae, x[start : start + length])
+            with one_thread(), torch.no_grad():
+                block = Block(self, vae, book, x[start : start + length])
+                tiles = list(block.drawn(list(range(len(block.rows))), 0, num_samples))
+            yield from (WeightedDraws(z, log_weights, len(chosen)) for chosen, z, log_weights in tiles)
 
-    def block_draws(self, vae: VAE, block: np.ndarray) -> Iterator[WeightedDraws]:
-        """Weighted draws for at most a block of rows."""
-        tiling = Tiling.for_device(vae.device)
-        group = tiling.group(self.num_samples)
-        with one_thread(), torch.inference_mode():
-            rows = torch.from_numpy(padded(block, tiling.rows)).to(vae.device, vae.dtype)
-            proposal, given = proposal_for(self.proposal, vae, rows, self.num_samples), conditional(vae, rows)
-        for first in range(0, len(block), group):
-            chosen = slice(first, first + group)
-            noise = self.noise(padded(block[chosen], group), vae.architecture.latents, vae.dtype)
-            with one_thread(), torch.inference_mode():
-                few, its = proposal.select(chosen), given.select(chosen)
-                z, log_weights = weigh(vae, its, few, noise.to(vae.device), tiling.evaluations)
-            yield WeightedDraws(z, log_weights, len(block[chosen]))
 
-    def noise(self, x: np.ndarray, latents: int, dtype: torch.dtype) -> Tensor:
-        """Standard-normal draws for each row of x from the row's own seed, shape (S, B, L)."""
-        kind = np.float64 if dtype == torch.float64 else np.float32
-        draws = [row_generator(row, self.seed).standard_normal((self.num_samples, latents), dtype=kind) for row in x]
-        return torch.from_numpy(np.stack(draws, axis=1))
+@dataclass
+class Row:
+    """What is known of one row so far."""
+
+    evaluations: float
+    log_weights: Tensor
+    best_draw: Tensor
+    remaining: float = 0.0
+    log_likelihood: float = IMPOSSIBLE
+    std_error: float = 0.0
+    ess: float = 1.0
+    khat: float = math.nan
+    reliable: bool = False
+    num_samples: int = 0
+
+    def numbers(self) -> tuple[float, ...]:
+        """As a row of a table."""
+        return (
+            self.log_likelihood, self.std_error, self.ess, self.khat, self.reliable, self.num_samples, self.evaluations
+        )  # fmt: skip
+
+
+class Block:
+    """A block of rows with their proposals, for the time of one estimate."""
+
+    def __init__(
+        self, estimator: Estimator, vae: VAE, book: Codebook, block: np.ndarray, more_starts: Tensor | None = None
+    ) -> None:
+        self.estimator, self.vae, self.book = estimator, vae, book
+        self.tiling = Tiling.for_device(vae.device)
+        self.block = block
+        self.numpy_rows = padded(block, self.tiling.rows)
+        self.x = torch.from_numpy(self.numpy_rows).to(vae.device, vae.dtype)
+        self.given: Conditional = conditional(vae, self.x)
+        self.encoder = vae.posterior(self.x)
+        self.latents = vae.architecture.latents
+        none = self.x.new_zeros(0, dtype=torch.float64)
+        cost = estimator.fit_evaluations(vae, len(book))
+        self.rows = [Row(cost, none, mean) for mean in self.encoder.mean[: len(block)]]
+        starts = self.first_starts()
+        self.proposal = self.mixture(starts if more_starts is None else torch.cat([starts, more_starts]))
+
+    # What to draw from
+
+    def first_starts(self) -> Tensor:
+        """Where the search begins: at the encoder's means and the likeliest codes, shape (K, B, L).
+
+        For a single start that is the likelier of two.
+        """
+        count = self.estimator.number_of_starts(self.latents)
+        codes = self.book.starts(self.x, max(1, count - 1))
+        if count > 1:
+            return torch.cat([self.encoder.mean[None], codes])
+        encoded = Sites.at(self.vae, self.x, self.given, self.encoder.mean)
+        return encoded.better_of(Sites.at(self.vae, self.x, self.given, codes[0])).z[None]
+
+    def mixture(self, starts: Tensor) -> Mixture:
+        """The proposal for each row of the block, from starts of shape (K, B, L)."""
+        fits = [self.fits(start) for start in starts]
+        evidence = torch.stack([each.log_evidence for each in fits], dim=-1)  # (B, K)
+        shares = (1.0 - MIN_SHARE * len(fits)) * evidence.softmax(dim=-1) + MIN_SHARE
+        # Where every search ends in the same normal, the posterior is that one, and all weights are equal.
+        best = evidence.argmax(dim=-1, keepdim=True)
+        remaining = torch.stack([each.remaining for each in fits], dim=-1).gather(1, best)[:, 0]
+        for row, gain in zip(self.rows, remaining.tolist(), strict=False):
+            row.remaining = gain
+        is_exact = torch.stack([each.is_exact for each in fits], dim=-1).all(dim=-1, keepdim=True)
+        encoder_share = torch.where(is_exact, 0.0, ENCODER_SHARE)
+        shares = torch.cat([shares * (1.0 - encoder_share), encoder_share], dim=-1)
+        return Mixture([*(each.normal for each in fits), Diagonal(self.encoder)], shares)
+
+    def fits(self, start: Tensor) -> Fit:
+        """Fits at modes that are searched from a start for each row, shape (B, L); a tile of Jacobians at a time.
+
+        A search that has not arrived goes on, with Newton's steps alone.
+        """
+        estimator = self.estimator
+        everyone = list(range(len(self.rows)))
+        fits = self.fitted(everyone, start, estimator.newton_steps, estimator.chord_steps)
+        astray = [index for index in everyone if float(fits.remaining[index]) > CONVERGED]
+        if not astray:
+            return fits
+        z = fits.normal.mean.to(start.dtype)
+        again = self.fitted(astray, z, MORE_STEPS, 0)
+        for index in astray:
+            self.rows[index].evaluations += estimator.search_evaluations(self.latents, MORE_STEPS, 0)
+        return again.merged_into(fits, astray)
+
+    def fitted(self, rows: list[int], start: Tensor, newton_steps: int, chord_steps: int) -> Fit:
+        """Fits for some rows, filled up to a block with copies of the last."""
+        size = self.tiling.sites(self.latents)
+        parts: list[Fit] = []
+        for first in range(0, self.tiling.rows, size):
+            chosen = rows[first : first + size]
+            if not chosen:
+                parts.append(parts[-1])
+                continue
+            index = torch.tensor(chosen + [chosen[-1]] * (size - len(chosen)), device=self.x.device)
+            sites = Sites.at(self.vae, self.x[index], self.given.select(index), start[index])
+            parts.append(fit(climb(sites, newton_steps, chord_steps), self.estimator.probed_axes))
+        return Fit.concatenated(parts)
+
+    # Draws
+
+    def drawn(self, rows: list[int], first: int, count: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Draws number `first` to `first + count` of some rows, a tile at a time: their indices, z and log weights."""
+        group = self.tiling.group(count)
+        for start in range(0, len(rows), group):
+            chosen = rows[start : start + group]
+            index = np.array(chosen + [chosen[-1]] * (group - len(chosen)))
+            points = row_points(self.numpy_rows[index], self.seed(0), self.latents, first, count, self.x.device)
+            z, log_weights = self.weighed(torch.from_numpy(index).to(self.x.device), points)
+            yield chosen, z, log_weights
+
+    def weighed(self, index: Tensor, points: Points) -> tuple[Tensor, Tensor]:
+        """Draws of z for some rows and their log weights, a tile of decoder evaluations at a time."""
+        proposal, given = self.proposal.select(index), self.given.select(index)
+        z = proposal.sample(points).to(self.vae.dtype)  # (S, B, L)
+        log_ratio = self.vae.prior().log_prob(z) - proposal.log_prob(z)
+        per_tile = max(1, self.tiling.evaluations // z.shape[1])
+        # Fixed shapes, whatever the number of samples.
+        log_conditional = [given.log_prob(zero_padded(tile, per_tile))[: len(tile)] for tile in z.split(per_tile)]
+        log_weights = torch.cat(log_conditional) + log_ratio
+        # A decoder that overflows says that the row is impossible; what leaves here is finite.
+        return z, log_weights.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE).clamp(min=IMPOSSIBLE)
+
+    # The rounds
+
+    def sample(self, samples: int, may_restart: bool = True) -> None:
+        """Double every row's samples until it is done or the budget is spent."""
+        undone = list(range(len(self.rows)))
+        self.draw_more(undone, 0, samples)
+        while undone := [index for index in undone if not self.is_done(self.rows[index])]:
+            if may_restart and samples >= RESTART_SAMPLES:
+                doubtful = [index for index in undone if not self.rows[index].reliable]
+                self.restart(doubtful, samples)
+                undone = [index for index in undone if index not in doubtful]
+                may_restart = samples < 4 * RESTART_SAMPLES
+            if samples >= self.estimator.max_samples or not undone:
+                break
+            self.draw_more(undone, samples, samples)
+            samples *= 2
+        if self.estimator.anneal:
+            self.anneal([index for index in undone if not self.rows[index].reliable])
+
+    def is_done(self, row: Row) -> bool:
+        """Whether a row's estimate is near enough, or its verdict beyond doubt."""
+        if row.reliable and row.std_error <= self.estimator.tolerance:
+            return True
+        if self.estimator.ends is None:
+            return False
+        reach = margin(row.std_error, row.reliable, row.remaining)
+        return all(abs(row.log_likelihood - end) > reach for end in self.estimator.ends)
+
+    def draw_more(self, rows: list[int], first: int, count: int) -> None:
+        """As many draws again for some rows, and what all their draws say."""
+        for chosen, z, new in self.drawn(rows, first, count):
+            before = [self.rows[index].log_weights for index in chosen]
+            before += [before[-1]] * (new.shape[1] - len(chosen))
+            log_weights = torch.cat([torch.stack(before, dim=1), new])
+            best = new.argmax(dim=0)
+            self.set_numbers(chosen, log_weights, count)
+            for at, index in enumerate(chosen):
+                self.rows[index].best_draw = z[best[at], at]
+
+    def set_numbers(self, rows: list[int], log_weights: Tensor, cost: int) -> None:
+        """What log weights, shape (S, at least the rows), say of some rows."""
+        # Of one shape at every number of samples, as all that rounds.
+        missing = self.tiling.rows - log_weights.shape[1]
+        whole = torch.cat([log_weights, log_weights[:, -1:].expand(-1, missing)], dim=1)
+        columns = diagnose(whole, self.estimator.typical_variance)
+        for at, index in enumerate(rows):
+            row = self.rows[index]
+            row.log_weights = log_weights[:, at]
+            row.evaluations += cost
+            row.num_samples = len(log_weights)
+            row.log_likelihood, row.std_error, row.ess, row.khat = (float(column[at]) for column in columns[:4])
+            row.reliable = bool(columns[4][at]) and row.remaining <= MAX_REMAINING
+
+    def restart(self, rows: list[int], samples: int) -> None:
+        """Estimate some rows anew, with more starts: other codes, and the draw that surprised most."""
+        if not rows:
+            return
+        most = max(self.estimator.max_samples, 2 * samples)
+        estimator = replace(
+            self.estimator, starts=RESTARTS, newton_steps=4, probed_axes=1000, seed=self.seed(1), max_samples=most
+        )
+        draws = torch.stack([self.rows[index].best_draw for index in rows])
+        draws = torch.cat([draws, draws[-1:].expand(self.tiling.rows - len(rows), -1)])
+        again = Block(estimator, self.vae, self.book, self.block[rows], draws[None])
+        again.sample(2 * samples, may_restart=False)
+        for index, row in zip(rows, again.rows, strict=True):
+            row.evaluations += self.rows[index].evaluations
+            self.rows[index] = row
+
+    def anneal(self, rows: list[int]) -> None:
+        """Annealed importance sampling for some rows, from what was their proposal, with draws of its own."""
+        betas = torch.linspace(0.0, 1.0, TEMPERATURES + 1, dtype=torch.float64)
+        for index in rows:
+            one = slice(index, index + 1)
+            proposal, x = self.proposal.select(one), self.x[one].clone()
+            points = row_points(self.numpy_rows[one], self.seed(2), self.latents, 0, PARTICLES, self.x.device)
+            log_weights = annealed_log_weights(
+                proposal.log_prob,
+                lambda z, x=x: differentiable_log_joint(self.vae, x, z),  # type: ignore[misc]  # binds the row now
+                proposal.sample(points),
+                betas,
+                self.momenta(self.numpy_rows[index]),
+                self.main_axes(index),
+                LEAPFROG_STEP,
+                LEAPFROGS,
+            ).clamp(min=IMPOSSIBLE)
+            cost = PARTICLES * (1 + 2 * LEAPFROGS * (TEMPERATURES - 1))
+            self.set_numbers([index], log_weights, cost)
+
+    def main_axes(self, index: int) -> Tensor:
+        """The axes of a row's likeliest mode, shape (1, L, L)."""
+        *modes, _ = self.proposal.components
+        likeliest = modes[int(self.proposal.shares[index, :-1].argmax())]
+        assert isinstance(likeliest, SplitNormal)
+        return likeliest.axes[index : index + 1]
+
+    def momenta(self, row: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the transitions of a row's particles draw: momenta (S, 1, L) and uniforms (S, 1)."""
+        generator = row_generator(row, self.seed(3))
+        while True:
+            momentum, uniform = (
+                generator.standard_normal((PARTICLES, 1, self.latents)),
+                generator.random((PARTICLES, 1)),
+            )
+            yield torch.from_numpy(momentum).to(self.x.device), torch.from_numpy(uniform).to(self.x.device)
+
+    def seed(self, stage: int) -> int:
+        """Seeds of a stage: every stage draws anew."""
+        return self.estimator.seed + SEED_STRIDE * stage
+
+
+def differentiable_log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x, z) for rows x, shape (B, D), and z of shape (S, B, L), the plain way: shape (S, B), float64."""
+    output = vae.decoder(z.to(vae.dtype))
+    return vae.likelihood.log_prob(output, x).sum(dim=-1, dtype=torch.float64) + vae.prior().log_prob(z)
+
+
+def margin(std_error: float, reliable: bool, remaining: float) -> float:
+    """How far an end of the band must be for a row to leave, nats.
+
+    A row is looked at again and again, and may leave at any look: four standard errors instead of two pay for that. Where
+    the search for the mode has not arrived, what it still had to gain says how much may be missing.
+    """
+    return (4.0 * std_error if reliable else 8.0 * std_error + 0.5) + 4.0 * remaining
 
 
 @contextmanager
@@ -183,34 +500,23 @@ def worker_pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "scorer", initializer=torch.set_num_threads, initargs=(1,))
 
 
-def weigh(vae: VAE, given: Conditional, proposal: Proposal, noise: Tensor, evaluations: int) -> tuple[Tensor, Tensor]:
-    """Draw z from the proposal, shape (S, B, L), and weigh it, tile by tile: log weights of shape (S, B)."""
-    z = proposal.sample(noise)
-    log_ratio = vae.prior().log_prob(z) - proposal.log_prob(z)
-    per_tile = max(1, evaluations // z.shape[1])
-    # Fixed shapes, whatever num_samples.
-    log_conditional = [given.log_prob(zero_padded(tile, per_tile))[: len(tile)] for tile in z.split(per_tile)]
-    log_weights = torch.cat(log_conditional) + log_ratio
-    # A decoder that overflows says that the row is impossible; what leaves here is finite.
-    return z, log_weights.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE).clamp(min=IMPOSSIBLE)
+def diagnose(log_weights: Tensor, typical_variance: float = 0.0) -> tuple[np.ndarray, ...]:
+    """log_likelihood, std_error, ess, khat and reliable of weights, shape (S, B): arrays of shape (B,).
 
-
-def row_generator(row: np.ndarray, seed: int) -> np.random.Generator:
-    """A random generator that depends on the row's content and the seed alone; -0.0 counts as 0.0."""
-    content = (np.ascontiguousarray(row, dtype=np.float32) + np.float32(0.0)).tobytes()
-    digest = hashlib.blake2b(content, digest_size=16, salt=seed.to_bytes(16, "little", signed=True)).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
-
-
-def diagnose(log_weights: Tensor) -> tuple[np.ndarray, ...]:
-    """log_likelihood, std_error, ess, khat and reliable of weights, shape (S, B): arrays of shape (B,)."""
+    A row's own variance is known from few draws, and comes out too small just where the rare large weight has not come
+    yet: half of what is taken for it is that of a usual row (a moderated variance, as in Smyth, 2004).
+    """
     samples = len(log_weights)
     size, tail = importance.ess(log_weights), khat(log_weights)
-    limit = min(1.0 - 1.0 / np.log10(samples), KHAT_LIMIT) if samples > 10 else 0.0
+    limit = min(1.0 - 1.0 / np.log10(samples), KHAT_LIMIT)
     possible = log_weights.amax(dim=0) > IMPOSSIBLE
     exact = (samples >= MIN_SAMPLES) & possible & (size >= (1.0 - 1e-6) * samples)
     reliable = exact | ((tail <= limit) & (size >= MIN_RELATIVE_ESS * samples))
-    numbers = (importance.log_likelihood(log_weights), importance.std_error(log_weights), size, tail, reliable)
+    error = importance.replicated_std_error(log_weights)
+    if typical_variance > 0:
+        moderated = (0.5 * error.square() + 0.5 * typical_variance / samples).sqrt()
+        error = torch.where(exact, error, moderated)
+    numbers = (importance.log_likelihood(log_weights), error, size, tail, reliable)
     return tuple(number.cpu().numpy() for number in numbers)
 
 

@@ -1,4 +1,4 @@
-"""Importance weights of z for rows x, and what they say of log p(x).
+"""What importance weights of z say of log p(x).
 
 Everything after the networks runs in float64. Samples lead: weights have shape (S, B).
 """
@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 
 from service.density.proposals import Proposal
+from service.density.quasirandom import REPLICATES, Points
 from service.vae.network import VAE
 
 
-def log_weights(vae: VAE, x: Tensor, proposal: Proposal, noise: Tensor) -> Tensor:
+def log_weights(vae: VAE, x: Tensor, proposal: Proposal, points: Points) -> Tensor:
     """log p(x | z) + log p(z) - log proposal(z), the plain way: what every faster path is tested against.
 
     Args:
         x: rows in the network's units, shape (B, D).
-        noise: standard-normal draws, shape (S, B, L), that the proposal turns into z.
+        points: points of the unit cube, S for each row, that the proposal turns into z.
 
     Returns:
         Shape (S, B), float64, nats.
     """
-    z = proposal.sample(noise)  # (S, B, L)
+    z = proposal.sample(points).to(vae.dtype)  # (S, B, L)
     log_conditional = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1, dtype=torch.float64)
     return log_conditional + vae.prior().log_prob(z) - proposal.log_prob(z)
 
@@ -38,7 +39,8 @@ def log_likelihood(log_weights: Tensor) -> Tensor:
         log_weights: log p(x, z) - log q(z | x), shape (S, B), nats.
 
     Returns:
-        Shape (B,), nats. In expectation a lower bound that tightens with S.
+        Shape (B,), nats. In expectation a lower bound that tightens with S; it exceeds log p(x) by more than b nats with
+        probability at most exp(-b), whatever the weights' tail (Markov's inequality).
     """
     return log_weights.logsumexp(dim=0) - math.log(len(log_weights))
 
@@ -60,7 +62,7 @@ def ess(log_weights: Tensor) -> Tensor:
 
 
 def std_error(log_weights: Tensor) -> Tensor:
-    """Standard error of `log_likelihood`, shape (B,), nats.
+    """Standard error of `log_likelihood` for independent draws, shape (B,), nats.
 
     By the delta method: the standard error of the mean weight over the mean weight. It holds where the weights have a
     variance, which `khat` judges.
@@ -68,3 +70,16 @@ def std_error(log_weights: Tensor) -> Tensor:
     samples = len(log_weights)
     deviations = normalized_weights(log_weights) - 1.0 / samples
     return (deviations.square().sum(dim=0) * (samples / max(samples - 1, 1))).sqrt()
+
+
+def replicated_std_error(log_weights: Tensor, replicates: int = REPLICATES) -> Tensor:
+    """Standard error of `log_likelihood` for scrambled Sobol points, shape (B,), nats.
+
+    Draw s is of scrambling s % replicates.
+    The draws of one scrambling depend on each other, those of different ones do not: the error is that of the mean of the
+    scramblings' means, which with R of them has R - 1 degrees of freedom.
+    """
+    samples = len(log_weights)
+    normalized = normalized_weights(log_weights).view(samples // replicates, replicates, -1).sum(dim=0)  # (R, B)
+    deviations = normalized - 1.0 / replicates
+    return (deviations.square().sum(dim=0) * (replicates / (replicates - 1))).sqrt()

@@ -1,99 +1,154 @@
-"""Distributions over z, given rows, to draw importance samples from.
+"""Distributions over z, given rows, to draw importance samples from. They compose.
 
-A proposal turns standard-normal noise into z and knows its own density. Where the noise comes from (a row's own seed) is
-the estimator's business. `DiagonalNormal`, the encoder's posterior, is the simplest one.
+A proposal turns points of the unit cube into z and knows its own density. Where the points come from (a row's own seed) is
+the estimator's business.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from service.density.survey import survey_of
-from service.vae.network import VAE, DiagonalNormal
+from service.density.quasirandom import Points, normal_quantile
+from service.vae.alike import by_matrix, in_vectors, mapped
+from service.vae.likelihoods import LOG_2PI
+from service.vae.network import DiagonalNormal
 
-ProposalName = Literal["encoder", "defensive", "survey"]
-PROPOSALS: tuple[ProposalName, ...] = get_args(ProposalName)
+Rows = slice | Tensor  # some of the rows: a slice, or a tensor of indices
 
 
 class Proposal(Protocol):
     """A distribution over z for each of B rows."""
 
-    def sample(self, noise: Tensor) -> Tensor:
-        """Standard-normal noise, shape (S, B, L), to draws of z of the same shape."""
+    def sample(self, points: Points) -> Tensor:
+        """Points of the unit cube, S for each of B rows, to draws of z, shape (S, B, L), float64."""
         ...
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log density of z, shape (S, B, L): shape (S, B), float64, nats."""
         ...
 
-    def select(self, rows: slice) -> Proposal:
+    def select(self, rows: Rows) -> Proposal:
         """The same for some of the rows."""
         ...
 
 
-class DefensiveMixture:
-    """Mostly one proposal, and a share each of others that reach where it does not (Hesterberg, 1995).
+@dataclass(frozen=True, slots=True)
+class Diagonal:
+    """A normal with independent coordinates for each row, such as the encoder's posterior: mean and std of shape (B, L)."""
 
-    The draws are split by the shares and every weight has the whole mixture in its denominator (the deterministic
-    mixture, or balance heuristic, of Veach and Guibas, 1995): where one component misses, the weight stays bounded by
-    another's share.
-    """
+    normal: DiagonalNormal
 
-    def __init__(self, components: Sequence[Proposal], shares: list[float]) -> None:
-        assert len(components) == len(shares)
-        assert math.isclose(sum(shares), 1.0)
-        self.components = components
-        self.shares = shares
-
-    def counts(self, samples: int) -> list[int]:
-        """How many of the draws each component makes; the first takes what rounding leaves."""
-        others = [self.count(share, samples) for share in self.shares[1:]]
-        return [samples - sum(others), *others]
-
-    @staticmethod
-    def count(share: float, samples: int) -> int:
-        """A share of the draws as a whole number."""
-        return round(share * samples)
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """Draws of the components one after the other, shape (S, B, L)."""
-        parts = noise.split(self.counts(len(noise)))
-        return torch.cat([component.sample(part) for component, part in zip(self.components, parts, strict=True)])
+    def sample(self, points: Points) -> Tensor:
+        """Draws, shape (S, B, L)."""
+        return self.normal.mean.double() + self.normal.std.double() * points.normal
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log of the mixture's density, with the shares that were really drawn: shape (S, B)."""
+        """log density, shape (S, B)."""
+        return self.normal.log_prob(z)
+
+    def select(self, rows: Rows) -> Diagonal:
+        """The same for some of the rows."""
+        return Diagonal(DiagonalNormal(self.normal.mean[rows], self.normal.std[rows]))
+
+
+@dataclass(frozen=True, slots=True)
+class SplitNormal:
+    """A normal along axes of its own, with another scale on either side of each (Geweke, 1989), and a choice of tails.
+
+        z = mean + tail * sum_i axes[:, i] y_i,    y_i split normal with scales below[i] and above[i]
+
+    where `tail` is one of `tails`, equally likely each: with tails of 1 and equal scales, a normal.
+
+    mean (B, L); axes (B, L, L), a column for each axis; below and above (B, L); tails (B, T). All float64.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    inverse: Tensor  # of the axes
+    below: Tensor
+    above: Tensor
+    tails: Tensor
+
+    def sample(self, points: Points) -> Tensor:
+        """Draws, shape (S, B, L)."""
+        lower_mass = self.below / (self.below + self.above)  # (B, L)
+        u = points.uniform
+        is_lower = u < lower_mass
+        half = torch.where(is_lower, 0.5 * u / lower_mass, 0.5 + 0.5 * (u - lower_mass) / (1 - lower_mass))
+        # A point that rounding puts on the border of the cube would be infinitely far out.
+        y = normal_quantile(half.clamp(1e-12, 1 - 1e-12)) * torch.where(is_lower, self.below, self.above)
+        count = self.tails.shape[1]
+        choice = (points.selector * count).long().clamp(0, count - 1)  # (S, B)
+        tail = self.tails.expand(len(choice), -1, -1).gather(2, choice[..., None])  # (S, B, 1)
+        return self.mean + mapped(self.axes, tail * y)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log density, shape (S, B)."""
+        y = mapped(self.inverse, z.double() - self.mean)
+        distance = (y / torch.where(y < 0, self.below, self.above)).square().sum(dim=-1)  # (S, B)
+        latents, count = z.shape[-1], self.tails.shape[1]
+        log_tails = -0.5 * distance[..., None] / self.tails.square() - latents * in_vectors(
+            torch.log, self.tails
+        )  # (S, B, T)
+        return log_tails.logsumexp(dim=-1) - math.log(count) - self.log_volume() - 0.5 * latents * LOG_2PI
+
+    def log_volume(self) -> Tensor:
+        """log of the determinant of the map from a standard normal, without the tails: shape (B,)."""
+        _, log_det = by_matrix(torch.linalg.slogdet, self.inverse)
+        return in_vectors(torch.log, 0.5 * (self.below + self.above)).sum(dim=-1) - log_det
+
+    def select(self, rows: Rows) -> SplitNormal:
+        """The same for some of the rows."""
+        return SplitNormal(*(part[rows] for part in self.parts()))
+
+    @staticmethod
+    def concatenated(normals: Sequence[SplitNormal]) -> SplitNormal:
+        """Those of some rows and of others as one."""
+        parts = zip(*(normal.parts() for normal in normals), strict=True)
+        return SplitNormal(*(torch.cat(part) for part in parts))
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """All tensors, rows first."""
+        return self.mean, self.axes, self.inverse, self.below, self.above, self.tails
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Several proposals at once, each with its share of the draws (Hesterberg, 1995).
+
+    Every weight has the whole mixture in its denominator (the balance heuristic of Veach and Guibas, 1995): where one
+    component misses, the weight stays bounded by another's share, and no component costs a decoder evaluation of its own.
+    A row's shares, `shares` (B, K), sum to one; a component may have none.
+    """
+
+    components: Sequence[Proposal]
+    shares: Tensor
+
+    def sample(self, points: Points) -> Tensor:
+        """Each component takes its part of the selector's range and hands it on, stretched: draws of shape (S, B, L)."""
+        ends = self.shares.cumsum(dim=-1)
+        z = torch.zeros_like(points.uniform)
+        for component, share, end in zip(self.components, self.shares.T, ends.T, strict=True):
+            start = end - share
+            inside = (points.selector >= start) & ((points.selector < end) | (end > 1 - 1e-9)) & (share > 0)
+            stretched = ((points.selector - start) / share.clamp(min=1e-300)).clamp(0.0, 1.0)
+            z = torch.where(inside[..., None], component.sample(Points(stretched, points.uniform)), z)
+        return z
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log of the mixture's density, shape (S, B)."""
         parts = [
-            component.log_prob(z) + math.log(count / len(z))
-            for component, count in zip(self.components, self.counts(len(z)), strict=True)
-            if count
+            component.log_prob(z) + log_share
+            for component, log_share in zip(self.components, in_vectors(torch.log, self.shares).T, strict=True)
         ]
         return torch.stack(parts).logsumexp(dim=0)
 
-    def select(self, rows: slice) -> DefensiveMixture:
+    def select(self, rows: Rows) -> Mixture:
         """The same for some of the rows."""
-        return DefensiveMixture([component.select(rows) for component in self.components], self.shares)
-
-
-def proposal_for(name: ProposalName, vae: VAE, x: Tensor, num_samples: int) -> Proposal:
-    """The named proposal for so many draws for each of the rows x, shape (B, D).
-
-    - `encoder`: the encoder's posterior.
-    - `defensive`: a tenth of the draws from it at three times its width, and a tenth from the prior.
-    - `survey`: half of the draws around points of a survey of the prior that the row is likely to come from, and a tenth
-      from the prior; for up to three latents, where an encoder alone misses modes.
-    """
-    posterior = vae.posterior(x)
-    if name == "encoder":
-        return posterior
-    prior = vae.prior()
-    everywhere = DiagonalNormal(prior.mean.expand_as(posterior.mean), prior.std.expand_as(posterior.std))
-    if name == "defensive":
-        wide = DiagonalNormal(posterior.mean, 3.0 * posterior.std)
-        return DefensiveMixture([posterior, wide, everywhere], [0.8, 0.1, 0.1])
-    kernels = survey_of(vae).kernels(x, DefensiveMixture.count(0.5, num_samples))
-    return DefensiveMixture([posterior, kernels, everywhere], [0.4, 0.5, 0.1])
+        return Mixture([component.select(rows) for component in self.components], self.shares[rows])

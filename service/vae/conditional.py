@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from service.vae.alike import UNROLLED, in_vectors, is_alike, product
 from service.vae.likelihoods import Bernoulli
 from service.vae.network import VAE
 
@@ -25,7 +26,7 @@ class Conditional(Protocol):
         """log p(x_b | z_sb), summed over columns: z of shape (S, B, L) to (S, B), float64, nats."""
         ...
 
-    def select(self, rows: slice) -> Conditional:
+    def select(self, rows: slice | Tensor) -> Conditional:
         """The same for some of the rows."""
         ...
 
@@ -48,7 +49,7 @@ class PlainConditional:
         """Shape (S, B, L) to (S, B), float64."""
         return self.vae.likelihood.log_prob(self.vae.decoder(z), self.x).sum(dim=-1, dtype=torch.float64)
 
-    def select(self, rows: slice) -> PlainConditional:
+    def select(self, rows: slice | Tensor) -> PlainConditional:
         """The same for some of the rows."""
         return PlainConditional(self.vae, self.x[rows])
 
@@ -81,7 +82,7 @@ class BernoulliConditional:
         even = self.even_part(h).view(samples, rows)
         return linear + self.offset - even
 
-    def select(self, rows: slice) -> BernoulliConditional:
+    def select(self, rows: slice | Tensor) -> BernoulliConditional:
         """The same for some of the rows; the scratch block is shared."""
         selected = copy.copy(self)
         selected.slope, selected.offset = self.slope[rows], self.offset[rows]
@@ -89,10 +90,18 @@ class BernoulliConditional:
 
     def even_part(self, h: Tensor) -> Tensor:
         """Sum over columns of |l| / 2 + log(1 + exp(-|l|)), for h of shape (N, H): shape (N,), float64."""
-        logits = torch.addmm(self.bias, h, self.weight.mT, out=self.scratch(len(h)))
+        logits = self.logits(h)
         negative = logits.copysign_(-1.0)  # -|l|, in one pass
         half_abs = -0.5 * negative.sum(dim=-1, dtype=torch.float64)
-        return half_abs + log_product(negative.exp_())
+        excess = negative.exp_() if negative.numel() % UNROLLED == 0 else in_vectors(torch.exp, negative)
+        return half_abs + log_product(excess)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """The decoder's output for h, shape (N, H): shape (N, D), in the scratch block."""
+        scratch = self.scratch(len(h))
+        if not is_alike(self.weight):
+            return torch.add(product(h, self.weight), self.bias, out=scratch)
+        return torch.addmm(self.bias, h, self.weight.mT, out=scratch)
 
     def scratch(self, rows: int) -> Tensor:
         """A block for l that is used again: a fresh one of this size would fault in its pages every time."""
@@ -112,4 +121,4 @@ def log_product(excess: Tensor) -> Tensor:
             break
         left, right = factors.chunk(2, dim=-1)
         factors = left.mul_(right)
-    return factors.log().sum(dim=-1, dtype=torch.float64)
+    return in_vectors(torch.log, factors).sum(dim=-1, dtype=torch.float64)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 
+from service.vae.alike import gram, product
 from service.vae.network import MLP, VAE, Activated, Gated
 
 
@@ -40,6 +41,15 @@ def curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
     if isinstance(vae.decoder, MLP) and all(isinstance(layer, Activated | Gated) for layer in vae.decoder.hidden):
         return mlp_curvature(vae, x, z)
     return forward_mode_curvature(vae, x, z)
+
+
+def gradient(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
+    """The gradient alone, shape (N, L), float64: two evaluations' worth instead of L."""
+    with torch.enable_grad():
+        leaf = z.clone().requires_grad_()
+        total = vae.likelihood.log_prob(vae.decoder(leaf), x.clone()).sum()
+        (derivative,) = torch.autograd.grad(total, leaf)
+    return derivative.detach().double()
 
 
 def forward_mode_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
@@ -68,23 +78,23 @@ def mlp_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
         layers.append((layer, before, along))
         h, tangents = layer.pointwise(before), layer.pointwise_tangents(before, along)
     output = vae.decoder.output(h)
-    backward = vae.likelihood.score(output, x) @ vae.decoder.output.weight  # (N, H)
+    backward = product(vae.likelihood.score(output, x), vae.decoder.output.weight.mT)  # (N, H)
     gradient = (tangents * backward[:, None]).sum(dim=-1)
     fisher = weighted_gram(through(vae.decoder.output, tangents), vae.likelihood.fisher_information(output))
     hessian = fisher
     for layer, before, along in reversed(layers):
         hessian = hessian - layer.pointwise_curvature(before, along, backward)
-        backward = layer.pointwise_backward(before, backward) @ layer.linear.weight
+        backward = product(layer.pointwise_backward(before, backward), layer.linear.weight.mT)
     return Curvature(gradient.double(), fisher.double(), hessian.double())
 
 
 def through(linear: nn.Linear, tangents: Tensor) -> Tensor:
     """Tangents, shape (N, L, H), behind a linear layer: one product, shape (N, L, H')."""
     pairs, latents, width = tangents.shape
-    return (tangents.reshape(pairs * latents, width) @ linear.weight.mT).view(pairs, latents, -1)
+    return product(tangents.reshape(pairs * latents, width), linear.weight).view(pairs, latents, -1)
 
 
 def weighted_gram(tangents: Tensor, weights: Tensor) -> Tensor:
     """Sum over columns d of t_kd w_d t_ld, for tangents (N, L, D) and weights (N, D) of at least 0: shape (N, L, L)."""
     scaled = tangents * weights.sqrt()[:, None]
-    return scaled @ scaled.mT
+    return gram(scaled, scaled)

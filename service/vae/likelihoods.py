@@ -13,7 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from service.vae.alike import in_vectors
+
 LOG_2PI = math.log(2.0 * math.pi)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x))."""
+    return in_vectors(F.softplus, x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    return in_vectors(torch.sigmoid, x)
 
 
 class Likelihood(nn.Module, ABC):
@@ -49,24 +61,24 @@ class Bernoulli(Likelihood):
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """log p(x | z) = x l - softplus(l)."""
-        return x * output - F.softplus(output)
+        return x * output - softplus(output)
 
     def score(self, output: Tensor, x: Tensor) -> Tensor:
         """x less the probability of 1."""
-        return x - torch.sigmoid(output)
+        return x - sigmoid(output)
 
     def fisher_information(self, output: Tensor) -> Tensor:
         """The variance of x."""
-        probability = torch.sigmoid(output)
+        probability = sigmoid(output)
         return probability * (1 - probability)
 
     def mean(self, output: Tensor) -> Tensor:
         """The probability of 1."""
-        return torch.sigmoid(output)
+        return sigmoid(output)
 
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """0 or 1."""
-        return (uniform_like(output, generator) < torch.sigmoid(output)).to(output.dtype)
+        return (uniform_like(output, generator) < sigmoid(output)).to(output.dtype)
 
     def initial_bias(self, x: Tensor) -> Tensor:
         """Log-odds of the columns' means, kept away from certainty."""
@@ -141,13 +153,13 @@ class DiscretizedLogistic(Likelihood):
         log(sigmoid(b) - sigmoid(a)) = log(1 - exp(a - b)) - softplus(a) - softplus(-b), with b - a = width / scale.
         """
         lower, upper = self.ends(output, x)
-        inner = torch.log(-torch.expm1(-1.0 / (self.LEVELS * self.scale))) - F.softplus(lower) - F.softplus(-upper)
+        inner = torch.log(-torch.expm1(-1.0 / (self.LEVELS * self.scale))) - softplus(lower) - softplus(-upper)
         first, last = self.outer(x)
-        return torch.where(first, -F.softplus(-upper), torch.where(last, -F.softplus(lower), inner))
+        return torch.where(first, -softplus(-upper), torch.where(last, -softplus(lower), inner))
 
     def ends(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of x's bin, in scales from the location."""
-        lower = (x * ((self.LEVELS - 1) / self.LEVELS) - torch.sigmoid(output)) / self.scale
+        lower = (x * ((self.LEVELS - 1) / self.LEVELS) - sigmoid(output)) / self.scale
         return lower, lower + 1.0 / (self.LEVELS * self.scale)
 
     def outer(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +171,7 @@ class DiscretizedLogistic(Likelihood):
         """The derivative in the location, by the chain rule."""
         lower, upper = self.ends(output, x)
         first, last = self.outer(x)
-        from_lower, from_upper = torch.sigmoid(lower).masked_fill(first, 0), torch.sigmoid(-upper).masked_fill(last, 0)
+        from_lower, from_upper = sigmoid(lower).masked_fill(first, 0), sigmoid(-upper).masked_fill(last, 0)
         return (from_lower - from_upper) / self.scale * self.location_slope(output)
 
     def fisher_information(self, output: Tensor) -> Tensor:
@@ -173,20 +185,20 @@ class DiscretizedLogistic(Likelihood):
     @staticmethod
     def location_slope(output: Tensor) -> Tensor:
         """d location / d output."""
-        location = torch.sigmoid(output)
+        location = sigmoid(output)
         return location * (1 - location)
 
     def mean(self, output: Tensor) -> Tensor:
         """E[x | z]: sum over k of P(level >= k), by the midpoint rule in closed form, to 0.02 of a level."""
-        scale, location = self.scale, torch.sigmoid(output)
+        scale, location = self.scale, sigmoid(output)
         half = 0.5 / self.LEVELS
-        expected = scale * (F.softplus((location - half) / scale) - F.softplus((location - 1 + half) / scale))
+        expected = scale * (softplus((location - half) / scale) - softplus((location - 1 + half) / scale))
         return expected * (self.LEVELS / (self.LEVELS - 1))
 
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """A grey level, in [0, 1]."""
         u = uniform_like(output, generator).clamp(1e-7, 1 - 1e-7)
-        draw = torch.sigmoid(output) + self.scale * torch.logit(u)
+        draw = sigmoid(output) + self.scale * torch.logit(u)
         return (draw * self.LEVELS).floor().clamp(0, self.LEVELS - 1) / (self.LEVELS - 1)
 
     def initial_bias(self, x: Tensor) -> Tensor:

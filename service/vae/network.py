@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from service.vae.alike import gram, in_vectors, is_alike, product
 from service.vae.likelihoods import LOG_2PI, Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
 
 LikelihoodName = Literal["bernoulli", "gaussian", "discretized_logistic"]
@@ -45,7 +46,7 @@ class DiagonalNormal:
     def log_prob(self, z: Tensor) -> Tensor:
         """log density of z, shape (S, ..., L), summed over latents in float64: shape (S, ...), nats."""
         noise = (z.double() - self.mean.double()) / self.std.double()
-        return (-0.5 * noise.square() - self.std.double().log() - 0.5 * LOG_2PI).sum(dim=-1)
+        return (-0.5 * noise.square() - in_vectors(torch.log, self.std.double()) - 0.5 * LOG_2PI).sum(dim=-1)
 
     def select(self, rows: slice) -> DiagonalNormal:
         """The same for some of the rows, where mean and std have shape (B, L)."""
@@ -56,12 +57,22 @@ class DiagonalNormal:
         return 0.5 * (self.mean.square() + self.std.square() - 1.0) - self.std.log()
 
 
+class Linear(nn.Linear):
+    """A linear layer whose rows do not depend on where they stand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., inputs) to (..., outputs)."""
+        if is_alike(self.weight):
+            return F.linear(x, self.weight, self.bias)
+        return product(x, self.weight) + self.bias
+
+
 class Gated(nn.Module):
     """Linear to twice the width, one half gating the other: a * sigmoid(b) (Dauphin et al., 2017)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(inputs, 2 * outputs)
+        self.linear = Linear(inputs, 2 * outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., inputs) to (..., outputs)."""
@@ -69,29 +80,30 @@ class Gated(nn.Module):
 
     def pointwise(self, before: Tensor) -> Tensor:
         """The layer behind its linear part: shape (..., 2 * outputs) to (..., outputs)."""
-        return F.glu(before, dim=-1)
+        value, gate = before.chunk(2, dim=-1)
+        return value * in_vectors(torch.sigmoid, gate)
 
     def pointwise_tangents(self, before: Tensor, along: Tensor) -> Tensor:
         """Directional derivatives of `pointwise` at `before`, (N, 2 * outputs), along (N, L, 2 * outputs)."""
         value, gate = before[:, None].chunk(2, dim=-1)
         along_value, along_gate = along.chunk(2, dim=-1)
-        open_ = torch.sigmoid(gate)
+        open_ = in_vectors(torch.sigmoid, gate)
         return along_value * open_ + along_gate * (value * open_ * (1 - open_))
 
     def pointwise_backward(self, before: Tensor, backward: Tensor) -> Tensor:
         """`backward`, (N, outputs), pulled back through `pointwise`: (N, 2 * outputs)."""
         value, gate = before.chunk(2, dim=-1)
-        open_ = torch.sigmoid(gate)
+        open_ = in_vectors(torch.sigmoid, gate)
         return torch.cat([backward * open_, backward * value * open_ * (1 - open_)], dim=-1)
 
     def pointwise_curvature(self, before: Tensor, along: Tensor, backward: Tensor) -> Tensor:
         """Second derivatives of sum(backward * pointwise) along pairs of the tangents: (N, L, L)."""
         value, gate = before.chunk(2, dim=-1)
         along_value, along_gate = along.chunk(2, dim=-1)
-        open_ = torch.sigmoid(gate)
+        open_ = in_vectors(torch.sigmoid, gate)
         slope = open_ * (1 - open_)
-        mixed = (along_value * (backward * slope)[:, None]) @ along_gate.mT
-        return mixed + mixed.mT + (along_gate * (backward * value * slope * (1 - 2 * open_))[:, None]) @ along_gate.mT
+        mixed = gram(along_value * (backward * slope)[:, None], along_gate)
+        return mixed + mixed.mT + gram(along_gate * (backward * value * slope * (1 - 2 * open_))[:, None], along_gate)
 
 
 class Activated(nn.Module):
@@ -99,7 +111,7 @@ class Activated(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, activation: Literal["silu", "tanh"]) -> None:
         super().__init__()
-        self.linear = nn.Linear(inputs, outputs)
+        self.linear = Linear(inputs, outputs)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +120,7 @@ class Activated(nn.Module):
 
     def pointwise(self, before: Tensor) -> Tensor:
         """The layer behind its linear part."""
-        return F.silu(before) if self.activation == "silu" else torch.tanh(before)
+        return in_vectors(F.silu if self.activation == "silu" else torch.tanh, before)
 
     def pointwise_tangents(self, before: Tensor, along: Tensor) -> Tensor:
         """Directional derivatives of `pointwise` at `before`, (N, outputs), along (N, L, outputs)."""
@@ -120,15 +132,15 @@ class Activated(nn.Module):
 
     def pointwise_curvature(self, before: Tensor, along: Tensor, backward: Tensor) -> Tensor:
         """Second derivatives of sum(backward * pointwise) along pairs of the tangents: (N, L, L)."""
-        return (along * (backward * self.derivatives(before)[1])[:, None]) @ along.mT
+        return gram(along * (backward * self.derivatives(before)[1])[:, None], along)
 
     def derivatives(self, before: Tensor) -> tuple[Tensor, Tensor]:
         """The first two derivatives of the activation."""
         if self.activation == "tanh":
-            value = torch.tanh(before)
+            value = in_vectors(torch.tanh, before)
             slope = 1 - value.square()
             return slope, -2 * value * slope
-        gate = torch.sigmoid(before)
+        gate = in_vectors(torch.sigmoid, before)
         slope = gate * (1 - gate)
         return gate + before * slope, slope * (2 + before * (1 - 2 * gate))
 
@@ -140,7 +152,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = (inputs, *hidden)
         self.hidden = nn.Sequential(*(layer(a, b, activation) for a, b in itertools.pairwise(widths)))
-        self.output = nn.Linear(widths[-1], outputs)
+        self.output = Linear(widths[-1], outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., inputs) to (..., outputs)."""
@@ -199,4 +211,4 @@ class VAE(nn.Module):
         """q(z | x) for rows of shape (B, D): mean and std of shape (B, L)."""
         # A row far outside the training range must neither overflow nor make a std of 0 or infinity.
         mean, log_variance = self.encoder(x.clamp(-1e6, 1e6)).chunk(2, dim=-1)
-        return DiagonalNormal(mean, (0.5 * log_variance.clamp(-20.0, 20.0)).exp())
+        return DiagonalNormal(mean, in_vectors(torch.exp, 0.5 * log_variance.clamp(-20.0, 20.0)))

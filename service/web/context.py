@@ -46,7 +46,7 @@ class Service:
         self, request: Request, scorer: Scorer, rows: np.ndarray, compute: Callable[[np.ndarray], T]
     ) -> list[T]:
         """Compute on blocks of the rows, shape (B, D), in the inference thread."""
-        cost = scorer.model.estimator.evaluations_per_row()
+        cost = scorer.model.evaluations_per_row()
         size = self.settings.batch_rows
         pieces = [
             Piece(lambda block=rows[start : start + size]: compute(block), cost * len(rows[start : start + size]))  # type: ignore[misc]  # a default binds the block now

@@ -1,0 +1,106 @@
+"""A codebook: latents kept with the model, whose decoder outputs are computed once.
+
+log p(x, z) of all of them costs a row about one matrix product. It tells where in the latent space a row could come from,
+wherever its encoder looks: a start for the search of modes. With few latents a posterior often has several separate modes,
+of which the encoder sees one; with a row that does not belong, the encoder's guess may be anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from service.density.quasirandom import normal_quantile
+from service.vae.alike import product
+from service.vae.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
+from service.vae.network import VAE
+
+FEW_LATENTS = 3
+WIDER = 1.5  # the points beyond the prior
+SEPARATION = 0.5  # root mean square distance between two starts, in standard deviations of the prior
+
+
+def build(vae: VAE, x: np.ndarray) -> np.ndarray:
+    """Latents for a codebook, shape (K, L), float32: encodings of rows x, shape (N, D), points of the prior and wider ones.
+
+    Few latents are covered densely; many cannot be, and the encodings do most of the work.
+    """
+    latents = vae.architecture.latents
+    size = 4096 if latents <= FEW_LATENTS else 1024
+    encodings = x[: size // 2]
+    with torch.inference_mode():
+        rows = torch.from_numpy(np.ascontiguousarray(encodings)).to(vae.device, vae.dtype)
+        mean = vae.posterior(rows).mean.double().cpu() if len(rows) else torch.zeros((0, latents), dtype=torch.float64)
+    count = size - len(mean)
+    engine = torch.quasirandom.SobolEngine(latents, scramble=True, seed=0)
+    normal = normal_quantile(engine.draw(count, dtype=torch.float64).clamp(1e-9, 1 - 1e-9))
+    normal[count // 2 :] *= WIDER
+    codes: np.ndarray = torch.cat([mean, normal]).numpy().astype(np.float32)
+    return codes
+
+
+class Codebook:
+    """Latents, shape (K, L), with what is known of them before a row comes."""
+
+    def __init__(self, vae: VAE, latents: np.ndarray) -> None:
+        with torch.inference_mode():
+            self.latents = torch.from_numpy(latents).to(vae.device, vae.dtype)
+            output = torch.cat([vae.decoder(part) for part in self.latents.split(256)])  # (K, D)
+            self.slope, self.offset = linear_in_rows(vae.likelihood, output)
+            self.offset = self.offset + vae.prior().log_prob(self.latents)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        """log p(x, z_k) up to a number for each row of x, shape (B, D): shape (B, K), float64, nats."""
+        return (product(x, self.slope).double() + self.offset).nan_to_num(-1e300, -1e300, -1e300)
+
+    def starts(self, x: Tensor, count: int) -> Tensor:
+        """The likeliest codes for each row, none close to a likelier one: shape (count, B, L)."""
+        score = self.log_joint(x)  # (B, K)
+        chosen = [self.latents[score.argmax(dim=-1)]]
+        while len(chosen) < count:
+            distance = (self.latents - chosen[-1][:, None]).square().mean(dim=-1)  # (B, K)
+            score = score.masked_fill(distance < SEPARATION**2, -1e300)
+            chosen.append(self.latents[score.argmax(dim=-1)])
+        return torch.stack(chosen)
+
+
+def linear_in_rows(likelihood: Likelihood, output: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(x | z_k) as slope_k . x + offset_k + a number that depends on x alone: shapes (K, D) and (K,).
+
+    Exact for Bernoulli and Gaussian columns. Discretized logistic ones are taken for normals of the same spread, which is
+    enough to choose a start by.
+    """
+    if isinstance(likelihood, Bernoulli):
+        return output, -F.softplus(output).sum(dim=-1, dtype=torch.float64)
+    mean = likelihood.mean(output)
+    if isinstance(likelihood, Gaussian):
+        variance = likelihood.std.square()
+    else:
+        assert isinstance(likelihood, DiscretizedLogistic)
+        variance = (math.pi * likelihood.scale).square() / 3.0 + likelihood.LEVELS**-2 / 12.0
+    return mean / variance, -0.5 * (mean.square() / variance).sum(dim=-1, dtype=torch.float64)
+
+
+def evaluations(vae: VAE, codes: int) -> float:
+    """What a row's look into the codebook costs in decoder evaluations: its multiplications over theirs."""
+    evaluation = sum(p.numel() for name, p in vae.decoder.named_parameters() if name.endswith("weight"))
+    return codes * vae.architecture.features / max(1, evaluation)
+
+
+CODEBOOKS: WeakKeyDictionary[VAE, tuple[bytes, Codebook]] = WeakKeyDictionary()
+
+
+def codebook_of(vae: VAE, latents: np.ndarray) -> Codebook:
+    """The codebook of a network that no longer changes; made once."""
+    key = latents.tobytes()
+    if vae not in CODEBOOKS or CODEBOOKS[vae][0] != key or CODEBOOKS[vae][1].latents.device != vae.device:
+        CODEBOOKS[vae] = (key, Codebook(vae, latents))
+    return CODEBOOKS[vae][1]

@@ -1,0 +1,110 @@
+"""Proposals: each draws from the density that it states, alone and composed."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from service.density.proposals import Diagonal, Mixture, SplitNormal
+from service.density.quasirandom import REPLICATES, Points, row_points
+from service.vae.network import DiagonalNormal
+
+
+def split_normal(**changes):
+    """In one dimension, with a longer upper side."""
+    one = torch.ones((1, 1), dtype=torch.float64)
+    parts = {"mean": 0.5 * one, "axes": 2.0 * one[..., None], "inverse": 0.5 * one[..., None], "below": 0.5 * one}
+    parts |= {"above": 1.5 * one, "tails": torch.tensor([[1.0, 1.6]], dtype=torch.float64)}
+    return SplitNormal(**(parts | changes))
+
+
+def diagonal(mean, std):
+    return Diagonal(
+        DiagonalNormal(torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[std]], dtype=torch.float64))
+    )
+
+
+PROPOSALS = {
+    "diagonal": diagonal(-1.0, 2.0),
+    "split normal": split_normal(),
+    "mixture": Mixture(
+        [split_normal(), diagonal(6.0, 0.3), diagonal(0.0, 1.0)], torch.tensor([[0.6, 0.4, 0.0]], dtype=torch.float64)
+    ),
+    "mixture of mixtures": Mixture(
+        [Mixture([diagonal(-3.0, 0.5), diagonal(3.0, 1.0)], torch.tensor([[0.2, 0.8]])), diagonal(0.0, 4.0)],
+        torch.tensor([[0.7, 0.3]]),
+    ),
+}
+
+
+@pytest.fixture(params=PROPOSALS)
+def proposal(request):
+    return PROPOSALS[request.param]
+
+
+def cumulative(proposal, at):
+    """The distribution function by the trapezoid rule, and the whole integral."""
+    z = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
+    density = proposal.log_prob(z.view(-1, 1, 1)).exp()[:, 0]
+    integral = torch.cumulative_trapezoid(density, z)
+    return np.interp(at, z[1:].numpy(), integral.numpy()), integral[-1].item()
+
+
+def test_the_density_integrates_to_one_and_is_that_of_the_draws(proposal):
+    generator = torch.Generator().manual_seed(0)
+    points = Points(
+        *(torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((5000, 1), (5000, 1, 1)))
+    )
+    draws = proposal.sample(points).flatten().numpy()
+    uniform, whole = cumulative(proposal, draws)
+    assert whole == pytest.approx(1.0, abs=1e-5)
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-4
+
+
+def test_some_rows_are_those_rows(proposal):
+    z = torch.linspace(-3, 3, 7, dtype=torch.float64).view(-1, 1, 1)
+    twice = proposal.select(torch.tensor([0, 0]))
+    torch.testing.assert_close(
+        twice.log_prob(z.expand(-1, 2, -1))[:, 1], proposal.log_prob(z)[:, 0], rtol=1e-12, atol=0
+    )
+
+
+def test_tails_of_one_and_equal_sides_are_a_normal():
+    plain = split_normal(
+        above=torch.full((1, 1), 0.5, dtype=torch.float64), tails=torch.ones((1, 1), dtype=torch.float64)
+    )
+    z = torch.linspace(-3, 3, 7, dtype=torch.float64).view(-1, 1, 1)
+    torch.testing.assert_close(plain.log_prob(z), diagonal(0.5, 1.0).log_prob(z), rtol=1e-12, atol=1e-12)
+
+
+def test_more_points_continue_the_same_sequences_and_every_scrambling_is_even():
+    rows = np.array([[0.0, 1.0], [1.0, 0.0]], dtype=np.float32)
+    cpu = torch.device("cpu")
+    whole = row_points(rows, 3, 2, 0, 1024, cpu)
+    parts = [row_points(rows, 3, 2, first, 256, cpu) for first in range(0, 1024, 256)]
+    assert torch.equal(whole.uniform, torch.cat([part.uniform for part in parts]))
+    assert torch.equal(whole.selector, torch.cat([part.selector for part in parts]))
+    for replicate in range(REPLICATES):
+        own = whole.uniform[replicate::REPLICATES, 0]  # 64 points
+        counts = torch.histc(own[:, 0], bins=64, min=0, max=1)
+        assert (counts == 1).all()
+    assert not torch.equal(whole.uniform[:, 0], whole.uniform[:, 1])
+
+
+def test_the_error_of_replicates_is_the_spread_of_repeated_estimates():
+    """Sobol points integrate a smooth function far better than independent ones: the error must know."""
+    from service.density.importance import log_likelihood, replicated_std_error, std_error
+
+    estimates, errors, naive = [], [], []
+    for seed in range(200):
+        points = row_points(np.zeros((1, 1), dtype=np.float32), seed, 2, 0, 256, torch.device("cpu"))
+        log_weights = 0.5 * points.normal.sum(dim=-1)
+        estimates.append(log_likelihood(log_weights).item())
+        errors.append(replicated_std_error(log_weights).item())
+        naive.append(std_error(log_weights).item())
+    spread = np.std(estimates)
+    assert abs(np.mean(estimates) - 0.25) < 4.5 * spread / math.sqrt(200)
+    assert 0.8 < np.sqrt(np.mean(np.square(errors))) / spread < 1.25
+    assert np.mean(naive) > 1.5 * spread
