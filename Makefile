@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: serve test format lint types tests evaluate bench density bundled pictures clean
+.PHONY: serve test format lint types tests evaluate bench estimator density bundled pictures clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/vouch serve
@@ -36,6 +36,9 @@ evaluate: $(VENV)/test.done  ## the bundled models on test digits and on what is
 
 bench: $(VENV)/test.done     ## speed, beside the bare matrix products
 	$(BIN)/python benchmarks/score.py
+
+estimator: $(VENV)/test.done ## an hour: how right the estimates of log p(x) are, beside references; trains what it needs
+	$(BIN)/python benchmarks/estimator.py --latents 2 --latents 8 --latents 20 --latents 50 --data $(DATA)
 
 density: $(VENV)/test.done   ## half an hour of training on the fixed binarization, and its test log-likelihood
 	$(BIN)/python benchmarks/density.py --data $(DATA)

@@ -16,7 +16,7 @@ import typer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 
-from mnist import DATA, load_mnist  # the scripts' folder is no package
+from mnist import DATA, Mnist, load_mnist
 
 from service.cli import epoch_bar, fail_in_one_line, print_report
 from service.data.readers import Rows
@@ -25,6 +25,7 @@ from service.trainer import Recipe, Split, train_on_split
 from service.vae.training import FitOptions
 
 STORE = Path("build/audited")
+CALIBRATION = 3000  # rows to calibrate on
 
 
 def recipe(latents: int) -> Recipe:
@@ -35,8 +36,23 @@ def recipe(latents: int) -> Recipe:
         latents=latents,
         hidden=(200, 200),
         activation="tanh",
-        fit=FitOptions(epochs=200, patience=200),
+        fit=FitOptions(epochs=60, patience=60),
     )
+
+
+def train_missing(store: Path, latents: list[int], images: Mnist) -> None:
+    """Train and publish the models that the store does not have yet."""
+    split = Split(images.train, images.validation, images.calibration[:CALIBRATION], images.pilot)
+    for number in latents:
+        name = f"mnist-l{number}"
+        if name in Store(store).names():
+            continue
+        with epoch_bar() as on_epoch:
+            digest = Rows(split.train).digest()
+            reference, report = train_on_split(
+                Store(store), name, split, None, recipe(number), on_epoch, "audited", digest
+            )
+        print_report(reference, report)
 
 
 @fail_in_one_line
@@ -46,23 +62,9 @@ def main(
     store: Annotated[Path, typer.Option(help="where the models go")] = STORE,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
 ) -> None:
-    """Train and publish one model for each number of latents."""
+    """Train the models that are not there yet."""
     torch.set_num_threads(threads)
-    images = load_mnist(data)
-    split = Split(images.train, images.validation, images.calibration, images.pilot)
-    for number in latents:
-        with epoch_bar() as on_epoch:
-            reference, report = train_on_split(
-                Store(store),
-                f"mnist-l{number}",
-                split,
-                None,
-                recipe(number),
-                on_epoch,
-                "audited",
-                Rows(split.train).digest(),
-            )
-        print_report(reference, report)
+    train_missing(store, latents, load_mnist(data))
 
 
 if __name__ == "__main__":

@@ -49,12 +49,13 @@ def judge_digits(scorer: Scorer, images: Mnist, fashion: np.ndarray, count: int)
     """Verdicts of one model on valid and invalid images."""
     start = time.monotonic()
     test, audit = scorer.score(images.test), scorer.score(images.audit)
-    print(f"{scorer.published.reference}: {scorer.model.estimator.num_samples} samples, band {scorer.band.percentiles}")
+    print(f"{scorer.published.reference}: {scorer.model.estimator.setting}, band {scorer.band.percentiles}")
     for name, scores in (("test digits", test), ("held-back digits", audit)):
         print(
             f"  {name:<17} {len(scores):>6,} rows: {100 * (scores.sides == 0).mean():5.1f} % inside the band, "
             f"KS distance of p_value from uniform {kstest(scores.p_value, 'uniform').statistic:.4f}, "
-            f"log p(x) {scores.log_likelihood.mean():7.2f}, reliable {100 * scores.reliable.mean():.1f} %"
+            f"log p(x) {scores.log_likelihood.mean():7.2f}, "
+            f"certain {100 * scores.certain.mean():.1f} %, {scores.num_samples.mean():.0f} samples"
         )
     columns = f"{'below':>7} {'above':>7} {'invalid':>8} {'AUROC of -log p(x)':>19} {'of 1 - p_value':>15}"
     print(f"  {'invalid images':<17} {columns}")

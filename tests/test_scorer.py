@@ -28,9 +28,13 @@ def test_the_scores_say_what_the_arrays_say(any_scorer):
     assert len(scores) == 30
 
 
-def test_another_band_changes_the_verdict_and_not_the_numbers(digit_scorer):
+def test_another_band_changes_the_verdict_and_draws_on_where_it_is_not_certain(digit_scorer):
     default, wide = digit_scorer.score(digits()[:200]), digit_scorer.score(digits()[:200], (1.0, 99.0))
-    assert (default.log_likelihood == wide.log_likelihood).all()
+    same = default.num_samples == wide.num_samples
+    assert (default.log_likelihood == wide.log_likelihood)[same].all()
+    assert same.mean() > 0.5
+    error = np.hypot(default.std_error, wide.std_error)
+    assert (np.abs(default.log_likelihood - wide.log_likelihood) <= 5 * error).all()
     assert (wide.sides == 0).mean() > (default.sides == 0).mean()
     with pytest.raises(CalibrationError, match="need at least"):
         digit_scorer.score(digits()[:1], (0.01, 99.0))

@@ -208,7 +208,7 @@ class Estimator:
 
     def block_estimates(self, vae: VAE, book: Codebook, block: np.ndarray) -> list[Row]:
         """Estimates for at most a block of rows."""
-        with one_thread(), torch.no_grad():
+        with one_thread(), torch.inference_mode(False), torch.no_grad():
             block_ = Block(self, vae, book, block)
             block_.sample(self.first_samples)
             return block_.rows
@@ -218,7 +218,7 @@ class Estimator:
         length = Tiling.for_device(vae.device).rows
         book = codebook_of(vae, codes)
         for start in range(0, len(x), length):
-            with one_thread(), torch.no_grad():
+            with one_thread(), torch.inference_mode(False), torch.no_grad():
                 block = Block(self, vae, book, x[start : start + length])
                 tiles = list(block.drawn(list(range(len(block.rows))), 0, num_samples))
             yield from (WeightedDraws(z, log_weights, len(chosen)) for chosen, z, log_weights in tiles)
