@@ -6,13 +6,12 @@ Models with so many latents are trained first where they are not there yet (`tra
 against references on which two methods agree: with two latents an integral over a dense grid at two spacings; with more,
 importance sampling with 16,384 draws, and annealed importance sampling from the encoder (which knows nothing of the modes
 that the first looks for), itself bounded from both sides on rows that the model made (Wu et al., 2017; Grosse et al.,
-2015). Rows on which the two disagree by more than 0.1 nat are counted and left out of the first table. A cost is in decoder
+2015). Rows on which the two disagree by more than 0.3 nats are counted and left out of the first table. A cost is in decoder
 evaluations per row, all searches, Jacobians and looks into the codebook included.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -43,8 +42,8 @@ from service.scorer import Scorer, load_scorer
 from service.store import Store
 from service.vae.network import DiagonalNormal
 
-BUDGETS = {2: (64, 128, 512), 8: (128, 256, 512), 20: (64, 128, 512), 50: (64, 128, 512)}
-AGREEMENT = 0.1  # nats between two methods that make a reference
+BUDGETS = {2: (64, 128), 8: (128, 256), 20: (128, 512), 50: (128, 512)}
+AGREEMENT = 0.3  # nats between the two methods; the annealing, of few particles, is the rougher one
 PARTICLES, TEMPERATURES, LEAPFROGS = 16, 200, 3  # of the annealing
 WIDENING = 1.5  # of the encoder's posterior, where the annealing starts
 
@@ -55,7 +54,7 @@ def main(
     data: Annotated[Path, typer.Option(help="folder that holds mnist.npz and fashion_mnist.npz")] = DATA,
     store: Annotated[Path, typer.Option(help="where the audited models are")] = STORE,
     rows: Annotated[int, typer.Option(help="test digits with a reference by sampling")] = 200,
-    verdicts: Annotated[int, typer.Option(help="test digits whose verdicts are compared")] = 2000,
+    verdicts: Annotated[int, typer.Option(help="test digits whose verdicts are compared")] = 1000,
 ) -> None:
     """Print one table for each model."""
     torch.set_num_threads(1)
@@ -75,7 +74,7 @@ def main(
 
 
 def references(scorer: Scorer, digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log p(x) of digits by the better of two methods, and where both agree."""
+    """log p(x) of digits by the sharper of two methods, and where both agree."""
     if scorer.latents == 2:
         fine, coarse = (grid_log_likelihood(scorer, digits, points) for points in (900, 600))
         print(f"Grids of 900 x 900 and 600 x 600 points differ by at most {np.abs(fine - coarse).max():.1e} nats.")
@@ -93,7 +92,7 @@ def references(scorer: Scorer, digits: np.ndarray) -> tuple[np.ndarray, np.ndarr
         f"On test digits it differs from importance sampling with 16,384 draws by {np.median(apart):.3f} nats (median; "
         f"90 %: {np.quantile(apart, 0.9):.3f}; mean {np.mean(annealed - sampled):+.3f})."
     )
-    return np.logaddexp(sampled, annealed) - math.log(2), apart < AGREEMENT
+    return sampled, apart < AGREEMENT
 
 
 def bounds(model: Model, rows: np.ndarray, latents: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
