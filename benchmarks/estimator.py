@@ -6,8 +6,8 @@ Models with so many latents are trained first where they are not there yet (`tra
 against references on which two methods agree: with two latents an integral over a dense grid at two spacings; with more,
 importance sampling with 16,384 draws, and annealed importance sampling from the encoder (which knows nothing of the modes
 that the first looks for), itself bounded from both sides on rows that the model made (Wu et al., 2017; Grosse et al.,
-2015). Rows on which the two disagree by more than 0.3 nats are counted and left out of the first table. A cost is in decoder
-evaluations per row, all searches, Jacobians and looks into the codebook included.
+2015). Rows on which the two disagree by more than 0.3 nats are counted and left out of the first table. A cost is in
+decoder evaluations per row, all searches, Jacobians and looks into the codebook included.
 """
 
 from __future__ import annotations

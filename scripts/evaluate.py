@@ -33,7 +33,7 @@ GRID_POINTS, GRID_REACH = 900, 5.0
 def main(
     data: Annotated[Path, typer.Option(help="folder that holds mnist.npz and fashion_mnist.npz")] = DATA,
     store: Annotated[Path, typer.Option(help="the model store")] = Path("model_store"),
-    invalid: Annotated[int, typer.Option(help="images of each invalid kind")] = 2000,
+    invalid: Annotated[int, typer.Option(help="images of each invalid kind")] = 1000,
     grid_rows: Annotated[int, typer.Option(help="test digits to integrate for mnist-2d")] = 200,
     threads: Annotated[int, typer.Option(help="torch threads")] = 2,
 ) -> None:

@@ -375,9 +375,14 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, np.ndarra
         scores, codebook = tensors["scores"].numpy().astype(np.float64), tensors["codebook"].numpy()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         fingerprint = header["__metadata__"]["fingerprint"]
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DamagedModelError(f"{card.name}@{card.version}: calibration.safetensors cannot be read") from error
-    if codebook.ndim != 2 or codebook.shape[1] != card.architecture.latents or not len(codebook):
+    if scores.shape != (card.calibration.rows,) or not len(scores) or not (np.diff(scores) >= 0).all():
+        raise DamagedModelError(
+            f"{card.name}@{card.version}: the validation scores are not {card.calibration.rows} in order"
+        )
+    shape = (max(1, len(codebook)), card.architecture.latents)
+    if codebook.shape != shape or not (np.isfinite(codebook).all() and np.isfinite(scores).all()):
         raise DamagedModelError(f"{card.name}@{card.version}: the codebook does not fit the card")
     return Calibration(scores, card.calibration.percentiles, fingerprint), codebook
 

@@ -36,10 +36,12 @@ from service.vae.network import VAE
 
 IMPOSSIBLE = -1e300  # nats
 MAX_SAMPLES = 2**17
+MAX_STARTS = 32
 MIN_SAMPLES = 25  # fewer may agree by chance
 KHAT_LIMIT = 0.7
 MIN_RELATIVE_ESS = 0.02
 CONVERGED = 0.2  # nats that are not worth another step
+MOST_MISSING = 200.0  # nats by which a search that has not arrived may be wrong
 MORE_STEPS = 3  # of Newton, for a search that has not arrived
 MAX_REMAINING = 1.0  # nats that a search for the mode may still have had to gain
 ENCODER_SHARE = 0.1
@@ -128,7 +130,7 @@ class Estimator:
     setting: SettingName = "standard"
     first_samples: int = 32
     max_samples: int = 4096
-    tolerance: float = 0.02
+    tolerance: float = 0.03
     ends: tuple[float, ...] | None = None
     starts: int | None = None
     newton_steps: int = 1
@@ -147,6 +149,10 @@ class Estimator:
                 )
         if self.first_samples > self.max_samples:
             raise CalibrationError("first_samples is above max_samples")
+        if not 1 <= (self.starts or 1) <= MAX_STARTS:
+            raise CalibrationError(f"starts is {self.starts}, expected 1 to {MAX_STARTS}")
+        if self.newton_steps < 1 or self.chord_steps < 0 or self.probed_axes < 1:
+            raise CalibrationError("expected at least one of newton_steps, none of chord_steps, one of probed_axes")
         if not 0 <= self.tolerance < math.inf:
             raise CalibrationError("tolerance is no number of nats of at least 0")
 
@@ -159,7 +165,9 @@ class Estimator:
             case "standard":
                 return Estimator("standard")
             case "thorough":
-                return Estimator("thorough", first_samples=256, max_samples=16384, newton_steps=3, probed_axes=1000)
+                return Estimator(
+                    "thorough", tolerance=0.02, first_samples=256, max_samples=16384, newton_steps=3, probed_axes=1000
+                )
         raise CalibrationError(f"estimator {setting!r} is not known, expected one of {', '.join(SETTINGS)}")
 
     @property
@@ -262,6 +270,9 @@ class Block:
         self.latents = vae.architecture.latents
         none = self.x.new_zeros(0, dtype=torch.float64)
         cost = estimator.fit_evaluations(vae, len(book))
+        if more_starts is not None:
+            steps = (estimator.newton_steps, estimator.chord_steps)
+            cost += len(more_starts) * estimator.search_evaluations(self.latents, *steps)
         self.rows = [Row(cost, none, mean) for mean in self.encoder.mean[: len(block)]]
         starts = self.first_starts()
         self.proposal = self.mixture(starts if more_starts is None else torch.cat([starts, more_starts]))
@@ -291,7 +302,7 @@ class Block:
         for row, gain in zip(self.rows, remaining.tolist(), strict=False):
             row.remaining = gain
         is_exact = torch.stack([each.is_exact for each in fits], dim=-1).all(dim=-1, keepdim=True)
-        encoder_share = torch.where(is_exact, 0.0, ENCODER_SHARE)
+        encoder_share = ENCODER_SHARE * (~is_exact).double()
         shares = torch.cat([shares * (1.0 - encoder_share), encoder_share], dim=-1)
         return Mixture([*(each.normal for each in fits), Diagonal(self.encoder)], shares)
 
@@ -385,16 +396,17 @@ class Block:
             before += [before[-1]] * (new.shape[1] - len(chosen))
             log_weights = torch.cat([torch.stack(before, dim=1), new])
             best = new.argmax(dim=0)
-            self.set_numbers(chosen, log_weights, count)
+            self.set_numbers(chosen, log_weights, count, self.estimator.typical_variance)
             for at, index in enumerate(chosen):
-                self.rows[index].best_draw = z[best[at], at]
+                if not len(before[at]) or new[best[at], at] > before[at].max():
+                    self.rows[index].best_draw = z[best[at], at]
 
-    def set_numbers(self, rows: list[int], log_weights: Tensor, cost: int) -> None:
+    def set_numbers(self, rows: list[int], log_weights: Tensor, cost: int, typical_variance: float) -> None:
         """What log weights, shape (S, at least the rows), say of some rows."""
         # Of one shape at every number of samples, as all that rounds.
         missing = self.tiling.rows - log_weights.shape[1]
         whole = torch.cat([log_weights, log_weights[:, -1:].expand(-1, missing)], dim=1)
-        columns = diagnose(whole, self.estimator.typical_variance)
+        columns = diagnose(whole, typical_variance)
         for at, index in enumerate(rows):
             row = self.rows[index]
             row.log_weights = log_weights[:, at]
@@ -407,14 +419,14 @@ class Block:
         """Estimate some rows anew, with more starts: other codes, and the draw that surprised most."""
         if not rows:
             return
-        most = max(self.estimator.max_samples, 2 * samples)
+        most = min(MAX_SAMPLES, max(self.estimator.max_samples, 2 * samples))
         estimator = replace(
             self.estimator, starts=RESTARTS, newton_steps=4, probed_axes=1000, seed=self.seed(1), max_samples=most
         )
         draws = torch.stack([self.rows[index].best_draw for index in rows])
         draws = torch.cat([draws, draws[-1:].expand(self.tiling.rows - len(rows), -1)])
         again = Block(estimator, self.vae, self.book, self.block[rows], draws[None])
-        again.sample(2 * samples, may_restart=False)
+        again.sample(min(2 * samples, most), may_restart=False)
         for index, row in zip(rows, again.rows, strict=True):
             row.evaluations += self.rows[index].evaluations
             self.rows[index] = row
@@ -436,8 +448,8 @@ class Block:
                 LEAPFROG_STEP,
                 LEAPFROGS,
             ).clamp(min=IMPOSSIBLE)
-            cost = PARTICLES * (1 + 2 * LEAPFROGS * (TEMPERATURES - 1))
-            self.set_numbers([index], log_weights, cost)
+            cost = 2 * PARTICLES * (1 + LEAPFROGS * (TEMPERATURES - 1))
+            self.set_numbers([index], log_weights, cost, typical_variance=0.0)
 
     def main_axes(self, index: int) -> Tensor:
         """The axes of a row's likeliest mode, shape (1, L, L)."""
@@ -471,9 +483,10 @@ def margin(std_error: float, reliable: bool, remaining: float) -> float:
     """How far an end of the band must be for a row to leave, nats.
 
     A row is looked at again and again, and may leave at any look: four standard errors instead of two pay for that. Where
-    the search for the mode has not arrived, what it still had to gain says how much may be missing.
+    the search for the mode has not arrived, what it still had to gain says how much may be missing; but that is Newton's
+    word, and far from a mode worth little.
     """
-    return (4.0 * std_error if reliable else 8.0 * std_error + 0.5) + 4.0 * remaining
+    return (4.0 * std_error if reliable else 8.0 * std_error + 0.5) + min(4.0 * remaining, MOST_MISSING)
 
 
 @contextmanager

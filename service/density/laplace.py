@@ -10,6 +10,7 @@ normal's, that side gets a scale of its own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -164,11 +165,15 @@ def fit(sites: Sites, probed_axes: int) -> Fit:
     # The axes come widest first; along the narrow ones a posterior is close to a normal.
     out = PROBE * axes[:, :, :probed_axes].permute(2, 0, 1)  # (A, N, L)
     probes = torch.cat([mean - out, mean + out]).to(sites.z.dtype)
-    fall = sites.log_joint - log_joint(sites.vae, sites.given, probes)  # (2 A, N)
+    unprobed_axes = latents - len(out)
+    if unprobed_axes:  # the others are probed together: a posterior is a normal only if it is one along them, too
+        together = PROBE * axes[:, :, probed_axes:].sum(dim=-1) / math.sqrt(unprobed_axes)
+        probes = torch.cat([probes, torch.stack([mean - together, mean + together]).to(sites.z.dtype)])
+    fall = sites.log_joint - log_joint(sites.vae, sites.given, probes)  # (2 A or 2 A + 2, N)
     scales = (0.5 * PROBE**2 / fall.clamp(min=1e-6)).sqrt().clamp(*SCALES)
     is_exact = ((scales - 1.0).abs() <= EXACT).all(dim=0)
-    below, above = torch.where(is_exact, 1.0, scales).chunk(2)
-    unprobed = torch.ones((len(mean), latents - len(out)), dtype=torch.float64, device=mean.device)
+    below, above = torch.where(is_exact, 1.0, scales[: 2 * len(out)]).chunk(2)
+    unprobed = torch.ones((len(mean), unprobed_axes), dtype=torch.float64, device=mean.device)
     tails = torch.tensor(TAILS, dtype=torch.float64, device=sites.z.device)
     normal = SplitNormal(
         mean=mean,
@@ -185,4 +190,4 @@ def fit(sites: Sites, probed_axes: int) -> Fit:
 
 def fit_evaluations(latents: int, probed_axes: int) -> int:
     """What `fit` costs a row in decoder evaluations: a Jacobian, and two probes for each axis that is probed."""
-    return latents + 2 + 2 * min(latents, probed_axes)
+    return latents + 2 + 2 * min(latents, probed_axes + 1)

@@ -133,12 +133,14 @@ class Mixture:
     def sample(self, points: Points) -> Tensor:
         """Each component takes its part of the selector's range and hands it on, stretched: draws of shape (S, B, L)."""
         ends = self.shares.cumsum(dim=-1)
+        ends = torch.where(ends > 1 - 1e-6, 2.0, ends)  # the last with a share takes what rounding leaves
         z = torch.zeros_like(points.uniform)
+        start = torch.zeros_like(ends[:, 0])
         for component, share, end in zip(self.components, self.shares.T, ends.T, strict=True):
-            start = end - share
-            inside = (points.selector >= start) & ((points.selector < end) | (end > 1 - 1e-9)) & (share > 0)
+            inside = (points.selector >= start) & (points.selector < end)
             stretched = ((points.selector - start) / share.clamp(min=1e-300)).clamp(0.0, 1.0)
             z = torch.where(inside[..., None], component.sample(Points(stretched, points.uniform)), z)
+            start = end
         return z
 
     def log_prob(self, z: Tensor) -> Tensor:

@@ -1,0 +1,69 @@
+"""A model made ready to score: its codebook, what its pilot rows say, and its calibration."""
+
+import numpy as np
+import pytest
+
+from service.density import codebook
+from service.density.estimator import Estimator
+from service.errors import CalibrationError
+from service.model import calibrated
+from tests.conftest import digits
+
+ROWS = digits().reshape(-1, 64).astype(np.float32)
+
+
+def ready(scorer, pilot, setting="standard", rows=ROWS[200:400]):
+    model = scorer.model
+    return calibrated(model.vae, model.input, Estimator.of(setting), pilot, rows)
+
+
+def test_the_ends_come_from_the_pilot_rows_alone(digit_scorer):
+    model, calibration = ready(digit_scorer, ROWS[:200])
+    same, _ = ready(digit_scorer, ROWS[:200], rows=ROWS[400:700])
+    other, _ = ready(digit_scorer, ROWS[100:300])
+    assert model.estimator == same.estimator
+    assert model.estimator.ends != other.estimator.ends
+    assert model.estimator.typical_variance > 0
+    low, high = model.estimator.ends
+    assert abs(calibration.band().low - low) < 10
+    assert abs(calibration.band().high - high) < 10
+    assert calibration.fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize("setting", ["fast", "thorough"])
+def test_only_the_standard_setting_stops_at_ends(digit_scorer, setting):
+    model, _ = ready(digit_scorer, ROWS[:50], setting, ROWS[200:240])
+    assert model.estimator.ends is None
+
+
+@pytest.mark.parametrize("pilot", [0, 1, 2])
+def test_too_few_pilot_rows_are_no_ends_and_no_failure(digit_scorer, pilot):
+    model, calibration = ready(digit_scorer, ROWS[:pilot], rows=ROWS[200:220])
+    assert model.estimator.ends is None
+    assert len(calibration.scores) == 20
+    assert model.codebook.shape == (1024, 4)
+
+
+def test_too_few_rows_are_refused_before_any_are_scored(digit_scorer):
+    with pytest.raises(CalibrationError, match="need at least"):
+        ready(digit_scorer, ROWS[:200], rows=ROWS[:2])
+
+
+def test_the_codebook_finds_what_the_rows_came_from(digit_scorer):
+    model = digit_scorer.model
+    drawn = digit_scorer.sample(16, seed=3)
+    import torch
+
+    x = torch.from_numpy(model.input.encode(model.input.rows(drawn.samples)))
+    codes = np.concatenate([drawn.latents.astype(np.float32), codebook.build(model.vae, x.numpy())])
+    book = codebook.Codebook(model.vae, codes)
+    starts = book.starts(x, 3)
+    assert starts.shape == (3, 16, 4)
+    separation = (starts[0] - starts[1]).square().mean(dim=-1).sqrt()
+    assert (separation >= codebook.SEPARATION - 1e-6).all()
+    with torch.no_grad():
+        plain = torch.stack(
+            [model.vae.likelihood.log_prob(model.vae.decoder(book.latents), row).sum(-1).double() for row in x]
+        ) + model.vae.prior().log_prob(book.latents)
+    difference = book.log_joint(x) - plain
+    torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), atol=1e-3, rtol=0)
