@@ -4,20 +4,20 @@ With the decoder's output eta(z), its Jacobian J and the likelihood's Fisher inf
 
     gradient  J^T s               s = d log p(x | eta) / d eta
     Fisher    J^T Lambda J        the Gauss-Newton part of the negative Hessian: never indefinite
-    Hessian   -J^T Lambda J + sum_j s_j d^2 eta_j / dz^2
+    Hessian   -J^T Lambda' J + sum_j s_j d^2 eta_j / dz^2          Lambda' the observed information
 
 The last sum is the curvature of the hidden layers alone, weighed by s pulled back through the output layer: behind a linear
-output layer it costs next to nothing. (For a likelihood whose output is not its natural parameter, Lambda is the expected
-information, and the Hessian's first part keeps it.)
+output layer it costs next to nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp, vmap
+from torch.func import grad, jvp, vmap
 
 from service.vae.alike import gram, product
 from service.vae.network import MLP, VAE, Activated, Gated
@@ -27,8 +27,7 @@ from service.vae.network import MLP, VAE, Activated, Gated
 class Curvature:
     """Derivatives of log p(x_n | z_n) in z_n for N pairs; float64.
 
-    `gradient` has shape (N, L), `fisher` (N, L, L); `hessian` is the negative Hessian, (N, L, L), or the Fisher information
-    again where the decoder's second derivatives are not to be had.
+    `gradient` has shape (N, L), `fisher` (N, L, L); `hessian` is the negative Hessian, (N, L, L).
     """
 
     gradient: Tensor
@@ -53,18 +52,23 @@ def gradient(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 
 def forward_mode_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
-    """Any decoder that takes rows independently: one forward-mode derivative for each latent, side by side."""
-    output = vae.decoder(z)
+    """Any decoder that takes rows independently: forward-mode derivatives of output and gradient, all latents at once."""
     directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
 
-    def along(direction: Tensor) -> Tensor:
-        derivative: Tensor = jvp(vae.decoder, (z,), (direction.expand_as(z),))[1]
-        return derivative
+    def total(latents: Tensor) -> Tensor:
+        return vae.likelihood.log_prob(vae.decoder(latents), x).sum()
 
-    tangents = vmap(along)(directions).transpose(0, 1)  # (N, L, D)
-    gradient = (tangents * vae.likelihood.score(output, x)[:, None]).sum(dim=-1)
-    fisher = weighted_gram(tangents, vae.likelihood.fisher_information(output))
-    return Curvature(gradient.double(), fisher.double(), fisher.double())
+    def along(function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Derivatives along each latent, shape (N, L, ...)."""
+
+        def derivative(direction: Tensor) -> Tensor:
+            tangent: Tensor = jvp(function, (z,), (direction.expand_as(z),))[1]
+            return tangent
+
+        return vmap(derivative)(directions).transpose(0, 1)
+
+    fisher = weighted_gram(along(vae.decoder), vae.likelihood.fisher_information(vae.decoder(z)))
+    return Curvature(grad(total)(z).double(), fisher.double(), -along(grad(total)).double())
 
 
 def mlp_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
@@ -80,8 +84,11 @@ def mlp_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
     output = vae.decoder.output(h)
     backward = product(vae.likelihood.score(output, x), vae.decoder.output.weight.mT)  # (N, H)
     gradient = (tangents * backward[:, None]).sum(dim=-1)
-    fisher = weighted_gram(through(vae.decoder.output, tangents), vae.likelihood.fisher_information(output))
-    hessian = fisher
+    output_tangents = through(vae.decoder.output, tangents)  # (N, L, D)
+    fisher = weighted_gram(output_tangents, vae.likelihood.fisher_information(output))
+    hessian, excess = fisher, vae.likelihood.excess_information(output, x)
+    if excess is not None:
+        hessian = hessian + gram(output_tangents * excess[:, None], output_tangents)
     for layer, before, along in reversed(layers):
         hessian = hessian - layer.pointwise_curvature(before, along, backward)
         backward = product(layer.pointwise_backward(before, backward), layer.linear.weight.mT)

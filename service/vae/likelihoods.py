@@ -43,6 +43,13 @@ class Likelihood(nn.Module, ABC):
     def fisher_information(self, output: Tensor) -> Tensor:
         """The expected square of the score under p(x | z), shape (..., D): never negative."""
 
+    def excess_information(self, output: Tensor, x: Tensor) -> Tensor | None:
+        """-d^2 log p(x_j | z) / d output_j^2 less the Fisher information, shape (..., D), or None where it is 0.
+
+        It is 0 where the output is the natural parameter or a normal's mean.
+        """
+        return None
+
     @abstractmethod
     def mean(self, output: Tensor) -> Tensor:
         """E[x | z], shape (..., D)."""
@@ -181,6 +188,16 @@ class DiscretizedLogistic(Likelihood):
         need be where a scale is as small as a bin.
         """
         return (self.location_slope(output) / self.scale).square() / 3.0
+
+    def excess_information(self, output: Tensor, x: Tensor) -> Tensor:
+        """The second derivative in the location, by the chain rule, less its expectation."""
+        lower, upper = self.ends(output, x)
+        first, last = self.outer(x)
+        peak_lower, peak_upper = self.location_slope(lower), self.location_slope(upper)
+        bend = peak_lower.masked_fill(first, 0) + peak_upper.masked_fill(last, 0)
+        observed = bend * (self.location_slope(output) / self.scale).square()
+        observed = observed - self.score(output, x) * (1 - 2 * sigmoid(output))
+        return observed - self.fisher_information(output)
 
     @staticmethod
     def location_slope(output: Tensor) -> Tensor:
