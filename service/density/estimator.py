@@ -28,7 +28,7 @@ from service.density.annealing import annealed_log_weights
 from service.density.codebook import Codebook, codebook_of
 from service.density.laplace import Fit, Sites, climb, fit
 from service.density.pareto import khat
-from service.density.proposals import Diagonal, Mixture, SplitNormal
+from service.density.proposals import BentNormal, Diagonal, Mixture
 from service.density.quasirandom import REPLICATES, Points, row_generator, row_points
 from service.errors import CalibrationError
 from service.vae.conditional import Conditional, conditional
@@ -44,7 +44,7 @@ CONVERGED = 0.2  # nats that are not worth another step
 MOST_MISSING = 200.0  # nats by which a search that has not arrived may be wrong
 MORE_STEPS = 3  # of Newton, for a search that has not arrived
 MAX_REMAINING = 1.0  # nats that a search for the mode may still have had to gain
-ENCODER_SHARE = 0.1
+ENCODER_SHARE = 0.05
 MIN_SHARE = 0.02  # of the draws for a mode that looks unlikely
 SEED_STRIDE = 1_000_003  # between the seeds of two stages
 PARTICLES, TEMPERATURES, LEAPFROGS, LEAPFROG_STEP = 32, 32, 2, 0.6  # of the annealing
@@ -134,8 +134,8 @@ class Estimator:
     ends: tuple[float, ...] | None = None
     starts: int | None = None
     newton_steps: int = 1
-    chord_steps: int = 3
-    probed_axes: int = 10
+    chord_steps: int = 2
+    probed_axes: int = 24
     typical_variance: float = 0.0
     anneal: bool = True
     seed: int = 0
@@ -455,7 +455,7 @@ class Block:
         """The axes of a row's likeliest mode, shape (1, L, L)."""
         *modes, _ = self.proposal.components
         likeliest = modes[int(self.proposal.shares[index, :-1].argmax())]
-        assert isinstance(likeliest, SplitNormal)
+        assert isinstance(likeliest, BentNormal)
         return likeliest.axes[index : index + 1]
 
     def momenta(self, row: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,11 +1,15 @@
-"""Where a row's posterior has its mass: a search for a mode, and a split normal around it.
+"""Where a row's posterior has its mass: a search for a mode, and a bent normal around it.
 
     H = I - d^2 log p(x | z) / dz^2                          the precision of p(z | x) at a mode
     z <- z + t H^{-1} grad_z log p(x, z)                     Newton's step, with the t that raises log p(x, z) most
 
-Where H is not positive definite, the Fisher information takes the Hessian's place (Gauss-Newton). At the mode, log p(x, z)
-is probed two standard deviations out along each principal axis, on both sides: where it falls faster or slower than a
-normal's, that side gets a scale of its own.
+Beside it the Gauss-Newton step is tried, with the Fisher information for the Hessian: it is never indefinite. Around the
+mode, in the axes in which H is the identity, a gradient a little way out along an axis k tells the third derivatives
+T_kkj for all j. To first order they move the posterior's mean away from its mode,
+
+    E[y_j] ~= sum_k T_kkj / 2                                (Tierney and Kadane, 1986)
+
+by about two standard deviations where there are twenty latents: a normal at the mode misses most of the mass.
 """
 
 from __future__ import annotations
@@ -16,22 +20,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.density.proposals import SplitNormal
-from service.vae.alike import by_matrix
+from service.density.proposals import BentNormal
+from service.vae.alike import by_matrix, mapped
 from service.vae.conditional import Conditional
 from service.vae.curvature import curvature, gradient
 from service.vae.likelihoods import LOG_2PI
 from service.vae.network import VAE
 
-NEWTON_SIZES = (1.0, 0.4, 0.1)
+NEWTON_SIZES = (1.0, 0.4)
+GAUSS_NEWTON_SIZES = (1.0, 0.3)
 CHORD_SIZES = (1.0, 0.4)
-PROBE = 2.0  # standard deviations from the mode
+REACH = 0.75  # standard deviations from the mode, where gradients are taken
 MIN_PRECISION = 0.25  # of an axis; the prior alone has 1
-SCALES = (0.4, 2.0)  # the range of a side's scale
+INACTIVE = 0.05  # of the prior's precision: an axis of which the row says less is a prior's
+MAX_BEND = 1.0
+MAX_SHIFT = 2.0  # standard deviations on an axis
+MAX_SKEW = 0.4
 TAILS = (1.05, 1.2, 1.45)  # a little wider than the normal, with tails a little heavier
-# A probe this close to a normal's fall, in relative terms, says that the posterior is one; so close that what is left is
-# rounding.
-EXACT = 1e-3
+# Gradients this close to a normal's say that the posterior is one; what is left is rounding.
+EXACT = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,11 @@ class Sites:
         """Each row at the likelier of two latents."""
         return self.moved(torch.stack([self.z, other.z]), torch.stack([self.log_joint, other.log_joint]))
 
+    def best_of(self, z: Tensor) -> Sites:
+        """Each row at the likeliest of some latents, shape (T, N, L), or where it is."""
+        values = log_joint(self.vae, self.given, z)
+        return self.moved(torch.cat([self.z[None], z]), torch.cat([self.log_joint[None], values]))
+
     def moved(self, z: Tensor, log_joints: Tensor) -> Sites:
         """Each row at the likeliest of some latents, shape (T, N, L), whose log_joint is (T, N)."""
         best = log_joints.argmax(dim=0)
@@ -62,13 +74,13 @@ class Sites:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Split normals around N modes; the rest has shape (N,).
+    """Bent normals around N modes; the rest has shape (N,).
 
-    `log_evidence` is what the split normal says of log p(x), `is_exact` whether the posterior is a normal, `remaining` by
-    how much Newton's next step would raise log p(x, z), nats: a search that has arrived has nothing left to gain.
+    `log_evidence` is what a normal at the mode says of log p(x), `is_exact` whether the posterior is a normal, `remaining`
+    by how much Newton's next step would raise log p(x, z), nats: a search that has arrived has nothing left to gain.
     """
 
-    normal: SplitNormal
+    normal: BentNormal
     log_evidence: Tensor
     is_exact: Tensor
     remaining: Tensor
@@ -77,7 +89,7 @@ class Fit:
     def concatenated(fits: list[Fit]) -> Fit:
         """Fits of some rows and of others as one."""
         return Fit(
-            SplitNormal.concatenated([each.normal for each in fits]),
+            BentNormal.concatenated([each.normal for each in fits]),
             torch.cat([each.log_evidence for each in fits]),
             torch.cat([each.is_exact for each in fits]),
             torch.cat([each.remaining for each in fits]),
@@ -101,29 +113,34 @@ def log_joint(vae: VAE, given: Conditional, z: Tensor) -> Tensor:
 def climb(sites: Sites, newton_steps: int, chord_steps: int) -> Sites:
     """Towards a mode: by Newton's steps, then by some with the last Hessian, which cost a gradient only."""
     factor = None
+    no_step = 1e150 * torch.eye(sites.z.shape[-1], dtype=torch.float64, device=sites.z.device)
     for _ in range(newton_steps):
         bend = curvature(sites.vae, sites.x, sites.z)
-        factor = cholesky(bend.hessian, bend.fisher)
-        sites = stepped(sites, bend.gradient, factor, NEWTON_SIZES)
+        expected = cholesky(bend.fisher, no_step)
+        factor = cholesky(bend.hessian, expected)
+        uphill = uphill_at(sites, bend.gradient)
+        sites = sites.best_of(
+            torch.cat([tried(sites, uphill, factor, NEWTON_SIZES), tried(sites, uphill, expected, GAUSS_NEWTON_SIZES)])
+        )
     for _ in range(chord_steps):
         assert factor is not None
-        sites = stepped(sites, gradient(sites.vae, sites.x, sites.z), factor, CHORD_SIZES)
+        uphill = uphill_at(sites, gradient(sites.vae, sites.x, sites.z))
+        sites = sites.best_of(tried(sites, uphill, factor, CHORD_SIZES))
     return sites
 
 
 def climb_evaluations(latents: int, newton_steps: int, chord_steps: int) -> int:
     """What `climb` costs a row in decoder evaluations: a Jacobian is one for each latent and two for its Gram matrix."""
-    return newton_steps * (latents + 2 + len(NEWTON_SIZES)) + chord_steps * (2 + len(CHORD_SIZES))
+    tries = len(NEWTON_SIZES) + len(GAUSS_NEWTON_SIZES)
+    return newton_steps * (latents + 2 + tries) + chord_steps * (2 + len(CHORD_SIZES))
 
 
-def stepped(sites: Sites, slope: Tensor, factor: Tensor, step_sizes: tuple[float, ...]) -> Sites:
-    """Newton's step from the gradient of log p(x | z), shape (N, L), or none where none of its sizes goes up."""
-    uphill = uphill_at(sites, slope)
+def tried(sites: Sites, uphill: Tensor, factor: Tensor, sizes: tuple[float, ...]) -> Tensor:
+    """Where steps of some sizes lead, shape (T, N, L), by the Cholesky factor of a precision."""
     step = by_matrix(solved, uphill[..., None], factor)[0][..., 0]
-    sizes = torch.tensor(step_sizes, dtype=step.dtype, device=step.device)[:, None, None]
-    tried = (sites.z.double() + sizes * step).to(sites.z.dtype)  # (T, N, L)
-    values = log_joint(sites.vae, sites.given, tried)
-    return sites.moved(torch.cat([sites.z[None], tried]), torch.cat([sites.log_joint[None], values]))
+    return (sites.z.double() + torch.tensor(sizes, dtype=step.dtype, device=step.device)[:, None, None] * step).to(
+        sites.z.dtype
+    )
 
 
 def solved(right: Tensor, factor: Tensor) -> tuple[Tensor]:
@@ -136,16 +153,13 @@ def uphill_at(sites: Sites, slope: Tensor) -> Tensor:
     return (slope - sites.z.double()).nan_to_num(0.0, 0.0, 0.0)
 
 
-def cholesky(hessian: Tensor, fisher: Tensor) -> Tensor:
-    """The Cholesky factor of I + hessian, or where there is none of I + fisher: shape (N, L, L)."""
-    identity = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
-    exact, failed = by_matrix(torch.linalg.cholesky_ex, identity + finite(hessian))
-    fallback = by_matrix(torch.linalg.cholesky_ex, identity + finite(fisher))[0].nan_to_num(0.0, 0.0, 0.0)
-    # Where rounding has the last word even there (a row of 1e30), no step is taken.
-    diagonal = torch.diagonal(fallback, dim1=-2, dim2=-1)
-    usable = (diagonal > 0).all(dim=-1)[:, None, None]
-    fallback = torch.where(usable, fallback, identity * 1e150)
-    return torch.where((failed == 0)[:, None, None], exact, fallback)
+def cholesky(information: Tensor, otherwise: Tensor) -> Tensor:
+    """The Cholesky factor of I + information, shape (N, L, L), or another where there is none."""
+    identity = torch.eye(information.shape[-1], dtype=information.dtype, device=information.device)
+    factor, failed = by_matrix(torch.linalg.cholesky_ex, identity + finite(information))
+    # Rounding may have the last word (a row of 1e30): no diagonal entry is then a number above 0.
+    usable = (failed == 0) & (torch.diagonal(factor, dim1=-2, dim2=-1) > 0).all(dim=-1)
+    return torch.where(usable[:, None, None], factor, otherwise)
 
 
 def finite(matrix: Tensor) -> Tensor:
@@ -154,40 +168,61 @@ def finite(matrix: Tensor) -> Tensor:
 
 
 def fit(sites: Sites, probed_axes: int) -> Fit:
-    """Split normals around the modes, probed along their widest axes."""
-    latents = sites.z.shape[-1]
-    bend = curvature(sites.vae, sites.x, sites.z)
-    identity = torch.eye(latents, dtype=torch.float64, device=sites.z.device)
-    precision, rotation = by_matrix(torch.linalg.eigh, identity + finite(bend.hessian))
-    precision = precision.clamp(min=MIN_PRECISION)
-    axes = rotation / precision.sqrt()[:, None, :]
-    mean = sites.z.double()
-    # The axes come widest first; along the narrow ones a posterior is close to a normal.
-    out = PROBE * axes[:, :, :probed_axes].permute(2, 0, 1)  # (A, N, L)
-    probes = torch.cat([mean - out, mean + out]).to(sites.z.dtype)
-    unprobed_axes = latents - len(out)
-    if unprobed_axes:  # the others are probed together: a posterior is a normal only if it is one along them, too
-        together = PROBE * axes[:, :, probed_axes:].sum(dim=-1) / math.sqrt(unprobed_axes)
-        probes = torch.cat([probes, torch.stack([mean - together, mean + together]).to(sites.z.dtype)])
-    fall = sites.log_joint - log_joint(sites.vae, sites.given, probes)  # (2 A or 2 A + 2, N)
-    scales = (0.5 * PROBE**2 / fall.clamp(min=1e-6)).sqrt().clamp(*SCALES)
-    is_exact = ((scales - 1.0).abs() <= EXACT).all(dim=0)
-    below, above = torch.where(is_exact, 1.0, scales[: 2 * len(out)]).chunk(2)
-    unprobed = torch.ones((len(mean), unprobed_axes), dtype=torch.float64, device=mean.device)
-    tails = torch.tensor(TAILS, dtype=torch.float64, device=sites.z.device)
-    normal = SplitNormal(
-        mean=mean,
+    """Bent normals around the modes, from gradients along their widest axes."""
+    derivatives = curvature(sites.vae, sites.x, sites.z)
+    precision, rotation = principal_axes(derivatives.hessian)
+    kept = precision.clamp(min=MIN_PRECISION)
+    axes = rotation / kept.sqrt()[:, None, :]
+    uphill = (axes * uphill_at(sites, derivatives.gradient)[..., None]).sum(dim=1)  # (N, L), in standard deviations
+    out = probes(axes, probed_axes)
+    residual = slopes(sites, axes, out) - (uphill - out * (precision / kept))  # (P + 1, N, L); a normal has none
+    is_exact = (residual.abs() <= EXACT).all(dim=0).all(dim=-1)
+    third = (2.0 / REACH**2) * residual[:-1].movedim(0, 1).nan_to_num(0.0, 0.0, 0.0)
+    bend = torch.zeros_like(axes)  # bend[k, j] = T_kkj
+    bend[:, : third.shape[1]] = third.clamp(-MAX_BEND, MAX_BEND).masked_fill(is_exact[:, None, None], 0.0)
+    shift = uphill.clamp(-MAX_SHIFT, MAX_SHIFT) + 0.5 * bend.sum(dim=1).clamp(-2 * MAX_SHIFT, 2 * MAX_SHIFT)
+    tails = torch.tensor(TAILS, dtype=torch.float64, device=axes.device)
+    normal = BentNormal(
+        mean=sites.z.double() + mapped(axes, shift[None])[0],
         axes=axes,
-        inverse=(rotation * precision.sqrt()[:, None, :]).mT.contiguous(),
-        below=torch.cat([below.T, unprobed], dim=1),
-        above=torch.cat([above.T, unprobed], dim=1),
+        inverse=(rotation * kept.sqrt()[:, None, :]).mT.contiguous(),
+        bend=bend,
+        # A split normal that is right two standard deviations out.
+        skew=(torch.diagonal(bend, dim1=-2, dim2=-1) / 3.0).clamp(-MAX_SKEW, MAX_SKEW),
         tails=torch.where(is_exact[:, None], 1.0, tails),
     )
-    log_evidence = sites.log_joint + 0.5 * latents * LOG_2PI + normal.log_volume()
-    decrement = (rotation * uphill_at(sites, bend.gradient)[..., None]).sum(dim=1).square() / precision
-    return Fit(normal, log_evidence, is_exact, 0.5 * decrement.sum(dim=-1).clamp(max=1e300))
+    log_evidence = sites.log_joint + 0.5 * axes.shape[-1] * LOG_2PI + normal.log_volume()
+    return Fit(normal, log_evidence, is_exact, 0.5 * uphill.square().sum(dim=-1).clamp(max=1e300))
+
+
+def principal_axes(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """Precisions (N, L) of I + hessian and their axes, the columns of (N, L, L): widest first, the prior's own last."""
+    identity = torch.eye(hessian.shape[-1], dtype=torch.float64, device=hessian.device)
+    precision, rotation = by_matrix(torch.linalg.eigh, identity + finite(hessian))
+    order = ((precision - 1.0).abs() <= INACTIVE).to(torch.uint8).argsort(dim=-1, stable=True)
+    return precision.gather(-1, order), rotation.gather(-1, order[:, None, :].expand_as(rotation))
+
+
+def probes(axes: Tensor, probed_axes: int) -> Tensor:
+    """Where gradients are taken, in standard deviations from the mode: shape (P + 1, N, L).
+
+    A little way out along the first axes, one after the other, and at last along all axes together.
+    """
+    latents = axes.shape[-1]
+    single = REACH * torch.eye(latents, dtype=axes.dtype, device=axes.device)[:probed_axes]
+    together = 2.0 / math.sqrt(latents) * torch.ones_like(single[:1])
+    together[:, ::2] *= -1.0
+    return torch.cat([single, together])[:, None].expand(-1, len(axes), -1)
+
+
+def slopes(sites: Sites, axes: Tensor, out: Tensor) -> Tensor:
+    """The gradient of log p(x, z) at mode + axes * out, in the coordinates of the axes: for out of shape (P, N, L)."""
+    z = (sites.z.double() + mapped(axes, out)).to(sites.z.dtype)
+    rows = sites.x.expand(len(z), -1, -1)
+    slope = gradient(sites.vae, rows.flatten(0, 1), z.flatten(0, 1)).view(z.shape)
+    return mapped(axes.mT, (slope - z.double()).nan_to_num(0.0, 0.0, 0.0))
 
 
 def fit_evaluations(latents: int, probed_axes: int) -> int:
-    """What `fit` costs a row in decoder evaluations: a Jacobian, and two probes for each axis that is probed."""
-    return latents + 2 + 2 * min(latents, probed_axes + 1)
+    """What `fit` costs a row in decoder evaluations: a Jacobian, and a gradient for each axis and one more."""
+    return latents + 2 + 2 * (min(latents, probed_axes) + 1)

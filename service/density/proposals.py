@@ -21,6 +21,9 @@ from service.vae.network import DiagonalNormal
 
 Rows = slice | Tensor  # some of the rows: a slice, or a tensor of indices
 
+CLIP = 2.5  # standard deviations
+PRECISIONS = (0.5, 2.0)
+
 
 class Proposal(Protocol):
     """A distribution over z for each of B rows."""
@@ -58,64 +61,91 @@ class Diagonal:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitNormal:
-    """A normal along axes of its own, with another scale on either side of each (Geweke, 1989), and a choice of tails.
+class BentNormal:
+    """A normal along axes of its own, bent by the third derivatives of the log density that it follows.
 
-        z = mean + tail * sum_i axes[:, i] y_i,    y_i split normal with scales below[i] and above[i]
+        z = mean + sum_i axes[:, i] y_i
+        y_i = e_i / sqrt(1 - sum_k<i bend[i, k] y_k) + sum_k<i bend[k, i] (y_k^2 - 1) / 2
 
-    where `tail` is one of `tails`, equally likely each: with tails of 1 and equal scales, a normal.
+    is what exp(-|y|^2 / 2 + sum_ik bend[i, k] y_i^2 y_k / 2) looks like, axis after axis, to first order in the bend
+    (y_k is taken within CLIP, the precision within PRECISIONS). e_i is a split normal (Geweke, 1989) of scales
+    1 -+ skew[i], times a tail, one of `tails`, equally likely each, less the split normal's mean. Without bend and skew,
+    and with a tail of 1, it is a normal.
 
-    mean (B, L); axes (B, L, L), a column for each axis; below and above (B, L); tails (B, T). All float64.
+    mean, skew (B, L); axes, inverse, bend (B, L, L), an axis in each column of `axes`; tails (B, T). All float64.
     """
 
     mean: Tensor
     axes: Tensor
     inverse: Tensor  # of the axes
-    below: Tensor
-    above: Tensor
+    bend: Tensor
+    skew: Tensor
     tails: Tensor
 
     def sample(self, points: Points) -> Tensor:
         """Draws, shape (S, B, L)."""
-        lower_mass = self.below / (self.below + self.above)  # (B, L)
+        below, above = 1.0 - self.skew, 1.0 + self.skew
+        lower_mass = 0.5 * below  # (B, L)
         u = points.uniform
         is_lower = u < lower_mass
         half = torch.where(is_lower, 0.5 * u / lower_mass, 0.5 + 0.5 * (u - lower_mass) / (1 - lower_mass))
         # A point that rounding puts on the border of the cube would be infinitely far out.
-        y = normal_quantile(half.clamp(1e-12, 1 - 1e-12)) * torch.where(is_lower, self.below, self.above)
+        split = normal_quantile(half.clamp(1e-12, 1 - 1e-12)) * torch.where(is_lower, below, above)
         count = self.tails.shape[1]
         choice = (points.selector * count).long().clamp(0, count - 1)  # (S, B)
         tail = self.tails.expand(len(choice), -1, -1).gather(2, choice[..., None])  # (S, B, 1)
-        return self.mean + mapped(self.axes, tail * y)
+        return self.mean + mapped(self.axes, self.bent(tail * split - self.split_mean()))
+
+    def bent(self, e: Tensor) -> Tensor:
+        """y from e, shape (S, B, L): one axis after the other, each bent by those before it."""
+        e = e.movedim(-1, 0).contiguous()  # (L, S, B)
+        curving = self.bend.permute(1, 2, 0)[:, :, None]  # (L, L, 1, B)
+        widening = self.bend.permute(2, 1, 0)[:, :, None]
+        y, shift, narrowing = torch.empty_like(e), torch.zeros_like(e), torch.zeros_like(e)
+        for axis in range(len(e)):
+            y[axis] = shift[axis] + e[axis] / (1.0 - narrowing[axis]).clamp(*PRECISIONS).sqrt()
+            clipped, later = y[axis].clamp(-CLIP, CLIP), slice(axis + 1, None)
+            shift[later] += curving[axis, later] * (0.5 * (clipped * clipped - 1.0))
+            narrowing[later] += widening[axis, later] * clipped
+        return y.movedim(0, -1)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log density, shape (S, B)."""
         y = mapped(self.inverse, z.double() - self.mean)
-        distance = (y / torch.where(y < 0, self.below, self.above)).square().sum(dim=-1)  # (S, B)
+        clipped = y.clamp(-CLIP, CLIP)
+        precision = (1.0 - mapped(self.bend.tril(-1), clipped)).clamp(*PRECISIONS)
+        shift = mapped(self.bend.triu(1).mT, 0.5 * (clipped * clipped - 1.0))
+        split = (y - shift) * precision.sqrt() + self.split_mean()
+        distance = (split / torch.where(split < 0, 1.0 - self.skew, 1.0 + self.skew)).square().sum(dim=-1)  # (S, B)
         latents, count = z.shape[-1], self.tails.shape[1]
         log_tails = -0.5 * distance[..., None] / self.tails.square() - latents * in_vectors(
             torch.log, self.tails
         )  # (S, B, T)
-        return log_tails.logsumexp(dim=-1) - math.log(count) - self.log_volume() - 0.5 * latents * LOG_2PI
+        log_widths = 0.5 * in_vectors(torch.log, precision).sum(dim=-1)
+        constant = math.log(count) + 0.5 * latents * LOG_2PI + self.log_volume()
+        return log_tails.logsumexp(dim=-1) + log_widths - constant
+
+    def split_mean(self) -> Tensor:
+        """The means of split normals, shape (B, L)."""
+        return 2.0 * math.sqrt(2.0 / math.pi) * self.skew
 
     def log_volume(self) -> Tensor:
-        """log of the determinant of the map from a standard normal, without the tails: shape (B,)."""
-        _, log_det = by_matrix(torch.linalg.slogdet, self.inverse)
-        return in_vectors(torch.log, 0.5 * (self.below + self.above)).sum(dim=-1) - log_det
+        """log of the determinant of the axes, shape (B,)."""
+        return -by_matrix(torch.linalg.slogdet, self.inverse)[1]
 
-    def select(self, rows: Rows) -> SplitNormal:
+    def select(self, rows: Rows) -> BentNormal:
         """The same for some of the rows."""
-        return SplitNormal(*(part[rows] for part in self.parts()))
+        return BentNormal(*(part[rows] for part in self.parts()))
 
     @staticmethod
-    def concatenated(normals: Sequence[SplitNormal]) -> SplitNormal:
+    def concatenated(normals: Sequence[BentNormal]) -> BentNormal:
         """Those of some rows and of others as one."""
         parts = zip(*(normal.parts() for normal in normals), strict=True)
-        return SplitNormal(*(torch.cat(part) for part in parts))
+        return BentNormal(*(torch.cat(part) for part in parts))
 
     def parts(self) -> tuple[Tensor, ...]:
         """All tensors, rows first."""
-        return self.mean, self.axes, self.inverse, self.below, self.above, self.tails
+        return self.mean, self.axes, self.inverse, self.bend, self.skew, self.tails
 
 
 @dataclass(frozen=True, slots=True)
