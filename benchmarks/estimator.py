@@ -137,8 +137,9 @@ def bounds(model: Model, rows: np.ndarray, latents: np.ndarray | None) -> tuple[
 
 def model_estimates(model: Model, estimator: Estimator, rows: np.ndarray) -> Estimates:
     """Estimates of a model's rows by another estimator."""
-    typical = model.estimator.typical_variance
-    return replace(model, estimator=replace(estimator, typical_variance=typical)).estimates(model.input.rows(rows))
+    own = model.estimator
+    estimator = replace(estimator, typical_error=own.typical_error, typical_decay=own.typical_decay)
+    return replace(model, estimator=estimator).estimates(model.input.rows(rows))
 
 
 def budget_table(scorer: Scorer, digits: np.ndarray, reference: np.ndarray, budgets: tuple[int, ...]) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 
 from service.data.schema import InputSpec
 from service.density import codebook
-from service.density.estimator import Estimates, Estimator
+from service.density.estimator import TYPICAL_SAMPLES, Estimates, Estimator
 from service.errors import CalibrationError
 from service.vae.network import VAE
 from service.validity.band import Band
 
-PILOT_SAMPLES = 128
+FEWER_TIMES = 4  # the pilot's smaller number of samples
+DECAYS = (0.5, 3.0)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def calibrated(
         CalibrationError: too few rows for the percentiles.
     """
     Band.fit(np.zeros(len(rows)), percentiles)  # too few rows are refused before any are scored
-    plain = replace(estimator, ends=None, typical_variance=0.0)
+    plain = replace(estimator, ends=None, typical_error=0.0)
     model = Model(vae, spec, plain, codebook.build(vae, spec.encode(pilot)))
     if len(pilot):
         model = replace(model, estimator=piloted(model, pilot, percentiles, pool))
@@ -130,16 +131,26 @@ def calibrated(
 def piloted(model: Model, pilot: np.ndarray, percentiles: tuple[float, float], pool: Executor | None) -> Estimator:
     """The model's estimator with what a first, fixed number of samples of the pilot rows says.
 
-    That is how much weights usually vary and, where the estimator stops at ends, where they are: none where there are too
-    few rows for a band.
+    That is how large the error of an estimate usually is, how it falls with more samples and, where the estimator stops at
+    ends, where they are: none where there are too few rows for a band.
     """
-    first = replace(model.estimator, first_samples=PILOT_SAMPLES, max_samples=PILOT_SAMPLES, anneal=False)
-    estimates = replace(model, estimator=first).estimates(pilot, pool)
-    variance = float((estimates.std_error**2).mean()) * PILOT_SAMPLES
+    few, some = (
+        fixed_estimates(model, number, pilot, pool) for number in (TYPICAL_SAMPLES // FEWER_TIMES, TYPICAL_SAMPLES)
+    )
+    # The median of the ratios is deaf to the few rows on which either error is a guess.
+    ratio = np.median(few.std_error / np.maximum(some.std_error, 1e-12))
+    decay = float(np.clip(2.0 * np.log(max(ratio, 1e-12)) / np.log(FEWER_TIMES), *DECAYS))
     ends: tuple[float, ...] | None = None
     if model.estimator.stops_at_ends:
         volume = model.input.transform.log_volume()
         with contextlib.suppress(CalibrationError):
-            band = Band.fit(np.sort(estimates.log_likelihood), percentiles)
+            band = Band.fit(np.sort(some.log_likelihood), percentiles)
             ends = (band.low + volume, band.high + volume)
-    return replace(model.estimator, ends=ends, typical_variance=variance)
+    error = float(np.sqrt((some.std_error**2).mean()))
+    return replace(model.estimator, ends=ends, typical_error=error, typical_decay=decay)
+
+
+def fixed_estimates(model: Model, samples: int, rows: np.ndarray, pool: Executor | None) -> Estimates:
+    """Estimates of rows with so many samples each and no more."""
+    estimator = replace(model.estimator, first_samples=samples, max_samples=samples, anneal=False)
+    return replace(model, estimator=estimator).estimates(rows, pool)

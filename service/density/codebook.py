@@ -21,6 +21,7 @@ from service.vae.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian, Li
 from service.vae.network import VAE
 
 FEW_LATENTS = 3
+NEIGHBOURS = 10
 WIDER = 1.5  # the points beyond the prior
 SEPARATION = 0.5  # root mean square distance between two starts, in standard deviations of the prior
 
@@ -53,6 +54,8 @@ class Codebook:
             output = torch.cat([vae.decoder(part) for part in self.latents.split(256)])  # (K, D)
             self.slope, self.offset = linear_in_rows(vae.likelihood, output)
             self.offset = self.offset + vae.prior().log_prob(self.latents)
+            is_dense = vae.architecture.latents <= FEW_LATENTS and len(latents) > NEIGHBOURS
+            self.neighbours = nearest(self.latents, NEIGHBOURS) if is_dense else None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -62,6 +65,19 @@ class Codebook:
         return (product(x, self.slope).double() + self.offset).nan_to_num(-1e300, -1e300, -1e300)
 
     def starts(self, x: Tensor, count: int) -> Tensor:
+        """Likely codes for each row, each in a place of its own: shape (count, B, L).
+
+        Few latents are covered densely: a code that is likelier than its neighbours is next to a mode. Among many latents
+        no code has near neighbours, and a distance has to do.
+        """
+        if self.neighbours is not None:
+            score = self.log_joint(x).float()
+            is_peak = score >= score[:, self.neighbours].amax(dim=-1)
+            peaks = score.masked_fill(~is_peak, -1e30).topk(count, dim=-1).indices  # (B, count)
+            return self.latents[peaks].movedim(1, 0)
+        return self.spread_starts(x, count)
+
+    def spread_starts(self, x: Tensor, count: int) -> Tensor:
         """The likeliest codes for each row, none close to a likelier one: shape (count, B, L)."""
         score = self.log_joint(x)  # (B, K)
         chosen = [self.latents[score.argmax(dim=-1)]]
@@ -70,6 +86,12 @@ class Codebook:
             score = score.masked_fill(distance < SEPARATION**2, -1e300)
             chosen.append(self.latents[score.argmax(dim=-1)])
         return torch.stack(chosen)
+
+
+def nearest(latents: Tensor, count: int) -> Tensor:
+    """The indices of each latent's nearest others, shape (K, count)."""
+    parts = [torch.cdist(part, latents).topk(count + 1, largest=False).indices for part in latents.split(512)]
+    return torch.cat(parts)[:, 1:]
 
 
 def linear_in_rows(likelihood: Likelihood, output: Tensor) -> tuple[Tensor, Tensor]:

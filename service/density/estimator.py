@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.density import codebook, importance, laplace
+from service.density import codebook, importance
 from service.density.annealing import annealed_log_weights
 from service.density.codebook import Codebook, codebook_of
-from service.density.laplace import Fit, Sites, climb, fit
+from service.density.laplace import Sites
 from service.density.pareto import khat
-from service.density.proposals import BentNormal, Diagonal, Mixture
+from service.density.proposals import BentNormal
 from service.density.quasirandom import REPLICATES, Points, row_generator, row_points
+from service.density.search import Effort, Found, find
 from service.errors import CalibrationError
 from service.vae.conditional import Conditional, conditional
 from service.vae.network import VAE
@@ -39,13 +40,11 @@ MAX_SAMPLES = 2**17
 MAX_STARTS = 32
 MIN_SAMPLES = 25  # fewer may agree by chance
 KHAT_LIMIT = 0.7
+TYPICAL_SAMPLES = 128
+PRIOR_DEGREES = 4
 MIN_RELATIVE_ESS = 0.02
-CONVERGED = 0.2  # nats that are not worth another step
 MOST_MISSING = 200.0  # nats by which a search that has not arrived may be wrong
-MORE_STEPS = 3  # of Newton, for a search that has not arrived
 MAX_REMAINING = 1.0  # nats that a search for the mode may still have had to gain
-ENCODER_SHARE = 0.05
-MIN_SHARE = 0.02  # of the draws for a mode that looks unlikely
 SEED_STRIDE = 1_000_003  # between the seeds of two stages
 PARTICLES, TEMPERATURES, LEAPFROGS, LEAPFROG_STEP = 32, 32, 2, 0.6  # of the annealing
 RESTART_SAMPLES = 512  # with fewer, khat has little to say
@@ -124,7 +123,8 @@ class Estimator:
 
     A row's samples double from `first_samples` until its standard error is at most `tolerance` nats, or its interval is
     clear of both `ends`, or `max_samples` are drawn. The ends are those of a pilot band, from rows that serve for nothing
-    else. `typical_variance` is the variance of a draw's weight, relative to its mean squared, averaged over those rows.
+    else. From those rows, too, come `typical_error`, the standard error of a usual row's estimate from TYPICAL_SAMPLES
+    draws, and `typical_decay`, the power of the number of draws by which its square falls.
     """
 
     setting: SettingName = "standard"
@@ -136,7 +136,8 @@ class Estimator:
     newton_steps: int = 1
     chord_steps: int = 2
     probed_axes: int = 24
-    typical_variance: float = 0.0
+    typical_error: float = 0.0
+    typical_decay: float = 1.0
     anneal: bool = True
     seed: int = 0
 
@@ -175,27 +176,26 @@ class Estimator:
         """Whether a row's samples stop doubling once its verdict is certain: then it needs the ends of a band."""
         return self.setting == "standard"
 
+    def typical_variance(self, samples: int) -> float:
+        """The square of the standard error of a usual row's estimate from so many draws."""
+        decay: float = (samples / TYPICAL_SAMPLES) ** -self.typical_decay
+        return self.typical_error**2 * decay
+
     def number_of_starts(self, latents: int) -> int:
         """How many modes are looked for at first: with few latents there often are several."""
         if self.starts is not None:
             return self.starts
-        return 4 if latents <= codebook.FEW_LATENTS else 2 if latents <= 10 else 1
+        return 6 if latents <= codebook.FEW_LATENTS else 2 if latents <= 10 else 1
 
-    def fit_evaluations(self, vae: VAE, codes: int) -> float:
-        """What finding a row's proposal costs, in decoder evaluations."""
-        latents = vae.architecture.latents
-        each = self.search_evaluations(latents, self.newton_steps, self.chord_steps)
-        starts = self.number_of_starts(latents)
-        return codebook.evaluations(vae, codes) + (starts * each if starts > 1 else each + 1)
-
-    def search_evaluations(self, latents: int, newton_steps: int, chord_steps: int) -> int:
-        """What one search for a mode and a fit there cost, in decoder evaluations."""
-        climb_cost = laplace.climb_evaluations(latents, newton_steps, chord_steps)
-        return 1 + climb_cost + laplace.fit_evaluations(latents, self.probed_axes)
+    def effort(self, latents: int) -> Effort:
+        """What the search for a row's modes may cost."""
+        window = 50.0 if latents <= codebook.FEW_LATENTS else math.inf
+        return Effort(self.number_of_starts(latents), window, self.newton_steps, self.chord_steps, self.probed_axes)
 
     def typical_evaluations(self, vae: VAE, codes: int) -> int:
         """What a row costs, about, in decoder evaluations: the unit in which work is queued."""
-        return round(self.fit_evaluations(vae, codes)) + min(self.max_samples, 2 * self.first_samples)
+        search = self.effort(vae.architecture.latents).evaluations(vae.architecture.latents)
+        return round(codebook.evaluations(vae, codes)) + search + min(self.max_samples, 2 * self.first_samples)
 
     def estimate(self, vae: VAE, codes: np.ndarray, x: np.ndarray, pool: Executor | None = None) -> Estimates:
         """Estimate log p(x) for rows in the network's units, shape (B, D).
@@ -268,74 +268,38 @@ class Block:
         self.given: Conditional = conditional(vae, self.x)
         self.encoder = vae.posterior(self.x)
         self.latents = vae.architecture.latents
+        found = self.found(more_starts)
+        self.proposal = found.proposal
+        book_cost = codebook.evaluations(vae, len(book))
         none = self.x.new_zeros(0, dtype=torch.float64)
-        cost = estimator.fit_evaluations(vae, len(book))
-        if more_starts is not None:
-            steps = (estimator.newton_steps, estimator.chord_steps)
-            cost += len(more_starts) * estimator.search_evaluations(self.latents, *steps)
-        self.rows = [Row(cost, none, mean) for mean in self.encoder.mean[: len(block)]]
-        starts = self.first_starts()
-        self.proposal = self.mixture(starts if more_starts is None else torch.cat([starts, more_starts]))
+        self.rows = [
+            Row(book_cost + cost, none, mean, remaining)
+            for mean, remaining, cost in zip(self.encoder.mean, found.remaining, found.evaluations, strict=False)
+        ]
 
     # What to draw from
 
-    def first_starts(self) -> Tensor:
-        """Where the search begins: at the encoder's means and the likeliest codes, shape (K, B, L).
+    def starts(self, more: Tensor | None) -> Tensor:
+        """Where searches may begin: the encoder's means, likely codes, and what else is given; shape (K, B, L)."""
+        codes = self.book.starts(self.x, max(1, self.estimator.number_of_starts(self.latents) - 1))
+        given = [] if more is None else [more]
+        return torch.cat([self.encoder.mean[None], codes, *given])
 
-        For a single start that is the likelier of two.
-        """
-        count = self.estimator.number_of_starts(self.latents)
-        codes = self.book.starts(self.x, max(1, count - 1))
-        if count > 1:
-            return torch.cat([self.encoder.mean[None], codes])
-        encoded = Sites.at(self.vae, self.x, self.given, self.encoder.mean)
-        return encoded.better_of(Sites.at(self.vae, self.x, self.given, codes[0])).z[None]
-
-    def mixture(self, starts: Tensor) -> Mixture:
-        """The proposal for each row of the block, from starts of shape (K, B, L)."""
-        fits = [self.fits(start) for start in starts]
-        evidence = torch.stack([each.log_evidence for each in fits], dim=-1)  # (B, K)
-        shares = (1.0 - MIN_SHARE * len(fits)) * evidence.softmax(dim=-1) + MIN_SHARE
-        # Where every search ends in the same normal, the posterior is that one, and all weights are equal.
-        best = evidence.argmax(dim=-1, keepdim=True)
-        remaining = torch.stack([each.remaining for each in fits], dim=-1).gather(1, best)[:, 0]
-        for row, gain in zip(self.rows, remaining.tolist(), strict=False):
-            row.remaining = gain
-        is_exact = torch.stack([each.is_exact for each in fits], dim=-1).all(dim=-1, keepdim=True)
-        encoder_share = ENCODER_SHARE * (~is_exact).double()
-        shares = torch.cat([shares * (1.0 - encoder_share), encoder_share], dim=-1)
-        return Mixture([*(each.normal for each in fits), Diagonal(self.encoder)], shares)
-
-    def fits(self, start: Tensor) -> Fit:
-        """Fits at modes that are searched from a start for each row, shape (B, L); a tile of Jacobians at a time.
-
-        A search that has not arrived goes on, with Newton's steps alone.
-        """
+    def found(self, more_starts: Tensor | None) -> Found:
+        """The proposals of the rows."""
         estimator = self.estimator
-        everyone = list(range(len(self.rows)))
-        fits = self.fitted(everyone, start, estimator.newton_steps, estimator.chord_steps)
-        astray = [index for index in everyone if float(fits.remaining[index]) > CONVERGED]
-        if not astray:
-            return fits
-        z = fits.normal.mean.to(start.dtype)
-        again = self.fitted(astray, z, MORE_STEPS, 0)
-        for index in astray:
-            self.rows[index].evaluations += estimator.search_evaluations(self.latents, MORE_STEPS, 0)
-        return again.merged_into(fits, astray)
-
-    def fitted(self, rows: list[int], start: Tensor, newton_steps: int, chord_steps: int) -> Fit:
-        """Fits for some rows, filled up to a block with copies of the last."""
-        size = self.tiling.sites(self.latents)
-        parts: list[Fit] = []
-        for first in range(0, self.tiling.rows, size):
-            chosen = rows[first : first + size]
-            if not chosen:
-                parts.append(parts[-1])
-                continue
-            index = torch.tensor(chosen + [chosen[-1]] * (size - len(chosen)), device=self.x.device)
-            sites = Sites.at(self.vae, self.x[index], self.given.select(index), start[index])
-            parts.append(fit(climb(sites, newton_steps, chord_steps), self.estimator.probed_axes))
-        return Fit.concatenated(parts)
+        count = estimator.number_of_starts(self.latents) + (0 if more_starts is None else len(more_starts))
+        rows = Sites(
+            self.vae, self.x, self.given, self.encoder.mean, torch.zeros_like(self.encoder.mean[:, 0]).double()
+        )
+        return find(
+            rows,
+            self.starts(more_starts),
+            self.encoder,
+            len(self.block),
+            replace(estimator.effort(self.latents), starts=count),
+            self.tiling.sites(self.latents),
+        )
 
     # Draws
 
@@ -396,7 +360,7 @@ class Block:
             before += [before[-1]] * (new.shape[1] - len(chosen))
             log_weights = torch.cat([torch.stack(before, dim=1), new])
             best = new.argmax(dim=0)
-            self.set_numbers(chosen, log_weights, count, self.estimator.typical_variance)
+            self.set_numbers(chosen, log_weights, count, self.estimator.typical_variance(len(log_weights)))
             for at, index in enumerate(chosen):
                 if not len(before[at]) or new[best[at], at] > before[at].max():
                     self.rows[index].best_draw = z[best[at], at]
@@ -516,8 +480,9 @@ def worker_pool(threads: int) -> ThreadPoolExecutor:
 def diagnose(log_weights: Tensor, typical_variance: float = 0.0) -> tuple[np.ndarray, ...]:
     """log_likelihood, std_error, ess, khat and reliable of weights, shape (S, B): arrays of shape (B,).
 
-    A row's own variance is known from few draws, and comes out too small just where the rare large weight has not come
-    yet: half of what is taken for it is that of a usual row (a moderated variance, as in Smyth, 2004).
+    A row's own variance, known from REPLICATES scramblings, comes out too small just where the rare large weight has not
+    come yet. It is therefore moderated by a usual row's, as if that were known from PRIOR_DEGREES more of them (Smyth,
+    2004), and widened so that +-1.96 standard errors hold what they should under Student's t (Cornish and Fisher, 1938).
     """
     samples = len(log_weights)
     size, tail = importance.ess(log_weights), khat(log_weights)
@@ -525,10 +490,14 @@ def diagnose(log_weights: Tensor, typical_variance: float = 0.0) -> tuple[np.nda
     possible = log_weights.amax(dim=0) > IMPOSSIBLE
     exact = (samples >= MIN_SAMPLES) & possible & (size >= (1.0 - 1e-6) * samples)
     reliable = exact | ((tail <= limit) & (size >= MIN_RELATIVE_ESS * samples))
-    error = importance.replicated_std_error(log_weights)
+    degrees = REPLICATES - 1
+    variance = importance.replicated_std_error(log_weights).square()
     if typical_variance > 0:
-        moderated = (0.5 * error.square() + 0.5 * typical_variance / samples).sqrt()
-        error = torch.where(exact, error, moderated)
+        moderated = (degrees * variance + PRIOR_DEGREES * typical_variance) / (degrees + PRIOR_DEGREES)
+        variance = torch.where(exact, variance, moderated)
+        degrees += PRIOR_DEGREES
+    widening = 1.0 + (1.96**2 + 1.0) / (4 * degrees)
+    error = widening * variance.sqrt()
     numbers = (importance.log_likelihood(log_weights), error, size, tail, reliable)
     return tuple(number.cpu().numpy() for number in numbers)
 

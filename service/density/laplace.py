@@ -24,7 +24,6 @@ from service.density.proposals import BentNormal
 from service.vae.alike import by_matrix, mapped
 from service.vae.conditional import Conditional
 from service.vae.curvature import curvature, gradient
-from service.vae.likelihoods import LOG_2PI
 from service.vae.network import VAE
 
 NEWTON_SIZES = (1.0, 0.4)
@@ -37,6 +36,7 @@ MAX_BEND = 1.0
 MAX_SHIFT = 2.0  # standard deviations on an axis
 MAX_SKEW = 0.4
 TAILS = (1.05, 1.2, 1.45)  # a little wider than the normal, with tails a little heavier
+WIDE_TAILS = (1.1, 1.5, 2.2)
 # Gradients this close to a normal's say that the posterior is one; what is left is rounding.
 EXACT = 2e-3
 
@@ -56,9 +56,13 @@ class Sites:
         """Rows x, shape (N, D), each at its latent z, shape (N, L)."""
         return Sites(vae, x, given, z, log_joint(vae, given, z[None])[0])
 
-    def better_of(self, other: Sites) -> Sites:
-        """Each row at the likelier of two latents."""
-        return self.moved(torch.stack([self.z, other.z]), torch.stack([self.log_joint, other.log_joint]))
+    def evaluated(self) -> Sites:
+        """The same with log_joint at its latents."""
+        return Sites.at(self.vae, self.x, self.given, self.z)
+
+    def select(self, pairs: Tensor) -> Sites:
+        """Some of the pairs, by their indices."""
+        return Sites(self.vae, self.x[pairs], self.given.select(pairs), self.z[pairs], self.log_joint[pairs])
 
     def best_of(self, z: Tensor) -> Sites:
         """Each row at the likeliest of some latents, shape (T, N, L), or where it is."""
@@ -73,35 +77,44 @@ class Sites:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """Bent normals around N modes; the rest has shape (N,).
+class Mode:
+    """How log p(x, z) bends at N latents, and how far from a mode they are.
 
-    `log_evidence` is what a normal at the mode says of log p(x), `is_exact` whether the posterior is a normal, `remaining`
-    by how much Newton's next step would raise log p(x, z), nats: a search that has arrived has nothing left to gain.
+    precision (N, L), of the axes in the columns of rotation (N, L, L); uphill (N, L), the gradient in standard deviations
+    on these axes, which is also Newton's next step. All float64.
     """
 
-    normal: BentNormal
-    log_evidence: Tensor
-    is_exact: Tensor
-    remaining: Tensor
+    precision: Tensor
+    rotation: Tensor
+    uphill: Tensor
 
-    @staticmethod
-    def concatenated(fits: list[Fit]) -> Fit:
-        """Fits of some rows and of others as one."""
-        return Fit(
-            BentNormal.concatenated([each.normal for each in fits]),
-            torch.cat([each.log_evidence for each in fits]),
-            torch.cat([each.is_exact for each in fits]),
-            torch.cat([each.remaining for each in fits]),
-        )
+    @property
+    def kept(self) -> Tensor:
+        """The precisions, none below a floor: shape (N, L)."""
+        return self.precision.clamp(min=MIN_PRECISION)
 
-    def merged_into(self, fits: Fit, rows: list[int]) -> Fit:
-        """The fits of all rows, with this one's first ones in the place of some rows'."""
-        pick = torch.arange(len(fits.remaining), device=fits.remaining.device)
-        pick[rows] = torch.arange(len(rows), device=pick.device) + len(pick)
-        both = Fit.concatenated([fits, self])
-        normal = both.normal.select(pick)
-        return Fit(normal, both.log_evidence[pick], both.is_exact[pick], both.remaining[pick])
+    @property
+    def axes(self) -> Tensor:
+        """A standard deviation along each axis, the columns: shape (N, L, L)."""
+        return self.rotation / self.kept.sqrt()[:, None, :]
+
+    @property
+    def inverse(self) -> Tensor:
+        """The inverse of the axes, shape (N, L, L)."""
+        return (self.rotation * self.kept.sqrt()[:, None, :]).mT.contiguous()
+
+    @property
+    def remaining(self) -> Tensor:
+        """By how much Newton's next step would raise log p(x, z), shape (N,), nats: nothing where a search has arrived."""
+        return 0.5 * self.uphill.square().sum(dim=-1).clamp(max=1e300)
+
+    def select(self, pairs: Tensor) -> Mode:
+        """Some of the pairs, by their indices."""
+        return Mode(*(part[pairs] for part in self.parts()))
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All tensors, pairs first."""
+        return self.precision, self.rotation, self.uphill
 
 
 def log_joint(vae: VAE, given: Conditional, z: Tensor) -> Tensor:
@@ -130,9 +143,9 @@ def climb(sites: Sites, newton_steps: int, chord_steps: int) -> Sites:
 
 
 def climb_evaluations(latents: int, newton_steps: int, chord_steps: int) -> int:
-    """What `climb` costs a row in decoder evaluations: a Jacobian is one for each latent and two for its Gram matrix."""
+    """What `climb` costs in decoder evaluations."""
     tries = len(NEWTON_SIZES) + len(GAUSS_NEWTON_SIZES)
-    return newton_steps * (latents + 2 + tries) + chord_steps * (2 + len(CHORD_SIZES))
+    return newton_steps * (mode_evaluations(latents) + tries) + chord_steps * (2 + len(CHORD_SIZES))
 
 
 def tried(sites: Sites, uphill: Tensor, factor: Tensor, sizes: tuple[float, ...]) -> Tensor:
@@ -167,32 +180,11 @@ def finite(matrix: Tensor) -> Tensor:
     return matrix.nan_to_num(0.0, 1e30, -1e30).clamp(-1e30, 1e30)
 
 
-def fit(sites: Sites, probed_axes: int) -> Fit:
-    """Bent normals around the modes, from gradients along their widest axes."""
+def mode_at(sites: Sites) -> Mode:
+    """What a normal at the sites would be."""
     derivatives = curvature(sites.vae, sites.x, sites.z)
-    precision, rotation = principal_axes(derivatives.hessian)
-    kept = precision.clamp(min=MIN_PRECISION)
-    axes = rotation / kept.sqrt()[:, None, :]
-    uphill = (axes * uphill_at(sites, derivatives.gradient)[..., None]).sum(dim=1)  # (N, L), in standard deviations
-    out = probes(axes, probed_axes)
-    residual = slopes(sites, axes, out) - (uphill - out * (precision / kept))  # (P + 1, N, L); a normal has none
-    is_exact = (residual.abs() <= EXACT).all(dim=0).all(dim=-1)
-    third = (2.0 / REACH**2) * residual[:-1].movedim(0, 1).nan_to_num(0.0, 0.0, 0.0)
-    bend = torch.zeros_like(axes)  # bend[k, j] = T_kkj
-    bend[:, : third.shape[1]] = third.clamp(-MAX_BEND, MAX_BEND).masked_fill(is_exact[:, None, None], 0.0)
-    shift = uphill.clamp(-MAX_SHIFT, MAX_SHIFT) + 0.5 * bend.sum(dim=1).clamp(-2 * MAX_SHIFT, 2 * MAX_SHIFT)
-    tails = torch.tensor(TAILS, dtype=torch.float64, device=axes.device)
-    normal = BentNormal(
-        mean=sites.z.double() + mapped(axes, shift[None])[0],
-        axes=axes,
-        inverse=(rotation * kept.sqrt()[:, None, :]).mT.contiguous(),
-        bend=bend,
-        # A split normal that is right two standard deviations out.
-        skew=(torch.diagonal(bend, dim1=-2, dim2=-1) / 3.0).clamp(-MAX_SKEW, MAX_SKEW),
-        tails=torch.where(is_exact[:, None], 1.0, tails),
-    )
-    log_evidence = sites.log_joint + 0.5 * axes.shape[-1] * LOG_2PI + normal.log_volume()
-    return Fit(normal, log_evidence, is_exact, 0.5 * uphill.square().sum(dim=-1).clamp(max=1e300))
+    mode = Mode(*principal_axes(derivatives.hessian), uphill_at(sites, derivatives.gradient))
+    return Mode(mode.precision, mode.rotation, (mode.axes * mode.uphill[..., None]).sum(dim=1))
 
 
 def principal_axes(hessian: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,6 +215,35 @@ def slopes(sites: Sites, axes: Tensor, out: Tensor) -> Tensor:
     return mapped(axes.mT, (slope - z.double()).nan_to_num(0.0, 0.0, 0.0))
 
 
+def fit(sites: Sites, mode: Mode, probed_axes: int) -> tuple[BentNormal, Tensor]:
+    """Bent normals around the modes, from gradients along their widest axes, and where the posterior is a normal, (N,)."""
+    axes, uphill = mode.axes, mode.uphill
+    out = probes(axes, probed_axes)
+    straight = uphill - out * (mode.precision / mode.kept)  # the gradient of a normal
+    residual = (slopes(sites, axes, out) - straight).nan_to_num(math.inf, math.inf, -math.inf)  # (P + 1, N, L)
+    is_exact = (residual.abs() <= EXACT).all(dim=0).all(dim=-1)
+    third = (2.0 / REACH**2) * residual[:-1].movedim(0, 1)
+    bend = torch.zeros_like(axes)  # bend[k, j] = T_kkj
+    bend[:, : third.shape[1]] = third.clamp(-MAX_BEND, MAX_BEND).masked_fill(is_exact[:, None, None], 0.0)
+    shift = uphill.clamp(-MAX_SHIFT, MAX_SHIFT) + (0.5 * bend.sum(dim=1)).clamp(-MAX_SHIFT, MAX_SHIFT)
+    tails = torch.tensor(WIDE_TAILS if axes.shape[-1] <= 3 else TAILS, dtype=torch.float64, device=axes.device)
+    normal = BentNormal(
+        mean=sites.z.double() + mapped(axes, shift[None])[0],
+        axes=axes,
+        inverse=mode.inverse,
+        bend=bend,
+        # A split normal that is right two standard deviations out.
+        skew=(torch.diagonal(bend, dim1=-2, dim2=-1) / 3.0).clamp(-MAX_SKEW, MAX_SKEW),
+        tails=torch.where(is_exact[:, None], 1.0, tails),
+    )
+    return normal, is_exact
+
+
 def fit_evaluations(latents: int, probed_axes: int) -> int:
-    """What `fit` costs a row in decoder evaluations: a Jacobian, and a gradient for each axis and one more."""
-    return latents + 2 + 2 * (min(latents, probed_axes) + 1)
+    """What `fit` costs in decoder evaluations: a gradient for each axis that is probed, and one more."""
+    return 2 * (min(latents, probed_axes) + 1)
+
+
+def mode_evaluations(latents: int) -> int:
+    """What `mode_at` costs in decoder evaluations: a Jacobian is one for each latent and two for its Gram matrix."""
+    return latents + 2
