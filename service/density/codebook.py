@@ -32,7 +32,7 @@ def build(vae: VAE, x: np.ndarray) -> np.ndarray:
     Few latents are covered densely; many cannot be, and the encodings do most of the work.
     """
     latents = vae.architecture.latents
-    size = 4096 if latents <= FEW_LATENTS else 1024
+    size = 4096 if latents <= FEW_LATENTS else 512
     encodings = x[: size // 2]
     with torch.inference_mode():
         rows = torch.from_numpy(np.ascontiguousarray(encodings)).to(vae.device, vae.dtype)

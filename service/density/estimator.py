@@ -41,12 +41,20 @@ MAX_STARTS = 32
 MIN_SAMPLES = 25  # fewer may agree by chance
 KHAT_LIMIT = 0.7
 TYPICAL_SAMPLES = 128
+MANY_LATENTS = 10
+START_WINDOW = 50.0  # nats below the best start
 PRIOR_DEGREES = 4
 MIN_RELATIVE_ESS = 0.02
+# From few draws khat is hardly known, and a limit that allows for that refuses half of the good estimates with the bad.
+# Weights so even, with an error so small, are believed up to the limit for many draws; the audit counts whether rightly.
+SHARP_ESS, SHARP_ERROR = 0.1, 0.3
 MOST_MISSING = 200.0  # nats by which a search that has not arrived may be wrong
 MAX_REMAINING = 1.0  # nats that a search for the mode may still have had to gain
 SEED_STRIDE = 1_000_003  # between the seeds of two stages
 PARTICLES, TEMPERATURES, LEAPFROGS, LEAPFROG_STEP = 32, 32, 2, 0.6  # of the annealing
+LOOKS = (
+    3.5  # standard errors: 1.96 for one look, this for the eight doublings of `standard`, by Bonferroni's inequality
+)
 RESTART_SAMPLES = 512  # with fewer, khat has little to say
 RESTARTS = 2  # modes that are looked for where the estimate is not to be trusted
 
@@ -133,8 +141,8 @@ class Estimator:
     tolerance: float = 0.03
     ends: tuple[float, ...] | None = None
     starts: int | None = None
-    newton_steps: int = 1
-    chord_steps: int = 2
+    newton_steps: int | None = None
+    quasi_newton_steps: int | None = None
     probed_axes: int = 24
     typical_error: float = 0.0
     typical_decay: float = 1.0
@@ -152,8 +160,8 @@ class Estimator:
             raise CalibrationError("first_samples is above max_samples")
         if not 1 <= (self.starts or 1) <= MAX_STARTS:
             raise CalibrationError(f"starts is {self.starts}, expected 1 to {MAX_STARTS}")
-        if self.newton_steps < 1 or self.chord_steps < 0 or self.probed_axes < 1:
-            raise CalibrationError("expected at least one of newton_steps, none of chord_steps, one of probed_axes")
+        if min(self.newton_steps or 0, self.quasi_newton_steps or 0) < 0 or self.probed_axes < 1:
+            raise CalibrationError("expected at least none of newton_steps and quasi_newton_steps, one of probed_axes")
         if not 0 <= self.tolerance < math.inf:
             raise CalibrationError("tolerance is no number of nats of at least 0")
 
@@ -166,9 +174,7 @@ class Estimator:
             case "standard":
                 return Estimator("standard")
             case "thorough":
-                return Estimator(
-                    "thorough", tolerance=0.02, first_samples=256, max_samples=16384, newton_steps=3, probed_axes=1000
-                )
+                return Estimator("thorough", tolerance=0.02, first_samples=256, max_samples=16384, probed_axes=1000)
         raise CalibrationError(f"estimator {setting!r} is not known, expected one of {', '.join(SETTINGS)}")
 
     @property
@@ -185,12 +191,16 @@ class Estimator:
         """How many modes are looked for at first: with few latents there often are several."""
         if self.starts is not None:
             return self.starts
-        return 6 if latents <= codebook.FEW_LATENTS else 2 if latents <= 10 else 1
+        return 6 if latents <= codebook.FEW_LATENTS else 2 if latents <= MANY_LATENTS else 1
 
     def effort(self, latents: int) -> Effort:
         """What the search for a row's modes may cost."""
-        window = 50.0 if latents <= codebook.FEW_LATENTS else math.inf
-        return Effort(self.number_of_starts(latents), window, self.newton_steps, self.chord_steps, self.probed_axes)
+        # With few latents Newton's step costs no more than some gradients; with many, the encoder's covariance will do.
+        few = latents <= codebook.FEW_LATENTS
+        newton_steps = int(few) if self.newton_steps is None else self.newton_steps
+        quasi_newton_steps = (2 if few else 5) if self.quasi_newton_steps is None else self.quasi_newton_steps
+        window = START_WINDOW if few else math.inf
+        return Effort(self.number_of_starts(latents), window, newton_steps, quasi_newton_steps, self.probed_axes)
 
     def typical_evaluations(self, vae: VAE, codes: int) -> int:
         """What a row costs, about, in decoder evaluations: the unit in which work is queued."""
@@ -385,7 +395,7 @@ class Block:
             return
         most = min(MAX_SAMPLES, max(self.estimator.max_samples, 2 * samples))
         estimator = replace(
-            self.estimator, starts=RESTARTS, newton_steps=4, probed_axes=1000, seed=self.seed(1), max_samples=most
+            self.estimator, starts=RESTARTS, newton_steps=2, probed_axes=1000, seed=self.seed(1), max_samples=most
         )
         draws = torch.stack([self.rows[index].best_draw for index in rows])
         draws = torch.cat([draws, draws[-1:].expand(self.tiling.rows - len(rows), -1)])
@@ -446,11 +456,11 @@ def differentiable_log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
 def margin(std_error: float, reliable: bool, remaining: float) -> float:
     """How far an end of the band must be for a row to leave, nats.
 
-    A row is looked at again and again, and may leave at any look: four standard errors instead of two pay for that. Where
+    A row is looked at again and again, and may leave at any look: more standard errors than two pay for that. Where
     the search for the mode has not arrived, what it still had to gain says how much may be missing; but that is Newton's
     word, and far from a mode worth little.
     """
-    return (4.0 * std_error if reliable else 8.0 * std_error + 0.5) + min(4.0 * remaining, MOST_MISSING)
+    return (LOOKS * std_error if reliable else 8.0 * std_error + 0.5) + min(4.0 * remaining, MOST_MISSING)
 
 
 @contextmanager
@@ -489,7 +499,6 @@ def diagnose(log_weights: Tensor, typical_variance: float = 0.0) -> tuple[np.nda
     limit = min(1.0 - 1.0 / np.log10(samples), KHAT_LIMIT)
     possible = log_weights.amax(dim=0) > IMPOSSIBLE
     exact = (samples >= MIN_SAMPLES) & possible & (size >= (1.0 - 1e-6) * samples)
-    reliable = exact | ((tail <= limit) & (size >= MIN_RELATIVE_ESS * samples))
     degrees = REPLICATES - 1
     variance = importance.replicated_std_error(log_weights).square()
     if typical_variance > 0:
@@ -498,6 +507,9 @@ def diagnose(log_weights: Tensor, typical_variance: float = 0.0) -> tuple[np.nda
         degrees += PRIOR_DEGREES
     widening = 1.0 + (1.96**2 + 1.0) / (4 * degrees)
     error = widening * variance.sqrt()
+    usual = (tail <= limit) & (size >= MIN_RELATIVE_ESS * samples)
+    sharp = (tail <= KHAT_LIMIT) & (size >= SHARP_ESS * samples) & (error <= SHARP_ERROR)
+    reliable = exact | usual | sharp
     numbers = (importance.log_likelihood(log_weights), error, size, tail, reliable)
     return tuple(number.cpu().numpy() for number in numbers)
 

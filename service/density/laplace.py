@@ -28,7 +28,7 @@ from service.vae.network import VAE
 
 NEWTON_SIZES = (1.0, 0.4)
 GAUSS_NEWTON_SIZES = (1.0, 0.3)
-CHORD_SIZES = (1.0, 0.4)
+QUASI_NEWTON_SIZES = (1.0, 0.4)
 REACH = 0.75  # standard deviations from the mode, where gradients are taken
 MIN_PRECISION = 0.25  # of an axis; the prior alone has 1
 INACTIVE = 0.05  # of the prior's precision: an axis of which the row says less is a prior's
@@ -123,42 +123,80 @@ def log_joint(vae: VAE, given: Conditional, z: Tensor) -> Tensor:
     return value.nan_to_num(-1e300, -1e300, -1e300)
 
 
-def climb(sites: Sites, newton_steps: int, chord_steps: int) -> Sites:
-    """Towards a mode: by Newton's steps, then by some with the last Hessian, which cost a gradient only."""
-    factor = None
-    no_step = 1e150 * torch.eye(sites.z.shape[-1], dtype=torch.float64, device=sites.z.device)
+def climb(sites: Sites, covariance: Tensor, newton_steps: int, quasi_newton_steps: int) -> Sites:
+    """Towards a mode: by Newton's steps, then by some that cost a gradient only.
+
+    Args:
+        covariance: a guess of the posterior's, shape (N, L, L), to begin with where there is no step of Newton.
+    """
     for _ in range(newton_steps):
-        bend = curvature(sites.vae, sites.x, sites.z)
-        expected = cholesky(bend.fisher, no_step)
-        factor = cholesky(bend.hessian, expected)
-        uphill = uphill_at(sites, bend.gradient)
-        sites = sites.best_of(
-            torch.cat([tried(sites, uphill, factor, NEWTON_SIZES), tried(sites, uphill, expected, GAUSS_NEWTON_SIZES)])
-        )
-    for _ in range(chord_steps):
-        assert factor is not None
-        uphill = uphill_at(sites, gradient(sites.vae, sites.x, sites.z))
-        sites = sites.best_of(tried(sites, uphill, factor, CHORD_SIZES))
+        sites, covariance = newton(sites)
+    return quasi_newton(sites, covariance, quasi_newton_steps)
+
+
+def climb_evaluations(latents: int, newton_steps: int, quasi_newton_steps: int) -> int:
+    """What `climb` costs in decoder evaluations."""
+    tries = len(NEWTON_SIZES) + len(GAUSS_NEWTON_SIZES)
+    return newton_steps * (mode_evaluations(latents) + tries) + quasi_newton_steps * (2 + len(QUASI_NEWTON_SIZES))
+
+
+def newton(sites: Sites) -> tuple[Sites, Tensor]:
+    """Newton's step, or that of Gauss and Newton where it leads higher, and the covariance that it went by, (N, L, L)."""
+    derivatives = curvature(sites.vae, sites.x, sites.z)
+    # Where rounding has the last word even in the Fisher information (a row of 1e30), no step is taken.
+    no_step = 1e150 * torch.eye(sites.z.shape[-1], dtype=torch.float64, device=sites.z.device)
+    expected = cholesky(derivatives.fisher, no_step)
+    observed = cholesky(derivatives.hessian, expected)
+    uphill = uphill_at(sites, derivatives.gradient)
+    steps = [by_matrix(solved, uphill[..., None], factor)[0][..., 0] for factor in (observed, expected)]
+    tried = [along(sites, step, sizes) for step, sizes in zip(steps, (NEWTON_SIZES, GAUSS_NEWTON_SIZES), strict=True)]
+    return sites.best_of(torch.cat(tried)), by_matrix(inverted, observed)[0]
+
+
+def quasi_newton(sites: Sites, covariance: Tensor, steps: int) -> Sites:
+    """Steps by a covariance, shape (N, L, L), that learns from the gradients (BFGS; Nocedal and Wright, 2006)."""
+    if not steps:
+        return sites
+    uphill = uphill_at(sites, gradient(sites.vae, sites.x, sites.z))
+    for number in range(steps):
+        moved = sites.best_of(along(sites, mapped(covariance, uphill[None])[0], QUASI_NEWTON_SIZES))
+        if number < steps - 1:
+            slope = uphill_at(moved, gradient(moved.vae, moved.x, moved.z))
+            covariance = updated(covariance, (moved.z - sites.z).double(), uphill - slope)
+            uphill = slope
+        sites = moved
     return sites
 
 
-def climb_evaluations(latents: int, newton_steps: int, chord_steps: int) -> int:
-    """What `climb` costs in decoder evaluations."""
-    tries = len(NEWTON_SIZES) + len(GAUSS_NEWTON_SIZES)
-    return newton_steps * (mode_evaluations(latents) + tries) + chord_steps * (2 + len(CHORD_SIZES))
+def updated(covariance: Tensor, step: Tensor, fall: Tensor) -> Tensor:
+    """The covariance, shape (N, L, L), after a step by which the gradient fell, both (N, L).
+
+    Unchanged where the gradient rose, or hardly fell: log p(x, z) bends up there.
+    """
+    expected = mapped(covariance, fall[None])[0]
+    agreement = (step * fall).sum(dim=-1)
+    usable = agreement > 1e-3 * step.square().sum(dim=-1)
+    scale = torch.where(usable, 1.0 / agreement.clamp(min=1e-300), 0.0)[:, None, None]
+    stretch = 1.0 + scale * (fall * expected).sum(dim=-1)[:, None, None]
+    cross = step[:, :, None] * expected[:, None]
+    new = covariance + scale * (stretch * step[:, :, None] * step[:, None] - cross - cross.mT)
+    return torch.where(usable[:, None, None], new, covariance)
 
 
-def tried(sites: Sites, uphill: Tensor, factor: Tensor, sizes: tuple[float, ...]) -> Tensor:
-    """Where steps of some sizes lead, shape (T, N, L), by the Cholesky factor of a precision."""
-    step = by_matrix(solved, uphill[..., None], factor)[0][..., 0]
-    return (sites.z.double() + torch.tensor(sizes, dtype=step.dtype, device=step.device)[:, None, None] * step).to(
-        sites.z.dtype
-    )
+def along(sites: Sites, step: Tensor, sizes: tuple[float, ...]) -> Tensor:
+    """Where some sizes of a step, shape (N, L), lead: shape (T, N, L)."""
+    scales = torch.tensor(sizes, dtype=step.dtype, device=step.device)[:, None, None]
+    return (sites.z.double() + scales * step).to(sites.z.dtype)
 
 
 def solved(right: Tensor, factor: Tensor) -> tuple[Tensor]:
     """The solution of a linear system, by the Cholesky factor of its matrix."""
     return (torch.cholesky_solve(right, factor),)
+
+
+def inverted(factor: Tensor) -> tuple[Tensor]:
+    """The inverse of a matrix, by its Cholesky factor."""
+    return (torch.cholesky_inverse(factor),)
 
 
 def uphill_at(sites: Sites, slope: Tensor) -> Tensor:

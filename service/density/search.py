@@ -22,7 +22,7 @@ from service.vae.network import DiagonalNormal
 
 WINDOW = 20.0  # nats below a row's best mode: e^-20 of the mass is not worth a search
 CONVERGED = 0.2  # nats that are not worth another step
-MORE_ROUNDS, MORE_STEPS = 3, 3  # of Newton, for a search that has not arrived
+MORE_ROUNDS, MORE_STEPS = 6, 1  # of Newton, for a search that has not arrived
 SAME = 1.0  # standard deviations between two ends of a search that are one mode
 ENCODER_SHARE = 0.1
 MIN_SHARE = 0.02  # of the draws for a mode that looks unlikely
@@ -30,7 +30,7 @@ MIN_SHARE = 0.02  # of the draws for a mode that looks unlikely
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """What a search may cost: how many starts, steps of Newton and with the last Hessian, axes that are probed.
+    """What a search may cost: how many starts, steps of Newton and by gradients alone, axes that are probed.
 
     Starts so many nats below a row's best, `start_window`, are not followed.
     """
@@ -38,12 +38,12 @@ class Effort:
     starts: int
     start_window: float
     newton_steps: int
-    chord_steps: int
+    quasi_newton_steps: int
     probed_axes: int
 
     def evaluations(self, latents: int) -> int:
         """What it costs a row in decoder evaluations where every start leads to a mode of its own."""
-        climb = laplace.climb_evaluations(latents, self.newton_steps, self.chord_steps)
+        climb = laplace.climb_evaluations(latents, self.newton_steps, self.quasi_newton_steps)
         each = climb + laplace.mode_evaluations(latents) + laplace.fit_evaluations(latents, self.probed_axes)
         return max(2, self.starts) + self.starts * each
 
@@ -67,9 +67,9 @@ def find(rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, effort
         real: how many of the rows are real; those behind them are copies that fill the block.
         tile: how many pairs of a row and a start go through the networks at a time.
     """
-    searches = Searches(rows, starts, real, tile)
+    searches = Searches(rows, starts, encoder, real, tile)
     chosen = searches.best(searches.everyone(), effort.starts, effort.start_window)
-    searches.climb(chosen, effort.newton_steps, effort.chord_steps)
+    searches.climb(chosen, effort.newton_steps, effort.quasi_newton_steps)
     chosen = searches.best(chosen, effort.starts, WINDOW)
     searches.look_around(chosen)
     for _ in range(MORE_ROUNDS):
@@ -83,15 +83,16 @@ def find(rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, effort
 class Searches:
     """Pairs of a row and a latent that is on its way to a mode, for the time of one call of `find`."""
 
-    def __init__(self, rows: Sites, starts: Tensor, real: int, tile: int) -> None:
+    def __init__(self, rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, tile: int) -> None:
         self.tile, self.size, self.latents = tile, starts.shape[1], starts.shape[2]
         self.row_of = [row for _ in starts for row in range(real)]
         self.evaluations = [0.0] * real
         index = torch.tensor(self.row_of, device=starts.device)
         self.sites = replace(rows.select(index), z=starts[:, :real].flatten(0, 1))
+        self.encoded = torch.diag_embed(encoder.std.double().square())[index]
         axes = torch.zeros((len(index), self.latents, self.latents), dtype=torch.float64, device=starts.device)
         self.modes = Mode(axes[..., 0], axes, axes[..., 0])
-        self.move(self.everyone(), Sites.evaluated)
+        self.move(self.everyone(), lambda sites, _: sites.evaluated())
         self.charge(self.everyone(), 1)
 
     def everyone(self) -> list[int]:
@@ -107,18 +108,18 @@ class Searches:
             filled = part + [part[-1]] * (self.tile - len(part))
             yield part, torch.tensor(filled, device=self.sites.z.device)
 
-    def move(self, pairs: list[int], function: Callable[[Sites], Sites]) -> None:
-        """Let a function move some pairs."""
+    def move(self, pairs: list[int], function: Callable[[Sites, Tensor], Sites]) -> None:
+        """Let a function of some pairs, and of the covariance that the encoder sees, move them."""
         z, log_joint = self.sites.z.clone(), self.sites.log_joint.clone()
         for part, index in self.tiles(pairs):
-            moved = function(self.sites.select(index))
+            moved = function(self.sites.select(index), self.encoded[index])
             z[part], log_joint[part] = moved.z[: len(part)], moved.log_joint[: len(part)]
         self.sites = replace(self.sites, z=z, log_joint=log_joint)
 
-    def climb(self, pairs: list[int], newton_steps: int, chord_steps: int) -> None:
+    def climb(self, pairs: list[int], newton_steps: int, quasi_newton_steps: int) -> None:
         """Move some pairs towards a mode."""
-        self.move(pairs, lambda sites: laplace.climb(sites, newton_steps, chord_steps))
-        self.charge(pairs, laplace.climb_evaluations(self.latents, newton_steps, chord_steps))
+        self.move(pairs, lambda sites, encoded: laplace.climb(sites, encoded, newton_steps, quasi_newton_steps))
+        self.charge(pairs, laplace.climb_evaluations(self.latents, newton_steps, quasi_newton_steps))
 
     def look_around(self, pairs: list[int]) -> None:
         """Note how log p(x, z) bends where some pairs are."""
