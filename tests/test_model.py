@@ -23,7 +23,7 @@ def test_the_ends_come_from_the_pilot_rows_alone(digit_scorer):
     other, _ = ready(digit_scorer, ROWS[100:300])
     assert model.estimator == same.estimator
     assert model.estimator.ends != other.estimator.ends
-    assert model.estimator.typical_variance > 0
+    assert model.estimator.typical_error > 0
     low, high = model.estimator.ends
     assert abs(calibration.band().low - low) < 10
     assert abs(calibration.band().high - high) < 10
@@ -41,7 +41,7 @@ def test_too_few_pilot_rows_are_no_ends_and_no_failure(digit_scorer, pilot):
     model, calibration = ready(digit_scorer, ROWS[:pilot], rows=ROWS[200:220])
     assert model.estimator.ends is None
     assert len(calibration.scores) == 20
-    assert model.codebook.shape == (1024, 4)
+    assert model.codebook.shape == (512, 4)
 
 
 def test_too_few_rows_are_refused_before_any_are_scored(digit_scorer):

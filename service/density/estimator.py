@@ -143,7 +143,7 @@ class Estimator:
     starts: int | None = None
     newton_steps: int | None = None
     quasi_newton_steps: int | None = None
-    probed_axes: int = 24
+    probed_axes: int = 16
     typical_error: float = 0.0
     typical_decay: float = 1.0
     anneal: bool = True
@@ -198,7 +198,7 @@ class Estimator:
         # With few latents Newton's step costs no more than some gradients; with many, the encoder's covariance will do.
         few = latents <= codebook.FEW_LATENTS
         newton_steps = int(few) if self.newton_steps is None else self.newton_steps
-        quasi_newton_steps = (2 if few else 5) if self.quasi_newton_steps is None else self.quasi_newton_steps
+        quasi_newton_steps = (2 if few else 6) if self.quasi_newton_steps is None else self.quasi_newton_steps
         window = START_WINDOW if few else math.inf
         return Effort(self.number_of_starts(latents), window, newton_steps, quasi_newton_steps, self.probed_axes)
 

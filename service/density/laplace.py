@@ -28,7 +28,8 @@ from service.vae.network import VAE
 
 NEWTON_SIZES = (1.0, 0.4)
 GAUSS_NEWTON_SIZES = (1.0, 0.3)
-QUASI_NEWTON_SIZES = (1.0, 0.4)
+QUASI_NEWTON_SIZES = (1.0,)
+SHORTER = 0.3  # what is left of a step that did not lead up
 REACH = 0.75  # standard deviations from the mode, where gradients are taken
 MIN_PRECISION = 0.25  # of an axis; the prior alone has 1
 INACTIVE = 0.05  # of the prior's precision: an axis of which the row says less is a prior's
@@ -162,7 +163,9 @@ def quasi_newton(sites: Sites, covariance: Tensor, steps: int) -> Sites:
         moved = sites.best_of(along(sites, mapped(covariance, uphill[None])[0], QUASI_NEWTON_SIZES))
         if number < steps - 1:
             slope = uphill_at(moved, gradient(moved.vae, moved.x, moved.z))
+            stuck = (moved.z == sites.z).all(dim=-1)[:, None, None]
             covariance = updated(covariance, (moved.z - sites.z).double(), uphill - slope)
+            covariance = torch.where(stuck, SHORTER * covariance, covariance)
             uphill = slope
         sites = moved
     return sites

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from service.density import codebook
 from service.density.codebook import codebook_of
@@ -172,12 +173,22 @@ def test_rows_far_from_the_ends_stop_first_and_near_ones_go_on():
     assert (stopped.evaluations >= stopped.num_samples).all()
 
 
-def test_a_typical_variance_widens_the_error_of_rows_that_look_lucky():
+def test_a_usual_error_widens_that_of_rows_that_look_lucky():
     vae = bent(4)
     x = (np.random.default_rng(0).random((32, 20)) < 0.5).astype(np.float32)
-    own, moderated = estimate(fixed(64), vae, x), estimate(fixed(64, typical_variance=4.0), vae, x)
-    np.testing.assert_allclose(moderated.std_error**2, 0.5 * own.std_error**2 + 0.5 * 4.0 / 64, rtol=1e-9)
+    own = estimate(fixed(64), vae, x)
+    moderated = estimate(fixed(64, typical_error=0.2, typical_decay=1.5), vae, x)
+    usual = 0.2**2 * 2**1.5
+    variance = (own.std_error / student(15)) ** 2
+    expected = student(19) * np.sqrt((15 * variance + 4 * usual) / 19)
+    np.testing.assert_allclose(moderated.std_error, expected, rtol=1e-9)
     assert (own.log_likelihood == moderated.log_likelihood).all()
+    assert student(15) == pytest.approx(stats.t(15).ppf(0.975) / 1.96, abs=0.01)
+
+
+def student(degrees):
+    """How much wider than a normal's the 95 % interval of Student's t is, to first order."""
+    return 1 + (1.96**2 + 1) / (4 * degrees)
 
 
 # The naive way

@@ -7,17 +7,30 @@ import pytest
 import torch
 from scipy import stats
 
-from service.density.proposals import Diagonal, Mixture, SplitNormal
+from service.density.proposals import BentNormal, Diagonal, Mixture
 from service.density.quasirandom import REPLICATES, Points, row_points
 from service.vae.network import DiagonalNormal
 
 
-def split_normal(**changes):
+def skewed_normal(**changes):
     """In one dimension, with a longer upper side."""
     one = torch.ones((1, 1), dtype=torch.float64)
-    parts = {"mean": 0.5 * one, "axes": 2.0 * one[..., None], "inverse": 0.5 * one[..., None], "below": 0.5 * one}
-    parts |= {"above": 1.5 * one, "tails": torch.tensor([[1.0, 1.6]], dtype=torch.float64)}
-    return SplitNormal(**(parts | changes))
+    parts = {"mean": 0.5 * one, "axes": 2.0 * one[..., None], "inverse": 0.5 * one[..., None]}
+    parts |= {"bend": 0 * one[..., None], "skew": 0.3 * one, "tails": torch.tensor([[1.0, 1.6]], dtype=torch.float64)}
+    return BentNormal(**(parts | changes))
+
+
+def banana():
+    """In two dimensions, bent: y_2 follows y_1 squared, and its width follows y_1."""
+    axes = torch.tensor([[[1.0, 0.5], [0.0, 2.0]]], dtype=torch.float64)
+    return BentNormal(
+        mean=torch.tensor([[0.5, -1.0]], dtype=torch.float64),
+        axes=axes,
+        inverse=torch.linalg.inv(axes),
+        bend=torch.tensor([[[0.3, 0.8], [0.4, -0.2]]], dtype=torch.float64),
+        skew=torch.tensor([[0.1, -0.2]], dtype=torch.float64),
+        tails=torch.tensor([[1.0, 1.3]], dtype=torch.float64),
+    )
 
 
 def diagonal(mean, std):
@@ -28,9 +41,9 @@ def diagonal(mean, std):
 
 PROPOSALS = {
     "diagonal": diagonal(-1.0, 2.0),
-    "split normal": split_normal(),
+    "skewed normal": skewed_normal(),
     "mixture": Mixture(
-        [split_normal(), diagonal(6.0, 0.3), diagonal(0.0, 1.0)], torch.tensor([[0.6, 0.4, 0.0]], dtype=torch.float64)
+        [skewed_normal(), diagonal(6.0, 0.3), diagonal(0.0, 1.0)], torch.tensor([[0.6, 0.4, 0.0]], dtype=torch.float64)
     ),
     "mixture of mixtures": Mixture(
         [Mixture([diagonal(-3.0, 0.5), diagonal(3.0, 1.0)], torch.tensor([[0.2, 0.8]])), diagonal(0.0, 4.0)],
@@ -71,12 +84,44 @@ def test_some_rows_are_those_rows(proposal):
     )
 
 
-def test_tails_of_one_and_equal_sides_are_a_normal():
-    plain = split_normal(
-        above=torch.full((1, 1), 0.5, dtype=torch.float64), tails=torch.ones((1, 1), dtype=torch.float64)
-    )
+def test_a_bent_density_integrates_to_one_and_is_that_of_the_draws():
+    proposal = banana()
+    axis = torch.linspace(-16, 16, 1201, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    mass = proposal.log_prob(z[:, None])[:, 0].exp() * (32 / 1200) ** 2
+    assert mass.sum().item() == pytest.approx(1.0, abs=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((40_000, 1), (40_000, 1, 2))
+    points = Points(*(torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes))
+    draws = proposal.sample(points)[:, 0]
+    for function in (lambda z: z[:, 0], lambda z: z[:, 1], lambda z: z[:, 0] ** 2, lambda z: z[:, 0] * z[:, 1]):
+        values = function(draws)
+        error = values.mean() - (mass * function(z)).sum()
+        assert abs(error) < 4.5 * values.std() / 200 + 0.01
+
+
+def test_a_bend_follows_the_third_derivatives_of_a_density():
+    """Weights against exp(-|y|^2 / 2 + y_1^2 y_2 / 2 * bend + ...) are far more even than a normal's."""
+    bend = torch.tensor([[[0.0, 0.25], [0.15, 0.0]]], dtype=torch.float64)
+    eye = torch.eye(2, dtype=torch.float64)[None]
+    zero, tails = torch.zeros((1, 2), dtype=torch.float64), torch.ones((1, 1), dtype=torch.float64)
+    straight = BentNormal(zero, eye, eye, 0 * bend, zero, tails)
+    bent = BentNormal(0.5 * bend.sum(dim=1), eye, eye, bend, zero, tails)
+    points = row_points(np.zeros((1, 2), dtype=np.float32), 0, 2, 0, 4096, torch.device("cpu"))
+
+    def variance(proposal):
+        y = proposal.sample(points)
+        first, second = y.clamp(-2.5, 2.5).unbind(dim=-1)
+        cubic = 0.5 * (bend[0, 0, 1] * first**2 * second + bend[0, 1, 0] * second**2 * first)
+        return (cubic - 0.5 * y.square().sum(dim=-1) - proposal.log_prob(y)).var().item()
+
+    assert variance(bent) < 0.35 * variance(straight)
+
+
+def test_without_bend_skew_and_tails_it_is_a_normal():
+    plain = skewed_normal(skew=torch.zeros((1, 1), dtype=torch.float64), tails=torch.ones((1, 1), dtype=torch.float64))
     z = torch.linspace(-3, 3, 7, dtype=torch.float64).view(-1, 1, 1)
-    torch.testing.assert_close(plain.log_prob(z), diagonal(0.5, 1.0).log_prob(z), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(plain.log_prob(z), diagonal(0.5, 2.0).log_prob(z), rtol=1e-12, atol=1e-12)
 
 
 def test_more_points_continue_the_same_sequences_and_every_scrambling_is_even():
