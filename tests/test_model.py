@@ -41,7 +41,7 @@ def test_too_few_pilot_rows_are_no_ends_and_no_failure(digit_scorer, pilot):
     model, calibration = ready(digit_scorer, ROWS[:pilot], rows=ROWS[200:220])
     assert model.estimator.ends is None
     assert len(calibration.scores) == 20
-    assert model.codebook.shape == (512, 4)
+    assert model.codebook.shape == (1024, 4)
 
 
 def test_too_few_rows_are_refused_before_any_are_scored(digit_scorer):

@@ -22,7 +22,7 @@ from service.vae.network import VAE
 
 FEW_LATENTS = 3
 NEIGHBOURS = 10
-WIDER = 1.5  # the points beyond the prior
+WIDER = 2.0  # the points beyond the prior: where rows that do not belong come to lie
 SEPARATION = 0.5  # root mean square distance between two starts, in standard deviations of the prior
 
 
@@ -32,8 +32,8 @@ def build(vae: VAE, x: np.ndarray) -> np.ndarray:
     Few latents are covered densely; many cannot be, and the encodings do most of the work.
     """
     latents = vae.architecture.latents
-    size = 4096 if latents <= FEW_LATENTS else 512
-    encodings = x[: size // 2]
+    size = 4096 if latents <= FEW_LATENTS else 1024
+    encodings = x[: size // 4]
     with torch.inference_mode():
         rows = torch.from_numpy(np.ascontiguousarray(encodings)).to(vae.device, vae.dtype)
         mean = vae.posterior(rows).mean.double().cpu() if len(rows) else torch.zeros((0, latents), dtype=torch.float64)

@@ -30,14 +30,13 @@ from service.density.laplace import Sites
 from service.density.pareto import khat
 from service.density.proposals import BentNormal
 from service.density.quasirandom import REPLICATES, Points, row_generator, row_points
-from service.density.search import Effort, Found, find
+from service.density.search import EVERY_AXIS, Effort, Found, find
 from service.errors import CalibrationError
 from service.vae.conditional import Conditional, conditional
 from service.vae.network import VAE
 
 IMPOSSIBLE = -1e300  # nats
 MAX_SAMPLES = 2**17
-MAX_STARTS = 32
 MIN_SAMPLES = 25  # fewer may agree by chance
 KHAT_LIMIT = 0.7
 TYPICAL_SAMPLES = 128
@@ -56,9 +55,9 @@ LOOKS = (
     3.5  # standard errors: 1.96 for one look, this for the eight doublings of `standard`, by Bonferroni's inequality
 )
 RESTART_SAMPLES = 512  # with fewer, khat has little to say
-RESTARTS = 2  # modes that are looked for where the estimate is not to be trusted
 
 SettingName = Literal["fast", "standard", "thorough"]
+SearchName = Literal["narrow", "wide"]
 SETTINGS: tuple[SettingName, ...] = get_args(SettingName)
 
 
@@ -140,9 +139,7 @@ class Estimator:
     max_samples: int = 4096
     tolerance: float = 0.03
     ends: tuple[float, ...] | None = None
-    starts: int | None = None
-    newton_steps: int | None = None
-    quasi_newton_steps: int | None = None
+    search: SearchName = "narrow"
     probed_axes: int = 16
     typical_error: float = 0.0
     typical_decay: float = 1.0
@@ -158,10 +155,8 @@ class Estimator:
                 )
         if self.first_samples > self.max_samples:
             raise CalibrationError("first_samples is above max_samples")
-        if not 1 <= (self.starts or 1) <= MAX_STARTS:
-            raise CalibrationError(f"starts is {self.starts}, expected 1 to {MAX_STARTS}")
-        if min(self.newton_steps or 0, self.quasi_newton_steps or 0) < 0 or self.probed_axes < 1:
-            raise CalibrationError("expected at least none of newton_steps and quasi_newton_steps, one of probed_axes")
+        if self.probed_axes < 1:
+            raise CalibrationError("probed_axes is below 1")
         if not 0 <= self.tolerance < math.inf:
             raise CalibrationError("tolerance is no number of nats of at least 0")
 
@@ -174,7 +169,9 @@ class Estimator:
             case "standard":
                 return Estimator("standard")
             case "thorough":
-                return Estimator("thorough", tolerance=0.02, first_samples=256, max_samples=16384, probed_axes=1000)
+                return Estimator(
+                    "thorough", tolerance=0.02, first_samples=256, max_samples=16384, probed_axes=EVERY_AXIS
+                )
         raise CalibrationError(f"estimator {setting!r} is not known, expected one of {', '.join(SETTINGS)}")
 
     @property
@@ -187,20 +184,17 @@ class Estimator:
         decay: float = (samples / TYPICAL_SAMPLES) ** -self.typical_decay
         return self.typical_error**2 * decay
 
-    def number_of_starts(self, latents: int) -> int:
-        """How many modes are looked for at first: with few latents there often are several."""
-        if self.starts is not None:
-            return self.starts
-        return 6 if latents <= codebook.FEW_LATENTS else 2 if latents <= MANY_LATENTS else 1
-
     def effort(self, latents: int) -> Effort:
-        """What the search for a row's modes may cost."""
-        # With few latents Newton's step costs no more than some gradients; with many, the encoder's covariance will do.
+        """What the search for a row's modes may cost: with few latents there often are several.
+
+        There Newton's step costs no more than some gradients; elsewhere the encoder's covariance will do to begin with.
+        """
         few = latents <= codebook.FEW_LATENTS
-        newton_steps = int(few) if self.newton_steps is None else self.newton_steps
-        quasi_newton_steps = (2 if few else 6) if self.quasi_newton_steps is None else self.quasi_newton_steps
-        window = START_WINDOW if few else math.inf
-        return Effort(self.number_of_starts(latents), window, newton_steps, quasi_newton_steps, self.probed_axes)
+        if self.search == "wide":
+            return Effort(((33, 9), (8, 18), (3, 20)), int(few))
+        if few:
+            return Effort(((6, 2),), 1, START_WINDOW, self.probed_axes)
+        return Effort(((2 if latents <= MANY_LATENTS else 1, 6),), probed_axes=self.probed_axes)
 
     def typical_evaluations(self, vae: VAE, codes: int) -> int:
         """What a row costs, about, in decoder evaluations: the unit in which work is queued."""
@@ -289,27 +283,15 @@ class Block:
 
     # What to draw from
 
-    def starts(self, more: Tensor | None) -> Tensor:
-        """Where searches may begin: the encoder's means, likely codes, and what else is given; shape (K, B, L)."""
-        codes = self.book.starts(self.x, max(1, self.estimator.number_of_starts(self.latents) - 1))
-        given = [] if more is None else [more]
-        return torch.cat([self.encoder.mean[None], codes, *given])
-
     def found(self, more_starts: Tensor | None) -> Found:
-        """The proposals of the rows."""
-        estimator = self.estimator
-        count = estimator.number_of_starts(self.latents) + (0 if more_starts is None else len(more_starts))
-        rows = Sites(
-            self.vae, self.x, self.given, self.encoder.mean, torch.zeros_like(self.encoder.mean[:, 0]).double()
-        )
-        return find(
-            rows,
-            self.starts(more_starts),
-            self.encoder,
-            len(self.block),
-            replace(estimator.effort(self.latents), starts=count),
-            self.tiling.sites(self.latents),
-        )
+        """The proposals of the rows, from the encoder's means, likely codes, and what else is given, shape (K, B, L)."""
+        effort = self.estimator.effort(self.latents)
+        starts = [self.encoder.mean[None], self.book.starts(self.x, max(1, effort.starts - 1))]
+        if more_starts is not None:
+            starts.append(more_starts)
+        anywhere = Sites(self.vae, self.x, self.given, self.encoder.mean, self.x.new_zeros(len(self.x)).double())
+        tile = self.tiling.sites(self.latents)
+        return find(anywhere, torch.cat(starts), self.encoder, len(self.block), effort, tile)
 
     # Draws
 
@@ -390,13 +372,11 @@ class Block:
             row.reliable = bool(columns[4][at]) and row.remaining <= MAX_REMAINING
 
     def restart(self, rows: list[int], samples: int) -> None:
-        """Estimate some rows anew, with more starts: other codes, and the draw that surprised most."""
+        """Estimate some rows anew, after a wide search that starts from the draw that surprised most, too."""
         if not rows:
             return
         most = min(MAX_SAMPLES, max(self.estimator.max_samples, 2 * samples))
-        estimator = replace(
-            self.estimator, starts=RESTARTS, newton_steps=2, probed_axes=1000, seed=self.seed(1), max_samples=most
-        )
+        estimator = replace(self.estimator, search="wide", seed=self.seed(1), max_samples=most)
         draws = torch.stack([self.rows[index].best_draw for index in rows])
         draws = torch.cat([draws, draws[-1:].expand(self.tiling.rows - len(rows), -1)])
         again = Block(estimator, self.vae, self.book, self.block[rows], draws[None])

@@ -25,27 +25,40 @@ CONVERGED = 0.2  # nats that are not worth another step
 MORE_ROUNDS, MORE_STEPS = 6, 1  # of Newton, for a search that has not arrived
 SAME = 1.0  # standard deviations between two ends of a search that are one mode
 ENCODER_SHARE = 0.1
+EVERY_AXIS = 2**20
 MIN_SHARE = 0.02  # of the draws for a mode that looks unlikely
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """What a search may cost: how many starts, steps of Newton and by gradients alone, axes that are probed.
+    """What a search may cost a row.
 
-    Starts so many nats below a row's best, `start_window`, are not followed.
+    Each of `rounds` says how many searches go on, the likeliest, and by how many steps that cost a gradient. Before the
+    first come `newton_steps`; starts so many nats below the best, `start_window`, are not followed. At last third
+    derivatives are taken along `probed_axes`.
     """
 
-    starts: int
-    start_window: float
-    newton_steps: int
-    quasi_newton_steps: int
-    probed_axes: int
+    rounds: tuple[tuple[int, int], ...]
+    newton_steps: int = 0
+    start_window: float = math.inf
+    probed_axes: int = EVERY_AXIS
+
+    @property
+    def starts(self) -> int:
+        """How many starts are followed at most."""
+        return self.rounds[0][0]
+
+    @property
+    def modes(self) -> int:
+        """How many modes are kept at most."""
+        return self.rounds[-1][0]
 
     def evaluations(self, latents: int) -> int:
-        """What it costs a row in decoder evaluations where every start leads to a mode of its own."""
-        climb = laplace.climb_evaluations(latents, self.newton_steps, self.quasi_newton_steps)
-        each = climb + laplace.mode_evaluations(latents) + laplace.fit_evaluations(latents, self.probed_axes)
-        return max(2, self.starts) + self.starts * each
+        """What it costs at most, in decoder evaluations, where all searches arrive."""
+        newton = self.starts * laplace.climb_evaluations(latents, self.newton_steps, 0)
+        climbs = sum(count * laplace.climb_evaluations(latents, 0, steps) for count, steps in self.rounds)
+        around = laplace.mode_evaluations(latents) + laplace.fit_evaluations(latents, self.probed_axes)
+        return max(2, self.starts) + newton + climbs + self.modes * around
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +82,17 @@ def find(rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, effort
     """
     searches = Searches(rows, starts, encoder, real, tile)
     chosen = searches.best(searches.everyone(), effort.starts, effort.start_window)
-    searches.climb(chosen, effort.newton_steps, effort.quasi_newton_steps)
-    chosen = searches.best(chosen, effort.starts, WINDOW)
+    searches.climb(chosen, effort.newton_steps, 0)
+    for count, steps in effort.rounds:
+        chosen = searches.best(chosen, count, math.inf)
+        searches.climb(chosen, 0, steps)
+    chosen = searches.best(chosen, effort.modes, WINDOW)
     searches.look_around(chosen)
     for _ in range(MORE_ROUNDS):
         astray = searches.astray(chosen)
         searches.climb(astray, MORE_STEPS, 0)
         searches.look_around(astray)
-    chosen = searches.distinct(searches.best(chosen, effort.starts, WINDOW))
+    chosen = searches.distinct(searches.best(chosen, effort.modes, WINDOW))
     return searches.weighed(chosen, encoder, effort)
 
 
@@ -187,11 +203,9 @@ class Searches:
         rows = [[place[pair] for pair in row] for row in self.by_row(pairs)]
         rows += rows[-1:] * (self.size - len(rows))  # the copies
         # Always so many components: sums of other numbers of terms round differently.
-        slots = torch.tensor(
-            [row + row[:1] * (effort.starts - len(row)) for row in rows], device=exact.device
-        )  # (B, K)
+        slots = torch.tensor([row + row[:1] * (effort.modes - len(row)) for row in rows], device=exact.device)  # (B, K)
         counts = torch.tensor([len(row) for row in rows], device=exact.device)[:, None]
-        taken = torch.arange(effort.starts, device=exact.device) < counts
+        taken = torch.arange(effort.modes, device=exact.device) < counts
         height = self.sites.log_joint[torch.tensor(pairs, device=exact.device)]
         evidence = (height + 0.5 * self.latents * LOG_2PI + normals.log_volume())[slots].masked_fill(~taken, -math.inf)
         shares = ((1.0 - MIN_SHARE * counts) * evidence.softmax(dim=-1) + MIN_SHARE) * taken
