@@ -440,7 +440,7 @@ def margin(std_error: float, reliable: bool, remaining: float) -> float:
     the search for the mode has not arrived, what it still had to gain says how much may be missing; but that is Newton's
     word, and far from a mode worth little.
     """
-    return (LOOKS * std_error if reliable else 8.0 * std_error + 0.5) + min(4.0 * remaining, MOST_MISSING)
+    return (LOOKS * std_error if reliable else 9.0 * std_error + 0.5) + min(4.0 * remaining, MOST_MISSING)
 
 
 @contextmanager

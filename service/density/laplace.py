@@ -9,7 +9,7 @@ T_kkj for all j. To first order they move the posterior's mean away from its mod
 
     E[y_j] ~= sum_k T_kkj / 2                                (Tierney and Kadane, 1986)
 
-by about two standard deviations where there are twenty latents: a normal at the mode misses most of the mass.
+which with twenty latents adds up to standard deviations: a normal at the mode misses much of the mass.
 """
 
 from __future__ import annotations
