@@ -28,19 +28,18 @@ from sklearn.datasets import load_digits
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 
-from evaluate import grid_log_likelihood
+from evaluate import compare_verdicts, fixed, grid_log_likelihood, model_estimates, percent
 from mnist import DATA, Mnist
 from train_audited import STORE, audited_name, load_audited, train_missing
 
 from service.cli import fail_in_one_line
 from service.data.readers import read
 from service.density.annealing import annealed_log_weights
-from service.density.estimator import Estimates, Estimator, SearchName, differentiable_log_joint, one_thread
+from service.density.estimator import Estimates, Estimator, differentiable_log_joint, one_thread
 from service.density.importance import log_likelihood
 from service.density.laplace import Sites, mode_at, quasi_newton
 from service.density.proposals import Diagonal
 from service.density.quasirandom import Points
-from service.density.search import EVERY_AXIS
 from service.model import Model
 from service.scorer import Scorer, load_scorer
 from service.store import Store
@@ -81,6 +80,7 @@ def main(
         print(f"{agreed.sum()} of {len(digits)} test digits have a reference on which two methods agree.\n", flush=True)
         budget_table(scorer, digits[agreed], reference[agreed], BUDGETS.get(number, (128, 512)))
         invalid_table(scorer, invalid_rows(images, fashion, invalid))
+        print()
         compare_verdicts(scorer, images.test[:verdicts])
         compare_speed(scorer, images.test[:64])
 
@@ -154,26 +154,6 @@ def annealed(model: Model, rows: np.ndarray, temperatures: int, latents: np.ndar
             adapt=True,
         )
     return log_likelihood(weights).numpy()
-
-
-def fixed(samples: int, search: SearchName = "narrow", seed: int = 0) -> Estimator:
-    """An estimator that draws so many samples and no more."""
-    return Estimator(
-        "fast",
-        first_samples=samples,
-        max_samples=samples,
-        search=search,
-        probed_axes=EVERY_AXIS,
-        anneal=False,
-        seed=seed,
-    )
-
-
-def model_estimates(model: Model, estimator: Estimator, rows: np.ndarray) -> Estimates:
-    """Estimates of a model's rows by another estimator."""
-    own = model.estimator
-    estimator = replace(estimator, typical_error=own.typical_error, typical_decay=own.typical_decay)
-    return replace(model, estimator=estimator).estimates(model.input.rows(rows))
 
 
 def budget_table(scorer: Scorer, digits: np.ndarray, reference: np.ndarray, budgets: tuple[int, ...]) -> None:
@@ -296,27 +276,6 @@ def best_known(model: Model, rows: np.ndarray) -> np.ndarray:
     )
 
 
-def compare_verdicts(scorer: Scorer, digits: np.ndarray) -> None:
-    """The standard setting against itself with another seed, and against far more draws."""
-    model, band = scorer.model, scorer.band
-    rows, ends = model.input.rows(digits), (band.low, band.high)
-    first = model.estimates(rows, None, ends)
-    other = replace(model, estimator=replace(model.estimator, seed=9)).estimates(rows, None, ends)
-    thorough = model_estimates(model, replace(Estimator.of("thorough"), seed=31), digits)
-    sides, settled = band.sides(first.log_likelihood), band.sides(thorough.log_likelihood)
-    fixed_sides = band.sides(model_estimates(model, fixed(512), digits).log_likelihood)
-    print(
-        f"\nVerdicts on {len(rows):,} test digits under `standard`: {first.evaluations.mean():.0f} evaluations a row "
-        f"(median {np.median(first.evaluations):.0f}), {percent(first.reliable)} reliable; under `thorough` "
-        f"{thorough.evaluations.mean():,.0f}, {percent(thorough.reliable)} reliable.\n"
-        f"With another seed {percent(sides != band.sides(other.log_likelihood))} of the verdicts differ, from `thorough` "
-        f"{percent(sides != settled)}.\n"
-        f"Inside the band: {percent(sides == 0)} under stopping, {percent(fixed_sides == 0)} at a fixed 512 draws, "
-        f"{percent(settled == 0)} under `thorough`.",
-        flush=True,
-    )
-
-
 def compare_speed(scorer: Scorer, digits: np.ndarray, rounds: int = 5) -> None:
     """The standard score of a batch against the encoder alone with 4,096 draws, on one thread."""
     paths: dict[str, Callable[[], object]] = {
@@ -343,11 +302,6 @@ def compare_speed(scorer: Scorer, digits: np.ndarray, rounds: int = 5) -> None:
 def head(*columns: str) -> None:
     """A table's head, in Markdown."""
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-
-
-def percent(chosen: np.ndarray) -> str:
-    """The share of True."""
-    return f"{100 * chosen.mean():.2f} %"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +26,9 @@ from sklearn.metrics import roc_auc_score
 from service import load
 from service.cli import fail_in_one_line
 from service.data.readers import read
+from service.density.estimator import Estimates, Estimator, SearchName, worker_pool
+from service.density.search import EVERY_AXIS
+from service.model import Model
 from service.scorer import Scorer, Scores
 
 GRID_POINTS, GRID_REACH = 900, 5.0
@@ -35,6 +40,7 @@ def main(
     store: Annotated[Path, typer.Option(help="the model store")] = Path("model_store"),
     invalid: Annotated[int, typer.Option(help="images of each invalid kind")] = 1000,
     grid_rows: Annotated[int, typer.Option(help="test digits to integrate for mnist-2d")] = 200,
+    verdicts: Annotated[int, typer.Option(help="test digits whose verdicts are compared")] = 10_000,
     threads: Annotated[int, typer.Option(help="torch threads")] = 2,
 ) -> None:
     """Print the figures that the README quotes."""
@@ -42,6 +48,7 @@ def main(
     images = load_mnist(data)
     fashion = read(data / "fashion_mnist.npz", "x_test").array
     judge_digits(load("mnist", store, "cpu"), images, fashion, invalid)
+    compare_verdicts(load("mnist", store, "cpu"), images.test[:verdicts], worker_pool(threads))
     judge_integral(load("mnist-2d", store, "cpu"), images.test, grid_rows)
 
 
@@ -88,6 +95,52 @@ def auroc(valid: np.ndarray, invalid: np.ndarray) -> float:
     """How often an invalid image has the higher number."""
     labels = np.repeat([0, 1], [len(valid), len(invalid)])
     return float(roc_auc_score(labels, np.concatenate([valid, invalid])))
+
+
+def compare_verdicts(scorer: Scorer, digits: np.ndarray, pool: Executor | None = None) -> None:
+    """What verdicts cost, and how often they differ with another seed, and from those of far more draws."""
+    model, band = scorer.model, scorer.band
+    rows, ends = model.input.rows(digits), (band.low, band.high)
+    first = model.estimates(rows, pool, ends)
+    other = replace(model, estimator=replace(model.estimator, seed=9)).estimates(rows, pool, ends)
+    thorough = model_estimates(model, replace(Estimator.of("thorough"), seed=31), digits, pool)
+    at_512 = band.sides(model_estimates(model, fixed(512), digits, pool).log_likelihood)
+    sides, settled = band.sides(first.log_likelihood), band.sides(thorough.log_likelihood)
+    print(
+        f"Verdicts on {len(rows):,} test digits under `{model.estimator.setting}`: {first.evaluations.mean():.0f} "
+        f"evaluations a row (median {np.median(first.evaluations):.0f}), {percent(first.reliable)} reliable; under "
+        f"`thorough` {thorough.evaluations.mean():,.0f}, {percent(thorough.reliable)} reliable.\n"
+        f"With another seed {percent(sides != band.sides(other.log_likelihood))} of the verdicts differ, from `thorough` "
+        f"{percent(sides != settled)}.\n"
+        f"Inside the band: {percent(sides == 0)} under stopping, {percent(at_512 == 0)} at a fixed 512 draws, "
+        f"{percent(settled == 0)} under `thorough`.",
+        flush=True,
+    )
+
+
+def model_estimates(model: Model, estimator: Estimator, rows: np.ndarray, pool: Executor | None = None) -> Estimates:
+    """Estimates of a model's rows by another estimator."""
+    own = model.estimator
+    estimator = replace(estimator, typical_error=own.typical_error, typical_decay=own.typical_decay)
+    return replace(model, estimator=estimator).estimates(model.input.rows(rows), pool)
+
+
+def fixed(samples: int, search: SearchName = "narrow", seed: int = 0) -> Estimator:
+    """An estimator that draws so many samples and no more."""
+    return Estimator(
+        "fast",
+        first_samples=samples,
+        max_samples=samples,
+        search=search,
+        probed_axes=EVERY_AXIS,
+        anneal=False,
+        seed=seed,
+    )
+
+
+def percent(chosen: np.ndarray) -> str:
+    """The share of True."""
+    return f"{100 * chosen.mean():.2f} %"
 
 
 def judge_integral(scorer: Scorer, test: np.ndarray, count: int) -> None:
