@@ -34,18 +34,16 @@ class Model:
     estimator: Estimator
     codebook: np.ndarray = field(repr=False)
 
-    def estimates(self, rows: np.ndarray, pool: Executor | None = None, more_ends: tuple[float, ...] = ()) -> Estimates:
+    def estimates(self, rows: np.ndarray, pool: Executor | None = None, band_ends: tuple[float, ...] = ()) -> Estimates:
         """Estimate log p(x) of checked rows (`InputSpec.rows`), shape (B, D), in the units of the training data.
 
         Args:
-            more_ends: numbers, in the same units, that a row's estimate must be clear of, too, before its samples stop
-                doubling; for estimators that stop at ends.
+            band_ends: of the band that the rows are judged by, in the same units: samples stop doubling where a row's
+                estimate is clear of them, for estimators that stop at ends.
         """
         volume = self.input.transform.log_volume()
-        estimator = self.estimator
-        if estimator.ends is not None:
-            estimator = replace(estimator, ends=(*estimator.ends, *(end + volume for end in more_ends)))
-        estimates = estimator.estimate(self.vae, self.codebook, self.input.encode(rows), pool)
+        ends = tuple(end + volume for end in band_ends)
+        estimates = self.estimator.estimate(self.vae, self.codebook, self.input.encode(rows), pool, ends)
         return replace(estimates, log_likelihood=estimates.log_likelihood - volume)
 
     def evaluations_per_row(self) -> int:

@@ -54,6 +54,7 @@ PARTICLES, TEMPERATURES, LEAPFROGS, LEAPFROG_STEP = 32, 32, 2, 0.6  # of the ann
 LOOKS = (
     3.5  # standard errors: 1.96 for one look, this for the eight doublings of `standard`, by Bonferroni's inequality
 )
+END_TOLERANCE = 0.1  # nats, of a reliable estimate near the ends of the pilot band
 RESTART_SAMPLES = 512  # with fewer, khat has little to say
 
 SettingName = Literal["fast", "standard", "thorough"]
@@ -129,9 +130,11 @@ class Estimator:
     Stored in the card as it stands; equal fields give equal scores.
 
     A row's samples double from `first_samples` until its standard error is at most `tolerance` nats, or its interval is
-    clear of both `ends`, or `max_samples` are drawn. The ends are those of a pilot band, from rows that serve for nothing
-    else. From those rows, too, come `typical_error`, the standard error of a usual row's estimate from TYPICAL_SAMPLES
-    draws, and `typical_decay`, the power of the number of draws by which its square falls.
+    clear of the ends of the band that it is judged by, or `max_samples` are drawn. Rows that no band judges yet, those that
+    a band is fitted to, go by `ends`: those of a pilot band, from rows that serve for nothing else. The rows that are
+    judged later must be clear of them, too, or known to END_TOLERANCE. From the pilot rows, too, come `typical_error`, the
+    standard error of a usual row's estimate from TYPICAL_SAMPLES draws, and `typical_decay`, the power of the number of
+    draws by which its square falls.
     """
 
     setting: SettingName = "standard"
@@ -201,27 +204,35 @@ class Estimator:
         search = self.effort(vae.architecture.latents).evaluations(vae.architecture.latents)
         return round(codebook.evaluations(vae, codes)) + search + min(self.max_samples, 2 * self.first_samples)
 
-    def estimate(self, vae: VAE, codes: np.ndarray, x: np.ndarray, pool: Executor | None = None) -> Estimates:
+    def estimate(
+        self,
+        vae: VAE,
+        codes: np.ndarray,
+        x: np.ndarray,
+        pool: Executor | None = None,
+        band_ends: tuple[float, ...] = (),
+    ) -> Estimates:
         """Estimate log p(x) for rows in the network's units, shape (B, D).
 
         On a CPU a pool's threads share the blocks; a GPU takes one after the other.
 
         Args:
             codes: the latents of the model's codebook, shape (K, L).
+            band_ends: of the band that the rows are judged by, nats; for an estimator that has `ends`.
         """
         length = Tiling.for_device(vae.device).rows
         blocks = [x[start : start + length] for start in range(0, len(x), length)]
         book = codebook_of(vae, codes)
         run = map if pool is None or vae.device.type != "cpu" else pool.map
-        rows = [row for block in run(partial(self.block_estimates, vae, book), blocks) for row in block]
+        rows = [row for block in run(partial(self.block_estimates, vae, book, band_ends), blocks) for row in block]
         columns = np.array([row.numbers() for row in rows]).reshape(len(rows), 7).T
         likelihoods, errors, sizes, tails, reliable, samples, evaluations = columns
         return Estimates(likelihoods, errors, sizes, tails, reliable > 0, samples.astype(int), evaluations)
 
-    def block_estimates(self, vae: VAE, book: Codebook, block: np.ndarray) -> list[Row]:
+    def block_estimates(self, vae: VAE, book: Codebook, band_ends: tuple[float, ...], block: np.ndarray) -> list[Row]:
         """Estimates for at most a block of rows."""
         with one_thread(), torch.inference_mode(False), torch.no_grad():
-            block_ = Block(self, vae, book, block)
+            block_ = Block(self, vae, book, block, band_ends)
             block_.sample(self.first_samples)
             return block_.rows
 
@@ -262,9 +273,15 @@ class Block:
     """A block of rows with their proposals, for the time of one estimate."""
 
     def __init__(
-        self, estimator: Estimator, vae: VAE, book: Codebook, block: np.ndarray, more_starts: Tensor | None = None
+        self,
+        estimator: Estimator,
+        vae: VAE,
+        book: Codebook,
+        block: np.ndarray,
+        band_ends: tuple[float, ...] = (),
+        more_starts: Tensor | None = None,
     ) -> None:
-        self.estimator, self.vae, self.book = estimator, vae, book
+        self.estimator, self.vae, self.book, self.band_ends = estimator, vae, book, band_ends
         self.tiling = Tiling.for_device(vae.device)
         self.block = block
         self.numpy_rows = padded(block, self.tiling.rows)
@@ -340,10 +357,14 @@ class Block:
         """Whether a row's estimate is near enough, or its verdict beyond doubt."""
         if row.reliable and row.std_error <= self.estimator.tolerance:
             return True
-        if self.estimator.ends is None:
+        ends = self.estimator.ends
+        if ends is None:
             return False
         reach = margin(row.std_error, row.reliable, row.remaining)
-        return all(abs(row.log_likelihood - end) > reach for end in self.estimator.ends)
+        # How near a row is to the frozen ends decides nothing about it: an estimate this good need not be better for them.
+        if row.reliable and row.std_error <= END_TOLERANCE:
+            ends = ()
+        return all(abs(row.log_likelihood - end) > reach for end in (*ends, *self.band_ends))
 
     def draw_more(self, rows: list[int], first: int, count: int) -> None:
         """As many draws again for some rows, and what all their draws say."""
@@ -379,7 +400,7 @@ class Block:
         estimator = replace(self.estimator, search="wide", seed=self.seed(1), max_samples=most)
         draws = torch.stack([self.rows[index].best_draw for index in rows])
         draws = torch.cat([draws, draws[-1:].expand(self.tiling.rows - len(rows), -1)])
-        again = Block(estimator, self.vae, self.book, self.block[rows], draws[None])
+        again = Block(estimator, self.vae, self.book, self.block[rows], self.band_ends, draws[None])
         again.sample(min(2 * samples, most), may_restart=False)
         for index, row in zip(rows, again.rows, strict=True):
             row.evaluations += self.rows[index].evaluations

@@ -15,7 +15,7 @@ from scipy import stats
 
 from service.density import codebook
 from service.density.codebook import codebook_of
-from service.density.estimator import SETTINGS, Block, Estimator, Tiling, worker_pool
+from service.density.estimator import END_TOLERANCE, SETTINGS, Block, Estimator, Tiling, worker_pool
 from service.density.importance import log_likelihood, log_weights
 from service.density.proposals import Diagonal
 from service.density.quasirandom import row_generator, row_points
@@ -29,10 +29,10 @@ def fixed(samples, **options):
     return Estimator("fast", first_samples=samples, max_samples=samples, anneal=False, **options)
 
 
-def estimate(estimator, vae, x, pool=None):
+def estimate(estimator, vae, x, pool=None, band_ends=()):
     """Estimates with a codebook that is made of the rows themselves."""
     x = np.asarray(x, dtype=np.float32)
-    return estimator.estimate(vae, codebook.build(vae, x), x, pool)
+    return estimator.estimate(vae, codebook.build(vae, x), x, pool, band_ends)
 
 
 # A known answer
@@ -166,11 +166,25 @@ def test_rows_far_from_the_ends_stop_first_and_near_ones_go_on():
     far = estimate(fixed(4096), vae, x)
     end = float(np.median(far.log_likelihood))
     estimator = Estimator(first_samples=32, max_samples=4096, tolerance=0.0, ends=(end, 0.0), anneal=False)
-    stopped = estimate(estimator, vae, x)
+    stopped = estimate(estimator, vae, x, band_ends=(end, 0.0))
     distance = np.abs(far.log_likelihood - end)
     assert stopped.num_samples[distance > 3].mean() < 0.2 * stopped.num_samples[distance < 0.1].mean()
     assert ((stopped.log_likelihood < end) == (far.log_likelihood < end)).mean() >= 63 / 64
     assert (stopped.evaluations >= stopped.num_samples).all()
+
+
+def test_rows_near_the_frozen_ends_alone_stop_once_they_are_known_well():
+    vae = bent(4)
+    x = (np.random.default_rng(0).random((64, 20)) < 0.5).astype(np.float32)
+    end = float(np.median(estimate(fixed(1024), vae, x).log_likelihood))
+    estimator = Estimator(max_samples=4096, tolerance=0.0, ends=(end, 0.0), anneal=False)
+    unjudged, judged = estimate(estimator, vae, x), estimate(estimator, vae, x, band_ends=(end, 0.0))
+    assert (unjudged.std_error[unjudged.reliable] <= 0.5).all()
+    near = np.abs(unjudged.log_likelihood - end) < 3 * unjudged.std_error
+    assert near.any()
+    assert (unjudged.std_error[near] <= END_TOLERANCE).all()
+    assert (judged.num_samples >= unjudged.num_samples).all()
+    assert (judged.num_samples > unjudged.num_samples).any()
 
 
 def test_a_usual_error_widens_that_of_rows_that_look_lucky():
