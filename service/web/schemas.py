@@ -40,7 +40,10 @@ class ScoreAnswer(Answer):
     certain: bool = Field(
         description="the estimate's interval (3 standard errors; 9 where it is not reliable) holds neither end"
     )
-    reliable: bool = Field(description="khat, ess and the search for modes give no reason to distrust the estimate")
+    reliable: bool = Field(
+        description="khat, ess and the search for modes give no reason to distrust the estimate; where they do, it is a "
+        "bound in probability: above log p(x) by more than b nats with a probability of at most exp(-b)"
+    )
     log_likelihood: float = Field(description="estimate of log p(x), nats")
     std_error: float
     ess: float
