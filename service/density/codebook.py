@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from service.density.laplace import FEW_LATENTS
 from service.density.quasirandom import normal_quantile
 from service.vae.alike import product
 from service.vae.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
 from service.vae.network import VAE
 
-FEW_LATENTS = 3
+MANY_LATENTS = 10
 NEIGHBOURS = 10
 WIDER = 2.0  # the points beyond the prior: where rows that do not belong come to lie
 SEPARATION = 0.5  # root mean square distance between two starts, in standard deviations of the prior
@@ -29,10 +30,10 @@ SEPARATION = 0.5  # root mean square distance between two starts, in standard de
 def build(vae: VAE, x: np.ndarray) -> np.ndarray:
     """Latents for a codebook, shape (K, L), float32: encodings of rows x, shape (N, D), points of the prior and wider ones.
 
-    Few latents are covered densely; many cannot be, and the encodings do most of the work.
+    Few latents are covered densely; many cannot be, and more codes would find no more.
     """
     latents = vae.architecture.latents
-    size = 4096 if latents <= FEW_LATENTS else 1024
+    size = 4096 if latents <= FEW_LATENTS else 1024 if latents <= MANY_LATENTS else 512
     encodings = x[: size // 4]
     with torch.inference_mode():
         rows = torch.from_numpy(np.ascontiguousarray(encodings)).to(vae.device, vae.dtype)
@@ -70,6 +71,7 @@ class Codebook:
         Few latents are covered densely: a code that is likelier than its neighbours is next to a mode. Among many latents
         no code has near neighbours, and a distance has to do.
         """
+        count = min(count, len(self))
         if self.neighbours is not None:
             score = self.log_joint(x).float()
             is_peak = score >= score[:, self.neighbours].amax(dim=-1)
@@ -113,8 +115,7 @@ def linear_in_rows(likelihood: Likelihood, output: Tensor) -> tuple[Tensor, Tens
 
 def evaluations(vae: VAE, codes: int) -> float:
     """What a row's look into the codebook costs in decoder evaluations: its multiplications over theirs."""
-    evaluation = sum(p.numel() for name, p in vae.decoder.named_parameters() if name.endswith("weight"))
-    return codes * vae.architecture.features / max(1, evaluation)
+    return codes * vae.architecture.features / vae.evaluation_size
 
 
 CODEBOOKS: WeakKeyDictionary[VAE, tuple[bytes, Codebook]] = WeakKeyDictionary()

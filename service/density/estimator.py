@@ -26,11 +26,11 @@ from torch import Tensor
 from service.density import codebook, importance
 from service.density.annealing import annealed_log_weights
 from service.density.codebook import Codebook, codebook_of
-from service.density.laplace import Sites
+from service.density.laplace import FEW_LATENTS, Sites
 from service.density.pareto import khat
 from service.density.proposals import BentNormal
 from service.density.quasirandom import REPLICATES, Points, row_generator, row_points
-from service.density.search import EVERY_AXIS, Effort, Found, find
+from service.density.search import EVERY_AXIS, Effort, Found, Tiles, find
 from service.errors import CalibrationError
 from service.vae.conditional import Conditional, conditional
 from service.vae.network import VAE
@@ -40,7 +40,6 @@ MAX_SAMPLES = 2**17
 MIN_SAMPLES = 25  # fewer may agree by chance
 KHAT_LIMIT = 0.7
 TYPICAL_SAMPLES = 128
-MANY_LATENTS = 10
 START_WINDOW = 50.0  # nats below the best start
 PRIOR_DEGREES = 4
 MIN_RELATIVE_ESS = 0.02
@@ -55,6 +54,7 @@ LOOKS = (
     3.5  # standard errors: 1.96 for one look, this for the eight doublings of `standard`, by Bonferroni's inequality
 )
 END_TOLERANCE = 0.1  # nats, of a reliable estimate near the ends of the pilot band
+VOUCHED_SAMPLES = 128
 RESTART_SAMPLES = 512  # with fewer, khat has little to say
 
 SettingName = Literal["fast", "standard", "thorough"]
@@ -98,8 +98,9 @@ class Estimates:
     """log p(x) of B rows and what the numbers are worth; arrays of shape (B,), float64.
 
     `khat` is NaN where there is no tail to fit. `reliable` says that khat, ess and the several starts give no reason to
-    distrust the estimate; where it is False, one thing still holds: the estimate exceeds log p(x) by more than b nats with
-    probability at most exp(-b). `num_samples` is how many draws the estimate rests on, `evaluations` what it cost in all.
+    distrust the estimate; where it is False, one thing still holds: at each look, the estimate exceeds log p(x) by more
+    than b nats with probability at most exp(-b). `num_samples` is how many draws the estimate rests on, `evaluations` what
+    it cost in all.
     """
 
     log_likelihood: np.ndarray
@@ -130,11 +131,11 @@ class Estimator:
     Stored in the card as it stands; equal fields give equal scores.
 
     A row's samples double from `first_samples` until its standard error is at most `tolerance` nats, or its interval is
-    clear of the ends of the band that it is judged by, or `max_samples` are drawn. Rows that no band judges yet, those that
-    a band is fitted to, go by `ends`: those of a pilot band, from rows that serve for nothing else. The rows that are
-    judged later must be clear of them, too, or known to END_TOLERANCE. From the pilot rows, too, come `typical_error`, the
-    standard error of a usual row's estimate from TYPICAL_SAMPLES draws, and `typical_decay`, the power of the number of
-    draws by which its square falls.
+    clear of the ends of the band that it is judged by, or `max_samples` are drawn (after a wide search, twice as many as
+    before it). Rows that no band judges yet, those that a band is fitted to, go by `ends`: those of a pilot band, from rows
+    that serve for nothing else. The rows that are judged later must be clear of them, too, or known to END_TOLERANCE. From
+    the pilot rows, too, come `typical_error`, the standard error of a usual row's estimate from TYPICAL_SAMPLES draws, and
+    `typical_decay`, the power of the number of draws by which its square falls.
     """
 
     setting: SettingName = "standard"
@@ -192,17 +193,17 @@ class Estimator:
 
         There Newton's step costs no more than some gradients; elsewhere the encoder's covariance will do to begin with.
         """
-        few = latents <= codebook.FEW_LATENTS
+        few = latents <= FEW_LATENTS
         if self.search == "wide":
             return Effort(((33, 9), (8, 18), (3, 20)), int(few))
         if few:
             return Effort(((6, 2),), 1, START_WINDOW, self.probed_axes)
-        return Effort(((2 if latents <= MANY_LATENTS else 1, 6),), probed_axes=self.probed_axes)
+        return Effort(((2 if latents <= codebook.MANY_LATENTS else 1, 6),), probed_axes=self.probed_axes)
 
     def typical_evaluations(self, vae: VAE, codes: int) -> int:
         """What a row costs, about, in decoder evaluations: the unit in which work is queued."""
-        search = self.effort(vae.architecture.latents).evaluations(vae.architecture.latents)
-        return round(codebook.evaluations(vae, codes)) + search + min(self.max_samples, 2 * self.first_samples)
+        search = codebook.evaluations(vae, codes) + self.effort(vae.architecture.latents).evaluations(vae)
+        return round(search) + min(self.max_samples, 2 * self.first_samples)
 
     def estimate(
         self,
@@ -307,8 +308,8 @@ class Block:
         if more_starts is not None:
             starts.append(more_starts)
         anywhere = Sites(self.vae, self.x, self.given, self.encoder.mean, self.x.new_zeros(len(self.x)).double())
-        tile = self.tiling.sites(self.latents)
-        return find(anywhere, torch.cat(starts), self.encoder, len(self.block), effort, tile)
+        tiles = Tiles(self.tiling.rows, self.tiling.sites(self.latents))
+        return find(anywhere, torch.cat(starts), self.encoder, len(self.block), effort, tiles)
 
     # Draws
 
@@ -360,10 +361,14 @@ class Block:
         ends = self.estimator.ends
         if ends is None:
             return False
-        reach = margin(row.std_error, row.reliable, row.remaining)
+        # A row that looks valid gets as many draws as it mostly takes to vouch for its number, too.
+        looks_valid = row.log_likelihood >= min(ends)
+        if looks_valid and not row.reliable and row.num_samples < VOUCHED_SAMPLES:
+            return False
         # How near a row is to the frozen ends decides nothing about it: an estimate this good need not be better for them.
         if row.reliable and row.std_error <= END_TOLERANCE:
             ends = ()
+        reach = margin(row.std_error, row.reliable, row.remaining)
         return all(abs(row.log_likelihood - end) > reach for end in (*ends, *self.band_ends))
 
     def draw_more(self, rows: list[int], first: int, count: int) -> None:

@@ -36,8 +36,9 @@ INACTIVE = 0.05  # of the prior's precision: an axis of which the row says less 
 MAX_BEND = 1.0
 MAX_SHIFT = 2.0  # standard deviations on an axis
 MAX_SKEW = 0.4
+FEW_LATENTS = 3
 TAILS = (1.05, 1.2, 1.45)  # a little wider than the normal, with tails a little heavier
-WIDE_TAILS = (1.1, 1.5, 2.2)
+WIDE_TAILS = (1.1, 1.5, 2.2)  # with few latents, where a wide tail costs few draws
 # Gradients this close to a normal's say that the posterior is one; what is left is rounding.
 EXACT = 2e-3
 
@@ -106,8 +107,12 @@ class Mode:
 
     @property
     def remaining(self) -> Tensor:
-        """By how much Newton's next step would raise log p(x, z), shape (N,), nats: nothing where a search has arrived."""
-        return 0.5 * self.uphill.square().sum(dim=-1).clamp(max=1e300)
+        """By how much Newton's next step would raise log p(x, z), shape (N,), nats: nothing where a search has arrived.
+
+        A place that bends up along some axis is no mode, however small the gradient.
+        """
+        gain = 0.5 * self.uphill.square().sum(dim=-1).clamp(max=1e300)
+        return torch.where((self.precision > 0).all(dim=-1), gain, math.inf)
 
     def select(self, pairs: Tensor) -> Mode:
         """Some of the pairs, by their indices."""
@@ -135,10 +140,10 @@ def climb(sites: Sites, covariance: Tensor, newton_steps: int, quasi_newton_step
     return quasi_newton(sites, covariance, quasi_newton_steps)
 
 
-def climb_evaluations(latents: int, newton_steps: int, quasi_newton_steps: int) -> int:
+def climb_evaluations(vae: VAE, newton_steps: int, quasi_newton_steps: int) -> float:
     """What `climb` costs in decoder evaluations."""
     tries = len(NEWTON_SIZES) + len(GAUSS_NEWTON_SIZES)
-    return newton_steps * (mode_evaluations(latents) + tries) + quasi_newton_steps * (2 + len(QUASI_NEWTON_SIZES))
+    return newton_steps * (mode_evaluations(vae) + tries) + quasi_newton_steps * (2 + len(QUASI_NEWTON_SIZES))
 
 
 def newton(sites: Sites) -> tuple[Sites, Tensor]:
@@ -236,38 +241,47 @@ def principal_axes(hessian: Tensor) -> tuple[Tensor, Tensor]:
     return precision.gather(-1, order), rotation.gather(-1, order[:, None, :].expand_as(rotation))
 
 
-def probes(axes: Tensor, probed_axes: int) -> Tensor:
-    """Where gradients are taken, in standard deviations from the mode: shape (P + 1, N, L).
+def probes(axes: Tensor, probed_axes: int) -> tuple[Tensor, Tensor]:
+    """Where gradients are taken, in standard deviations from the mode: shapes (P, N, L) and (1, N, L).
 
-    A little way out along the first axes, one after the other, and at last along all axes together.
+    A little way out along each of the first axes, and along all axes together.
     """
     latents = axes.shape[-1]
-    single = REACH * torch.eye(latents, dtype=axes.dtype, device=axes.device)[:probed_axes]
-    together = 2.0 / math.sqrt(latents) * torch.ones_like(single[:1])
+    alone = REACH * torch.eye(latents, dtype=axes.dtype, device=axes.device)[:probed_axes]
+    together = 2.0 / math.sqrt(latents) * torch.ones_like(alone[:1])
     together[:, ::2] *= -1.0
-    return torch.cat([single, together])[:, None].expand(-1, len(axes), -1)
+    return alone[:, None].expand(-1, len(axes), -1), together[:, None].expand(-1, len(axes), -1)
 
 
-def slopes(sites: Sites, axes: Tensor, out: Tensor) -> Tensor:
-    """The gradient of log p(x, z) at mode + axes * out, in the coordinates of the axes: for out of shape (P, N, L)."""
+def excess_slopes(sites: Sites, mode: Mode, out: Tensor) -> Tensor:
+    """By how much gradients of log p(x, z) at mode + axes * out differ from a normal's, for out of shape (P, N, L).
+
+    In the coordinates of the axes, shape (P, N, L).
+    """
+    axes = mode.axes
     z = (sites.z.double() + mapped(axes, out)).to(sites.z.dtype)
     rows = sites.x.expand(len(z), -1, -1)
     slope = gradient(sites.vae, rows.flatten(0, 1), z.flatten(0, 1)).view(z.shape)
-    return mapped(axes.mT, (slope - z.double()).nan_to_num(0.0, 0.0, 0.0))
+    seen = mapped(axes.mT, (slope - z.double()).nan_to_num(0.0, 0.0, 0.0))
+    straight = mode.uphill - out * (mode.precision / mode.kept)
+    return (seen - straight).nan_to_num(math.inf, math.inf, -math.inf)
 
 
 def fit(sites: Sites, mode: Mode, probed_axes: int) -> tuple[BentNormal, Tensor]:
     """Bent normals around the modes, from gradients along their widest axes, and where the posterior is a normal, (N,)."""
     axes, uphill = mode.axes, mode.uphill
-    out = probes(axes, probed_axes)
-    straight = uphill - out * (mode.precision / mode.kept)  # the gradient of a normal
-    residual = (slopes(sites, axes, out) - straight).nan_to_num(math.inf, math.inf, -math.inf)  # (P + 1, N, L)
+    alone, together = probes(axes, probed_axes)
+    residual = excess_slopes(sites, mode, alone)  # (P, N, L); a normal has none
     is_exact = (residual.abs() <= EXACT).all(dim=0).all(dim=-1)
-    third = (2.0 / REACH**2) * residual[:-1].movedim(0, 1)
+    if is_exact.any():  # along each axis; and along all of them together?
+        is_exact &= (excess_slopes(sites, mode, together).abs() <= EXACT).all(dim=0).all(dim=-1)
+    third = (2.0 / REACH**2) * residual.movedim(0, 1)
     bend = torch.zeros_like(axes)  # bend[k, j] = T_kkj
     bend[:, : third.shape[1]] = third.clamp(-MAX_BEND, MAX_BEND).masked_fill(is_exact[:, None, None], 0.0)
     shift = uphill.clamp(-MAX_SHIFT, MAX_SHIFT) + (0.5 * bend.sum(dim=1)).clamp(-MAX_SHIFT, MAX_SHIFT)
-    tails = torch.tensor(WIDE_TAILS if axes.shape[-1] <= 3 else TAILS, dtype=torch.float64, device=axes.device)
+    tails = torch.tensor(
+        WIDE_TAILS if axes.shape[-1] <= FEW_LATENTS else TAILS, dtype=torch.float64, device=axes.device
+    )
     normal = BentNormal(
         mean=sites.z.double() + mapped(axes, shift[None])[0],
         axes=axes,
@@ -281,10 +295,11 @@ def fit(sites: Sites, mode: Mode, probed_axes: int) -> tuple[BentNormal, Tensor]
 
 
 def fit_evaluations(latents: int, probed_axes: int) -> int:
-    """What `fit` costs in decoder evaluations: a gradient for each axis that is probed, and one more."""
-    return 2 * (min(latents, probed_axes) + 1)
+    """What `fit` costs in decoder evaluations: a gradient for each axis that is probed (and one for what is a normal)."""
+    return 2 * min(latents, probed_axes)
 
 
-def mode_evaluations(latents: int) -> int:
-    """What `mode_at` costs in decoder evaluations: a Jacobian is one for each latent and two for its Gram matrix."""
-    return latents + 2
+def mode_evaluations(vae: VAE) -> float:
+    """What `mode_at` costs in decoder evaluations: there and back, one for each latent, and the Jacobian's Gram matrix."""
+    latents, features = vae.architecture.latents, vae.architecture.features
+    return latents + 2 + latents**2 * features / vae.evaluation_size

@@ -18,7 +18,7 @@ from service.density import laplace
 from service.density.laplace import Mode, Sites
 from service.density.proposals import BentNormal, Diagonal, Mixture
 from service.vae.likelihoods import LOG_2PI
-from service.vae.network import DiagonalNormal
+from service.vae.network import VAE, DiagonalNormal
 
 WINDOW = 20.0  # nats below a row's best mode: e^-20 of the mass is not worth a search
 CONVERGED = 0.2  # nats that are not worth another step
@@ -53,12 +53,20 @@ class Effort:
         """How many modes are kept at most."""
         return self.rounds[-1][0]
 
-    def evaluations(self, latents: int) -> int:
+    def evaluations(self, vae: VAE) -> float:
         """What it costs at most, in decoder evaluations, where all searches arrive."""
-        newton = self.starts * laplace.climb_evaluations(latents, self.newton_steps, 0)
-        climbs = sum(count * laplace.climb_evaluations(latents, 0, steps) for count, steps in self.rounds)
-        around = laplace.mode_evaluations(latents) + laplace.fit_evaluations(latents, self.probed_axes)
+        newton = self.starts * laplace.climb_evaluations(vae, self.newton_steps, 0)
+        climbs = sum(count * laplace.climb_evaluations(vae, 0, steps) for count, steps in self.rounds)
+        around = laplace.mode_evaluations(vae) + laplace.fit_evaluations(vae.architecture.latents, self.probed_axes)
         return max(2, self.starts) + newton + climbs + self.modes * around
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How many pairs of a row and a start go through the networks at a time, for gradients and for Jacobians."""
+
+    gradients: int
+    jacobians: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ class Found:
     evaluations: list[float]
 
 
-def find(rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, effort: Effort, tile: int) -> Found:
+def find(rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, effort: Effort, tiles: Tiles) -> Found:
     """Proposals for a block of B rows.
 
     Args:
@@ -78,9 +86,8 @@ def find(rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, effort
         starts: latents to start from, shape (K, B, L); the likeliest of them are used.
         encoder: q(z | x) of the rows.
         real: how many of the rows are real; those behind them are copies that fill the block.
-        tile: how many pairs of a row and a start go through the networks at a time.
     """
-    searches = Searches(rows, starts, encoder, real, tile)
+    searches = Searches(rows, starts, encoder, real, tiles)
     chosen = searches.best(searches.everyone(), effort.starts, effort.start_window)
     searches.climb(chosen, effort.newton_steps, 0)
     for count, steps in effort.rounds:
@@ -99,8 +106,8 @@ def find(rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, effort
 class Searches:
     """Pairs of a row and a latent that is on its way to a mode, for the time of one call of `find`."""
 
-    def __init__(self, rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, tile: int) -> None:
-        self.tile, self.size, self.latents = tile, starts.shape[1], starts.shape[2]
+    def __init__(self, rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, tiles: Tiles) -> None:
+        self.tiles, self.size, self.latents = tiles, starts.shape[1], starts.shape[2]
         self.row_of = [row for _ in starts for row in range(real)]
         self.evaluations = [0.0] * real
         index = torch.tensor(self.row_of, device=starts.device)
@@ -108,7 +115,7 @@ class Searches:
         self.encoded = torch.diag_embed(encoder.std.double().square())[index]
         axes = torch.zeros((len(index), self.latents, self.latents), dtype=torch.float64, device=starts.device)
         self.modes = Mode(axes[..., 0], axes, axes[..., 0])
-        self.move(self.everyone(), lambda sites, _: sites.evaluated())
+        self.move(self.everyone(), tiles.gradients, lambda sites, _: sites.evaluated())
         self.charge(self.everyone(), 1)
 
     def everyone(self) -> list[int]:
@@ -117,47 +124,50 @@ class Searches:
 
     # In tiles
 
-    def tiles(self, pairs: list[int]) -> Iterator[tuple[list[int], Tensor]]:
+    def tiled(self, pairs: list[int], tile: int) -> Iterator[tuple[list[int], Tensor]]:
         """Pairs in parts of at most a tile, each also as indices that fill one, the last of them repeated."""
-        for start in range(0, len(pairs), self.tile):
-            part = pairs[start : start + self.tile]
-            filled = part + [part[-1]] * (self.tile - len(part))
+        for start in range(0, len(pairs), tile):
+            part = pairs[start : start + tile]
+            filled = part + [part[-1]] * (tile - len(part))
             yield part, torch.tensor(filled, device=self.sites.z.device)
 
-    def move(self, pairs: list[int], function: Callable[[Sites, Tensor], Sites]) -> None:
+    def move(self, pairs: list[int], tile: int, function: Callable[[Sites, Tensor], Sites]) -> None:
         """Let a function of some pairs, and of the covariance that the encoder sees, move them."""
         z, log_joint = self.sites.z.clone(), self.sites.log_joint.clone()
-        for part, index in self.tiles(pairs):
+        for part, index in self.tiled(pairs, tile):
             moved = function(self.sites.select(index), self.encoded[index])
             z[part], log_joint[part] = moved.z[: len(part)], moved.log_joint[: len(part)]
         self.sites = replace(self.sites, z=z, log_joint=log_joint)
 
     def climb(self, pairs: list[int], newton_steps: int, quasi_newton_steps: int) -> None:
         """Move some pairs towards a mode."""
-        self.move(pairs, lambda sites, encoded: laplace.climb(sites, encoded, newton_steps, quasi_newton_steps))
-        self.charge(pairs, laplace.climb_evaluations(self.latents, newton_steps, quasi_newton_steps))
+        tile = self.tiles.jacobians if newton_steps else self.tiles.gradients
+        self.move(pairs, tile, lambda sites, encoded: laplace.climb(sites, encoded, newton_steps, quasi_newton_steps))
+        self.charge(pairs, laplace.climb_evaluations(self.sites.vae, newton_steps, quasi_newton_steps))
 
     def look_around(self, pairs: list[int]) -> None:
         """Note how log p(x, z) bends where some pairs are."""
         known = Mode(*(part.clone() for part in self.modes.parts()))
-        for part, index in self.tiles(pairs):
+        for part, index in self.tiled(pairs, self.tiles.jacobians):
             seen = laplace.mode_at(self.sites.select(index))
             for old, new in zip(known.parts(), seen.parts(), strict=True):
                 old[part] = new[: len(part)]
         self.modes = known
-        self.charge(pairs, laplace.mode_evaluations(self.latents))
+        self.charge(pairs, laplace.mode_evaluations(self.sites.vae))
 
     def fits(self, pairs: list[int], probed_axes: int) -> tuple[BentNormal, Tensor]:
         """Bent normals where some pairs are, and which of them are normals."""
         normals, exact = [], []
-        for part, index in self.tiles(pairs):
+        for part, index in self.tiled(pairs, self.tiles.jacobians):
             normal, is_exact = laplace.fit(self.sites.select(index), self.modes.select(index), probed_axes)
             normals.append(normal.select(slice(len(part))))
             exact.append(is_exact[: len(part)])
         self.charge(pairs, laplace.fit_evaluations(self.latents, probed_axes))
-        return BentNormal.concatenated(normals), torch.cat(exact)
+        is_exact = torch.cat(exact)
+        self.charge([pair for pair, one in zip(pairs, is_exact.tolist(), strict=True) if one], 2)
+        return BentNormal.concatenated(normals), is_exact
 
-    def charge(self, pairs: list[int], evaluations: int) -> None:
+    def charge(self, pairs: list[int], evaluations: float) -> None:
         """Add to what the rows of some pairs have cost."""
         for pair in pairs:
             self.evaluations[self.row_of[pair]] += evaluations

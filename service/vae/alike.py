@@ -32,10 +32,11 @@ def is_alike(weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight^T for x of shape (..., K) and a weight (N, K).
+    """x @ weight^T for x of shape (..., K) and a weight (N, K) that lies in memory as it is written.
 
     For a few outputs, and for rows of an odd length, products take rows in vectors that begin at aligned addresses.
     """
+    assert weight.is_contiguous()
     if is_alike(weight):
         return x @ weight.mT
     missing = -weight.shape[1] % VECTOR

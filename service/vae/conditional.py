@@ -80,7 +80,7 @@ class BernoulliConditional:
         h = self.hidden(z.reshape(samples * rows, latents))  # (S * B, H)
         linear = (h.view(samples, rows, -1).double() * self.slope).sum(dim=-1)  # (S, B)
         even = self.even_part(h).view(samples, rows)
-        return linear + self.offset - even
+        return (linear + self.offset - even).clamp(max=0.0)  # a mass; rounding of huge logits may have the last word
 
     def select(self, rows: slice | Tensor) -> BernoulliConditional:
         """The same for some of the rows; the scratch block is shared."""

@@ -82,16 +82,17 @@ def mlp_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
         layers.append((layer, before, along))
         h, tangents = layer.pointwise(before), layer.pointwise_tangents(before, along)
     output = vae.decoder.output(h)
-    backward = product(vae.likelihood.score(output, x), vae.decoder.output.weight.mT)  # (N, H)
+    backward = product(vae.likelihood.score(output, x), vae.decoder.output.weight.mT.contiguous())  # (N, H)
     gradient = (tangents * backward[:, None]).sum(dim=-1)
     output_tangents = through(vae.decoder.output, tangents)  # (N, L, D)
     fisher = weighted_gram(output_tangents, vae.likelihood.fisher_information(output))
     hessian, excess = fisher, vae.likelihood.excess_information(output, x)
     if excess is not None:
         hessian = hessian + gram(output_tangents * excess[:, None], output_tangents)
-    for layer, before, along in reversed(layers):
+    for depth, (layer, before, along) in reversed(list(enumerate(layers))):
         hessian = hessian - layer.pointwise_curvature(before, along, backward)
-        backward = product(layer.pointwise_backward(before, backward), layer.linear.weight.mT)
+        if depth:
+            backward = product(layer.pointwise_backward(before, backward), layer.linear.weight.mT.contiguous())
     return Curvature(gradient.double(), fisher.double(), hessian.double())
 
 

@@ -202,6 +202,11 @@ class VAE(nn.Module):
         """Where the weights are."""
         return self.decoder.output.weight.device
 
+    @property
+    def evaluation_size(self) -> int:
+        """The multiplications of one decoder evaluation, the unit of all costs; at least 1."""
+        return max(1, sum(p.numel() for name, p in self.decoder.named_parameters() if name.endswith("weight")))
+
     def prior(self) -> DiagonalNormal:
         """p(z), a standard normal: mean and std of shape (L,)."""
         zeros = torch.zeros(self.architecture.latents, dtype=self.dtype, device=self.device)

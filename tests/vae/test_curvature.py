@@ -67,3 +67,16 @@ def test_the_fisher_information_is_the_expected_square_of_the_score(likelihood):
     # Bins and both ends take some of a discretized logistic's information away.
     slack = 0.3 * family.fisher_information(output) if likelihood == "discretized_logistic" else 0.0
     assert (error < 5 * squares.std(0) / 200_000**0.5 + slack).all()
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "discretized_logistic"])
+@pytest.mark.parametrize("features", [16, 64, 784])
+@pytest.mark.parametrize("hidden", [(), (5,), (7, 10)], ids=str)
+def test_equal_pairs_have_equal_derivatives_wherever_they_stand(likelihood, features, hidden):
+    torch.manual_seed(0)
+    vae = VAE(Architecture(features, 5, hidden, "tanh", likelihood)).requires_grad_(False)
+    x = torch.rand(1, features).round().expand(16, -1).contiguous()
+    z = torch.randn(1, 5).expand(16, -1).contiguous()
+    for name in ("gradient", "fisher", "hessian"):
+        derivative = getattr(curvature(vae, x, z), name)
+        assert torch.equal(derivative, derivative[:1].expand_as(derivative)), name
