@@ -40,7 +40,7 @@ def main(
     store: Annotated[Path, typer.Option(help="the model store")] = Path("model_store"),
     invalid: Annotated[int, typer.Option(help="images of each invalid kind")] = 1000,
     grid_rows: Annotated[int, typer.Option(help="test digits to integrate for mnist-2d")] = 200,
-    verdicts: Annotated[int, typer.Option(help="test digits whose verdicts are compared")] = 10_000,
+    verdicts: Annotated[int, typer.Option(help="test digits whose verdicts are compared")] = 2000,
     threads: Annotated[int, typer.Option(help="torch threads")] = 2,
 ) -> None:
     """Print the figures that the README quotes."""

@@ -50,9 +50,8 @@ MOST_MISSING = 200.0  # nats by which a search that has not arrived may be wrong
 MAX_REMAINING = 1.0  # nats that a search for the mode may still have had to gain
 SEED_STRIDE = 1_000_003  # between the seeds of two stages
 PARTICLES, TEMPERATURES, LEAPFROGS, LEAPFROG_STEP = 32, 32, 2, 0.6  # of the annealing
-LOOKS = (
-    3.5  # standard errors: 1.96 for one look, this for the eight doublings of `standard`, by Bonferroni's inequality
-)
+# In standard errors: 1.96 for one look, this for the eight doublings of `standard` (Bonferroni, Student's t).
+LOOKS = 3.0
 END_TOLERANCE = 0.1  # nats, of a reliable estimate near the ends of the pilot band
 VOUCHED_SAMPLES = 128
 RESTART_SAMPLES = 512  # with fewer, khat has little to say
@@ -144,7 +143,7 @@ class Estimator:
     tolerance: float = 0.03
     ends: tuple[float, ...] | None = None
     search: SearchName = "narrow"
-    probed_axes: int = 16
+    probed_axes: int = 14
     typical_error: float = 0.0
     typical_decay: float = 1.0
     anneal: bool = True
@@ -200,9 +199,13 @@ class Estimator:
             return Effort(((6, 2),), 1, START_WINDOW, self.probed_axes)
         return Effort(((2 if latents <= codebook.MANY_LATENTS else 1, 6),), probed_axes=self.probed_axes)
 
+    def codebook_evaluations(self, vae: VAE, codes: int) -> float:
+        """What a row's look into the codebook costs, where it is taken."""
+        return codebook.evaluations(vae, codes) if self.effort(vae.architecture.latents).starts > 1 else 0.0
+
     def typical_evaluations(self, vae: VAE, codes: int) -> int:
         """What a row costs, about, in decoder evaluations: the unit in which work is queued."""
-        search = codebook.evaluations(vae, codes) + self.effort(vae.architecture.latents).evaluations(vae)
+        search = self.effort(vae.architecture.latents).evaluations(vae) + self.codebook_evaluations(vae, codes)
         return round(search) + min(self.max_samples, 2 * self.first_samples)
 
     def estimate(
@@ -292,7 +295,7 @@ class Block:
         self.latents = vae.architecture.latents
         found = self.found(more_starts)
         self.proposal = found.proposal
-        book_cost = codebook.evaluations(vae, len(book))
+        book_cost = estimator.codebook_evaluations(vae, len(book))
         none = self.x.new_zeros(0, dtype=torch.float64)
         self.rows = [
             Row(book_cost + cost, none, mean, remaining)
@@ -304,7 +307,9 @@ class Block:
     def found(self, more_starts: Tensor | None) -> Found:
         """The proposals of the rows, from the encoder's means, likely codes, and what else is given, shape (K, B, L)."""
         effort = self.estimator.effort(self.latents)
-        starts = [self.encoder.mean[None], self.book.starts(self.x, max(1, effort.starts - 1))]
+        starts = [self.encoder.mean[None]]
+        if effort.starts > 1:
+            starts.append(self.book.starts(self.x, effort.starts - 1))
         if more_starts is not None:
             starts.append(more_starts)
         anywhere = Sites(self.vae, self.x, self.given, self.encoder.mean, self.x.new_zeros(len(self.x)).double())

@@ -58,7 +58,7 @@ class Effort:
         newton = self.starts * laplace.climb_evaluations(vae, self.newton_steps, 0)
         climbs = sum(count * laplace.climb_evaluations(vae, 0, steps) for count, steps in self.rounds)
         around = laplace.mode_evaluations(vae) + laplace.fit_evaluations(vae.architecture.latents, self.probed_axes)
-        return max(2, self.starts) + newton + climbs + self.modes * around
+        return self.starts + newton + climbs + self.modes * around
 
 
 @dataclass(frozen=True, slots=True)
