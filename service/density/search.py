@@ -22,7 +22,7 @@ from service.vae.network import VAE, DiagonalNormal
 
 WINDOW = 20.0  # nats below a row's best mode: e^-20 of the mass is not worth a search
 CONVERGED = 0.2  # nats that are not worth another step
-MORE_ROUNDS, MORE_STEPS = 6, 1  # of Newton, for a search that has not arrived
+MORE_ROUNDS = 6  # of a step by Newton, for a search that has not arrived
 SAME = 1.0  # standard deviations between two ends of a search that are one mode
 ENCODER_SHARE = 0.1
 EVERY_AXIS = 2**20
@@ -88,16 +88,17 @@ def find(rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, effort
         real: how many of the rows are real; those behind them are copies that fill the block.
     """
     searches = Searches(rows, starts, encoder, real, tiles)
+    (_, first_steps), *later = effort.rounds
     chosen = searches.best(searches.everyone(), effort.starts, effort.start_window)
-    searches.climb(chosen, effort.newton_steps, 0)
-    for count, steps in effort.rounds:
+    searches.climb(chosen, effort.newton_steps, first_steps)
+    for count, steps in later:
         chosen = searches.best(chosen, count, math.inf)
         searches.climb(chosen, 0, steps)
     chosen = searches.best(chosen, effort.modes, WINDOW)
     searches.look_around(chosen)
     for _ in range(MORE_ROUNDS):
         astray = searches.astray(chosen)
-        searches.climb(astray, MORE_STEPS, 0)
+        searches.climb(astray, 1, 0)
         searches.look_around(astray)
     chosen = searches.distinct(searches.best(chosen, effort.modes, WINDOW))
     return searches.weighed(chosen, encoder, effort)
