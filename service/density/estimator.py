@@ -67,6 +67,7 @@ class Tiling:
 
     rows: int
     evaluations: int
+    gradients: int
     tangents: int
 
     @staticmethod
@@ -76,8 +77,8 @@ class Tiling:
         A GPU needs much larger ones to be busy.
         """
         if device.type == "cpu":
-            return Tiling(rows=16, evaluations=512, tangents=256)
-        return Tiling(rows=256, evaluations=65536, tangents=16384)
+            return Tiling(rows=32, evaluations=256, gradients=32, tangents=256)
+        return Tiling(rows=256, evaluations=65536, gradients=256, tangents=16384)
 
     def group(self, samples: int) -> int:
         """How many rows share a tile of samples: a power of two that divides the block."""
@@ -313,7 +314,7 @@ class Block:
         if more_starts is not None:
             starts.append(more_starts)
         anywhere = Sites(self.vae, self.x, self.given, self.encoder.mean, self.x.new_zeros(len(self.x)).double())
-        tiles = Tiles(self.tiling.rows, self.tiling.sites(self.latents))
+        tiles = Tiles(self.tiling.gradients, self.tiling.sites(self.latents))
         return find(anywhere, torch.cat(starts), self.encoder, len(self.block), effort, tiles)
 
     # Draws

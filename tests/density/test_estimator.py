@@ -387,7 +387,7 @@ def test_a_setting_that_is_not_there_is_refused():
 
 @given(st.sampled_from([2, 16, 64, 100, 256, 5000]))
 def test_rows_share_a_tile_in_groups_that_divide_the_block(samples):
-    tiling = Tiling(rows=16, evaluations=256, tangents=256)
+    tiling = Tiling(rows=16, evaluations=256, gradients=16, tangents=256)
     group = tiling.group(samples)
     assert tiling.rows % group == 0
     assert group == 1 or group * samples <= 256
