@@ -211,14 +211,15 @@ def student(degrees):
 @pytest.mark.parametrize("num_samples", [16, 64, 256, 1024])
 def test_tiles_change_nothing_against_the_plain_way(digit_scorer, num_samples):
     model = digit_scorer.model
-    x = model.input.encode(model.input.rows(digits()[:16]))
+    rows = Tiling.for_device(torch.device("cpu")).rows  # a whole block
+    x = model.input.encode(model.input.rows(digits()[:rows]))
     book = codebook_of(model.vae, model.codebook)
     with torch.no_grad():
         block = Block(fixed(num_samples), model.vae, book, x)
-        tiles = list(block.drawn(list(range(16)), 0, num_samples))
+        tiles = list(block.drawn(list(range(rows)), 0, num_samples))
         points = row_points(x, 0, 4, 0, num_samples, torch.device("cpu"))
         plain = log_weights(model.vae, torch.from_numpy(x), block.proposal, points)
-    drawn = torch.cat([weights[:, : len(rows)] for rows, _, weights in tiles], dim=1)
+    drawn = torch.cat([weights[:, : len(chosen)] for chosen, _, weights in tiles], dim=1)
     torch.testing.assert_close(drawn, plain, atol=2e-4, rtol=0)
     estimates = fixed(num_samples).estimate(model.vae, model.codebook, x)
     if num_samples < 512:  # with more, rows that are not to be trusted are estimated anew
@@ -337,7 +338,8 @@ def test_the_laws_hold_over_random_small_decoders(likelihood, latents, seed):
     x = np.round(x) if likelihood == "bernoulli" else x
     with torch.no_grad():
         block = Block(fixed(64), vae, codebook_of(vae, codebook.build(vae, x)), x)
-        weights = next(iter(block.drawn(list(range(5)), 0, 64)))[2][:, :5]
+        tiles = list(block.drawn(list(range(5)), 0, 64))
+    weights = torch.cat([tile[:, : len(chosen)] for chosen, _, tile in tiles], dim=1)
     estimates = estimate(fixed(64), vae, x)
     np.testing.assert_allclose(estimates.log_likelihood, log_likelihood(weights).numpy(), rtol=1e-12)
     assert (weights.mean(0).numpy() <= estimates.log_likelihood + 1e-9).all()
