@@ -113,6 +113,7 @@ def bundled_service() -> Iterator[str]:
             "VOUCH_STORE": f"{folder}/store",
             "VOUCH_PORT": str(port),
             "VOUCH_LOG_LEVEL": "ERROR",
+            "VOUCH_DRAIN_S": "0",
         }
         process = subprocess.Popen([sys.executable, "-m", "service.cli", "serve"], env=environment)
         try:

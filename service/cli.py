@@ -1,4 +1,4 @@
-"""The command line: `vouch train`, `calibrate`, `score`, `sample`, `models`, `serve`.
+"""The command line: `vouch train`, `calibrate`, `score`, `sample`, `models`, `promote`, `serve`.
 
 Bad input ends with one line on stderr and exit status 2, and leaves nothing half-written.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from service.data.schema import InputSpec
     from service.density.estimator import SettingName
     from service.scorer import Samples, Scorer, Scores
-    from service.store import Reference
+    from service.store import Reference, Store
     from service.vae.network import ActivationName, LikelihoodName
     from service.vae.training import FitReport, Progress
 
@@ -48,7 +48,9 @@ app = typer.Typer(
 )
 err = Console(stderr=True, soft_wrap=True)
 
-StoreOption = Annotated[Path, typer.Option("--store", envvar="VOUCH_STORE", help="folder of the model store")]
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="VOUCH_STORE", help="the model store: a folder, or an fsspec URL")
+]
 DeviceOption = Annotated[str, typer.Option("--device", envvar="VOUCH_DEVICE", help="auto, cpu or cuda")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="NAME, NAME@VERSION or NAME@ALIAS")]
 KeyOption = Annotated[str | None, typer.Option("--key", help="which array of an .npz file")]
@@ -91,7 +93,7 @@ def one_line(error: Exception) -> str:
 def train(
     data: DataArgument,
     name: Annotated[str, typer.Option(help="the model's name in the store")],
-    store: StoreOption = Path("model_store"),
+    store: StoreOption = "model_store",
     key: KeyOption = None,
     columns: ColumnsOption = None,
     likelihood: Annotated[
@@ -165,7 +167,7 @@ def train(
 def calibrate(
     model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS")],
     data: DataArgument,
-    store: StoreOption = Path("model_store"),
+    store: StoreOption = "model_store",
     key: KeyOption = None,
     percentiles: Annotated[str | None, typer.Option(help="ends of the band; default: as they are")] = None,
     estimator: Annotated[str | None, typer.Option(help="fast, standard or thorough; default: as it is")] = None,
@@ -175,10 +177,9 @@ def calibrate(
     from service.data.readers import read
     from service.density.estimator import Estimator
     from service.scorer import torch_device
-    from service.store import Store
     from service.trainer import recalibrate
 
-    models = Store(store)
+    models = existing(store)
     published = models.load(models.resolve(model))
     published.model.vae.to(torch_device(device))
     chosen = None if estimator is None else Estimator.of(setting_name(estimator))
@@ -197,7 +198,7 @@ def calibrate(
 def score(
     data: DataArgument,
     model: ModelOption = None,
-    store: StoreOption = Path("model_store"),
+    store: StoreOption = "model_store",
     key: KeyOption = None,
     percentiles: Annotated[str | None, typer.Option(help="another band, such as 1,99")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first rows")] = None,
@@ -232,7 +233,7 @@ def score(
 @fail_in_one_line
 def sample(
     model: ModelOption = None,
-    store: StoreOption = Path("model_store"),
+    store: StoreOption = "model_store",
     num: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many")] = 16,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     of: Annotated[str, typer.Option(help="observation: x given z; mean: E[x given z]")] = "observation",
@@ -259,15 +260,13 @@ def sample(
 @app.command()
 @fail_in_one_line
 def models(
-    store: StoreOption = Path("model_store"),
+    store: StoreOption = "model_store",
     as_json: Annotated[bool, typer.Option("--json", help="the cards, as JSON")] = False,
 ) -> None:
     """List the models of the store; every file's hash is checked."""
-    from service.store import Reference, Store
+    from service.store import Reference
 
-    shelf = Store(store)
-    if not shelf.root.is_dir():
-        raise DataError(f"{store}: no such folder")
+    shelf = existing(store)
     table = Table("model", "input", "likelihood", "latents", "estimator", "band (nats)", "calibrated on", "notes")
     cards = []
     default = shelf.aliases().default
@@ -301,10 +300,28 @@ def models(
 
 @app.command()
 @fail_in_one_line
+def promote(
+    model: Annotated[str, typer.Argument(help="NAME@VERSION")],
+    alias: Annotated[str, typer.Option(help="the name for it; NAME alone means its alias production")] = "production",
+    expected: Annotated[str | None, typer.Option(help="the version that the alias must name now")] = None,
+    store: StoreOption = "model_store",
+) -> None:
+    """Let an alias name a version, once that loads and scores as when it was published. To go back, name the old one."""
+    from service.scorer import load_scorer
+
+    models = existing(store)
+    reference = models.resolve(model)
+    load_scorer(models, str(reference), "cpu", threads=1).warm_up()
+    models.set_alias(reference.name, alias, reference.version, expected)
+    err.print(f"{reference.name}@{alias} is {reference}; services follow within VOUCH_STORE_POLL_S, or on SIGHUP")
+
+
+@app.command()
+@fail_in_one_line
 def serve(
     host: Annotated[str | None, typer.Option(help="address to listen on; default: VOUCH_HOST or 127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="default: VOUCH_PORT or 8000")] = None,
-    store: Annotated[Path | None, typer.Option(help="default: VOUCH_STORE or model_store")] = None,
+    store: Annotated[str | None, typer.Option(help="default: VOUCH_STORE or model_store")] = None,
 ) -> None:
     """Serve the store's models over HTTP. Settings are VOUCH_* variables, listed in the README."""
     from service.settings import read_settings
@@ -324,16 +341,23 @@ def version() -> None:
 # What the commands share
 
 
-def scorer_of(store: Path, model: str | None, device: str) -> Scorer:
+def scorer_of(store: str, model: str | None, device: str) -> Scorer:
     """The named model of the store."""
     from service.scorer import load_scorer
-    from service.store import Store
 
-    if not store.is_dir():
-        raise DataError(f"{store}: no such folder")
     if device not in ("auto", "cpu", "cuda"):
         raise DataError("--device: expected auto, cpu or cuda")
-    return load_scorer(Store(store), model, device)
+    return load_scorer(existing(store), model, device)
+
+
+def existing(root: str) -> Store:
+    """The store at a URL, or in a folder that is there."""
+    from service.shelf import is_url
+    from service.store import Store
+
+    if not is_url(root) and not Path(root).is_dir():
+        raise DataError(f"{root}: no such folder")
+    return Store(root, Path("~/.cache/vouch").expanduser())
 
 
 def checked_rows(path: Path, rows: Rows, scorer: Scorer) -> np.ndarray:

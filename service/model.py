@@ -9,16 +9,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 
-from service.data.schema import InputSpec
+from service.data.schema import FLOAT32_MAX, InputSpec
 from service.density import codebook
 from service.density.estimator import TYPICAL_SAMPLES, Estimates, Estimator
-from service.errors import CalibrationError
+from service.errors import CalibrationError, DamagedModelError
 from service.vae.network import VAE
 from service.validity.band import Band
 
 FEWER_TIMES = 4  # the pilot's smaller number of samples
 DECAYS = (0.5, 3.0)
+GOLDEN_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,16 @@ class Model:
         ends = tuple(end + volume for end in band_ends)
         estimates = self.estimator.estimate(self.vae, self.codebook, self.input.encode(rows), pool, ends)
         return replace(estimates, log_likelihood=estimates.log_likelihood - volume)
+
+    def drawn(self, num: int, seed: int) -> np.ndarray:
+        """Rows drawn from the model, shape (num, D), float32, in the units of the training data."""
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn((num, self.vae.architecture.latents), generator=generator)
+        with torch.inference_mode():
+            output = self.vae.decoder(z.to(self.vae.device, self.vae.dtype))
+            x = self.vae.likelihood.sample(output, generator).double().cpu().numpy()
+        rows = self.input.decode(x)
+        return np.clip(rows, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
 
     def evaluations_per_row(self) -> int:
         """What a score costs, about, in decoder evaluations."""
@@ -95,6 +107,56 @@ class Calibration:
             raise CalibrationError(
                 "the calibration belongs to another network, input or estimator: calibrate again with `vouch calibrate`"
             )
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Rows with the scores that they had when their version was published: whoever loads it can see that it scores alike.
+
+    The rows are drawn from the model, so that no real one lies in the store: `rows` (K, D), float32, in the units of the
+    training data, `log_likelihood` and `std_error` (K,), float64, nats.
+    """
+
+    rows: np.ndarray
+    log_likelihood: np.ndarray
+    std_error: np.ndarray
+
+    @staticmethod
+    def of(model: Model, calibration: Calibration) -> Golden:
+        """Golden rows of a model, as its calibration's band has them scored."""
+        rows = model.drawn(GOLDEN_ROWS, seed=0)
+        estimates = golden_estimates(model, calibration, rows)
+        return Golden(rows, estimates.log_likelihood, estimates.std_error)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parts by name."""
+        return {"rows": self.rows, "log_likelihood": self.log_likelihood, "std_error": self.std_error}
+
+    def check(self, model: Model, calibration: Calibration) -> None:
+        """Score the rows again.
+
+        The same kind of machine and build gives the same bits. Another one rounds differently; where that turns a branch of
+        the estimate, which is rare, the numbers are two estimates of the same thing, and may differ as their errors say.
+
+        Raises:
+            DamagedModelError: a score is another one, or more than half of them are only similar.
+        """
+        estimates = golden_estimates(model, calibration, self.rows)
+        difference = np.abs(estimates.log_likelihood - self.log_likelihood)
+        rounding = 1e-5 * np.maximum(1.0, np.abs(self.log_likelihood))
+        same = difference <= rounding
+        similar = difference <= rounding + 6.0 * np.hypot(estimates.std_error, self.std_error)
+        if not similar.all() or same.mean() < 0.5:
+            raise DamagedModelError(
+                f"{int((~same).sum())} of {len(self.rows)} golden rows score otherwise than when the version was "
+                f"published, by up to {difference.max():.3g} nats: this machine or build computes something else"
+            )
+
+
+def golden_estimates(model: Model, calibration: Calibration, rows: np.ndarray) -> Estimates:
+    """Estimates of golden rows, as the service has them."""
+    band = calibration.band()
+    return model.estimates(rows, None, (band.low, band.high))
 
 
 def calibrated(

@@ -5,8 +5,10 @@ Rows come and go in the units of the training data. Every answer is a frozen dat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from statistics import NormalDist
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from service.density.estimator import Tiling, padded, worker_pool
 from service.density.importance import normalized_weights
 from service.density.quasirandom import row_generator
-from service.errors import InputError
+from service.errors import DamagedModelError, InputError
 from service.settings import cpu_quota
 from service.store import Published, Store
 from service.validity.band import SIDES, Band, Side, Verdict
@@ -93,6 +95,36 @@ class Manifold:
     means: np.ndarray
 
 
+Answer = Scores | Reconstructions | Encodings
+A = TypeVar("A", bound=Answer)
+
+
+def part(answer: A, rows: slice) -> A:
+    """Some rows of an answer about B rows, such as `Scores`."""
+    return with_arrays(answer, {name: value[rows] for name, value in arrays_of(answer).items()})
+
+
+def joined(answers: Sequence[A]) -> A:
+    """Answers about rows that follow each other as one answer."""
+    if len(answers) == 1:
+        return answers[0]
+    columns = [arrays_of(answer) for answer in answers]
+    together = {name: np.concatenate([column[name] for column in columns]) for name in columns[0]}
+    return with_arrays(answers[0], together)
+
+
+def with_arrays(answer: A, arrays: dict[str, np.ndarray]) -> A:
+    """An answer with other arrays."""
+    changed: A = replace(cast("Any", answer), **arrays)
+    return changed
+
+
+def arrays_of(answer: A) -> dict[str, np.ndarray]:
+    """An answer's arrays, each with a row's part at that row's place."""
+    values = ((entry.name, getattr(answer, entry.name)) for entry in fields(answer))
+    return {name: value for name, value in values if isinstance(value, np.ndarray)}
+
+
 class Scorer:
     """A published model, ready to answer. Build one with `service.load`.
 
@@ -115,8 +147,21 @@ class Scorer:
         return self.model.vae.architecture.latents
 
     def warm_up(self) -> None:
-        """Score one row, so that the first request does not pay for what torch sets up once."""
-        self.score(self.sample(1, seed=0).samples)
+        """Score some rows, so that the first request does not pay for what torch sets up once.
+
+        They are the golden rows that the version carries, where it does.
+
+        Raises:
+            DamagedModelError: they score otherwise than when the version was published.
+        """
+        golden = self.published.golden
+        if golden is None:
+            self.score(self.sample(1, seed=0).samples)
+            return
+        try:
+            golden.check(self.model, self.calibration)
+        except DamagedModelError as error:
+            raise DamagedModelError(f"{self.published.reference}: {error}") from None
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """Check rows and cast them to float32, shape (B, D)."""

@@ -25,36 +25,62 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    store: Path = Field(Path("model_store"), description="folder of the model store")
+    store: str = Field(
+        "model_store", description="the model store: a folder, or an fsspec URL such as s3://bucket/models"
+    )
+    store_cache: Path | None = Field(
+        Path("~/.cache/vouch"), description="folder that keeps files of a store at a URL, by their digest"
+    )
+    store_poll_s: float = Field(
+        10.0, ge=0, description="seconds between looks at the store for new versions and aliases; 0: only on SIGHUP"
+    )
+    shadow: str | None = Field(
+        None,
+        pattern="^[^@]+@[^@]+$",
+        description="NAME@ALIAS that scores a share of NAME's requests, too, to be compared",
+    )
+    shadow_share: float = Field(0.1, ge=0, le=1, description="share of the requests that the shadow scores")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the network runs; auto: a GPU if there is one"
     )
-    threads: int = Field(0, ge=0, description="cores that score rows side by side; 0 takes the container's CPU quota")
+    threads: int = Field(0, ge=0, description="inference threads; 0: one for each CPU of the container's quota")
     api_keys_file: Path | None = Field(
         None, description="file of `sha256-of-key scope,scope` lines; without it no key is asked for"
     )
+    allow_anonymous: bool = Field(False, description="1: listen beyond loopback without keys")
     open_paths: tuple[str, ...] = Field(
         (), description='JSON list of paths that need no key beside the probes, such as ["/metrics", "/docs"]'
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="largest request body")
+    max_held_bytes: int = Field(
+        512 * 2**20, ge=1024, description="most bytes of all bodies that are being read or parsed"
+    )
+    max_header_bytes: int = Field(64 * 2**10, ge=1024, description="largest request head")
+    header_timeout_s: float = Field(20.0, gt=0, description="seconds that a request's head may take to come in")
     max_rows: int = Field(10_000, ge=1, description="most rows in a request")
     max_pixels: int = Field(4_000_000, ge=1, description="most pixels in an encoded image")
     max_draws: int = Field(100, ge=0, description="most posterior draws a row")
     max_num: int = Field(1_000, ge=1, description="most samples in a request")
     max_grid: int = Field(50, ge=1, description="largest side of the manifold's grid")
     max_queue_evaluations: int = Field(
-        20_000_000, ge=1, description="most decoder evaluations (rows x samples) that may wait"
+        2_000_000, ge=1, description="most decoder evaluations (rows x samples) that may wait"
     )
-    batch_rows: int = Field(
-        64, ge=1, description="rows that one request may keep the inference thread busy with at a time"
+    batch_evaluations: int = Field(
+        8192, ge=1, description="decoder evaluations that a batch may cost: what a single row may have to wait for"
     )
+    batch_delay_ms: float = Field(0.0, ge=0, description="how long a batch that is not full may wait for more rows")
+    drain_s: float = Field(5.0, ge=0, description="seconds of serving after SIGTERM, while /readyz says 503")
     request_timeout_s: float = Field(120.0, gt=0, description="deadline of a request; X-Request-Timeout shortens it")
     loaded_versions: int = Field(8, ge=1, description="most model versions held in memory beside the served ones")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe log line")
 
     def thread_count(self) -> int:
-        """Cores to score on: those set, or the CPUs that the container may use."""
+        """Inference threads: those set, or the CPUs that the container may use."""
         return self.threads or cpu_quota()
+
+    def cache(self) -> Path | None:
+        """The cache's folder, with the home folder in it spelled out."""
+        return None if self.store_cache is None else self.store_cache.expanduser()
 
 
 def read_settings() -> Settings:

@@ -1,26 +1,21 @@
-"""The model store: a folder of immutable, verified model versions.
+"""The model store: immutable, verified model versions, in a folder or at an fsspec URL.
 
     STORE/NAME/VERSION/card.json                 what the model is
                        weights.safetensors       the network
-                       calibration.safetensors   the validation rows' scores, and the codebook
+                       calibration.safetensors   the validation rows' scores, the codebook, and the golden rows
                        manifest.json             sha256 and size of each, written last
     STORE/aliases.json                           the default model, and names for versions
 
-A version is written into a temporary folder, synced, and renamed into place: it is there whole or not at all. Loading
-checks every hash before a byte is used. Nothing is ever unpickled.
+A version is there whole or not at all (`shelf.py`). Loading checks every hash before a byte is used. Nothing is ever
+unpickled.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,15 +32,15 @@ from service import __version__
 from service.data.schema import Frozen, InputSpec
 from service.density.estimator import Estimator
 from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError, UnavailableError
-from service.model import Calibration, Model
+from service.model import Calibration, Golden, Model
+from service.shelf import MANIFEST, NAME, VERSION, LocalShelf, Shelf, shelf_of
 from service.vae.network import VAE, Architecture
 
 FILES = ("card.json", "weights.safetensors", "calibration.safetensors")
-MANIFEST = "manifest.json"
 ALIASES = "aliases.json"
+PRODUCTION = "production"  # the alias that a bare name means
 MAX_FILE_BYTES = 2**30
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-VERSION = re.compile(r"[1-9][0-9]{0,8}")
+MAX_MANIFEST = MAX_ALIASES = 2**20
 ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
@@ -116,73 +111,127 @@ class Published:
     card: Card
     model: Model
     calibration: Calibration
+    golden: Golden | None
 
 
-class Store:
-    """A folder of models."""
+@dataclass(frozen=True)
+class Catalog:
+    """What a store holds at a moment: versions by name, oldest first, aliases, the default, and what a bare name means.
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+    `serving` is a model's alias `production` where there is one, and its newest version otherwise.
+    """
+
+    versions: dict[str, tuple[str, ...]]
+    aliases: dict[str, dict[str, str]]
+    default: str | None
+    serving: dict[str, str]
+
+    @staticmethod
+    def of(versions: dict[str, list[str]], aliases: Aliases) -> Catalog:
+        """The catalog of some versions and what aliases.json says."""
+        named = {name: aliases.aliases.get(name, {}) for name in versions}
+        serving = {name: named[name].get(PRODUCTION, numbers[-1]) for name, numbers in versions.items()}
+        return Catalog({name: tuple(numbers) for name, numbers in versions.items()}, named, aliases.default, serving)
 
     def names(self) -> list[str]:
         """The models that have at least one version."""
-        if not self.root.is_dir():
-            return []
-        folders = (entry.name for entry in self.root.iterdir() if entry.is_dir() and NAME.fullmatch(entry.name))
-        return sorted(name for name in folders if self.versions(name))
-
-    def versions(self, name: str) -> list[str]:
-        """A model's published versions, oldest first. A folder without a manifest was never finished: it is none."""
-        folder = self.root / checked_name(name)
-        try:
-            found = [e.name for e in folder.iterdir() if VERSION.fullmatch(e.name) and (e / MANIFEST).is_file()]
-        except OSError:  # not there, or a folder that we may not read: no model of ours
-            return []
-        return sorted(found, key=int)
-
-    def aliases(self) -> Aliases:
-        """The default model and the aliases."""
-        path = self.root / ALIASES
-        try:
-            return Aliases.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return Aliases()
-        except (ValidationError, OSError) as error:
-            raise DamagedModelError(f"{ALIASES}: is damaged: {first_line(error)}") from error
+        return sorted(self.versions)
 
     def default_name(self) -> str:
         """The model that is meant where none is named."""
-        default = self.aliases().default
-        if default is not None:
-            return default
+        if self.default is not None:
+            return self.default
         names = self.names()
         if len(names) == 1:
             return names[0]
         raise ModelNotFoundError("the store has no default model: name one" if names else "the store holds no model")
 
     def resolve(self, name: str | None = None) -> Reference:
-        """Which version `NAME`, `NAME@VERSION` or `NAME@ALIAS` means.
+        """Which version `NAME`, `NAME@VERSION` or `NAME@ALIAS` means; None is the default model.
 
-        NAME alone is its alias `production` where there is one, and its newest version otherwise; None is the default.
+        A version's number is taken as it stands, though the catalog may not have it: it may be half-written, or new.
 
         Raises:
             ModelNotFoundError: there is none such, or the name is not one.
         """
         name, _, wanted = (name if name is not None else self.default_name()).partition("@")
-        versions = self.versions(name)
-        if not versions and not (wanted and VERSION.fullmatch(wanted)):
-            raise ModelNotFoundError(f"no such model in the store, it has: {', '.join(self.names()) or 'none'}")
-        aliases = self.aliases().aliases.get(name, {})
-        if not wanted:
-            return Reference(name, aliases.get("production", versions[-1]))
-        if VERSION.fullmatch(wanted):
-            if wanted not in versions and not (self.root / name / wanted).is_dir():
-                raise ModelNotFoundError(f"model {name!r} has no version {wanted}, it has: {', '.join(versions)}")
+        checked_name(name)
+        if wanted and VERSION.fullmatch(wanted):
             return Reference(name, wanted)
+        if name not in self.versions:
+            raise ModelNotFoundError(f"no such model in the store, it has: {', '.join(self.names()) or 'none'}")
+        if not wanted:
+            return Reference(name, self.serving[name])
+        aliases = self.aliases[name]
         if wanted not in aliases:
-            known = ", ".join(aliases) or "none"
-            raise ModelNotFoundError(f"model {name!r} has no such alias, it has: {known}")
+            raise ModelNotFoundError(
+                f"model {name!r} has no such alias, it has: {', '.join(aliases) or 'none'}; a version is a number"
+            )
         return Reference(name, aliases[wanted])
+
+    def targets(self, name: str) -> set[Reference]:
+        """The versions that a model's bare name and its aliases mean."""
+        return {Reference(name, version) for version in (self.serving[name], *self.aliases[name].values())}
+
+
+class Store:
+    """Models in a folder, or at an fsspec URL.
+
+    Args:
+        cache: folder in which files from afar are kept by their digest; None: nowhere.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], cache: Path | None = None) -> None:
+        self.shelf = shelf_of(os.fspath(root), cache)
+
+    @property
+    def root(self) -> Path:
+        """The folder, of a store that is one."""
+        assert isinstance(self.shelf, LocalShelf)
+        return self.shelf.root
+
+    def catalog(self) -> Catalog:
+        """What the store holds now.
+
+        Raises:
+            DamagedModelError: aliases.json cannot be read.
+            UnavailableError: the place cannot be reached.
+        """
+        try:
+            return Catalog.of(self.shelf.versions(), self.aliases())
+        except OSError as error:
+            raise UnavailableError(f"the store cannot be read: {type(error).__name__}", 30.0) from error
+
+    def names(self) -> list[str]:
+        """The models that have at least one version."""
+        return self.catalog().names()
+
+    def versions(self, name: str) -> list[str]:
+        """A model's published versions, oldest first. A folder without a manifest was never finished: it is none."""
+        return list(self.catalog().versions.get(checked_name(name), ()))
+
+    def resolve(self, name: str | None = None) -> Reference:
+        """Which version `NAME`, `NAME@VERSION` or `NAME@ALIAS` means (`Catalog.resolve`)."""
+        catalog = self.catalog()
+        reference = catalog.resolve(name)
+        self.check_holds(reference, catalog)
+        return reference
+
+    def check_holds(self, reference: Reference, catalog: Catalog) -> None:
+        """Refuse a version that is not there at all; one that is half-written is there, and damaged."""
+        versions = catalog.versions.get(reference.name, ())
+        if reference.version not in versions and not self.shelf.holds(reference.name, reference.version):
+            known = ", ".join(versions) or "none"
+            raise ModelNotFoundError(f"model {reference.name!r} has no version {reference.version}, it has: {known}")
+
+    def aliases(self) -> Aliases:
+        """The default model and the aliases."""
+        try:
+            return Aliases.model_validate_json(self.shelf.read(ALIASES, MAX_ALIASES))
+        except FileNotFoundError:
+            return Aliases()
+        except (ValidationError, OSError) as error:
+            raise DamagedModelError(f"{ALIASES}: is damaged: {first_line(error)}") from error
 
     def load(self, reference: Reference) -> Published:
         """Read a version and check every hash.
@@ -191,10 +240,9 @@ class Store:
             DamagedModelError: names the version and the file that is missing, cut short or altered.
             CalibrationError: its thresholds belong to another estimator.
         """
-        folder = self.root / checked_name(reference.name) / reference.version
-        if not folder.is_dir():
+        if not self.shelf.holds(checked_name(reference.name), reference.version):
             raise ModelNotFoundError(f"model {reference} is not in the store")
-        contents, digest = verified_files(folder, str(reference))
+        contents, digest = verified_files(self.shelf, reference)
         try:
             card = Card.model_validate_json(contents["card.json"])
         except ValidationError as error:
@@ -202,13 +250,13 @@ class Store:
         if (card.name, card.version) != (reference.name, reference.version):
             raise DamagedModelError(f"{reference}: card.json is that of {card.name}@{card.version}")
         vae = load_network(card, contents["weights.safetensors"])
-        calibration, codebook = load_calibration(card, contents["calibration.safetensors"])
+        calibration, codebook, golden = load_calibration(card, contents["calibration.safetensors"])
         model = Model(vae, card.input, card.estimator, codebook)
         try:
             calibration.check_belongs_to(model)
         except CalibrationError as error:
             raise CalibrationError(f"{reference}: {error}") from error
-        return Published(reference, digest, card, model, calibration)
+        return Published(reference, digest, card, model, calibration, golden)
 
     def publish(
         self,
@@ -227,10 +275,8 @@ class Store:
             ModelConflictError: somebody else published the same version meanwhile.
         """
         calibration.check_belongs_to(model)
-        folder = self.root / checked_name(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = [int(entry.name) for entry in folder.iterdir() if VERSION.fullmatch(entry.name)]
-        reference = Reference(name, str(max(taken, default=0) + 1))
+        golden = Golden.of(model, calibration)
+        reference = Reference(checked_name(name), self.shelf.next_version(name))
         band = calibration.band()
         card = Card(
             name=name,
@@ -254,11 +300,15 @@ class Store:
                 {key: tensor.detach().cpu().contiguous() for key, tensor in model.vae.state_dict().items()}
             ),
             "calibration.safetensors": save_tensors(
-                {"scores": torch.from_numpy(calibration.scores), "codebook": torch.from_numpy(model.codebook)},
+                {
+                    "scores": torch.from_numpy(calibration.scores),
+                    "codebook": torch.from_numpy(model.codebook),
+                    **{f"golden.{key}": torch.tensor(array) for key, array in golden.arrays().items()},
+                },
                 metadata={"fingerprint": calibration.fingerprint},
             ),
         }
-        write_version(folder, reference, contents)
+        self.shelf.publish(name, contents, manifest_of(contents), reference.version)
         return reference
 
     def set_alias(self, name: str, alias: str, version: str, expected: str | None = None) -> Aliases:
@@ -275,7 +325,7 @@ class Store:
             raise ModelConflictError("an alias is a lower-case word of letters, digits, - and _, and no number")
         if version not in self.versions(name):
             raise ModelNotFoundError(f"model {name!r} has no such version, it has: {', '.join(self.versions(name))}")
-        with self.locked():
+        with self.shelf.locked():
             aliases = self.aliases()
             current = aliases.aliases.get(name, {}).get(alias)
             if expected is not None and current != expected:
@@ -288,29 +338,14 @@ class Store:
         """Make a model the one that is meant where none is named."""
         if not self.versions(name):
             raise ModelNotFoundError(f"no model {name!r} in the store")
-        with self.locked():
+        with self.shelf.locked():
             aliases = self.aliases()
             aliases.default = name
             self.write_aliases(aliases)
 
     def write_aliases(self, aliases: Aliases) -> None:
-        """Replace aliases.json atomically; the caller holds the lock."""
-        temporary = self.root / f".{ALIASES}.{os.getpid()}"
-        write_synced(temporary, (aliases.model_dump_json(indent=2) + "\n").encode())
-        temporary.replace(self.root / ALIASES)
-        sync_folder(self.root)
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the store's lock, so that two writers of aliases.json follow each other."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / ".lock").open("w")
-        except OSError as error:
-            raise UnavailableError(f"the store cannot be written: {type(error).__name__}", 60.0) from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        """Replace aliases.json in one step; the caller holds the lock."""
+        self.shelf.replace(ALIASES, (aliases.model_dump_json(indent=2) + "\n").encode())
 
 
 def checked_name(name: str) -> str:
@@ -322,38 +357,47 @@ def checked_name(name: str) -> str:
     return name
 
 
-def verified_files(folder: Path, label: str) -> tuple[dict[str, bytes], str]:
+def verified_files(shelf: Shelf, reference: Reference) -> tuple[dict[str, bytes], str]:
     """The contents of a version's files, each with the size and hash that the manifest says, and the version's digest."""
+    folder = f"{reference.name}/{reference.version}"
     try:
-        manifest_bytes = (folder / MANIFEST).read_bytes()
+        manifest_bytes = shelf.read(f"{folder}/{MANIFEST}", MAX_MANIFEST)
         manifest = Manifest.model_validate_json(manifest_bytes)
     except FileNotFoundError as error:
-        raise DamagedModelError(f"{label}: {MANIFEST} is missing: the version is half-written") from error
+        raise DamagedModelError(f"{reference}: {MANIFEST} is missing: the version is half-written") from error
     except (ValidationError, OSError) as error:
-        raise DamagedModelError(f"{label}: {MANIFEST} cannot be read: {first_line(error)}") from error
+        raise DamagedModelError(f"{reference}: {MANIFEST} cannot be read: {first_line(error)}") from error
     contents = {}
     for name in FILES:
         if name not in manifest.files:
-            raise DamagedModelError(f"{label}: {MANIFEST} does not list {name}")
-        contents[name] = verified_file(folder / name, manifest.files[name], label)
+            raise DamagedModelError(f"{reference}: {MANIFEST} does not list {name}")
+        contents[name] = verified_file(shelf, folder, name, manifest.files[name], str(reference))
     return contents, f"sha256:{hashlib.sha256(manifest_bytes).hexdigest()}"
 
 
-def verified_file(path: Path, entry: FileEntry, label: str) -> bytes:
+def verified_file(shelf: Shelf, folder: str, name: str, entry: FileEntry, label: str) -> bytes:
     """A file's content, if it has the size and the hash of its entry."""
     if entry.size > MAX_FILE_BYTES:
-        raise DamagedModelError(f"{label}: {path.name} is said to have {entry.size} bytes, at most {MAX_FILE_BYTES}")
+        raise DamagedModelError(f"{label}: {name} is said to have {entry.size} bytes, at most {MAX_FILE_BYTES}")
     try:
-        with path.open("rb") as file:
-            content = file.read(entry.size + 1)
+        content = shelf.read_hashed(f"{folder}/{name}", entry.sha256, entry.size)
     except OSError as error:
-        raise DamagedModelError(f"{label}: {path.name} is missing or cannot be read") from error
+        raise DamagedModelError(f"{label}: {name} is missing or cannot be read") from error
     if len(content) != entry.size:
         has = "more" if len(content) > entry.size else f"only {len(content)}"
-        raise DamagedModelError(f"{label}: {path.name} has {has} bytes, {MANIFEST} says {entry.size}")
+        raise DamagedModelError(f"{label}: {name} has {has} bytes, {MANIFEST} says {entry.size}")
     if hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise DamagedModelError(f"{label}: {path.name} does not have the sha256 that {MANIFEST} says")
+        raise DamagedModelError(f"{label}: {name} does not have the sha256 that {MANIFEST} says")
     return content
+
+
+def manifest_of(contents: dict[str, bytes]) -> bytes:
+    """The manifest of some files."""
+    files = {
+        name: FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+        for name, content in contents.items()
+    }
+    return (Manifest(files=files).model_dump_json(indent=2) + "\n").encode()
 
 
 def load_network(card: Card, content: bytes) -> VAE:
@@ -368,11 +412,12 @@ def load_network(card: Card, content: bytes) -> VAE:
     return vae.eval().requires_grad_(False)
 
 
-def load_calibration(card: Card, content: bytes) -> tuple[Calibration, np.ndarray]:
-    """The validation scores and the codebook of a card."""
+def load_calibration(card: Card, content: bytes) -> tuple[Calibration, np.ndarray, Golden | None]:
+    """The validation scores, the codebook and the golden rows of a card; older versions have no golden rows."""
     try:
         tensors = load_tensors(content)
         scores, codebook = tensors["scores"].numpy().astype(np.float64), tensors["codebook"].numpy()
+        golden = golden_of({key: tensor.numpy() for key, tensor in tensors.items()})
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         fingerprint = header["__metadata__"]["fingerprint"]
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
@@ -384,46 +429,13 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, np.ndarra
     shape = (max(1, len(codebook)), card.architecture.latents)
     if codebook.shape != shape or not (np.isfinite(codebook).all() and np.isfinite(scores).all()):
         raise DamagedModelError(f"{card.name}@{card.version}: the codebook does not fit the card")
-    return Calibration(scores, card.calibration.percentiles, fingerprint), codebook
+    return Calibration(scores, card.calibration.percentiles, fingerprint), codebook, golden
 
 
-def write_version(folder: Path, reference: Reference, contents: dict[str, bytes]) -> None:
-    """Write the files and the manifest into a temporary folder, sync them, and rename it to the version's number."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{reference.version}-", dir=folder))
-    try:
-        temporary.chmod(0o755)  # mkdtemp's 0700 would hide the version from a service of another user
-        for name, content in contents.items():
-            write_synced(temporary / name, content)
-        entries = {
-            name: FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
-            for name, content in contents.items()
-        }
-        write_synced(temporary / MANIFEST, (Manifest(files=entries).model_dump_json(indent=2) + "\n").encode())
-        sync_folder(temporary)
-        try:
-            temporary.rename(folder / reference.version)
-        except OSError as error:
-            raise ModelConflictError(f"{reference} exists already: somebody published it meanwhile") from error
-        sync_folder(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the folder's entries."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def golden_of(tensors: dict[str, np.ndarray]) -> Golden | None:
+    """The golden rows among a version's tensors."""
+    arrays = {key.removeprefix("golden."): array for key, array in tensors.items() if key.startswith("golden.")}
+    return Golden(**arrays) if arrays else None
 
 
 def first_line(error: Exception) -> str:

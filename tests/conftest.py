@@ -116,7 +116,7 @@ def running_service(store: Path, log: Path, **settings: str):
     """A real server process on loopback; gives a client. It is ended by its id."""
     port = free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("VOUCH_")}
-    environment |= {"VOUCH_STORE": str(store), "VOUCH_PORT": str(port)}
+    environment |= {"VOUCH_STORE": str(store), "VOUCH_PORT": str(port), "VOUCH_DRAIN_S": "0"}
     environment |= {f"VOUCH_{name.upper()}": value for name, value in settings.items()}
     with log.open("ab") as stderr:
         process = subprocess.Popen(
@@ -124,7 +124,7 @@ def running_service(store: Path, log: Path, **settings: str):
         )
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                wait_until_alive(client, process)
+                wait_until_loaded(client, process)
                 client.process = process
                 yield client
         finally:
@@ -136,15 +136,16 @@ def running_service(store: Path, log: Path, **settings: str):
                 process.wait()
 
 
-def wait_until_alive(client: httpx.Client, process: subprocess.Popen) -> None:
-    """Wait for the first answer, at most a minute."""
+def wait_until_loaded(client: httpx.Client, process: subprocess.Popen) -> None:
+    """Wait until the models are loaded, or cannot be; at most a minute."""
     for _ in range(600):
         assert process.poll() is None, "the service ended at its start"
         try:
-            client.get("/livez")
-            return
+            if client.get("/readyz").json()["status"] != "loading":
+                return
         except httpx.TransportError:
-            time.sleep(0.1)
+            pass
+        time.sleep(0.1)
     raise AssertionError("the service did not start within a minute")
 
 

@@ -11,7 +11,7 @@ FLOORS = [
     ["errors", "__init__"],
     ["settings", "vae", "data"],
     ["density", "validity"],
-    ["model"],
+    ["model", "shelf"],
     ["store"],
     ["scorer", "trainer"],
     ["web"],

@@ -1,11 +1,13 @@
 """A model made ready to score: its codebook, what its pilot rows say, and its calibration."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from service.density import codebook
 from service.density.estimator import Estimator
-from service.errors import CalibrationError
+from service.errors import CalibrationError, DamagedModelError
 from service.model import calibrated
 from tests.conftest import digits
 
@@ -67,3 +69,15 @@ def test_the_codebook_finds_what_the_rows_came_from(digit_scorer):
         ) + model.vae.prior().log_prob(book.latents)
     difference = book.log_joint(x) - plain
     torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), atol=1e-3, rtol=0)
+
+
+def test_golden_rows_notice_what_scores_otherwise(digit_scorer):
+    golden, model, calibration = digit_scorer.published.golden, digit_scorer.model, digit_scorer.calibration
+    assert len(golden.rows) == 8
+    golden.check(model, calibration)
+    for shifted in (golden.log_likelihood + 0.01, golden.log_likelihood + 100.0 * (np.arange(8) == 3)):
+        with pytest.raises(DamagedModelError, match="golden rows score otherwise"):
+            replace(golden, log_likelihood=shifted).check(model, calibration)
+    # A branch that turned in one row: another estimate, within its error.
+    turned = golden.log_likelihood + 3.0 * golden.std_error * (np.arange(8) == 3)
+    replace(golden, log_likelihood=turned).check(model, calibration)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from service.errors import AccessError, ScopeError
 from service.settings import SettingsError
 
 SCOPES = ("score", "admin")
+log = logging.getLogger("vouch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +70,18 @@ class Keys:
             raise AccessError("the API key is not known")
         if scope not in granted[0] and "admin" not in granted[0]:
             raise ScopeError(f"the API key has no scope {scope!r}")
+
+
+class KeyRing:
+    """The keys of a file, as it was when it was last read without a fault."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.keys = Keys.read(path)
+
+    def reread(self) -> None:
+        """Take the file as it is now; one that cannot be read changes nothing."""
+        try:
+            self.keys = Keys.read(self.path)
+        except SettingsError as error:
+            log.error("the keys stay as they were", extra={"error": str(error)})

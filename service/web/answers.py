@@ -121,22 +121,19 @@ def score_list(scores: Scores, ids: list[Any] | None) -> list[Score]:
         scores.num_samples.tolist(),
         scores.percentile.tolist(),
         scores.p_value.tolist(),
-        ids if ids is not None else [msgspec.UNSET] * len(scores),
+        [msgspec.UNSET] * len(scores) if ids is None else [msgspec.UNSET if one is None else one for one in ids],
         strict=True,
     )
     return [Score(*row) for row in columns]
 
 
-def scores_response(model: ModelId, parts: list[Scores], ids: list[Any] | None, warnings: Sequence[str]) -> Response:
+def scores_response(model: ModelId, scores: Scores, ids: list[Any] | None, warnings: Sequence[str]) -> Response:
     """POST /score."""
-    band = parts[0].band
-    rows: list[Score] = []
-    for part in parts:
-        rows += score_list(part, None if ids is None else ids[len(rows) : len(rows) + len(part)])
+    band = scores.band
     document = {
         "model": model,
         "band": {"percentiles": band.percentiles, "log_likelihood": (band.low, band.high)},
-        "scores": rows,
+        "scores": score_list(scores, ids),
     }
     return json_response(document | ({"warnings": warnings} if warnings else {}))
 
@@ -156,33 +153,28 @@ SCORE_DTYPE = np.dtype(
 )
 
 
-def scores_npy_response(parts: list[Scores]) -> Response:
+def scores_npy_response(scores: Scores) -> Response:
     """POST /score as records: `valid` for the verdict, `side` -1, 0 or 1, NaN for no khat."""
-    records = np.zeros(sum(map(len, parts)), SCORE_DTYPE)
+    records = np.zeros(len(scores), SCORE_DTYPE)
+    columns = {"valid": scores.sides == 0, "side": scores.sides}
     for name in SCORE_DTYPE.names or ():
-        if name in ("valid", "side"):
-            sides = np.concatenate([part.sides for part in parts])
-            records[name] = sides == 0 if name == "valid" else sides
-        else:
-            records[name] = np.concatenate([getattr(part, name) for part in parts])
+        records[name] = columns[name] if name in columns else getattr(scores, name)
     return npy_response(records)
 
 
 def reconstructions_response(
-    kind: str, model: ModelId, parts: list[Reconstructions], spec: InputSpec, warnings: Sequence[str]
+    kind: str, model: ModelId, answer: Reconstructions, spec: InputSpec, warnings: Sequence[str]
 ) -> Response:
     """POST /reconstruct: JSON with everything, the means as npy, or means followed by draws as a picture."""
-    means = shaped(np.concatenate([part.mean for part in parts]), spec)
-    draws = shaped(np.concatenate([part.draws for part in parts]), spec)
+    means, draws = shaped(answer.mean, spec), shaped(answer.draws, spec)
     if kind == NPY:
         return npy_response(means)
     if kind == PNG:
         images = np.concatenate([means[:, None], draws], axis=1)
         return png_response(images.reshape(-1, *spec.shape), columns=images.shape[1])
-    features = np.concatenate([part.feature_log_likelihood for part in parts])
     rows = [
         {"mean": mean, "draws": drawn, "feature_log_likelihood": feature}
-        for mean, drawn, feature in zip(means, draws, features, strict=True)
+        for mean, drawn, feature in zip(means, draws, answer.feature_log_likelihood, strict=True)
     ]
     return json_response({"model": model, "reconstructions": rows} | ({"warnings": warnings} if warnings else {}))
 
@@ -198,14 +190,13 @@ def samples_response(kind: str, model: ModelId, samples: Samples, spec: InputSpe
     return json_response(document, headers)
 
 
-def encodings_response(kind: str, model: ModelId, parts: list[Encodings], warnings: Sequence[str]) -> Response:
+def encodings_response(kind: str, model: ModelId, answer: Encodings, warnings: Sequence[str]) -> Response:
     """POST /encode: JSON, or means and stds as npy of shape (B, 2, L)."""
     if kind == NPY:
-        return npy_response(np.concatenate([np.stack([part.mean, part.std], axis=1) for part in parts]))
+        return npy_response(np.stack([answer.mean, answer.std], axis=1))
     rows = [
         {"mean": mean, "std": std, "draws": drawn}
-        for part in parts
-        for mean, std, drawn in zip(part.mean, part.std, part.draws, strict=True)
+        for mean, std, drawn in zip(answer.mean, answer.std, answer.draws, strict=True)
     ]
     return json_response({"model": model, "encodings": rows} | ({"warnings": warnings} if warnings else {}))
 

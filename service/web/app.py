@@ -17,12 +17,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import __version__
-from service.errors import AccessError, ModelError, VouchError
+from service.errors import AccessError, ModelError, UnavailableError, VouchError
+from service.scorer import torch_device
 from service.settings import Settings
 from service.store import Store
 from service.web import inference_protocol, routes, schemas
-from service.web.access import Keys
-from service.web.batching import InferenceThread
+from service.web.access import KeyRing
+from service.web.batching import InferenceThreads
 from service.web.context import Service
 from service.web.drift import DriftMonitor
 from service.web.examples import put_examples
@@ -30,6 +31,7 @@ from service.web.metrics import Metrics
 from service.web.observe import Observe
 from service.web.problems import on_http_error, on_validation_error, on_vouch_error
 from service.web.registry import Registry
+from service.web.shadow import Shadow
 
 log = logging.getLogger("vouch")
 PROBES = ("/livez", "/readyz")
@@ -37,14 +39,7 @@ PROBES = ("/livez", "/readyz")
 
 def create_app(settings: Settings) -> FastAPI:
     """An application that serves the store of the settings; models are loaded when it starts."""
-    service = Service(
-        settings=settings,
-        registry=Registry(Store(settings.store), settings.device, settings.loaded_versions, settings.thread_count()),
-        inference=InferenceThread(settings.max_queue_evaluations),
-        keys=Keys.read(settings.api_keys_file),
-        metrics=Metrics(),
-        drift=DriftMonitor(),
-    )
+    service = service_with(settings)
     app = FastAPIOffline(
         docs_url="/docs",
         redoc_url=None,
@@ -63,30 +58,72 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(VouchError, on_vouch_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.add_middleware(Guard, keys=service.keys, open_paths=settings.open_paths)
-    app.add_middleware(Observe, metrics=service.metrics)  # the last one added is the outermost
+    app.add_middleware(Guard, ring=service.keys, open_paths=settings.open_paths)
+    app.add_middleware(Observe, service=service)  # the last one added is the outermost
     document_bodies(app, service)
     return app
 
 
+def service_with(settings: Settings) -> Service:
+    """The application's parts, as the settings have them."""
+    metrics = Metrics()
+    registry = Registry(
+        Store(settings.store, settings.cache()),
+        settings.device,
+        settings.loaded_versions,
+        on_failure=metrics.reload_failures.inc,
+    )
+    on_cpu = torch_device(settings.device).type == "cpu"
+    inference = InferenceThreads(
+        settings.thread_count() if on_cpu else 1,
+        settings.max_queue_evaluations,
+        settings.batch_delay_ms / 1000,
+        on_batch=metrics.count_batch,
+        on_drop=lambda reason: metrics.dropped.labels(reason).inc(),
+    )
+    shadow = None if settings.shadow is None else Shadow(settings.shadow, settings.shadow_share)
+    keys = KeyRing(settings.api_keys_file)
+    return Service(settings, registry, inference, keys, metrics, DriftMonitor(), shadow)
+
+
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load the models, run the inference thread, and let it finish at the end."""
+    """Run the inference threads, load the models beside the event loop and follow the store; finish at the end.
+
+    The service listens while it loads: alive, and not ready.
+    """
     service: Service = app.state.service
     service.inference.start()
-    await asyncio.wrap_future(service.inference.submit(service.warming_up(), timeout_s=600.0))
-    log.info("started", extra={"models": service.registry.status(), "threads": service.registry.threads})
+    following = asyncio.create_task(follow_store(service))
     yield
+    following.cancel()
     await asyncio.to_thread(service.inference.stop)
     log.info("stopped")
+
+
+async def follow_store(service: Service) -> None:
+    """Load what the store holds, and look again from time to time."""
+    await asyncio.to_thread(service.registry.refresh)
+    threads = len(service.inference.threads)
+    log.info("started", extra={"models": service.registry.status(), "threads": threads})
+    while seconds := service.settings.store_poll_s:
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(service.registry.refresh)
+
+
+async def reload(service: Service) -> None:
+    """What SIGHUP asks for: the keys and the store as they are now."""
+    log.info("reloading")
+    service.keys.reread()
+    await asyncio.to_thread(service.registry.refresh)
 
 
 class Guard:
     """Asks for an API key, where keys are set, on every path but the probes and those that a setting opens."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, open_paths: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, ring: KeyRing, open_paths: tuple[str, ...]) -> None:
         self.app = app
-        self.keys = keys
+        self.ring = ring
         self.open_paths = (*PROBES, *open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +131,7 @@ class Guard:
         if scope["type"] == "http" and not self.is_open(scope["path"]):
             headers = Headers(scope=scope)
             try:
-                self.keys.check(headers.get("authorization"), headers.get("x-api-key"), "score")
+                self.ring.keys.check(headers.get("authorization"), headers.get("x-api-key"), "score")
             except AccessError as error:
                 await on_vouch_error(Request(scope), error)(scope, receive, send)
                 return
@@ -116,13 +153,19 @@ def document_bodies(app: FastAPI, service: Service) -> None:
         if app.openapi_schema is None:
             document = generate()
             components = document.setdefault("components", {}).setdefault("schemas", {})
-            for model in (schemas.Instances, schemas.Latents, schemas.AliasBody, schemas.Problem):
+            for model in (
+                schemas.Instances,
+                schemas.Latents,
+                schemas.AliasBody,
+                schemas.Problem,
+                schemas.ProtocolRequest,
+            ):
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 components |= schema.pop("$defs", {})
                 components[model.__name__] = schema
             try:
                 put_examples(document, service.registry.get(None))
-            except ModelError:  # without a default model there is nothing to make an example of
+            except (ModelError, UnavailableError):  # without a default model there is nothing to make an example of
                 log.debug("the OpenAPI document has no examples")
             app.openapi_schema = document
         return app.openapi_schema

@@ -1,139 +1,397 @@
-"""The inference thread: one thread that computes, a bounded queue before it, deadlines and fairness.
+"""The queue before the inference threads, counted in decoder evaluations, and the threads that empty it.
 
-It alone calls the scorer, whose own threads share out a piece's rows: requests side by side would multiply them. The
-queue is counted in decoder evaluations. A long request is cut into pieces and goes back to the end of the queue after each,
-so that a single row behind it waits for one piece and not for all.
+    request's rows -> Job -> queue -> an idle thread takes a batch: rows of one kind, from one job or many -> answers
+
+Rows of several requests are computed together where they ask the same of the same model; a row's score does not depend on
+its company. A batch is one block of rows, on one thread, with one torch thread: threads side by side share nothing and
+wait for nobody. Jobs take turns: one with more rows than a batch holds goes back behind the others after each, so that a
+single row behind it waits for a batch and not for all.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
 from service.errors import DeadlineError, OverloadedError, UnavailableError
 
 T = TypeVar("T")
+ASSUMED_RATE = 10_000.0  # decoder evaluations a second and thread, until some were measured
+MEMORY = 0.98  # of the measured rate, per batch
+PATIENCE = 0.05  # of the time that a thread's last batch took
+# A block costs about as much as this many of its rows before the first of them is done: fewer are not worth a thread.
+FEWEST_ROWS = 8
+log = logging.getLogger("vouch")
 
 
-@dataclass(frozen=True)
-class Piece(Generic[T]):
-    """A part of a request's work and what it costs, in decoder evaluations."""
+@dataclass(frozen=True, slots=True)
+class Task(Generic[T]):
+    """What is to be done with rows.
 
-    run: Callable[[], T]
-    cost: int
+    Attributes:
+        compute: rows, shape (B, D), to an answer about them.
+        part: some rows of an answer.
+        group: rows of equal groups may be computed together.
+        row_cost: of a row, in decoder evaluations.
+        batch_rows: most rows in a batch.
+        is_shadow: done only while nothing else waits.
+    """
+
+    compute: Callable[[np.ndarray], T]
+    part: Callable[[T, slice], T]
+    group: Hashable
+    row_cost: int
+    batch_rows: int
+    is_shadow: bool = False
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """A job's answers, in the order of its rows, and how long that took."""
+
+    answers: list[T]
+    waited_s: float
+    computed_s: float  # from the first batch's start to the last one's end
+
+
+@dataclass(eq=False, slots=True)
 class Job:
-    """A request's pieces, those that are done, and who waits for them."""
+    """A request's rows, how far they are, and who waits for them."""
 
-    pieces: deque[Piece[Any]]
+    task: Task[Any]
+    rows: np.ndarray
     deadline: float
-    future: Future[list[Any]] = field(default_factory=Future)
-    results: list[Any] = field(default_factory=list)
+    future: asyncio.Future[Done[Any]]
+    queued_at: float = field(default_factory=time.perf_counter)
+    started_at: float | None = None
+    ended_at: float = 0.0
+    turn: tuple[bool, int] = (False, 0)
+    taken: int = 0
+    pending: int = 0  # batches that are being computed
+    answers: dict[int, Any] = field(default_factory=dict)
+    is_over: bool = False
 
-    def cost(self) -> int:
-        """What is left to compute."""
-        return sum(piece.cost for piece in self.pieces)
+    def waiting_rows(self) -> int:
+        """Rows that no thread has taken."""
+        return len(self.rows) - self.taken
 
 
-class InferenceThread:
-    """Runs pieces of work in turn, one at a time."""
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A job's rows in a batch."""
 
-    def __init__(self, max_cost: int) -> None:
-        self.max_cost = max_cost
-        self.jobs: deque[Job] = deque()
+    job: Job
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """A thread's last batch: how many jobs it had, when it ended, and the seconds that it took."""
+
+    jobs: int = 0
+    ended_at: float = 0.0
+    seconds: float = 0.0
+
+
+class InferenceThreads:
+    """Threads that compute, and the bounded queue before them.
+
+    Args:
+        threads: how many.
+        max_cost: decoder evaluations that may wait or run at a time.
+        delay_s: how long a batch that is not full may wait for more rows.
+        on_batch: told the rows and the seconds of every batch.
+        on_drop: told the reason of every job that is dropped: `deadline` or `disconnect`.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        max_cost: int,
+        delay_s: float = 0.0,
+        on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
+        on_drop: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self.max_cost, self.delay_s, self.on_batch, self.on_drop = max_cost, delay_s, on_batch, on_drop
+        self.groups: dict[Hashable, deque[Job]] = {}
+        self.waiting_rows: dict[Hashable, int] = {}
+        self.turns = count()
         self.waiting_cost = 0
-        self.rate = 100_000.0  # decoder evaluations a second, measured as we go
-        self.dropped = 0
+        self.measured = (ASSUMED_RATE, 1.0)  # evaluations and the thread-seconds that they took
+        self.idle = 0
         self.stopping = False
         self.changed = threading.Condition()
-        self.thread = threading.Thread(target=self.loop, name="inference", daemon=True)
+        self.threads = [threading.Thread(target=self.loop, name=f"inference-{n}", daemon=True) for n in range(threads)]
 
     def start(self) -> None:
-        """Start the thread."""
-        self.thread.start()
+        """Start the threads."""
+        for thread in self.threads:
+            thread.start()
 
     def stop(self) -> None:
         """Finish what is queued, then end."""
         with self.changed:
             self.stopping = True
-            self.changed.notify()
-        self.thread.join()
+            self.changed.notify_all()
+        for thread in self.threads:
+            if thread.ident is not None:
+                thread.join()
 
     def is_alive(self) -> bool:
-        """Whether it still computes."""
-        return self.thread.is_alive()
+        """Whether all of them still compute."""
+        return all(thread.is_alive() for thread in self.threads)
 
-    def submit(self, pieces: Sequence[Piece[T]], timeout_s: float) -> Future[list[T]]:
-        """Queue a request's pieces; the future gives their results in order.
+    def rate(self) -> float:
+        """Decoder evaluations a second, of all threads, as measured lately."""
+        evaluations, seconds = self.measured
+        return len(self.threads) * evaluations / seconds
+
+    # What the event loop calls
+
+    def submit(self, task: Task[T], rows: np.ndarray, timeout_s: float) -> Job:
+        """Queue rows, shape (B, D); the job's future gives their answers.
 
         Raises:
             OverloadedError: the queue is full. A request that is larger than the queue is taken when nothing waits.
-            UnavailableError: the thread has ended or is about to.
+            UnavailableError: a thread has ended or all are about to.
         """
-        job = Job(deque(pieces), time.monotonic() + timeout_s)
-        cost = job.cost()
+        future = asyncio.get_running_loop().create_future()
+        job = Job(task, rows, time.monotonic() + timeout_s, future)
+        cost = task.row_cost * len(rows)
         with self.changed:
-            if self.stopping or not self.is_alive():
-                raise UnavailableError("the service is shutting down", 5.0)
-            if self.waiting_cost and self.waiting_cost + cost > self.max_cost:
-                raise OverloadedError("the queue is full", self.waiting_cost / self.rate)
-            self.jobs.append(job)
+            self.check_room(cost)
             self.waiting_cost += cost
-            self.changed.notify()
-        return job.future
+            self.queue(job)
+        return job
+
+    def check_room(self, cost: int) -> None:
+        """Refuse work that the queue has no room for, as `submit` does; a body that comes with it need not be read."""
+        if self.stopping or not self.is_alive():
+            raise UnavailableError("the service is shutting down", 5.0)
+        if self.waiting_cost and self.waiting_cost + cost > self.max_cost:
+            excess = self.waiting_cost + min(cost, self.max_cost) - self.max_cost
+            raise OverloadedError("the queue is full", excess / self.rate())
+
+    def abandon(self, job: Job, reason: str) -> None:
+        """Nobody waits for this job any more: what no thread has taken is never computed."""
+        with self.changed:
+            if job.is_over:
+                return
+            self.give_up(job)
+        self.on_drop(reason)
+
+    # What the threads do
 
     def loop(self) -> None:
-        """Take the next job, run one piece of it, put it back behind the others."""
-        torch.set_num_threads(1)  # the scorer's own threads share the rows
-        while (job := self.take()) is not None:
-            if not job.future.cancelled() and time.monotonic() >= job.deadline:
-                self.drop(job, DeadlineError("the request's time ran out before it was computed"))
-            elif job.future.cancelled():
-                self.drop(job, None)
-            else:
-                self.advance(job)
+        """Take a batch, compute it, hand the answers over; until the end."""
+        torch.set_num_threads(1)
+        last = Last()
+        while batch := self.take(last):
+            start = time.perf_counter()
+            self.compute(batch)
+            now = time.perf_counter()
+            last = Last(len(batch), now, now - start)
 
-    def take(self) -> Job | None:
-        """Wait for a job; None when there is none and the service stops."""
+    def take(self, last: Last) -> list[Share]:
+        """Wait for rows that can be computed together; none when there are none and the service stops."""
         with self.changed:
-            self.changed.wait_for(lambda: self.jobs or self.stopping)
-            return self.jobs.popleft() if self.jobs else None
+            while True:
+                self.drop_expired()
+                group = self.next_group()
+                if group is not None and (wait_s := self.time_to_fill(group, last)) <= 0:
+                    return self.batch_of(group)
+                if group is None and self.stopping:
+                    return []
+                self.idle += 1
+                self.changed.wait(None if group is None else wait_s)
+                self.idle -= 1
 
-    def advance(self, job: Job) -> None:
-        """Run one piece of a job."""
-        piece = job.pieces[0]
+    def next_group(self) -> Hashable | None:
+        """The group of the job whose turn it is."""
+        return min(self.groups, key=lambda group: self.groups[group][0].turn, default=None)
+
+    def time_to_fill(self, group: Hashable, last: Last) -> float:
+        """Seconds that a batch of this group may still wait for more rows.
+
+        Those who were just answered are about to ask again: for as many of them as the last batch had, a thread waits a
+        small part of the time that it took. Without that, the first of them would be computed alone, at the price of many.
+        """
+        jobs = self.groups[group]
+        if self.stopping or self.waiting_rows[group] >= jobs[0].task.batch_rows:
+            return 0.0
+        until = jobs[0].queued_at + self.delay_s
+        if len(jobs) < last.jobs:
+            until = max(until, last.ended_at + PATIENCE * last.seconds)
+        return until - time.perf_counter()
+
+    def batch_of(self, group: Hashable) -> list[Share]:
+        """Rows of a group, of one job after the other, until the batch is full.
+
+        Where other threads are idle, too, they get their share.
+        """
+        jobs = self.groups[group]
+        waiting = self.waiting_rows[group]
+        sharing = min(1 + self.idle, max(1, waiting // FEWEST_ROWS))
+        room = min(jobs[0].task.batch_rows, -(-waiting // sharing))
+        shares = []
+        while room and jobs:
+            job = jobs.popleft()
+            stop = min(job.taken + room, len(job.rows))
+            shares.append(Share(job, job.taken, stop))
+            room -= stop - job.taken
+            self.waiting_rows[group] -= stop - job.taken
+            job.taken = stop
+            job.pending += 1
+            job.started_at = job.started_at or time.perf_counter()
+            if job.waiting_rows():
+                self.queue(job, again=True)
+                break  # it was cut: the batch is full
+        self.forget_if_empty(group)
+        return shares
+
+    def compute(self, batch: list[Share]) -> None:
+        """Compute a batch and hand each job its part; where it fails, each job alone, so that one harms no other."""
+        task = batch[0].job.task
+        rows = np.concatenate([share.job.rows[share.start : share.stop] for share in batch])
         start = time.perf_counter()
         try:
-            job.results.append(piece.run())
+            answer = task.compute(rows)
         except BaseException as error:  # the thread must outlive whatever a request does to it
-            self.drop(job, error)
-            return
-        if piece.cost:
-            seconds = max(time.perf_counter() - start, 1e-6)
-            self.rate += 0.1 * (piece.cost / seconds - self.rate)
-        with self.changed:
-            self.waiting_cost -= piece.cost
-            job.pieces.popleft()
-            if job.pieces:
-                self.jobs.append(job)
+            if len(batch) > 1:
+                for share in batch:
+                    self.compute([share])
                 return
-        if job.future.set_running_or_notify_cancel():
-            job.future.set_result(job.results)
+            self.fail(batch[0], error)
+            return
+        seconds = time.perf_counter() - start
+        self.on_batch(len(rows), seconds)
+        self.hand_over(batch, answer, seconds)
 
-    def drop(self, job: Job, error: BaseException | None) -> None:
-        """Leave the rest of a job undone."""
+    def hand_over(self, batch: list[Share], answer: Any, seconds: float) -> None:
+        """Give each job its part of a batch's answer, and wake those that are done."""
+        finished = []
+        first = 0
         with self.changed:
-            self.waiting_cost -= job.cost()
-            self.dropped += 1
-        # A client may hang up in this very moment; a cancelled future takes no exception.
-        if error is not None and job.future.set_running_or_notify_cancel():
-            job.future.set_exception(error)
+            self.measure(batch, seconds)
+            for share in batch:
+                job, length = share.job, share.stop - share.start
+                self.waiting_cost -= job.task.row_cost * length
+                job.pending -= 1
+                if not job.is_over:
+                    whole = len(batch) == 1
+                    job.answers[share.start] = answer if whole else job.task.part(answer, slice(first, first + length))
+                    if not job.pending and not job.waiting_rows():
+                        job.is_over = True
+                        job.ended_at = time.perf_counter()
+                        finished.append(job)
+                first += length
+        wake(finished)
+
+    def measure(self, batch: list[Share], seconds: float) -> None:
+        """Let what a batch took tell of the rate; what costs nothing tells nothing."""
+        cost = sum(share.job.task.row_cost * (share.stop - share.start) for share in batch)
+        if cost:
+            evaluations, spent = self.measured
+            self.measured = (MEMORY * evaluations + cost, MEMORY * spent + max(seconds, 1e-6))
+
+    def fail(self, share: Share, error: BaseException) -> None:
+        """A job's rows raised: the rest of it is left undone."""
+        job = share.job
+        with self.changed:
+            self.waiting_cost -= job.task.row_cost * (share.stop - share.start)
+            job.pending -= 1
+            if job.is_over:
+                return
+            self.give_up(job)
+        raise_in(job, error)
+
+    # The queue; the caller holds the lock
+
+    def queue(self, job: Job, again: bool = False) -> None:
+        """Put a job behind those that wait."""
+        job.turn = (job.task.is_shadow, next(self.turns))
+        group = job.task.group
+        self.groups.setdefault(group, deque()).append(job)
+        if not again:
+            self.waiting_rows[group] = self.waiting_rows.get(group, 0) + job.waiting_rows()
+        self.changed.notify_all()  # a thread that waits for a batch to fill must not be the only one to hear of it
+
+    def give_up(self, job: Job) -> None:
+        """Take a job's rows out of the queue."""
+        job.is_over = True
+        group, left = job.task.group, job.waiting_rows()
+        if left:
+            self.groups[group].remove(job)
+            self.waiting_rows[group] -= left
+            self.waiting_cost -= job.task.row_cost * left
+            job.taken = len(job.rows)
+            self.forget_if_empty(group)
+
+    def forget_if_empty(self, group: Hashable) -> None:
+        """Whoever names a new group with every request leaves nothing behind."""
+        if not self.groups[group]:
+            del self.groups[group], self.waiting_rows[group]
+
+    def drop_expired(self) -> None:
+        """Drop what is at the front and too late; who waits for it may be too busy to say so."""
+        now = time.monotonic()
+        late = [jobs[0] for jobs in self.groups.values() if jobs[0].deadline <= now]
+        for job in late:
+            self.give_up(job)
+            self.on_drop("deadline")
+            raise_in(job, DeadlineError("the request's time ran out before it was computed"))
+
+
+def wake(jobs: Sequence[Job]) -> None:
+    """Set the futures of jobs that are done, in one go."""
+
+    def deliver() -> None:
+        for job in jobs:
+            if not job.future.done():
+                job.future.set_result(done(job))
+
+    if jobs:
+        call_soon(jobs[0], deliver)
+
+
+def done(job: Job) -> Done[Any]:
+    """A job's answers in the order of its rows."""
+    assert job.started_at is not None
+    answers = [job.answers[start] for start in sorted(job.answers)]
+    return Done(answers, job.started_at - job.queued_at, job.ended_at - job.started_at)
+
+
+def raise_in(job: Job, error: BaseException) -> None:
+    """Let whoever waits for a job have the error."""
+
+    def deliver() -> None:
+        if not job.future.done():
+            job.future.set_exception(as_exception(error))
+
+    call_soon(job, deliver)
+
+
+def call_soon(job: Job, callback: Callable[[], Any]) -> None:
+    """Call something in a job's event loop; one that has ended needs no answer."""
+    try:
+        job.future.get_loop().call_soon_threadsafe(callback)
+    except RuntimeError:
+        log.debug("the event loop has ended")
+
+
+def as_exception(error: BaseException) -> BaseException:
+    """What a future may raise: it takes no StopIteration, and SystemExit would end the event loop."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"{type(error).__name__} in an inference thread")

@@ -1,79 +1,156 @@
-"""What a running application holds, and how a request's work gets to the inference thread and back."""
+"""What a running application holds, and how a request's work gets to the inference threads and back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
-from service.errors import DeadlineError, InputError, MediaTypeError, TooLargeError
-from service.scorer import Scorer, Scores
+from service.density.estimator import Tiling
+from service.errors import DeadlineError, InputError, MediaTypeError, OverloadedError, TooLargeError
+from service.scorer import Answer, Scorer, Scores, joined, part
 from service.settings import Settings
-from service.web.access import Keys
+from service.web.access import KeyRing
 from service.web.answers import ModelId
-from service.web.batching import InferenceThread, Piece
+from service.web.batching import InferenceThreads, Task
 from service.web.drift import DriftMonitor
 from service.web.metrics import Metrics
 from service.web.registry import Registry
+from service.web.shadow import Shadow
 
+MAX_INTERVALS = 64  # of a request's parts; a stream has more of them than anybody will look at
+A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass
+class Timings:
+    """Seconds that parts of a request took, by name: for its log line, its metrics and `Server-Timing`."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    intervals: list[tuple[str, int, int]] = field(default_factory=list)  # name, start and end, ns since the epoch
+
+    def add(self, name: str, seconds: float, ended_ago_s: float = 0.0) -> None:
+        """Some more of a part, which ended just now or a while ago."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        if len(self.intervals) < MAX_INTERVALS:
+            end = time.time_ns() - round(1e9 * ended_ago_s)
+            self.intervals.append((name, end - round(1e9 * seconds), end))
+
+    @contextmanager
+    def measured(self, name: str) -> Iterator[None]:
+        """Count the time that this takes."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - start)
+
+
+@dataclass
 class Service:
     """One application's parts."""
 
     settings: Settings
     registry: Registry
-    inference: InferenceThread
-    keys: Keys
+    inference: InferenceThreads
+    keys: KeyRing
     metrics: Metrics
     drift: DriftMonitor
+    shadow: Shadow | None
+    draining: bool = False
+    held_bytes: int = 0  # of the bodies of all requests that are not answered yet
+
+    def is_ready(self) -> bool:
+        """Whether a request that names no model will be answered, and for some time to come."""
+        return not self.draining and self.inference.is_alive() and self.registry.default_is_ready()
 
     async def scorer(self, name: str | None) -> Scorer:
         """The named model; one that is not in memory is read and verified beside the event loop."""
-        return await asyncio.to_thread(self.registry.get, name)
+        scorer = self.registry.in_memory(name)
+        return await asyncio.to_thread(self.registry.get, name) if scorer is None else scorer
 
-    def warming_up(self) -> list[Piece[None]]:
-        """The start: load every served model and score one row, in the thread that will compute."""
-        return [Piece(self.registry.load_all, 0)]
+    async def score(
+        self, request: Request, scorer: Scorer, rows: np.ndarray, percentiles: tuple[float, float] | None = None
+    ) -> Scores:
+        """Score checked rows, shape (B, D), together with those of other requests, and count them."""
+        compute = scorer.score if percentiles is None else partial(scorer.score, percentiles=percentiles)
+        scores = await self.on_rows(request, scorer, rows, compute, (scorer, percentiles))
+        self.count(scorer, scores, request)
+        if self.shadow is not None:
+            self.shadow.compare(self, scorer, rows, scores)
+        return scores
 
     async def on_rows(
-        self, request: Request, scorer: Scorer, rows: np.ndarray, compute: Callable[[np.ndarray], T]
-    ) -> list[T]:
-        """Compute on blocks of the rows, shape (B, D), in the inference thread."""
+        self, request: Request, scorer: Scorer, rows: np.ndarray, compute: Callable[[np.ndarray], A], group: Any
+    ) -> A:
+        """Compute on the rows, shape (B, D), in the inference threads, in batches of bounded cost."""
+        answers = await self.run(request, self.row_task(scorer, compute, group), rows)
+        return joined(answers)
+
+    def row_task(self, scorer: Scorer, compute: Callable[[np.ndarray], A], group: Any, shadow: bool = False) -> Task[A]:
+        """What is to be done with a model's rows, in batches of whole blocks within the budget."""
         cost = scorer.model.evaluations_per_row()
-        size = self.settings.batch_rows
-        pieces = [
-            Piece(lambda block=rows[start : start + size]: compute(block), cost * len(rows[start : start + size]))  # type: ignore[misc]  # a default binds the block now
-            for start in range(0, len(rows), size)
-        ]
-        return await self.run(request, pieces)
+        block = Tiling.for_device(scorer.model.vae.device).rows
+        within = max(1, self.settings.batch_evaluations // cost)
+        return Task(compute, part, (shadow, group), cost, within // block * block or within, shadow)
 
     async def once(self, request: Request, compute: Callable[[], T], cost: int) -> T:
-        """Compute one thing in the inference thread; `cost` in decoder evaluations."""
-        return (await self.run(request, [Piece(compute, cost)]))[0]
+        """Compute one thing in an inference thread; `cost` in decoder evaluations."""
+        task: Task[T] = Task(lambda rows: compute(), no_part, object(), cost, 1)
+        return (await self.run(request, task, np.zeros((1, 0))))[0]
 
-    async def run(self, request: Request, pieces: list[Piece[T]]) -> list[T]:
-        """Wait for the pieces until the deadline passes or the client hangs up, which leaves the rest undone."""
+    async def run(self, request: Request, task: Task[T], rows: np.ndarray) -> list[T]:
+        """Wait for the answers until the deadline passes or the client hangs up, which leaves the rest undone."""
         timeout = self.timeout(request)
-        future = self.inference.submit(pieces, timeout)
-        answer = asyncio.wrap_future(future)
         hung_up = asyncio.ensure_future(disconnected(request))
+        await asyncio.sleep(0)  # a client that is gone already is not worth a batch
+        if hung_up.done():
+            self.metrics.dropped.labels("disconnect").inc()
+            raise ClientDisconnect
         try:
-            await asyncio.wait((answer, hung_up), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
+            job = self.inference.submit(task, rows, timeout)
+        except BaseException:
+            hung_up.cancel()
+            raise
+        try:
+            await asyncio.wait((job.future, hung_up), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if job.future.done():
+                done = job.future.result()
+                timings_of(request).add("queue", done.waited_s, done.computed_s)
+                timings_of(request).add("compute", done.computed_s)
+                return done.answers
             if hung_up.done():
+                self.inference.abandon(job, "disconnect")
                 raise ClientDisconnect
+            self.inference.abandon(job, "deadline")
             raise DeadlineError(f"the request's {timeout:g} s ran out")
         finally:
-            answer.cancel()
+            self.inference.abandon(job, "disconnect")  # cancelled with its request; nothing to do where it is over
             hung_up.cancel()
+
+    def hold(self, request: Request, size: int) -> None:
+        """Set memory aside for more of a request's body.
+
+        Raises:
+            OverloadedError: all that may be is.
+        """
+        if self.held_bytes + size > self.settings.max_held_bytes and self.held_bytes:
+            raise OverloadedError("too many bodies are being read", 1.0)
+        self.held_bytes += size
+        request.scope["state"]["held"] = request.scope["state"].get("held", 0) + size
+
+    def release(self, scope: Scope) -> None:
+        """The request is answered: its body is no more."""
+        self.held_bytes -= scope["state"].pop("held", 0)
 
     def timeout(self, request: Request) -> float:
         """Seconds that the request may take: the deployment's, or fewer if the client says so."""
@@ -90,14 +167,19 @@ class Service:
 
     def count(self, scorer: Scorer, scores: Scores, request: Request) -> None:
         """Metrics, the drift monitor, and the request's log line."""
-        reference = scorer.published.reference
-        self.metrics.count_scores(str(reference), scores)
+        published = scorer.published
+        self.metrics.count_scores(str(published.reference), scores)
         self.drift.add(scorer, scores)
         entry = request.scope.setdefault("state", {}).setdefault(
-            "log", {"model": str(reference), "rows": 0, "invalid": 0}
+            "log", {"model": str(published.reference), "digest": published.digest, "rows": 0, "invalid": 0}
         )
         entry["rows"] += len(scores)
         entry["invalid"] += int((scores.sides != 0).sum())
+
+
+def no_part(answer: Any, rows: slice) -> Any:
+    """What is computed once is nobody else's."""
+    raise AssertionError("one row has no parts")
 
 
 async def disconnected(request: Request) -> None:
@@ -118,6 +200,7 @@ async def body_of(request: Request) -> bytes:
         MediaTypeError: it is compressed.
         TooLargeError: it is too long.
         DeadlineError: it did not come in time.
+        OverloadedError: the bodies of all requests are too much.
     """
     refuse_compressed(request)
     service = service_of(request)
@@ -128,15 +211,31 @@ async def body_of(request: Request) -> bytes:
         raise too_large
     chunks, size = [], 0
     try:
-        async with asyncio.timeout(service.timeout(request)):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise too_large
-                chunks.append(chunk)
+        with timings_of(request).measured("body"):
+            async with asyncio.timeout(service.timeout(request)):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > limit:
+                        raise too_large
+                    service.hold(request, len(chunk))
+                    chunks.append(chunk)
     except TimeoutError:
         raise DeadlineError("the request's time ran out before its body was there") from None
     return b"".join(chunks)
+
+
+async def parsed(request: Request, size: int, parse: Callable[[], T], always_beside: bool = False) -> T:
+    """What a body of so many bytes says; large ones are parsed beside the event loop."""
+    with timings_of(request).measured("parse"):
+        if size < 65536 and not always_beside:
+            return parse()
+        return await asyncio.to_thread(parse)
+
+
+def timings_of(request: Request) -> Timings:
+    """The request's timings; they are made by whoever wraps it (`observe.py`)."""
+    timings: Timings = request.scope["state"]["timings"]
+    return timings
 
 
 def is_streamed(request: Request) -> bool:

@@ -1,33 +1,46 @@
-"""The Open Inference Protocol, version 2, over JSON: one input tensor of rows, a tensor for each part of the score."""
+"""The Open Inference Protocol, version 2: one input tensor of rows, a tensor for each part of the score.
+
+Tensors come and go as JSON, or, by the binary tensor extension, as bytes behind the JSON: the header
+`Inference-Header-Content-Length` says where the JSON ends, each tensor's `binary_data_size` how long it is.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import math
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
 
 from service import __version__
-from service.errors import InputError, MalformedError, TooLargeError, VouchError
+from service.errors import InputError, MalformedError, TooLargeError
 from service.scorer import Scorer, Scores
-from service.web import answers
-from service.web.context import Service, body_of, service_of
-from service.web.problems import retry_headers, status_of
+from service.web import answers, schemas
+from service.web.answers import JSON
+from service.web.context import Service, body_of, parsed, service_of, timings_of
+from service.web.problems import PROTOCOL as PREFIX
 
-INPUT_TYPES = ("FP32", "FP64", "UINT8")
-OUTPUTS = (("log_likelihood", "FP64"), ("percentile", "FP64"), ("p_value", "FP64"), ("verdict", "BYTES"))
+HEADER_LENGTH = "Inference-Header-Content-Length"
+OCTETS = "application/octet-stream"
+INPUT_TYPES = {
+    "FP32": "<f4", "FP64": "<f8", "FP16": "<f2",
+    "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+    "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
+}  # fmt: skip
+OUTPUTS = {"log_likelihood": "FP64", "percentile": "FP64", "p_value": "FP64", "verdict": "BYTES"}
+SIZE, BINARY, ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
 
 
 class Tensor(msgspec.Struct):
-    """An input tensor; its data may be flat or nested."""
+    """An input tensor; its data, flat or nested, or the size of its bytes among the parameters."""
 
     name: str
     shape: list[Annotated[int, msgspec.Meta(ge=0)]]
     datatype: str
-    data: list[Any]
+    data: list[Any] | None = None
     parameters: dict[str, Any] = {}
 
 
@@ -39,7 +52,7 @@ class RequestedOutput(msgspec.Struct):
 
 
 class InferRequest(msgspec.Struct):
-    """The body of /infer."""
+    """The JSON of /infer."""
 
     inputs: list[Tensor]
     id: str | None = None
@@ -47,91 +60,129 @@ class InferRequest(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
-class ProtocolRoute(APIRoute):
-    """Errors as this protocol wants them: `{"error": ...}`."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request wants to know of which rows, shape (B, D): the outputs, and which of them as bytes."""
 
-    def get_route_handler(self) -> Any:
-        """The handler, with our errors turned into the protocol's."""
-        handler = super().get_route_handler()
-
-        async def guarded(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except VouchError as error:
-                status, _ = status_of(error)
-                text = str(error)
-                if isinstance(error, InputError) and error.faults:
-                    text = f"{text}: {error.faults[0].message}, expected {error.faults[0].expected}"
-                return answers.json_response({"error": text}, retry_headers(error), status)
-
-        return guarded
+    rows: np.ndarray
+    id: str | None
+    outputs: list[tuple[str, bool]]
 
 
-router = APIRouter(prefix="/v2", route_class=ProtocolRoute, tags=["open inference protocol"])
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors that an endpoint may answer, for the OpenAPI page."""
+    return {status: {"model": schemas.ProtocolError} for status in (401, 403, *statuses)}
 
 
-@router.get("")
+router = APIRouter(prefix=PREFIX, tags=["open inference protocol"])
+
+
+@router.get("", response_model=schemas.ProtocolServer, responses=errors())
 async def server() -> Response:
     """What this server is."""
-    return answers.json_response({"name": "vouch", "version": __version__, "extensions": []})
+    return answers.json_response({"name": "vouch", "version": __version__, "extensions": ["binary_tensor_data"]})
 
 
-@router.get("/health/live")
+@router.get("/health/live", response_model=schemas.ProtocolLive, responses={503: {"model": schemas.ProtocolLive}})
 async def live(request: Request) -> Response:
     """Alive."""
     alive = service_of(request).inference.is_alive()
     return answers.json_response({"live": alive}, None, 200 if alive else 503)
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", response_model=schemas.ProtocolReady, responses={503: {"model": schemas.ProtocolReady}})
 async def ready(request: Request) -> Response:
     """Ready."""
-    is_ready = service_of(request).registry.default_is_ready()
+    is_ready = service_of(request).is_ready()
     return answers.json_response({"ready": is_ready}, None, 200 if is_ready else 503)
 
 
-@router.get("/models/{name}")
-@router.get("/models/{name}/versions/{version}")
-async def metadata(request: Request, name: str, version: str | None = None) -> Response:
+@router.get("/models/{name}", response_model=schemas.ProtocolModel, responses=errors(404, 503))
+async def metadata(request: Request, name: str) -> Response:
     """A model's inputs and outputs."""
-    service = service_of(request)
-    scorer = await service.scorer(reference(name, version))
-    document = {
-        "name": name,
-        "versions": service.registry.store.versions(name),
-        "platform": "vouch",
-        "inputs": [{"name": "rows", "datatype": "FP32", "shape": [-1, scorer.model.input.features]}],
-        "outputs": [{"name": output, "datatype": kind, "shape": [-1]} for output, kind in OUTPUTS],
-    }
-    return answers.json_response(document)
+    return await described(request, name, None)
 
 
-@router.get("/models/{name}/ready")
-@router.get("/models/{name}/versions/{version}/ready")
-async def model_ready(request: Request, name: str, version: str | None = None) -> Response:
+@router.get("/models/{name}/versions/{version}", response_model=schemas.ProtocolModel, responses=errors(404, 503))
+async def version_metadata(request: Request, name: str, version: str) -> Response:
+    """A version's inputs and outputs."""
+    return await described(request, name, version)
+
+
+@router.get("/models/{name}/ready", response_model=schemas.ProtocolModelReady, responses=errors(404, 503))
+async def model_ready(request: Request, name: str) -> Response:
     """Whether a model can be asked."""
+    await service_of(request).scorer(name)
+    return answers.json_response({"name": name, "ready": True})
+
+
+@router.get(
+    "/models/{name}/versions/{version}/ready", response_model=schemas.ProtocolModelReady, responses=errors(404, 503)
+)
+async def version_ready(request: Request, name: str, version: str) -> Response:
+    """Whether a version can be asked."""
     await service_of(request).scorer(reference(name, version))
     return answers.json_response({"name": name, "ready": True})
 
 
-@router.post("/models/{name}/infer")
-@router.post("/models/{name}/versions/{version}/infer")
-async def infer(request: Request, name: str, version: str | None = None) -> Response:
+INFER: dict[str, Any] = {
+    "response_model": schemas.ProtocolAnswer,
+    "responses": {
+        200: {"content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}}},
+        **errors(400, 404, 413, 415, 422, 429, 503, 504),
+    },
+    "openapi_extra": {
+        "parameters": [
+            {"name": HEADER_LENGTH, "in": "header", "required": False, "schema": {"type": "integer", "minimum": 0}}
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                JSON: {"schema": {"$ref": "#/components/schemas/ProtocolRequest"}},
+                OCTETS: {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+    },
+}
+
+
+@router.post("/models/{name}/infer", **INFER)
+async def infer(request: Request, name: str) -> Response:
     """Score the rows of one input tensor."""
+    return await inferred(request, name, None)
+
+
+@router.post("/models/{name}/versions/{version}/infer", **INFER)
+async def version_infer(request: Request, name: str, version: str) -> Response:
+    """Score the rows of one input tensor with a version."""
+    return await inferred(request, name, version)
+
+
+async def described(request: Request, name: str, version: str | None) -> Response:
+    """The metadata of a model or version."""
     service = service_of(request)
     scorer = await service.scorer(reference(name, version))
-    body = await body_of(request)
-    asked, rows = await asyncio.to_thread(read, body, scorer, service)
-    parts = await service.on_rows(request, scorer, rows, scorer.score)
-    for part in parts:
-        service.count(scorer, part, request)
-    wanted = [output.name for output in asked.outputs] or [output for output, _ in OUTPUTS]
     document = {
-        "model_name": name,
-        "model_version": scorer.published.reference.version,
-        "outputs": [tensor(output, parts) for output in wanted],
+        "name": name,
+        "versions": service.registry.catalog.versions[name],
+        "platform": "vouch",
+        "inputs": [{"name": "rows", "datatype": "FP32", "shape": [-1, scorer.model.input.features]}],
+        "outputs": [{"name": output, "datatype": kind, "shape": [-1]} for output, kind in OUTPUTS.items()],
     }
-    return answers.json_response(document | ({"id": asked.id} if asked.id is not None else {}))
+    return answers.json_response(document)
+
+
+async def inferred(request: Request, name: str, version: str | None) -> Response:
+    """The scores of a request's rows, as the outputs that it wants."""
+    service = service_of(request)
+    scorer = await service.scorer(reference(name, version))
+    service.inference.check_room(scorer.model.evaluations_per_row())
+    body = await body_of(request)
+    length = header_length(request, len(body))
+    asked = await parsed(request, len(body), partial(read, body, length, scorer, service))
+    scores = await service.score(request, scorer, asked.rows)
+    with timings_of(request).measured("encode"):
+        return answer(name, scorer, asked, scores)
 
 
 def reference(name: str, version: str | None) -> str:
@@ -139,44 +190,80 @@ def reference(name: str, version: str | None) -> str:
     return name if version is None else f"{name}@{version}"
 
 
-def read(body: bytes, scorer: Scorer, service: Service) -> tuple[InferRequest, np.ndarray]:
-    """The request and its rows."""
-    asked = decoded(body)
-    return asked, rows_of(asked, scorer, service)
+# Requests
 
 
-def decoded(body: bytes) -> InferRequest:
+def header_length(request: Request, size: int) -> int:
+    """Where the JSON of a body ends: the client says so where bytes follow it."""
+    given = request.headers.get(HEADER_LENGTH)
+    if given is None:
+        return size
+    if not given.isdecimal() or len(given) > 12 or int(given) > size:
+        raise MalformedError(f"{HEADER_LENGTH}: expected a number of bytes that the body has")
+    return int(given)
+
+
+def read(body: bytes, length: int, scorer: Scorer, service: Service) -> Asked:
+    """The rows and the wanted outputs of a request."""
+    asked = decoded(body[:length])
+    if len(asked.inputs) != 1:
+        raise InputError(f"the request has {len(asked.inputs)} inputs, the model reads one")
+    wanted = asked.outputs or [RequestedOutput(output) for output in OUTPUTS]
+    if {output.name for output in wanted} - set(OUTPUTS):
+        raise InputError(f"an output is not known, expected some of {', '.join(OUTPUTS)}")
+    all_binary = asked.parameters.get(ALL_BINARY) is True
+    outputs = [(output.name, output.parameters.get(BINARY, all_binary) is True) for output in wanted]
+    array = array_of(asked.inputs[0], memoryview(body)[length:], service.settings.max_rows)
+    return Asked(scorer.rows(array), asked.id, outputs)
+
+
+def decoded(text: bytes) -> InferRequest:
     """The request, if it is one."""
     try:
-        return msgspec.json.decode(body, type=InferRequest)
+        return msgspec.json.decode(text, type=InferRequest)
     except msgspec.ValidationError:
         raise InputError("the body is no inference request of the protocol, version 2") from None
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise MalformedError("the body is not JSON") from None
 
 
-def rows_of(asked: InferRequest, scorer: Scorer, service: Service) -> np.ndarray:
-    """The one input tensor as checked rows."""
-    if len(asked.inputs) != 1:
-        raise InputError(f"the request has {len(asked.inputs)} inputs, the model reads one")
-    unknown = {output.name for output in asked.outputs} - {output for output, _ in OUTPUTS}
-    if unknown:
-        raise InputError(f"an output is not known, expected some of {', '.join(output for output, _ in OUTPUTS)}")
-    given = asked.inputs[0]
+def array_of(given: Tensor, binary: memoryview, max_rows: int) -> np.ndarray:
+    """A tensor's numbers in its shape."""
     if given.datatype not in INPUT_TYPES:
         raise InputError(f"the datatype is not read, expected one of {', '.join(INPUT_TYPES)}")
-    if given.shape and given.shape[0] > service.settings.max_rows:
-        raise TooLargeError(f"at most {service.settings.max_rows:,} rows are accepted")
+    if not given.shape or math.prod(given.shape) == 0:
+        raise InputError("the tensor is empty, expected at least one row")
+    if given.shape[0] > max_rows:
+        raise TooLargeError(f"at most {max_rows:,} rows are accepted")
+    if SIZE in given.parameters:
+        return binary_array(given, binary)
+    if binary:
+        raise InputError(f"bytes follow the JSON, but the input has no {SIZE}")
+    return json_array(given)
+
+
+def binary_array(given: Tensor, binary: memoryview) -> np.ndarray:
+    """The numbers of a tensor whose bytes follow the JSON."""
+    dtype = np.dtype(INPUT_TYPES[given.datatype])
+    size = given.parameters[SIZE]
+    if type(size) is not int or size != len(binary):
+        raise InputError(f"{SIZE} is not the number of bytes that follow the JSON, {len(binary):,}")
+    if given.data is not None or math.prod(given.shape) * dtype.itemsize != size:
+        raise InputError("the bytes do not have the shape that is declared")
+    return np.frombuffer(binary, dtype).reshape(given.shape)
+
+
+def json_array(given: Tensor) -> np.ndarray:
+    """The numbers of a tensor in JSON."""
+    if given.data is None:
+        raise InputError("the input has no data")
     try:
         array = np.array(given.data)
         if array.dtype.kind not in "uif" or has_booleans(given.data):
             raise InputError("the data are expected to be numbers")
-        array = array.reshape(given.shape)
-    except (ValueError, OverflowError, TypeError, MemoryError):
+        return array.reshape(given.shape)
+    except (ValueError, OverflowError, TypeError, MemoryError, RecursionError):
         raise InputError("the data do not have the shape that is declared") from None
-    if not array.size:
-        raise InputError("the tensor is empty, expected at least one row")
-    return scorer.rows(array)
 
 
 def has_booleans(data: Any) -> bool:
@@ -184,10 +271,36 @@ def has_booleans(data: Any) -> bool:
     return isinstance(data, bool) or (isinstance(data, list) and any(map(has_booleans, data)))
 
 
-def tensor(name: str, parts: list[Scores]) -> dict[str, Any]:
-    """An output tensor."""
-    if name == "verdict":
-        data: Any = [verdict for part in parts for verdict in part.verdict]
-    else:
-        data = np.concatenate([getattr(part, name) for part in parts])
-    return {"name": name, "datatype": dict(OUTPUTS)[name], "shape": [len(data)], "data": data}
+# Answers
+
+
+def answer(name: str, scorer: Scorer, asked: Asked, scores: Scores) -> Response:
+    """The outputs; where some are wanted as bytes, these follow the JSON in the same order."""
+    columns = {output: getattr(scores, output) for output, _ in asked.outputs}
+    blobs = [tensor_bytes(columns[output]) for output, is_binary in asked.outputs if is_binary]
+    sizes = iter(map(len, blobs))
+    document: dict[str, Any] = {
+        "model_name": name,
+        "model_version": scorer.published.reference.version,
+        **({"id": asked.id} if asked.id is not None else {}),
+        "outputs": [
+            {
+                "name": output,
+                "datatype": OUTPUTS[output],
+                "shape": [len(scores)],
+                **({"parameters": {SIZE: next(sizes)}} if is_binary else {"data": columns[output]}),
+            }
+            for output, is_binary in asked.outputs
+        ],
+    }
+    head = msgspec.json.encode(document, enc_hook=answers.to_list)
+    if not blobs:
+        return Response(head, media_type=JSON)
+    return Response(b"".join([head, *blobs]), headers={HEADER_LENGTH: str(len(head))}, media_type=OCTETS)
+
+
+def tensor_bytes(column: np.ndarray | list[str]) -> bytes:
+    """FP64 as it lies in memory, little-endian; text as its length in four bytes, then itself."""
+    if isinstance(column, np.ndarray):
+        return column.astype("<f8").tobytes()
+    return b"".join(len(text).to_bytes(4, "little") + text.encode() for text in column)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from service.scorer import Scores
 from service.validity.band import SIDES
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# log p(x) is -1e5 for some models and 20 for others: steps of a factor two on both sides of zero serve all of them.
+NATS = (*(-(2.0**power) for power in range(17, -1, -1)), 0.0, *(2.0**power for power in range(10)))
+TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 @dataclass
@@ -19,48 +27,83 @@ class Metrics:
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
-        self.requests = Counter(
-            "vouch_requests",
-            "Requests by path template, method and status",
-            ["path", "method", "status"],
-            registry=self.registry,
+        self.requests = self.counter("vouch_requests", "Requests by path template", "method", "path", "status")
+        self.seconds = self.histogram("vouch_request_seconds", "From the request's head to its answer", SECONDS, "path")
+        self.parts = self.histogram(
+            "vouch_request_part_seconds", "Parts of it: body, parse, queue, compute, encode", SECONDS, "part"
         )
-        self.seconds = Histogram(
-            "vouch_request_seconds",
-            "Time from the request's head to the answer",
-            ["path"],
-            buckets=SECONDS,
-            registry=self.registry,
+        self.rejections = self.counter("vouch_rejections", "Requests that were refused", "reason")
+        self.batch_rows = self.histogram("vouch_batch_rows", "Rows in a batch", ROWS)
+        self.batch_seconds = self.histogram("vouch_batch_seconds", "Time that a batch took", SECONDS)
+        self.queue = self.gauge("vouch_queue_evaluations", "Decoder evaluations that wait or run")
+        self.rate = self.gauge("vouch_evaluations_per_second", "Decoder evaluations a second, as measured lately")
+        self.dropped = self.counter("vouch_dropped_requests", "Requests dropped before they were computed", "reason")
+        self.rows = self.counter("vouch_rows", "Scored rows by side of the band: inside is valid", "model", "side")
+        self.unreliable = self.counter("vouch_unreliable_rows", "Scored rows whose estimate is not reliable", "model")
+        self.log_likelihood = RowHistogram("vouch_log_likelihood", "log p(x) of scored rows, nats", NATS)
+        self.p_value = RowHistogram("vouch_p_value", "p_value of scored rows; uniform where nothing drifts", TENTHS)
+        self.registry.register(self.log_likelihood)
+        self.registry.register(self.p_value)
+        self.reload_failures = self.counter("vouch_reload_failures", "Versions of the store that could not be served")
+        self.held_back = self.gauge("vouch_held_back", "What is new in the store and cannot be served")
+        self.shadow_rows = self.counter(
+            "vouch_shadow_rows", "Rows scored by a second version, too", "model", "shadow", "verdicts"
         )
-        self.rows = Counter(
-            "vouch_rows", "Scored rows by model and side of the band", ["model", "side"], registry=self.registry
-        )
-        self.unreliable = Counter(
-            "vouch_unreliable_rows", "Scored rows whose estimate is not reliable", ["model"], registry=self.registry
-        )
-        self.p_values = Histogram(
-            "vouch_p_value",
-            "p_value of scored rows; uniform where nothing drifts",
-            ["model"],
-            buckets=[tenth / 10 for tenth in range(1, 11)],
-            registry=self.registry,
-        )
-        self.queue = Gauge("vouch_queue_evaluations", "Decoder evaluations that wait or run", registry=self.registry)
-        self.dropped = Gauge(
-            "vouch_dropped_requests", "Requests dropped before they were computed", registry=self.registry
-        )
+        self.shadow_gap = self.histogram(
+            "vouch_shadow_percentile_gap", "Between the two versions' percentiles", (0.1, 1, 2, 5, 10, 20, 50, 100),
+            "model", "shadow",
+        )  # fmt: skip
+        self.shadow_skipped = self.counter("vouch_shadow_skipped", "Requests that the shadow left out")
+
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        """A counter in this registry."""
+        return Counter(name, text, labels, registry=self.registry)
+
+    def gauge(self, name: str, text: str) -> Gauge:
+        """A gauge in this registry."""
+        return Gauge(name, text, registry=self.registry)
+
+    def histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        """A histogram in this registry."""
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def count_scores(self, model: str, scores: Scores) -> None:
-        """Count the verdicts of a batch."""
-        for value, side in enumerate(SIDES, start=-1):
-            number = int((scores.sides == value).sum())
-            if number:
-                self.rows.labels(model, side).inc(number)
+        """Count the scores of a request."""
+        for side, number in zip(SIDES, np.bincount(scores.sides + 1, minlength=len(SIDES)).tolist(), strict=True):
+            self.rows.labels(model, side).inc(number)
         self.unreliable.labels(model).inc(int((~scores.reliable).sum()))
-        histogram = self.p_values.labels(model)
-        for p_value in scores.p_value.tolist():
-            histogram.observe(p_value)
+        self.log_likelihood.observe(model, scores.log_likelihood)
+        self.p_value.observe(model, scores.p_value)
+
+    def count_batch(self, rows: int, seconds: float) -> None:
+        """Count a batch."""
+        self.batch_rows.observe(rows)
+        self.batch_seconds.observe(seconds)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class RowHistogram(Collector):
+    """A histogram by model that takes whole arrays of values."""
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
+        self.name, self.text, self.bounds = name, text, np.array(bounds)
+        self.counts: dict[str, np.ndarray] = {}
+        self.sums: dict[str, float] = {}
+
+    def observe(self, model: str, values: np.ndarray) -> None:
+        """Count the values, shape (B,)."""
+        counts = np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.bounds) + 1)
+        self.counts[model] = self.counts.get(model, 0) + counts
+        self.sums[model] = self.sums.get(model, 0.0) + float(values.sum())
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """The counts as Prometheus wants them: each bucket holds those below it."""
+        family = HistogramMetricFamily(self.name, self.text, labels=["model"])
+        ends = [*map(str, self.bounds.tolist()), "+Inf"]
+        for model, counts in list(self.counts.items()):
+            buckets = list(zip(ends, np.cumsum(counts).astype(float).tolist(), strict=True))
+            family.add_metric([model], buckets, self.sums[model])
+        yield family

@@ -1,4 +1,4 @@
-"""What wraps every request: an id, a log line, the metrics, and an answer where something failed."""
+"""What wraps every request: an id, a span, a log line, metrics, `Server-Timing`, and an answer where something failed."""
 
 from __future__ import annotations
 
@@ -6,25 +6,44 @@ import logging
 import re
 import time
 import uuid
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.web.metrics import Metrics
+from service.web.context import Service, Timings
 from service.web.problems import on_bug
+from service.web.tracing import Tracer
 
 log = logging.getLogger("vouch.access")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 UNKNOWN = "(none)"
+REASONS = {
+    400: "malformed",
+    401: "no key",
+    403: "scope",
+    404: "unknown model or path",
+    405: "method",
+    406: "answer type",
+    409: "conflict",
+    413: "too large",
+    415: "content type",
+    422: "invalid input",
+    429: "queue full",
+    503: "unavailable",
+    504: "deadline",
+}
 
 
 class Observe:
     """Plain ASGI: a wrapper of responses would hide from handlers that the client hung up."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
-        self.metrics = metrics
+        self.service = service
+        self.tracer = Tracer.configured()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and say how it went."""
@@ -32,46 +51,74 @@ class Observe:
             await self.app(scope, receive, send)
             return
         start = time.perf_counter()
-        request_id = self.request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
+        headers = Headers(scope=scope)
+        request_id = self.request_id(headers)
+        timings = Timings()
+        scope.setdefault("state", {}).update(request_id=request_id, timings=timings)
         status = 0
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                answer = MutableHeaders(scope=message)
+                answer["X-Request-Id"] = request_id
+                answer["Server-Timing"] = server_timing(timings, time.perf_counter() - start)
+                if self.service.draining:
+                    answer["Connection"] = "close"
             await send(message)
 
-        try:
-            await self.app(scope, receive, send_with_id)
-        except ClientDisconnect:
-            log.debug("the client hung up", extra={"request_id": request_id})
-        except Exception as error:  # whatever a handler did not foresee
-            log.exception("unhandled error", extra={"request_id": request_id})
-            if not status:
-                await on_bug(Request(scope), error)(scope, receive, send_with_id)
-        finally:
-            self.count(scope, status, time.perf_counter() - start, request_id)
+        with self.tracer.span(headers) as span:
+            try:
+                await self.app(scope, receive, send_with_headers)
+            except ClientDisconnect:
+                log.debug("the client hung up", extra={"request_id": request_id})
+            except Exception as error:  # whatever a handler did not foresee
+                log.exception("unhandled error", extra={"request_id": request_id})
+                if not status:
+                    await on_bug(Request(scope), error)(scope, receive, send_with_headers)
+            finally:
+                self.service.release(scope)
+                entry = self.entry(scope, headers, status, timings, time.perf_counter() - start)
+                span.end(entry, timings.intervals)
+                self.count(entry, timings)
 
-    def count(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
-        """Metrics and a log line; the path's template, not the path, so that nobody can make labels."""
+    def entry(self, scope: Scope, headers: Headers, status: int, timings: Timings, seconds: float) -> dict[str, Any]:
+        """The log line's fields; the path's template, not the path, so that nobody can make labels."""
         path = getattr(scope.get("route"), "path", UNKNOWN)
-        method = scope["method"] if path != UNKNOWN else UNKNOWN
-        self.metrics.requests.labels(path, method, str(status)).inc()
-        self.metrics.seconds.labels(path).observe(seconds)
-        extra = {
-            "request_id": request_id,
-            "method": method,
+        traceparent = headers.get("traceparent", "")
+        return {
+            "request_id": scope["state"]["request_id"],
+            **({"traceparent": traceparent} if TRACEPARENT.fullmatch(traceparent) else {}),
+            "method": scope["method"] if path != UNKNOWN else UNKNOWN,
             "path": path,
             "status": status,  # 0: the client hung up before an answer
             "ms": round(1000 * seconds, 3),
-            **scope.get("state", {}).get("log", {}),
+            **{f"{name}_ms": round(1000 * part, 3) for name, part in timings.seconds.items()},
+            **scope["state"].get("log", {}),
         }
-        log.log(logging.DEBUG if path in ("/livez", "/readyz") else logging.INFO, "request", extra=extra)
+
+    def count(self, entry: dict[str, Any], timings: Timings) -> None:
+        """The metrics and the log line of a request."""
+        metrics = self.service.metrics
+        path, status = entry["path"], entry["status"]
+        metrics.requests.labels(entry["method"], path, str(status)).inc()
+        metrics.seconds.labels(path).observe(entry["ms"] / 1000)
+        for name, seconds in timings.seconds.items():
+            metrics.parts.labels(name).observe(seconds)
+        if status in REASONS:
+            metrics.rejections.labels(REASONS[status]).inc()
+        if log.isEnabledFor(level := logging.DEBUG if path in ("/livez", "/readyz") else logging.INFO):
+            log.log(level, "request", extra=entry)
 
     @staticmethod
     def request_id(headers: Headers) -> str:
         """The caller's own, if it is harmless, or a new one."""
         given = headers.get("x-request-id", "")
         return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def server_timing(timings: Timings, total_s: float) -> str:
+    """The parts of a request, in milliseconds, as browsers read them."""
+    parts = {**timings.seconds, "total": total_s}
+    return ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in parts.items())

@@ -269,14 +269,20 @@ def is_id(value: Any) -> bool:
     return value is None or (is_number and abs(value) < 2**63)  # NaN and infinity are not below it
 
 
+def parse_simple_rows(lines: Sequence[bytes], spec: InputSpec) -> np.ndarray | None:
+    """Lines that all are lists of numbers of the right length, as an array of shape (B, D); None where one is not."""
+    try:
+        rows = [ROW.decode(line) for line in lines]
+    except (msgspec.DecodeError, RecursionError, OverflowError):
+        return None
+    return np.array(rows, dtype=np.float64) if set(map(len, rows)) == {spec.features} else None
+
+
 def parse_row(line: bytes, spec: InputSpec) -> tuple[np.ndarray, Any]:
     """One JSON row, shape (1, D), and its id; the row is number 0 in errors."""
-    try:
-        row = ROW.decode(line)
-        if len(row) == spec.features:
-            return np.array([row], dtype=np.float64), None
-    except (msgspec.DecodeError, RecursionError, OverflowError):
-        pass  # what is wrong with it is said below
+    simple = parse_simple_rows([line], spec)
+    if simple is not None:
+        return simple, None
     instance = loaded(line)
     faults: list[Fault] = []
     cells = row_of(0, instance, spec, faults)

@@ -13,6 +13,9 @@ from starlette.responses import Response
 
 from service import errors
 
+PROTOCOL = "/v2"
+JSON = "application/json"
+
 # The first class that fits decides: the narrower ones come first.
 STATUSES: tuple[tuple[type[errors.VouchError], int, str], ...] = (
     (errors.MalformedError, 400, "malformed-body"),
@@ -75,9 +78,18 @@ def error_document(error: errors.VouchError) -> dict[str, Any]:
 
 
 def respond(request: Request, problem: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    """A problem document as the answer to a request."""
+    """A problem document as the answer to a request; the Open Inference Protocol has errors of its own."""
+    path = request.scope["path"]
+    if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
+        return Response(msgspec.json.encode({"error": in_a_line(problem)}), problem["status"], headers, JSON)
     body = problem | {"request_id": request.scope.get("state", {}).get("request_id")}
     return Response(msgspec.json.encode(body), problem["status"], headers, "application/problem+json")
+
+
+def in_a_line(problem: dict[str, Any]) -> str:
+    """What went wrong, and the first place where it did."""
+    detail, first = problem["detail"], next(iter(problem["errors"]), None)
+    return detail if first is None or "row" in detail else f"{detail}: {first['message']}"
 
 
 def on_vouch_error(request: Request, error: Exception) -> Response:

@@ -1,17 +1,23 @@
-"""The models that a process serves: loaded at the start, others on demand, failures remembered by version."""
+"""The models that a process serves: what the store held when it was last looked at, and the versions in memory.
+
+A new version or alias takes over in one step, after it was read, verified, warmed up and checked against the golden rows
+that it carries. Where that fails, what was served goes on being served, and `held_back` says why.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-from service.errors import CalibrationError, DamagedModelError, ModelError, ModelNotFoundError
+from service.errors import DamagedModelError, ModelError, ModelNotFoundError, UnavailableError, VouchError
 from service.scorer import Scorer, torch_device
-from service.store import Reference, Store
+from service.store import Catalog, Reference, Store
 
 RETRY_S = 30.0  # before the files of a version that failed are read again
+STORE = "store"  # what could not be read, where it is none of the models
 log = logging.getLogger("vouch")
 
 
@@ -29,23 +35,40 @@ class Failure:
 
 @dataclass
 class Registry:
-    """Scorers by version. What cannot be loaded is refused by name; the others go on."""
+    """Scorers by version. What cannot be loaded is refused by name; the others go on.
+
+    `catalog` is what requests go by; it is replaced whole, so that readers need no lock.
+    """
 
     store: Store
     device: str
     max_loaded: int
-    threads: int
+    on_failure: Callable[[], None] = lambda: None
+    catalog: Catalog = field(default_factory=lambda: Catalog({}, {}, None, {}))
+    found: Catalog | None = None  # what the store held when it was last looked at
+    wanted: set[Reference] = field(default_factory=set)  # what bare names and aliases mean in the store
     scorers: dict[Reference, Scorer] = field(default_factory=dict)
     failures: dict[Reference, Failure] = field(default_factory=dict)
+    held_back: dict[str, str] = field(default_factory=dict)
     loading: threading.Lock = field(default_factory=threading.Lock)
+    refreshing: threading.Lock = field(default_factory=threading.Lock)
 
-    def load_all(self) -> None:
-        """Load and warm up the version that each bare name means."""
-        for name in self.store.names():
-            try:
-                self.get(name).warm_up()
-            except ModelError as error:
-                log.error("model cannot be served", extra={"model": name, "error": str(error)})
+    # What requests ask
+
+    def resolve(self, name: str | None) -> Reference:
+        """Which version NAME, NAME@VERSION or NAME@ALIAS means; None is the default.
+
+        Raises:
+            ModelNotFoundError: there is none such.
+            UnavailableError: the store was not looked at yet.
+        """
+        if self.found is None:
+            raise UnavailableError(self.held_back.get(STORE, "the models are being loaded"), 2.0)
+        return self.catalog.resolve(name)
+
+    def in_memory(self, name: str | None) -> Scorer | None:
+        """The scorer for NAME, NAME@VERSION or NAME@ALIAS, if it is loaded; None is the default."""
+        return self.scorers.get(self.resolve(name))
 
     def get(self, name: str | None) -> Scorer:
         """The scorer for NAME, NAME@VERSION or NAME@ALIAS; None is the default.
@@ -54,12 +77,15 @@ class Registry:
             ModelNotFoundError: there is none such.
             DamagedModelError: it cannot be loaded.
         """
-        reference = self.store.resolve(name)
+        reference = self.resolve(name)
         scorer = self.scorers.get(reference)
-        return self.load(reference) if scorer is None else scorer
+        if scorer is None:
+            self.store.check_holds(reference, self.catalog)
+            scorer = self.load(reference)
+        return scorer
 
     def load(self, reference: Reference) -> Scorer:
-        """Read a version into memory, one at a time; those that are in memory wait for none."""
+        """Read a version into memory, verified and warm, one at a time; those that are in memory wait for none."""
         with self.loading:
             if reference in self.scorers:
                 return self.scorers[reference]
@@ -67,25 +93,83 @@ class Registry:
             if failure is not None and failure.is_fresh():
                 raise DamagedModelError(failure.text)
             try:
-                scorer = Scorer(self.store.load(reference), torch_device(self.device), self.threads)
-            except (DamagedModelError, CalibrationError) as error:
-                self.failures[reference] = Failure(str(error), time.monotonic())
-                raise DamagedModelError(str(error)) from error
+                scorer = Scorer(self.store.load(reference), torch_device(self.device))
+                scorer.warm_up()
+            except Exception as error:
+                text = str(error) if isinstance(error, VouchError) else f"{reference}: {type(error).__name__}"
+                if not isinstance(error, VouchError):
+                    log.exception("a model cannot be loaded", extra={"model": str(reference)})
+                self.failures[reference] = Failure(text, time.monotonic())
+                self.on_failure()
+                raise DamagedModelError(text) from error
             self.failures.pop(reference, None)
-            self.scorers[reference] = scorer
-            self.forget_oldest(reference)
+            self.scorers = self.kept(reference) | {reference: scorer}
             return scorer
 
-    def forget_oldest(self, newest: Reference) -> None:
-        """Keep the served versions and the latest others, within the limit."""
-        served = {self.store.resolve(name) for name in self.store.names()} | {newest}
-        others = [reference for reference in self.scorers if reference not in served]
-        for reference in others[: max(0, len(others) - self.max_loaded)]:
-            del self.scorers[reference]
+    def kept(self, newest: Reference) -> dict[Reference, Scorer]:
+        """The scorers to keep beside a new one: those that are served, and the latest others, within the limit."""
+        served = {target for name in self.catalog.names() for target in self.catalog.targets(name)}
+        others = [reference for reference in self.scorers if reference not in served | self.wanted | {newest}]
+        forgotten = others[: max(0, len(others) + 1 - self.max_loaded)]
+        return {reference: scorer for reference, scorer in self.scorers.items() if reference not in forgotten}
+
+    # What follows the store
+
+    def refresh(self) -> None:
+        """Look at the store, load what is new there, and serve it."""
+        with self.refreshing:
+            try:
+                found = self.store.catalog()
+            except (VouchError, OSError) as error:
+                self.hold_back({STORE: str(error)})
+                return
+            if found == self.found and not self.held_back:
+                return
+            self.hold_back(self.load_targets(found))
+            self.catalog = self.merged(found)
+            self.found = found
+
+    def load_targets(self, found: Catalog) -> dict[str, str]:
+        """Load what every bare name and alias means; the problems by version."""
+        problems = {}
+        self.wanted = {target for name in found.names() for target in found.targets(name)}
+        for reference in sorted(self.wanted, key=str):
+            if reference not in self.scorers:
+                try:
+                    self.store.check_holds(reference, found)
+                    self.load(reference)
+                except (ModelError, UnavailableError) as error:
+                    problems[str(reference)] = str(error)
+        return problems
+
+    def merged(self, found: Catalog) -> Catalog:
+        """What was found, but where it cannot be served, what was served before."""
+        old = self.catalog
+        serving = dict(found.serving)
+        aliases = {name: dict(named) for name, named in found.aliases.items()}
+        for name in found.names():
+            before = old.serving.get(name)
+            if Reference(name, serving[name]) not in self.scorers and before is not None:
+                serving[name] = before
+            for alias, target in aliases[name].items():
+                previous = old.aliases.get(name, {}).get(alias)
+                if Reference(name, target) not in self.scorers and previous is not None:
+                    aliases[name][alias] = previous
+        return replace(found, serving=serving, aliases=aliases)
+
+    def hold_back(self, problems: dict[str, str]) -> None:
+        """Remember why something new is not served, and say so once."""
+        for what, text in problems.items():
+            if self.held_back.get(what) != text:
+                log.error("cannot be served, what was served before goes on", extra={"what": what, "error": text})
+        self.held_back = problems
+
+    # What they say of themselves
 
     def status(self) -> dict[str, str]:
         """Each model and `ready`, or why it is not."""
-        return {name: self.state(self.store.resolve(name)) for name in self.store.names()}
+        catalog = self.catalog
+        return {name: self.state(Reference(name, catalog.serving[name])) for name in catalog.names()}
 
     def state(self, reference: Reference) -> str:
         """`ready`, why it failed, or that nobody has asked for it yet."""
@@ -94,16 +178,19 @@ class Registry:
         failure = self.failures.get(reference)
         return "not loaded yet" if failure is None else failure.text
 
+    def phase(self) -> str:
+        """`loading` at first, `unavailable` where the default model still is not there after that."""
+        return "loading" if self.found is None and not self.held_back else "unavailable"
+
     def default_is_ready(self) -> bool:
-        """Whether a request that names no model can be answered; loads a version that has just become the default."""
+        """Whether a request that names no model can be answered."""
         try:
-            self.get(None)
-        except ModelError:
+            return self.in_memory(None) is not None
+        except (ModelError, UnavailableError):
             return False
-        return True
 
     def known(self, name: str) -> str:
         """The name, if the store has a model of that name."""
-        if not self.store.versions(name):
+        if name not in self.catalog.versions:
             raise ModelNotFoundError("no such model in the store")
         return name

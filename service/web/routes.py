@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Literal, ParamSpec
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import ValidationError
 
 from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError
 from service.scorer import Scorer
-from service.store import Reference, Store
+from service.store import Catalog, Reference
 from service.validity.band import SIDES
 from service.web import answers, schemas
 from service.web.answers import JSON, NDJSON, NPY, PNG
-from service.web.context import Service, body_of, model_id, service_of
+from service.web.context import Service, body_of, model_id, parsed, service_of, timings_of
 from service.web.parsing import Batch, media_type, parse_latents, parse_rows
 from service.web.streaming import scored_lines
 
+P = ParamSpec("P")
 MAX_SEED = 2**53 - 1  # what JSON numbers hold exactly everywhere
 
 Model = Annotated[str | None, Query(description="NAME, NAME@VERSION or NAME@ALIAS; default: the store's default")]
@@ -45,6 +48,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem documents that an endpoint may answer, for the OpenAPI page."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": "a problem document", "content": content} for status in (401, 403, *statuses)}
+
+
+def problems_of_probes() -> dict[int | str, dict[str, Any]]:
+    """What a probe answers when it is red."""
+    return {503: {"model": schemas.StatusAnswer}}
 
 
 ROWS_PROBLEMS = problems(400, 404, 406, 413, 415, 422, 429, 503, 504)
@@ -88,12 +96,11 @@ async def score(request: Request, model: Model = None, percentiles: Percentiles 
     scorer = await service.scorer(model)
     band = checked_band(scorer, percentiles)
     batch = await batch_of(request, service, scorer)
-    parts = await service.on_rows(request, scorer, batch.rows, lambda rows: scorer.score(rows, band))
-    for part in parts:
-        service.count(scorer, part, request)
-    if kind == NPY:
-        return answers.scores_npy_response(parts)
-    return answers.scores_response(model_id(scorer), parts, batch.ids, batch.warnings)
+    scores = await service.score(request, scorer, batch.rows, band)
+    with timings_of(request).measured("encode"):
+        if kind == NPY:
+            return answers.scores_npy_response(scores)
+        return answers.scores_response(model_id(scorer), scores, batch.ids, batch.warnings)
 
 
 @router.post(
@@ -109,9 +116,10 @@ async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -
     limited("draws", draws, service.settings.max_draws)
     batch = await batch_of(request, service, scorer)
     limited("rows times draws", len(batch) * draws, service.settings.max_rows)
-    parts = await service.on_rows(request, scorer, batch.rows, lambda rows: scorer.reconstruct(rows, draws))
-    return await asyncio.to_thread(
-        answers.reconstructions_response, kind, model_id(scorer), parts, scorer.model.input, batch.warnings
+    compute = partial(scorer.reconstruct, draws=draws)
+    answer = await service.on_rows(request, scorer, batch.rows, compute, ("reconstruct", scorer, draws))
+    return await encoded(
+        request, answers.reconstructions_response, kind, model_id(scorer), answer, scorer.model.input, batch.warnings
     )
 
 
@@ -126,8 +134,9 @@ async def encode(request: Request, model: Model = None, draws: Draws = 0) -> Res
     limited("draws", draws, service.settings.max_draws)
     batch = await batch_of(request, service, scorer)
     limited("rows times draws", len(batch) * draws, service.settings.max_rows)
-    parts = await service.on_rows(request, scorer, batch.rows, lambda rows: scorer.encode(rows, draws))
-    return await asyncio.to_thread(answers.encodings_response, kind, model_id(scorer), parts, batch.warnings)
+    compute = partial(scorer.encode, draws=draws)
+    answer = await service.on_rows(request, scorer, batch.rows, compute, ("encode", scorer, draws))
+    return await encoded(request, answers.encodings_response, kind, model_id(scorer), answer, batch.warnings)
 
 
 @router.post("/decode", **options(schemas.MeansAnswer, ROWS_PROBLEMS, NPY, PNG), openapi_extra=takes("Latents", NPY))
@@ -138,9 +147,10 @@ async def decode(request: Request, model: Model = None) -> Response:
     kind = answers.negotiate(accepted(request), array_types(scorer))
     body = await body_of(request)
     content_type = request.headers.get("content-type", "")
-    latents = parse_latents(body, content_type, scorer.latents, service.settings.max_rows)
+    parse = partial(parse_latents, body, content_type, scorer.latents, service.settings.max_rows)
+    latents = await parsed(request, len(body), parse)
     means = await service.once(request, lambda: scorer.decode(latents), len(latents))
-    return await asyncio.to_thread(answers.means_response, kind, model_id(scorer), means, scorer.model.input)
+    return await encoded(request, answers.means_response, kind, model_id(scorer), means, scorer.model.input)
 
 
 @router.get("/sample", **options(schemas.SamplesAnswer, READ_PROBLEMS, NPY, PNG))
@@ -160,8 +170,8 @@ async def sample(
     chosen = secrets.randbelow(MAX_SEED) if seed is None else seed
     samples = await service.once(request, lambda: scorer.sample(num, chosen, of), num)
     headers["X-Seed"] = str(chosen)
-    return await asyncio.to_thread(
-        answers.samples_response, kind, model_id(scorer), samples, scorer.model.input, headers
+    return await encoded(
+        request, answers.samples_response, kind, model_id(scorer), samples, scorer.model.input, headers
     )
 
 
@@ -179,7 +189,7 @@ async def manifold(
     limited("size", size, service.settings.max_grid)
     first, second = map(int, axes.split(","))
     grid = await service.once(request, lambda: scorer.manifold(size, (first, second)), size * size)
-    return await asyncio.to_thread(answers.manifold_response, kind, model_id(scorer), grid, scorer.model.input)
+    return await encoded(request, answers.manifold_response, kind, model_id(scorer), grid, scorer.model.input)
 
 
 @router.get("/models", response_model=schemas.ModelsAnswer, responses=problems(503))
@@ -205,15 +215,16 @@ async def one_model(request: Request, name: str) -> Response:
 async def move_alias(request: Request, name: str) -> Response:
     """Let an alias name a version (scope admin). With `expected`, only if it names that one now."""
     service = service_of(request)
-    service.keys.check(request.headers.get("authorization"), request.headers.get("x-api-key"), "admin")
+    service.keys.keys.check(request.headers.get("authorization"), request.headers.get("x-api-key"), "admin")
     if media_type(request.headers.get("content-type", "")) != JSON:
         raise MediaTypeError("the content type is not spoken, expected application/json")
     body = alias_body(await body_of(request))
+    registry = service.registry
+    await asyncio.to_thread(registry.refresh)
     # A version that cannot be loaded is refused here, and the one that takes over is warm before it does.
-    scorer = await service.scorer(f"{service.registry.known(name)}@{body.version}")
-    await service.once(request, scorer.warm_up, 1)
-    store = service.registry.store
-    aliases = await asyncio.to_thread(store.set_alias, name, body.alias, body.version, body.expected)
+    await service.scorer(f"{registry.known(name)}@{body.version}")
+    aliases = await asyncio.to_thread(registry.store.set_alias, name, body.alias, body.version, body.expected)
+    await asyncio.to_thread(registry.refresh)
     return answers.json_response({"name": name, "aliases": aliases.aliases[name]})
 
 
@@ -226,22 +237,26 @@ async def drift(request: Request, model: Model = None) -> Response:
     return answers.json_response({"drift": [drift_of(service, scorer) for scorer in scorers]})
 
 
-@router.get("/livez", response_model=schemas.StatusAnswer, responses=problems(503))
+@router.get("/livez", response_model=schemas.StatusAnswer, responses=problems_of_probes())
 async def livez(request: Request) -> Response:
-    """Alive: the event loop answers and the inference thread runs."""
+    """Alive: the event loop answers and every inference thread runs."""
     alive = service_of(request).inference.is_alive()
     return answers.json_response(
         {"status": "ok" if alive else "unavailable", "models": {}}, None, 200 if alive else 503
     )
 
 
-@router.get("/readyz", response_model=schemas.StatusAnswer, responses={503: {"model": schemas.StatusAnswer}})
+@router.get("/readyz", response_model=schemas.StatusAnswer, responses=problems_of_probes())
 async def readyz(request: Request) -> Response:
-    """Ready: the default model is in memory, verified and warm. The body says which models are not."""
+    """Ready: the default model is in memory, verified and warm, and the service is not about to end.
+
+    The body says which models are not, and what is new in the store and cannot be served.
+    """
     service = service_of(request)
-    ready = service.inference.is_alive() and await asyncio.to_thread(service.registry.default_is_ready)
-    models = await asyncio.to_thread(service.registry.status)
-    document = {"status": "ok" if ready else "unavailable", "models": models}
+    registry = service.registry
+    ready = service.is_ready()
+    status = "ok" if ready else "draining" if service.draining else registry.phase()
+    document = {"status": status, "models": registry.status(), "held_back": registry.held_back}
     return answers.json_response(document, None if ready else {"Retry-After": "5"}, 200 if ready else 503)
 
 
@@ -250,7 +265,8 @@ async def metrics(request: Request) -> Response:
     """Prometheus text."""
     service = service_of(request)
     service.metrics.queue.set(service.inference.waiting_cost)
-    service.metrics.dropped.set(service.inference.dropped)
+    service.metrics.rate.set(service.inference.rate())
+    service.metrics.held_back.set(len(service.registry.held_back))
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -258,14 +274,19 @@ async def metrics(request: Request) -> Response:
 
 
 async def batch_of(request: Request, service: Service, scorer: Scorer) -> Batch:
-    """The request's rows; large bodies are parsed beside the event loop."""
+    """The request's rows."""
     settings = service.settings
+    service.inference.check_room(scorer.model.evaluations_per_row())  # before a body is read for nothing
     body = await body_of(request)
     content_type = request.headers.get("content-type", "")
-    arguments = (body, content_type, scorer.model.input, settings.max_rows, settings.max_pixels)
-    if len(body) < 65536 and not content_type.startswith("image/"):
-        return parse_rows(*arguments)
-    return await asyncio.to_thread(parse_rows, *arguments)
+    parse = partial(parse_rows, body, content_type, scorer.model.input, settings.max_rows, settings.max_pixels)
+    return await parsed(request, len(body), parse, always_beside=content_type.startswith("image/"))
+
+
+async def encoded(request: Request, encode: Callable[P, Response], *args: P.args, **kwargs: P.kwargs) -> Response:
+    """An answer of many numbers, written beside the event loop."""
+    with timings_of(request).measured("encode"):
+        return await asyncio.to_thread(encode, *args, **kwargs)
 
 
 def accepted(request: Request) -> str:
@@ -323,29 +344,27 @@ def alias_body(body: bytes) -> schemas.AliasBody:
 
 def all_models(service: Service) -> dict[str, Any]:
     """GET /models."""
-    store = service.registry.store
+    catalog = service.registry.catalog
     return {
-        "default": default_or_none(store),
-        "models": [described(service, name, with_card=False) for name in store.names()],
+        "default": default_or_none(catalog),
+        "models": [described(service, name, with_card=False) for name in catalog.names()],
     }
 
 
-def default_or_none(store: Store) -> str | None:
+def default_or_none(catalog: Catalog) -> str | None:
     """The default model, where there is one."""
     try:
-        return store.default_name()
+        return catalog.default_name()
     except ModelError:
         return None
 
 
 def described(service: Service, name: str, with_card: bool = True) -> dict[str, Any]:
     """GET /models/{name}."""
-    registry = service.registry
-    store = registry.store
+    registry, catalog = service.registry, service.registry.catalog
     registry.known(name)
-    aliases = store.aliases()
-    named = aliases.aliases.get(name, {})
-    serving = store.resolve(name)
+    named = catalog.aliases[name]
+    serving = Reference(name, catalog.serving[name])
     versions = [
         {
             "version": version,
@@ -353,11 +372,11 @@ def described(service: Service, name: str, with_card: bool = True) -> dict[str, 
             "loaded": registry.state(Reference(name, version)) == "ready",
             "error": failure.text if (failure := registry.failures.get(Reference(name, version))) else None,
         }
-        for version in store.versions(name)
+        for version in catalog.versions[name]
     ]
     document: dict[str, Any] = {
         "name": name,
-        "default": default_or_none(store) == name,
+        "default": default_or_none(catalog) == name,
         "serving": serving.version,
         "versions": versions,
         "aliases": named,

@@ -6,7 +6,7 @@ numbers is dear to walk.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -166,8 +166,11 @@ class AliasAnswer(Answer):
 class StatusAnswer(Answer):
     """GET /livez and /readyz."""
 
-    status: Literal["ok", "unavailable"]
+    status: Literal["ok", "loading", "draining", "unavailable"]
     models: dict[str, str] = Field({}, description="each model and `ready`, or why it is not")
+    held_back: dict[str, str] = Field(
+        {}, description="what is new in the store and cannot be served, and why; what was served before goes on"
+    )
 
 
 class DriftAnswer(Answer):
@@ -204,6 +207,102 @@ class Problem(Answer):
     detail: str
     errors: list[FaultAnswer] = []
     request_id: str | None
+
+
+class ProtocolError(Answer):
+    """An error of the Open Inference Protocol."""
+
+    error: str
+
+
+class ProtocolServer(Answer):
+    """GET /v2."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ProtocolLive(Answer):
+    """GET /v2/health/live."""
+
+    live: bool
+
+
+class ProtocolReady(Answer):
+    """GET /v2/health/ready."""
+
+    ready: bool
+
+
+class ProtocolModelReady(Answer):
+    """GET /v2/models/{name}/ready."""
+
+    name: str
+    ready: bool
+
+
+class ProtocolTensorInfo(Answer):
+    """What a tensor looks like; -1 is any number of rows."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ProtocolModel(Answer):
+    """GET /v2/models/{name}."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[ProtocolTensorInfo]
+    outputs: list[ProtocolTensorInfo]
+
+
+class ProtocolOutput(Answer):
+    """A tensor for one part of the score; without data, its bytes follow the JSON."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[float] | list[str] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ProtocolAnswer(Answer):
+    """POST /v2/models/{name}/infer."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[ProtocolOutput]
+
+
+class ProtocolInput(BaseModel):
+    """The tensor of rows."""
+
+    name: str
+    shape: list[Annotated[int, Field(ge=0)]]
+    datatype: Literal["FP16", "FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"]
+    data: list[Any] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class ProtocolWanted(BaseModel):
+    """An output that the client wants."""
+
+    name: Literal["log_likelihood", "percentile", "p_value", "verdict"]
+    parameters: dict[str, Any] = {}
+
+
+class ProtocolRequest(BaseModel):
+    """POST /v2/models/{name}/infer."""
+
+    id: str | None = None
+    inputs: list[ProtocolInput] = Field(min_length=1, max_length=1)
+    outputs: list[ProtocolWanted] = []
+    parameters: dict[str, Any] = {}
 
 
 class Instances(BaseModel):

@@ -1,34 +1,101 @@
-"""Run the service: uvicorn, JSON logs, and a listener on the port that was asked for."""
+"""Run the service: uvicorn, JSON logs, signals, and a listener on the port that was asked for."""
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import logging
 import logging.config
 import math
+import signal
+import time
+from types import FrameType
 from typing import Any
 
 import uvicorn
 
-from service.settings import Settings
-from service.web.app import create_app
+from service.settings import Settings, SettingsError
+from service.web.app import create_app, reload
+from service.web.context import Service
+from service.web.protocol import protocol_with
+
+log = logging.getLogger("vouch")
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; what was accepted is finished first."""
+    """Serve until SIGTERM or SIGINT; what was accepted is finished first.
+
+    Raises:
+        SettingsError: the address is not loopback, there are no keys, and nobody said that this is meant.
+    """
+    refuse_strangers(settings)
     logging.config.dictConfig(log_config(settings.log_level))
     logging.captureWarnings(True)  # libraries' warnings are lines of the log as well
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=protocol_with(settings.max_header_bytes, settings.header_timeout_s),
+        ws="none",
         log_config=None,
         access_log=False,  # ours has the request id and the timings
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + 5,  # whoever stalls longer is cut off
     )
+    Server(config, app.state.service).run()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but SIGTERM first only says that the end is near, and SIGHUP reads keys and the store again.
+
+    uvicorn closes its listener at once. A load balancer takes a moment to notice `/readyz`, and sends requests until then.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+        self.drains_until: float | None = None
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Start, and listen for SIGHUP."""
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(reload(self.service)))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM drains first; a second one, or SIGINT, does not wait. The exit status is 0."""
+        if sig == signal.SIGTERM and self.started and not self.service.draining:
+            self.service.draining = True
+            self.drains_until = time.monotonic() + self.service.settings.drain_s
+        else:
+            self.force_exit = self.should_exit
+            self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn asks ten times a second whether to end."""
+        if self.drains_until is not None and time.monotonic() >= self.drains_until:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def refuse_strangers(settings: Settings) -> None:
+    """Whoever listens beyond loopback without keys should have said so."""
+    if settings.api_keys_file is None and not settings.allow_anonymous and not is_loopback(settings.host):
+        raise SettingsError(
+            f"VOUCH_HOST: {settings.host} is not loopback and there are no keys: set VOUCH_API_KEYS_FILE, or "
+            "VOUCH_ALLOW_ANONYMOUS=1 where every caller may do everything"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def log_config(level: str) -> dict[str, Any]:

@@ -1,10 +1,16 @@
-"""POST /score of JSON lines: read and answered line by line, in order, in bounded memory."""
+"""POST /score of JSON lines: read and answered line by line, in order, in bounded memory.
+
+Lines are answered as they come: those that arrive together are scored together, a few such blocks at a time, and no more
+is read until the first of them is written.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,15 +19,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.errors import DeadlineError, InputError, TooLargeError, VouchError
-from service.scorer import Scorer
+from service.errors import DeadlineError, InputError, OverloadedError, TooLargeError, VouchError
+from service.scorer import Scorer, Scores
 from service.web.answers import NDJSON, score_list
-from service.web.context import Service, model_id, refuse_compressed
-from service.web.parsing import parse_row
+from service.web.context import Service, model_id, parsed, refuse_compressed
+from service.web.parsing import parse_row, parse_simple_rows
 from service.web.problems import error_document, internal
 
 log = logging.getLogger("vouch")
-MAX_BLOCK = 2**20  # bytes of lines that are read before they are answered, and of the longest line
+MAX_LINE = 2**20  # bytes
+BLOCK_ROWS = 256  # lines that are answered together, at most
+BLOCKS = 4  # that are being answered at a time
+ENCODER = msgspec.json.Encoder()
 
 
 async def scored_lines(
@@ -29,12 +38,106 @@ async def scored_lines(
 ) -> Response:
     """A stream with a line for each line: a score, or a problem in its place."""
     refuse_compressed(request)
-    band = scorer.calibration.band(percentiles) if percentiles else scorer.band
+    if percentiles is not None:
+        scorer.calibration.band(percentiles)
     model = model_id(scorer)
     headers = {"X-Model": f"{model.name}@{model.version}", "X-Model-Digest": model.digest}
-    lines = answered(service, request, scorer, band.percentiles)
     request.scope["state"]["streamed"] = True
-    return LinesResponse(lines, headers, service.timeout(request))
+    return LinesResponse(Lines(service, request, scorer, percentiles), headers)
+
+
+class Lines:
+    """A request's lines and their answers."""
+
+    def __init__(
+        self, service: Service, request: Request, scorer: Scorer, percentiles: tuple[float, float] | None
+    ) -> None:
+        self.service, self.request, self.scorer, self.percentiles = service, request, scorer, percentiles
+        self.timeout_s = service.timeout(request)
+        self.started: set[asyncio.Task[bytes]] = set()
+        self.room = asyncio.Semaphore(BLOCKS)
+
+    async def answered(self) -> AsyncIterator[bytes]:
+        """The answers, a block of lines at a time, in order."""
+        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
+        reading = asyncio.create_task(self.read(answers))
+        try:
+            while (task := await answers.get()) is not None:
+                yield await task
+                self.started.discard(task)
+                self.room.release()
+            await reading
+        except ClientDisconnect:
+            raise
+        except VouchError as error:  # the head is sent: what is wrong can only stand in a last line
+            yield ENCODER.encode(error_document(error)) + b"\n"
+        except Exception:
+            log.exception("unhandled error", extra={"request_id": self.request.scope["state"]["request_id"]})
+            yield ENCODER.encode(internal()) + b"\n"
+        finally:
+            unfinished: list[asyncio.Task[Any]] = [reading, *self.started]
+            for one in unfinished:
+                one.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
+
+    async def read(self, answers: asyncio.Queue[asyncio.Task[bytes] | None]) -> None:
+        """Begin to answer blocks of lines as they come; None ends them, after whatever went wrong."""
+        try:
+            async for block in self.blocks():
+                await self.room.acquire()
+                task = asyncio.create_task(self.answers_to(block))
+                self.started.add(task)
+                answers.put_nowait(task)
+        finally:
+            answers.put_nowait(None)
+
+    async def blocks(self) -> AsyncIterator[list[bytes]]:
+        """The body's lines without the empty ones, as they come in, in blocks of bounded length."""
+        rest = b""
+        chunks = aiter(self.request.stream())
+        while (chunk := await self.next_chunk(chunks)) is not None:
+            *lines, rest = (rest + chunk).split(b"\n")
+            lines = list(filter(bytes.strip, lines))
+            for start in range(0, len(lines), BLOCK_ROWS):
+                yield lines[start : start + BLOCK_ROWS]
+            if len(rest) > MAX_LINE:
+                raise TooLargeError(f"a line is longer than {MAX_LINE:,} bytes")
+        if rest.strip():
+            yield [rest]
+
+    async def next_chunk(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+        """What the client sends next, None at the end.
+
+        Raises:
+            DeadlineError: it sends nothing for as long as a request may take.
+        """
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return await anext(chunks, None)
+        except TimeoutError:
+            raise DeadlineError("the client stalled") from None
+
+    async def answers_to(self, block: list[bytes]) -> bytes:
+        """Score the lines that can be read, and put the problems of the others in their places."""
+        size = sum(map(len, block))
+        answers, rows, ids, places = await parsed(self.request, size, partial(read_block, self.scorer, block))
+        if len(rows):
+            scores = score_list(await self.score(rows), ids)
+            for place, score in zip(places, scores, strict=True):
+                answers[place] = score
+        return ENCODER.encode_lines(answers)
+
+    async def score(self, rows: np.ndarray) -> Scores:
+        """Score rows; where the queue is full, a stream waits instead of failing: its client is held back meanwhile."""
+        until = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                return await self.service.score(self.request, self.scorer, rows, self.percentiles)
+            except OverloadedError as error:
+                pause = min(1.0, max(0.05, error.retry_after_s))
+                if time.monotonic() + pause > until:
+                    raise
+                await asyncio.sleep(pause)
 
 
 class LinesResponse(Response):
@@ -43,103 +146,43 @@ class LinesResponse(Response):
     Starlette's own watches for a hang-up by reading the request's messages, and would swallow the body.
     """
 
-    def __init__(self, lines: AsyncIterator[bytes], headers: dict[str, str], timeout_s: float) -> None:
+    def __init__(self, lines: Lines, headers: dict[str, str]) -> None:
         super().__init__(None, 200, headers, NDJSON)
-        self.timeout_s = timeout_s
-        del self.headers["content-length"]
         self.lines = lines
+        del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the head, the lines as they come, and the end."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for block in self.lines:
-            try:
-                async with asyncio.timeout(self.timeout_s):
+        answers = self.lines.answered()
+        try:
+            async for block in answers:
+                async with asyncio.timeout(self.lines.timeout_s):
                     await send({"type": "http.response.body", "body": block, "more_body": True})
-            except TimeoutError:
-                raise ClientDisconnect from None  # it reads no more
+        except TimeoutError:
+            raise ClientDisconnect from None  # it reads no more
+        finally:
+            await answers.aclose()  # type: ignore[attr-defined]  # an async generator, as its annotation cannot say
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def answered(
-    service: Service, request: Request, scorer: Scorer, percentiles: tuple[float, float]
-) -> AsyncIterator[bytes]:
-    """The answers, a block of lines at a time."""
-    try:
-        async for block in blocks_of(service, request):
-            yield await answers_to(service, request, scorer, percentiles, block)
-    except ClientDisconnect:
-        raise
-    except VouchError as error:  # the head is sent: what is wrong can only stand in a last line
-        yield msgspec.json.encode(error_document(error)) + b"\n"
-    except Exception:
-        log.exception("unhandled error", extra={"request_id": request.scope["state"]["request_id"]})
-        yield msgspec.json.encode(internal()) + b"\n"
-
-
-async def blocks_of(service: Service, request: Request) -> AsyncIterator[list[bytes]]:
-    """The body's lines without the empty ones, in blocks of bounded rows and bytes, as they come in."""
-    block: list[bytes] = []
-    size, rest = 0, b""
-    chunks = aiter(request.stream())
-    while (chunk := await next_chunk(service, request, chunks)) is not None:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in filter(bytes.strip, lines):
-            block.append(line)
-            size += len(line)
-            if len(block) >= service.settings.batch_rows or size >= MAX_BLOCK:
-                yield block
-                block, size = [], 0
-        if len(rest) > MAX_BLOCK:
-            raise TooLargeError(f"a line is longer than {MAX_BLOCK:,} bytes")
-    if rest.strip():
-        block.append(rest)
-    if block:
-        yield block
-
-
-async def next_chunk(service: Service, request: Request, chunks: AsyncIterator[bytes]) -> bytes | None:
-    """What the client sends next, None at the end.
-
-    Raises:
-        DeadlineError: it sends nothing for as long as a request may take.
-    """
-    try:
-        async with asyncio.timeout(service.timeout(request)):
-            return await anext(chunks, None)
-    except TimeoutError:
-        raise DeadlineError("the client stalled") from None
-
-
-async def answers_to(
-    service: Service, request: Request, scorer: Scorer, percentiles: tuple[float, float], block: list[bytes]
-) -> bytes:
-    """Score the lines that can be read, and put the problems of the others in their places."""
-    answers, rows, ids, places = await asyncio.to_thread(read_block, scorer, block)
-    if rows:
-        parts = await service.on_rows(
-            request, scorer, np.concatenate(rows), lambda some: scorer.score(some, percentiles)
-        )
-        for part in parts:
-            service.count(scorer, part, request)
-        scores = [score for part in parts for score in score_list(part, None)]
-        for place, score, one_id in zip(places, scores, ids, strict=True):
-            if one_id is not None:
-                score.id = one_id
-            answers[place] = score
-    return b"".join(msgspec.json.encode(answer) + b"\n" for answer in answers)
-
-
-def read_block(scorer: Scorer, block: list[bytes]) -> tuple[list[Any], list[np.ndarray], list[Any], list[int]]:
+def read_block(scorer: Scorer, block: list[bytes]) -> tuple[list[Any], np.ndarray, list[Any] | None, list[int]]:
     """The lines' problems in their places, and the rows, ids and places of those that can be read."""
+    spec = scorer.model.input
+    try:
+        simple = parse_simple_rows(block, spec)
+        if simple is not None:
+            return [None] * len(block), spec.rows(simple), None, list(range(len(block)))
+    except InputError:
+        pass  # in which line is said below
     answers: list[Any] = [None] * len(block)
     rows, ids, places = [], [], []
     for place, line in enumerate(block):
         try:
-            row, one_id = parse_row(line, scorer.model.input)
-            rows.append(scorer.rows(row))
+            row, one_id = parse_row(line, spec)
+            rows.append(spec.rows(row))
             ids.append(one_id)
             places.append(place)
         except InputError as error:
             answers[place] = error_document(error)
-    return answers, rows, ids, places
+    return answers, np.concatenate(rows) if rows else np.zeros((0, spec.features)), ids, places

@@ -1,80 +1,278 @@
-"""The inference thread: bounded, fair, and alive after whatever a request does to it."""
+"""The inference threads: bounded, fair, and alive after whatever a request does to them."""
 
+import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from service.errors import DeadlineError, OverloadedError, UnavailableError
-from service.web.batching import InferenceThread, Piece
+from service.web.batching import InferenceThreads, Task
+
+
+def rows(*values):
+    return np.array(values, dtype=float)[:, None]
+
+
+class Recorder:
+    """Computes twice the rows, a batch at a time; the first batch waits for the gate."""
+
+    def __init__(self, gate=None):
+        self.gate = gate
+        self.batches = []
+
+    def __call__(self, batch):
+        self.batches.append(batch[:, 0].tolist())
+        if self.gate is not None:
+            self.gate.wait(10)
+        return 2 * batch
+
+    def task(self, group="g", cost=1, most=4, shadow=False):
+        return Task(self, lambda answer, part: answer[part], (shadow, group), cost, most, shadow)
 
 
 @pytest.fixture
-def inference():
-    thread = InferenceThread(max_cost=100)
-    thread.start()
-    yield thread
-    thread.stop()
+def make():
+    """Makes threads, and ends them."""
+    made = []
+
+    def threads(number=1, max_cost=100, **options):
+        made.append(InferenceThreads(number, max_cost, **options))
+        made[-1].start()
+        return made[-1]
+
+    yield threads
+    for one in made:
+        one.stop()
 
 
-def test_pieces_come_back_in_order(inference):
-    pieces = [Piece(lambda value=value: value, 1) for value in range(5)]
-    assert inference.submit(pieces, 10).result(10) == [0, 1, 2, 3, 4]
-    assert inference.waiting_cost == 0
+async def answers(job):
+    return np.concatenate((await asyncio.wait_for(job.future, 10)).answers)[:, 0].tolist()
 
 
-def test_a_single_row_waits_for_one_piece_of_a_long_request_and_not_for_all(inference):
-    done, gate = [], threading.Event()
-    long = inference.submit([Piece(lambda: gate.wait(10), 1), *[Piece(lambda: done.append("long"), 1)] * 20], 10)
-    short = inference.submit([Piece(lambda: done.append("short"), 1)], 10)
-    gate.set()
-    short.result(10)
-    long.result(10)
-    assert done.index("short") == 0
+async def blocked(inference, gate):
+    """Keep the only thread busy until the gate opens."""
+    recorder = Recorder(gate)
+    job = inference.submit(recorder.task("blocker"), rows(0), 10)
+    while not recorder.batches:
+        await asyncio.sleep(0.01)
+    return job
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_back(inference):
-    gate = threading.Event()
-    first = inference.submit([Piece(lambda: gate.wait(10), 90)], 10)
-    with pytest.raises(OverloadedError) as refused:
-        inference.submit([Piece(lambda: None, 20)], 10)
-    assert refused.value.retry_after_s > 0
-    second = inference.submit([Piece(lambda: None, 10)], 10)
-    gate.set()
-    first.result(10)
-    second.result(10)
-    assert inference.submit([Piece(lambda: "large", 1000)], 10).result(10) == ["large"]
+def test_each_job_gets_its_own_rows_back_in_order(make):
+    async def run():
+        inference, recorder = make(2), Recorder()
+        jobs = [inference.submit(recorder.task(), rows(*range(start, start + 7)), 10) for start in range(0, 70, 10)]
+        for start, job in zip(range(0, 70, 10), jobs, strict=True):
+            assert await answers(job) == [2.0 * value for value in range(start, start + 7)]
+        assert sorted(value for batch in recorder.batches for value in batch) == sorted(
+            value for start in range(0, 70, 10) for value in range(start, start + 7)
+        )
+        assert max(map(len, recorder.batches)) <= 4
+        assert inference.waiting_cost == 0
+        assert not inference.groups
+
+    asyncio.run(run())
 
 
-def test_what_is_cancelled_or_late_is_not_computed(inference):
-    gate, computed = threading.Event(), []
-    blocker = inference.submit([Piece(lambda: gate.wait(10), 1)], 10)
-    cancelled = inference.submit([Piece(lambda: computed.append(1), 1)], 10)
-    late = inference.submit([Piece(lambda: computed.append(2), 1)], 0.01)
-    cancelled.cancel()
-    time.sleep(0.05)
-    gate.set()
-    blocker.result(10)
-    with pytest.raises(DeadlineError):
-        late.result(10)
-    inference.submit([Piece(lambda: None, 1)], 10).result(10)
-    assert computed == []
-    assert inference.dropped == 2
-    assert inference.waiting_cost == 0
+def test_rows_of_several_requests_are_computed_together_and_those_of_another_kind_apart(make):
+    async def run():
+        gate, inference, recorder = threading.Event(), make(), Recorder()
+        first = await blocked(inference, gate)
+        jobs = [inference.submit(recorder.task("a"), rows(value), 10) for value in (1, 2)]
+        jobs += [inference.submit(recorder.task("b"), rows(3), 10)]
+        jobs += [inference.submit(recorder.task("a"), rows(value), 10) for value in (4, 5, 6)]
+        gate.set()
+        for job in (first, *jobs):
+            await answers(job)
+        assert recorder.batches == [[1, 2, 4, 5], [3], [6]]
+
+    asyncio.run(run())
 
 
-def test_a_request_that_raises_anything_leaves_the_thread_alive(inference):
-    def bad():
-        raise SystemExit("bad")
+def test_a_single_row_waits_for_one_batch_of_a_long_request_and_not_for_all(make):
+    async def run():
+        gate, inference, recorder = threading.Event(), make(), Recorder()
+        first = await blocked(inference, gate)
+        long = inference.submit(recorder.task(), rows(*range(100, 120)), 10)
+        short = inference.submit(recorder.task(), rows(7), 10)
+        gate.set()
+        assert await answers(short) == [14]
+        assert recorder.batches[0] == [100, 101, 102, 103]
+        assert recorder.batches[1][0] == 7
+        assert await answers(long) == [2.0 * value for value in range(100, 120)]
+        await answers(first)
 
-    with pytest.raises(SystemExit):
-        inference.submit([Piece(bad, 1), Piece(lambda: None, 1)], 10).result(10)
-    assert inference.is_alive()
-    assert inference.submit([Piece(lambda: 1, 1)], 10).result(10) == [1]
+    asyncio.run(run())
 
 
-def test_after_the_stop_nothing_is_taken(inference):
-    inference.stop()
-    with pytest.raises(UnavailableError):
-        inference.submit([Piece(lambda: 1, 1)], 10)
+def test_a_full_queue_refuses_and_says_when_to_come_back(make):
+    async def run():
+        gate, inference = threading.Event(), make()
+        recorder = Recorder(gate)
+        first = inference.submit(recorder.task(cost=90), rows(1), 10)
+        with pytest.raises(OverloadedError) as refused:
+            inference.submit(recorder.task(cost=20), rows(1), 10)
+        assert refused.value.retry_after_s == pytest.approx(10 / inference.rate())
+        second = inference.submit(recorder.task(cost=10), rows(1), 10)
+        gate.set()
+        await answers(first)
+        await answers(second)
+        # Larger than the queue is, and taken when nothing waits.
+        assert await answers(inference.submit(recorder.task(cost=1000), rows(3), 10)) == [6]
+
+    asyncio.run(run())
+
+
+def test_the_rate_is_that_of_all_threads(make):
+    async def run():
+        inference = make(2, max_cost=10**9)
+
+        def compute(batch):
+            time.sleep(0.01)
+            return batch
+
+        task = Task(compute, lambda answer, part: answer[part], "g", 100, 1)
+        await answers(inference.submit(task, rows(*range(400)), 30))
+        assert 2 * 100 / 0.01 / 3 < inference.rate() < 2 * 100 / 0.01
+
+    asyncio.run(run())
+
+
+def test_what_is_abandoned_or_late_is_not_computed(make):
+    async def run():
+        dropped = []
+        gate, inference, recorder = threading.Event(), make(on_drop=dropped.append), Recorder()
+        first = await blocked(inference, gate)
+        abandoned = inference.submit(recorder.task(), rows(1, 2, 3, 4, 5, 6), 10)
+        late = inference.submit(recorder.task("late"), rows(7), 0.01)
+        inference.abandon(abandoned, "disconnect")
+        assert inference.waiting_cost == 2
+        await asyncio.sleep(0.05)
+        gate.set()
+        await answers(first)
+        with pytest.raises(DeadlineError):
+            await answers(late)
+        assert await answers(inference.submit(recorder.task(), rows(9), 10)) == [18]
+        assert recorder.batches == [[9]]
+        assert dropped == ["disconnect", "deadline"]
+        assert inference.waiting_cost == 0
+
+    asyncio.run(run())
+
+
+def test_a_request_that_is_abandoned_half_way_computes_no_more_than_the_batch_that_runs(make):
+    async def run():
+        gate, inference = threading.Event(), make()
+        recorder = Recorder(gate)
+        job = inference.submit(recorder.task(), rows(*range(40)), 10)
+        while not recorder.batches:
+            await asyncio.sleep(0.01)
+        inference.abandon(job, "disconnect")
+        gate.set()
+        assert await answers(inference.submit(recorder.task("other"), rows(9), 10)) == [18]
+        assert recorder.batches == [[0, 1, 2, 3], [9]]
+        assert inference.waiting_cost == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, StopIteration, KeyboardInterrupt])
+def test_a_request_that_raises_anything_harms_no_other_and_no_thread(make, error):
+    async def run():
+        gate, inference = threading.Event(), make()
+
+        def compute(batch):
+            if 13 in batch:
+                raise error("bad")
+            return batch
+
+        task = Task(compute, lambda answer, part: answer[part], "g", 1, 8)
+        first = await blocked(inference, gate)
+        good, bad, fine = (inference.submit(task, rows(value), 10) for value in (1, 13, 2))
+        gate.set()
+        assert await answers(good) == [1]
+        assert await answers(fine) == [2]
+        with pytest.raises((ValueError, RuntimeError)):
+            await answers(bad)
+        await answers(first)
+        assert inference.is_alive()
+        assert inference.waiting_cost == 0
+
+    asyncio.run(run())
+
+
+def test_a_batch_that_is_not_full_waits_as_long_as_it_is_told(make):
+    async def run():
+        inference, recorder = make(delay_s=0.2), Recorder()
+        start = time.monotonic()
+        jobs = [inference.submit(recorder.task(), rows(1), 10)]
+        await asyncio.sleep(0.05)
+        jobs.append(inference.submit(recorder.task(), rows(2), 10))
+        for job in jobs:
+            await answers(job)
+        assert 0.2 <= time.monotonic() - start < 5
+        full = inference.submit(recorder.task(), rows(1, 2, 3, 4), 10)
+        assert recorder.batches[0] == [1, 2]
+        assert (await asyncio.wait_for(full.future, 10)).waited_s < 0.15
+
+    asyncio.run(run())
+
+
+def test_idle_threads_share_a_request_that_is_worth_it(make):
+    async def run():
+        inference, recorder = make(2, max_cost=1000), Recorder()
+        await asyncio.sleep(0.05)
+        await answers(inference.submit(recorder.task(most=32), rows(*range(20)), 10))
+        assert sorted(map(len, recorder.batches)) == [10, 10]
+        recorder.batches.clear()
+        await asyncio.sleep(0.05)
+        await answers(inference.submit(recorder.task(most=32), rows(*range(6)), 10))
+        assert sorted(map(len, recorder.batches)) == [6]
+
+    asyncio.run(run())
+
+
+def test_a_shadow_waits_until_nothing_else_does(make):
+    async def run():
+        gate, inference, recorder = threading.Event(), make(), Recorder()
+        first = await blocked(inference, gate)
+        shadow = inference.submit(recorder.task(shadow=True), rows(1), 10)
+        others = [inference.submit(recorder.task(most=1), rows(value), 10) for value in (2, 3)]
+        gate.set()
+        for job in (first, shadow, *others):
+            await answers(job)
+        assert recorder.batches == [[2], [3], [1]]
+
+    asyncio.run(run())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_died_is_noticed(make):
+    inference = make(2)
+    inference.drop_expired = lambda: 1 / 0  # what no request can do
+    asyncio.run(asyncio.wait_for(wake_and_wait(inference), 10))
+    inference.drop_expired = lambda: None
     assert not inference.is_alive()
+
+
+async def wake_and_wait(inference):
+    inference.submit(Recorder().task(), rows(1), 10)
+    while inference.is_alive():
+        await asyncio.sleep(0.01)
+
+
+def test_after_the_stop_nothing_is_taken_and_what_was_is_done(make):
+    async def run():
+        inference, recorder = make(2), Recorder()
+        job = inference.submit(recorder.task(), rows(*range(50)), 10)
+        with ThreadPoolExecutor(1) as pool:
+            await asyncio.get_running_loop().run_in_executor(pool, inference.stop)
+        assert len(await answers(job)) == 50
+        with pytest.raises(UnavailableError):
+            inference.submit(recorder.task(), rows(1), 10)
+        assert not inference.is_alive()
+
+    asyncio.run(run())

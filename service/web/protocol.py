@@ -1,0 +1,99 @@
+"""uvicorn's HTTP/1.1 protocol with two limits that it has not: how large a request's head may be, and how long it may take.
+
+Without them, connections that send a head one byte a minute, or one without end, cost a file descriptor or the memory for
+as long as their sender likes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+TOO_LARGE = "431 Request Header Fields Too Large"
+TOO_SLOW = "408 Request Timeout"
+
+
+def protocol_with(max_header_bytes: int, header_timeout_s: float) -> type[HttpToolsProtocol]:
+    """A protocol class with these limits; uvicorn makes an object of it for each connection."""
+
+    class LimitedProtocol(HttpToolsProtocol):
+        """One connection."""
+
+        head_bytes = 0
+        reads_head = True
+        head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            """A head may come now; a new connection must not be idle for ever, either."""
+            super().connection_made(transport)
+            self.start_timer()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            """Nothing comes any more."""
+            self.stop_timer()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            """Count what belongs to a head that has not ended."""
+            if self.reads_head:
+                self.head_bytes += len(data)  # 0 again where this ends the head
+            super().data_received(data)
+            if self.transport.is_closing():
+                return
+            if self.reads_head and self.head_bytes > max_header_bytes:
+                self.refuse(TOO_LARGE)
+            elif self.reads_head and self.head_bytes and self.head_timer is None:
+                self.start_timer()
+            elif not self.reads_head and not self.is_busy() and self.timeout_keep_alive_task is None:
+                # The rest of a body that was answered early: uvicorn has stopped its clock and starts it no more.
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+
+        def on_headers_complete(self) -> None:
+            """The head is there."""
+            self.reads_head = False
+            self.head_bytes = 0
+            self.stop_timer()
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            """The next head may come; until it begins, uvicorn's own timeout for idle connections runs."""
+            super().on_message_complete()
+            self.reads_head = True
+
+        def is_busy(self) -> bool:
+            """Whether a request is being answered."""
+            return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
+
+        def start_timer(self) -> None:
+            """Wait for the head's end."""
+            self.head_timer = self.loop.call_later(header_timeout_s, self.head_timed_out)
+
+        def stop_timer(self) -> None:
+            """It came, or nobody is there."""
+            if self.head_timer is not None:
+                self.head_timer.cancel()
+                self.head_timer = None
+
+        def head_timed_out(self) -> None:
+            """It did not come; a head behind a request that is being answered has time until that is done."""
+            self.head_timer = None
+            if self.is_busy():
+                self.start_timer()
+            else:
+                self.refuse(TOO_SLOW)
+
+        def refuse(self, status: str) -> None:
+            """Answer in the words of HTTP, unless another answer is being written, and hang up."""
+            self.stop_timer()
+            if self.transport.is_closing():
+                return
+            if self.head_bytes and not self.is_busy():
+                head = f"HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                self.transport.write(head.encode())
+            self.transport.close()
+
+    return LimitedProtocol

@@ -1,0 +1,89 @@
+"""OpenTelemetry spans, where its SDK is installed (`vouch[otel]`) and configured by its own `OTEL_*` variables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.datastructures import Headers
+
+from service.settings import SettingsError
+
+Interval = tuple[str, int, int]  # name, start and end, ns since the epoch
+SETS_A_TARGET = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
+
+
+class Span:
+    """A request's span; this one goes nowhere."""
+
+    def end(self, entry: dict[str, Any], intervals: Sequence[Interval]) -> None:
+        """Say how the request went, by its log line, and when its parts were."""
+
+
+class Tracer:
+    """Makes spans; this one makes none."""
+
+    @staticmethod
+    def configured() -> Tracer:
+        """A tracer that exports, where the environment names a target; otherwise one that does nothing."""
+        wanted = any(os.environ.get(name, "none") not in ("", "none") for name in SETS_A_TARGET)
+        return OpenTelemetry() if wanted else Tracer()
+
+    @contextmanager
+    def span(self, headers: Headers) -> Iterator[Span]:
+        """The span of a request."""
+        yield Span()
+
+
+class RecordedSpan(Span):
+    """A span that is exported."""
+
+    def __init__(self, tracer: Any, span: Any) -> None:
+        self.tracer, self.span = tracer, span
+
+    def end(self, entry: dict[str, Any], intervals: Sequence[Interval]) -> None:
+        """The log line's fields as attributes, and a span for each part."""
+        for name, start, end in intervals:
+            self.tracer.start_span(name, start_time=start).end(end)
+        self.span.update_name(f"{entry['method']} {entry['path']}")
+        self.span.set_attribute("http.request.method", entry["method"])
+        self.span.set_attribute("http.route", entry["path"])
+        self.span.set_attribute("http.response.status_code", entry["status"])
+        for name, value in entry.items():
+            if name not in ("method", "path", "status", "traceparent"):
+                self.span.set_attribute(f"vouch.{name}", value)
+        if entry["status"] >= 500:
+            from opentelemetry.trace import StatusCode
+
+            self.span.set_status(StatusCode.ERROR)
+
+
+class OpenTelemetry(Tracer):
+    """Spans by the SDK, in batches, over OTLP or to wherever `OTEL_TRACES_EXPORTER` says."""
+
+    def __init__(self) -> None:
+        try:
+            from opentelemetry import propagate, trace
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+        except ImportError as error:
+            raise SettingsError("OTEL_* variables ask for spans, but the extra is missing: vouch[otel]") from error
+        name = os.environ.get("OTEL_SERVICE_NAME", "vouch")
+        provider = TracerProvider(resource=Resource.create({"service.name": name}))
+        to_console = os.environ.get("OTEL_TRACES_EXPORTER") == "console"
+        exporter = ConsoleSpanExporter(sys.stderr) if to_console else OTLPSpanExporter()
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+        self.tracer = provider.get_tracer("vouch")
+        self.extract = propagate.extract
+        self.kind = trace.SpanKind.SERVER
+
+    @contextmanager
+    def span(self, headers: Headers) -> Iterator[Span]:
+        """The span of a request, a child of the one that its `traceparent` names."""
+        with self.tracer.start_as_current_span("request", context=self.extract(dict(headers)), kind=self.kind) as span:
+            yield RecordedSpan(self.tracer, span)
