@@ -68,7 +68,7 @@ def main(
 
 def bare_products(scorer: Scorer, evaluations: int) -> Callable[[], None]:
     """The decoder's matrix products alone, tile by tile into buffers."""
-    tile = Tiling.for_device(torch.device("cpu")).evaluations
+    tile = Tiling.of(scorer.model.vae).evaluations
     weights = [p.detach().mT for n, p in scorer.model.vae.decoder.named_parameters() if n.endswith("weight")]
     inputs = [torch.randn(tile, weight.shape[0]) for weight in weights]
     outputs = [torch.empty(tile, weight.shape[1]) for weight in weights]

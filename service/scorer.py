@@ -257,7 +257,7 @@ class Scorer:
         """q(z | x) of each row, and draws from it by the row's own seed."""
         x = self.model.input.encode(self.rows(rows))
         vae = self.model.vae
-        length = Tiling.for_device(vae.device).rows
+        length = Tiling.of(vae).rows
         means, stds = [np.zeros((0, self.latents))], [np.zeros((0, self.latents))]
         with torch.inference_mode():
             for start in range(0, len(x), length):
@@ -304,7 +304,7 @@ class Scorer:
 
     def decoded(self, z: Tensor) -> Tensor:
         """The decoder's output for z, shape (N, L), through tiles of a fixed shape: shape (N, D)."""
-        length = Tiling.for_device(z.device).evaluations
+        length = Tiling.of(self.model.vae).evaluations
         outputs = [z.new_zeros((0, self.model.input.features))]
         for tile in z.split(length):
             full = torch.cat([tile, tile.new_zeros((length - len(tile), tile.shape[1]))])

@@ -56,6 +56,9 @@ END_TOLERANCE = 0.1  # nats, of a reliable estimate near the ends of the pilot b
 VOUCHED_SAMPLES = 128
 RESTART_SAMPLES = 512  # with fewer, khat has little to say
 
+# Of a decoder of so many multiplications, a tile of 256 evaluations is large enough; of smaller ones, up to four times that.
+TILE_PRODUCTS, MAX_SCALE = 2**19, 4
+
 SettingName = Literal["fast", "standard", "thorough"]
 SearchName = Literal["narrow", "wide"]
 SETTINGS: tuple[SettingName, ...] = get_args(SettingName)
@@ -71,14 +74,17 @@ class Tiling:
     tangents: int
 
     @staticmethod
-    def for_device(device: torch.device) -> Tiling:
+    def of(vae: VAE) -> Tiling:
         """Large enough to share out what a tile costs beside its products, small enough for a CPU's caches.
 
-        A GPU needs much larger ones to be busy.
+        A small network's products take less time than to ask for them, so that more rows at a time cost the same. A GPU
+        needs much larger tiles to be busy.
         """
-        if device.type == "cpu":
-            return Tiling(rows=32, evaluations=256, gradients=32, tangents=256)
-        return Tiling(rows=256, evaluations=65536, gradients=256, tangents=16384)
+        if vae.device.type != "cpu":
+            return Tiling(rows=256, evaluations=65536, gradients=256, tangents=16384)
+        larger = TILE_PRODUCTS // vae.evaluation_size
+        scale = 1 << (max(1, min(MAX_SCALE, larger)).bit_length() - 1)
+        return Tiling(rows=32 * scale, evaluations=256 * scale, gradients=32 * scale, tangents=256 * scale)
 
     def group(self, samples: int) -> int:
         """How many rows share a tile of samples: a power of two that divides the block."""
@@ -225,7 +231,7 @@ class Estimator:
             codes: the latents of the model's codebook, shape (K, L).
             band_ends: of the band that the rows are judged by, nats; for an estimator that has `ends`.
         """
-        length = Tiling.for_device(vae.device).rows
+        length = Tiling.of(vae).rows
         blocks = [x[start : start + length] for start in range(0, len(x), length)]
         book = codebook_of(vae, codes)
         run = map if pool is None or vae.device.type != "cpu" else pool.map
@@ -243,7 +249,7 @@ class Estimator:
 
     def draws(self, vae: VAE, codes: np.ndarray, x: np.ndarray, num_samples: int) -> Iterator[WeightedDraws]:
         """So many weighted draws for each of the rows x, shape (B, D), in order, a few rows at a time."""
-        length = Tiling.for_device(vae.device).rows
+        length = Tiling.of(vae).rows
         book = codebook_of(vae, codes)
         for start in range(0, len(x), length):
             with one_thread(), torch.inference_mode(False), torch.no_grad():
@@ -287,7 +293,7 @@ class Block:
         more_starts: Tensor | None = None,
     ) -> None:
         self.estimator, self.vae, self.book, self.band_ends = estimator, vae, book, band_ends
-        self.tiling = Tiling.for_device(vae.device)
+        self.tiling = Tiling.of(vae)
         self.block = block
         self.numpy_rows = padded(block, self.tiling.rows)
         self.x = torch.from_numpy(self.numpy_rows).to(vae.device, vae.dtype)

@@ -29,8 +29,8 @@ T = TypeVar("T")
 ASSUMED_RATE = 10_000.0  # decoder evaluations a second and thread, until some were measured
 MEMORY = 0.98  # of the measured rate, per batch
 PATIENCE = 0.05  # of the time that a thread's last batch took
-# A block costs about as much as this many of its rows before the first of them is done: fewer are not worth a thread.
-FEWEST_ROWS = 8
+# Before the first of a block's rows is done, it has cost about a quarter of what it costs when full.
+WORTH_A_THREAD = 4
 log = logging.getLogger("vouch")
 
 
@@ -241,9 +241,9 @@ class InferenceThreads:
         Where other threads are idle, too, they get their share.
         """
         jobs = self.groups[group]
-        waiting = self.waiting_rows[group]
-        sharing = min(1 + self.idle, max(1, waiting // FEWEST_ROWS))
-        room = min(jobs[0].task.batch_rows, -(-waiting // sharing))
+        waiting, most = self.waiting_rows[group], jobs[0].task.batch_rows
+        sharing = min(1 + self.idle, max(1, WORTH_A_THREAD * waiting // most))
+        room = min(most, -(-waiting // sharing))
         shares = []
         while room and jobs:
             job = jobs.popleft()

@@ -99,7 +99,7 @@ class Service:
     def row_task(self, scorer: Scorer, compute: Callable[[np.ndarray], A], group: Any, shadow: bool = False) -> Task[A]:
         """What is to be done with a model's rows, in batches of whole blocks within the budget."""
         cost = scorer.model.evaluations_per_row()
-        block = Tiling.for_device(scorer.model.vae.device).rows
+        block = Tiling.of(scorer.model.vae).rows
         within = max(1, self.settings.batch_evaluations // cost)
         return Task(compute, part, (shadow, group), cost, within // block * block or within, shadow)
 

@@ -211,7 +211,7 @@ def student(degrees):
 @pytest.mark.parametrize("num_samples", [16, 64, 256, 1024])
 def test_tiles_change_nothing_against_the_plain_way(digit_scorer, num_samples):
     model = digit_scorer.model
-    rows = Tiling.for_device(torch.device("cpu")).rows  # a whole block
+    rows = Tiling.of(model.vae).rows  # a whole block
     x = model.input.encode(model.input.rows(digits()[:rows]))
     book = codebook_of(model.vae, model.codebook)
     with torch.no_grad():
@@ -224,6 +224,12 @@ def test_tiles_change_nothing_against_the_plain_way(digit_scorer, num_samples):
     estimates = fixed(num_samples).estimate(model.vae, model.codebook, x)
     if num_samples < 512:  # with more, rows that are not to be trusted are estimated anew
         np.testing.assert_allclose(estimates.log_likelihood, log_likelihood(plain).numpy(), atol=2e-4, rtol=0)
+
+
+def test_small_networks_take_more_rows_at_a_time():
+    small, large = (VAE(Architecture(features, 4, (hidden,))) for features, hidden in ((20, 30), (784, 800)))
+    assert Tiling.of(large) == Tiling(rows=32, evaluations=256, gradients=32, tangents=256)
+    assert Tiling.of(small) == Tiling(rows=128, evaluations=1024, gradients=128, tangents=1024)
 
 
 # The same row, the same number
