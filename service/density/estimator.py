@@ -56,7 +56,7 @@ END_TOLERANCE = 0.1  # nats, of a reliable estimate near the ends of the pilot b
 VOUCHED_SAMPLES = 128
 RESTART_SAMPLES = 512  # with fewer, khat has little to say
 
-# Of a decoder of so many multiplications, a tile of 256 evaluations is large enough; of smaller ones, up to four times that.
+# Of a decoder with so many multiplications, a tile of 256 evaluations is large enough; of smaller ones, up to four times.
 TILE_PRODUCTS, MAX_SCALE = 2**19, 4
 
 SettingName = Literal["fast", "standard", "thorough"]
