@@ -68,7 +68,7 @@ class Observe:
                     answer["Connection"] = "close"
             await send(message)
 
-        with self.tracer.span(headers) as span:
+        with self.tracer.span(scope["path"], headers) as span:
             try:
                 await self.app(scope, receive, send_with_headers)
             except ClientDisconnect:

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from service.settings import SettingsError
 
 Interval = tuple[str, int, int]  # name, start and end, ns since the epoch
+UNTRACED = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 SETS_A_TARGET = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
 
 
@@ -33,7 +34,7 @@ class Tracer:
         return OpenTelemetry() if wanted else Tracer()
 
     @contextmanager
-    def span(self, headers: Headers) -> Iterator[Span]:
+    def span(self, path: str, headers: Headers) -> Iterator[Span]:
         """The span of a request."""
         yield Span()
 
@@ -76,14 +77,17 @@ class OpenTelemetry(Tracer):
         name = os.environ.get("OTEL_SERVICE_NAME", "vouch")
         provider = TracerProvider(resource=Resource.create({"service.name": name}))
         to_console = os.environ.get("OTEL_TRACES_EXPORTER") == "console"
-        exporter = ConsoleSpanExporter(sys.stderr) if to_console else OTLPSpanExporter()
+        exporter = ConsoleSpanExporter(out=sys.stderr) if to_console else OTLPSpanExporter()
         provider.add_span_processor(BatchSpanProcessor(exporter))
         self.tracer = provider.get_tracer("vouch")
         self.extract = propagate.extract
         self.kind = trace.SpanKind.SERVER
 
     @contextmanager
-    def span(self, headers: Headers) -> Iterator[Span]:
-        """The span of a request, a child of the one that its `traceparent` names."""
+    def span(self, path: str, headers: Headers) -> Iterator[Span]:
+        """The span of a request, a child of the one that its `traceparent` names; probes have none."""
+        if path in UNTRACED:
+            yield Span()
+            return
         with self.tracer.start_as_current_span("request", context=self.extract(dict(headers)), kind=self.kind) as span:
             yield RecordedSpan(self.tracer, span)
