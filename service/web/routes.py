@@ -47,12 +47,12 @@ router = APIRouter(dependencies=[Depends(only_known_parameters)])
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem documents that an endpoint may answer, for the OpenAPI page."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": "a problem document", "content": content} for status in (401, 403, *statuses)}
+    return {status: {"description": "a problem document", "content": content} for status in (401, 403, 422, *statuses)}
 
 
 def problems_of_probes() -> dict[int | str, dict[str, Any]]:
-    """What a probe answers when it is red."""
-    return {503: {"model": schemas.StatusAnswer}}
+    """What a probe answers when it is red, or misspelt."""
+    return {503: {"model": schemas.StatusAnswer}, 422: problems()[422]}
 
 
 ROWS_PROBLEMS = problems(400, 404, 406, 413, 415, 422, 429, 503, 504)
