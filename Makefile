@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3.11
 DATA ?= ../shared/data
+# Where the load test puts the virtual environments of the servers that it compares with.
+PEERS ?= .peers
 # Where pip finds torch beside its usual index; empty: only there. A Linux machine that reaches the usual index alone gets
 # the build with CUDA, gigabytes of it.
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: serve test format lint types tests evaluate bench estimator density bundled pictures clean
+.PHONY: serve test format lint types tests fuzz loadtest evaluate bench estimator density bundled pictures clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/vouch serve
@@ -28,6 +30,12 @@ types: $(VENV)/test.done
 
 tests: $(VENV)/test.done
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/test.done      ## thousands of requests of every kind, made from the OpenAPI document
+	FUZZ_EXAMPLES=400 $(BIN)/python -m pytest tests/web/test_fuzz.py -s
+
+loadtest: $(VENV)/test.done  ## half an hour: beside other model servers, and beyond what it can bear; makes their environments
+	cd benchmarks && ../$(BIN)/python -m load --venvs $(PEERS)
 
 # What follows needs the real data, in the folder DATA.
 

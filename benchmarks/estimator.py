@@ -30,7 +30,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from evaluate import compare_verdicts, fixed, grid_log_likelihood, model_estimates, percent
 from mnist import DATA, Mnist
-from train_audited import STORE, audited_name, load_audited, train_missing
 
 from service.cli import fail_in_one_line
 from service.data.readers import read
@@ -45,6 +44,7 @@ from service.scorer import Scorer, load_scorer
 from service.store import Store
 from service.vae.conditional import conditional
 from service.vae.network import DiagonalNormal
+from train_audited import STORE, audited_name, load_audited, train_missing
 
 BUDGETS = {2: (128, 512), 8: (256, 512), 20: (128, 512), 50: (128, 512)}
 AGREEMENT = 0.2  # nats between the two methods; the annealing, of few particles, is the rougher one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 
 from service.data.schema import FLOAT32_MAX, InputSpec
 from service.density import codebook
-from service.density.estimator import TYPICAL_SAMPLES, Estimates, Estimator
+from service.density.estimator import TYPICAL_SAMPLES, Estimates, Estimator, go_on
 from service.errors import CalibrationError, DamagedModelError
 from service.vae.network import VAE
 from service.validity.band import Band
@@ -36,16 +37,23 @@ class Model:
     estimator: Estimator
     codebook: np.ndarray = field(repr=False)
 
-    def estimates(self, rows: np.ndarray, pool: Executor | None = None, band_ends: tuple[float, ...] = ()) -> Estimates:
+    def estimates(
+        self,
+        rows: np.ndarray,
+        pool: Executor | None = None,
+        band_ends: tuple[float, ...] = (),
+        checkpoint: Callable[[], None] = go_on,
+    ) -> Estimates:
         """Estimate log p(x) of checked rows (`InputSpec.rows`), shape (B, D), in the units of the training data.
 
         Args:
             band_ends: of the band that the rows are judged by, in the same units: samples stop doubling where a row's
                 estimate is clear of them, for estimators that stop at ends.
+            checkpoint: called every few milliseconds of work; what it raises ends the estimate.
         """
         volume = self.input.transform.log_volume()
         ends = tuple(end + volume for end in band_ends)
-        estimates = self.estimator.estimate(self.vae, self.codebook, self.input.encode(rows), pool, ends)
+        estimates = self.estimator.estimate(self.vae, self.codebook, self.input.encode(rows), pool, ends, checkpoint)
         return replace(estimates, log_likelihood=estimates.log_likelihood - volume)
 
     def drawn(self, num: int, seed: int) -> np.ndarray:

@@ -5,7 +5,7 @@ Rows come and go in the units of the training data. Every answer is a frozen dat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import NormalDist
 from typing import Any, TypeVar, cast
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.density.estimator import Tiling, padded, worker_pool
+from service.density.estimator import Tiling, go_on, padded, worker_pool
 from service.density.importance import normalized_weights
 from service.density.quasirandom import row_generator
 from service.errors import DamagedModelError, InputError
@@ -167,11 +167,17 @@ class Scorer:
         """Check rows and cast them to float32, shape (B, D)."""
         return self.model.input.rows(np.asarray(rows))
 
-    def score(self, rows: np.ndarray, percentiles: tuple[float, float] | None = None) -> Scores:
+    def score(
+        self,
+        rows: np.ndarray,
+        percentiles: tuple[float, float] | None = None,
+        checkpoint: Callable[[], None] = go_on,
+    ) -> Scores:
         """Estimate log p(x) of each row and place it among the validation rows.
 
         Args:
             percentiles: another band for this call, from the same validation scores.
+            checkpoint: called every few milliseconds of work; what it raises ends the call.
 
         Raises:
             InputError: rows that cannot be read.
@@ -179,7 +185,7 @@ class Scorer:
         """
         band = self.band if percentiles is None else self.calibration.band(percentiles)
         # Rows stop once clear of the pilot band's ends; this band's are not quite those, and may need a closer look.
-        estimates = self.model.estimates(self.rows(rows), self.pool, (band.low, band.high))
+        estimates = self.model.estimates(self.rows(rows), self.pool, (band.low, band.high), checkpoint)
         log_likelihood = estimates.log_likelihood
         return Scores(
             band=band,

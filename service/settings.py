@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         2_000_000, ge=1, description="most decoder evaluations (rows x samples) that may wait"
     )
     batch_evaluations: int = Field(
-        8192, ge=1, description="decoder evaluations that a batch may cost: what a single row may have to wait for"
+        8192, ge=1, description="decoder evaluations that a batch may cost, if that is more than one block of rows"
     )
     batch_delay_ms: float = Field(0.0, ge=0, description="how long a batch that is not full may wait for more rows")
     drain_s: float = Field(5.0, ge=0, description="seconds of serving after SIGTERM, while /readyz says 503")

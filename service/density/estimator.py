@@ -12,7 +12,7 @@ from a seed made of its own content, and what happens to it next is decided by i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -62,6 +62,10 @@ TILE_PRODUCTS, MAX_SCALE = 2**19, 4
 SettingName = Literal["fast", "standard", "thorough"]
 SearchName = Literal["narrow", "wide"]
 SETTINGS: tuple[SettingName, ...] = get_args(SettingName)
+
+
+def go_on() -> None:
+    """A checkpoint that ends nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +226,7 @@ class Estimator:
         x: np.ndarray,
         pool: Executor | None = None,
         band_ends: tuple[float, ...] = (),
+        checkpoint: Callable[[], None] = go_on,
     ) -> Estimates:
         """Estimate log p(x) for rows in the network's units, shape (B, D).
 
@@ -230,20 +235,32 @@ class Estimator:
         Args:
             codes: the latents of the model's codebook, shape (K, L).
             band_ends: of the band that the rows are judged by, nats; for an estimator that has `ends`.
+            checkpoint: called every few milliseconds of work; what it raises ends the estimate.
         """
         length = Tiling.of(vae).rows
         blocks = [x[start : start + length] for start in range(0, len(x), length)]
         book = codebook_of(vae, codes)
         run = map if pool is None or vae.device.type != "cpu" else pool.map
-        rows = [row for block in run(partial(self.block_estimates, vae, book, band_ends), blocks) for row in block]
+        rows = [
+            row
+            for block in run(partial(self.block_estimates, vae, book, band_ends, checkpoint), blocks)
+            for row in block
+        ]
         columns = np.array([row.numbers() for row in rows]).reshape(len(rows), 7).T
         likelihoods, errors, sizes, tails, reliable, samples, evaluations = columns
         return Estimates(likelihoods, errors, sizes, tails, reliable > 0, samples.astype(int), evaluations)
 
-    def block_estimates(self, vae: VAE, book: Codebook, band_ends: tuple[float, ...], block: np.ndarray) -> list[Row]:
+    def block_estimates(
+        self,
+        vae: VAE,
+        book: Codebook,
+        band_ends: tuple[float, ...],
+        checkpoint: Callable[[], None],
+        block: np.ndarray,
+    ) -> list[Row]:
         """Estimates for at most a block of rows."""
         with one_thread(), torch.inference_mode(False), torch.no_grad():
-            block_ = Block(self, vae, book, block, band_ends)
+            block_ = Block(self, vae, book, block, band_ends, checkpoint=checkpoint)
             block_.sample(self.first_samples)
             return block_.rows
 
@@ -291,7 +308,9 @@ class Block:
         block: np.ndarray,
         band_ends: tuple[float, ...] = (),
         more_starts: Tensor | None = None,
+        checkpoint: Callable[[], None] = go_on,
     ) -> None:
+        self.checkpoint = checkpoint
         self.estimator, self.vae, self.book, self.band_ends = estimator, vae, book, band_ends
         self.tiling = Tiling.of(vae)
         self.block = block
@@ -320,7 +339,7 @@ class Block:
         if more_starts is not None:
             starts.append(more_starts)
         anywhere = Sites(self.vae, self.x, self.given, self.encoder.mean, self.x.new_zeros(len(self.x)).double())
-        tiles = Tiles(self.tiling.gradients, self.tiling.sites(self.latents))
+        tiles = Tiles(self.tiling.gradients, self.tiling.sites(self.latents), self.checkpoint)
         return find(anywhere, torch.cat(starts), self.encoder, len(self.block), effort, tiles)
 
     # Draws
@@ -329,6 +348,7 @@ class Block:
         """Draws number `first` to `first + count` of some rows, a tile at a time: their indices, z and log weights."""
         group = self.tiling.group(count)
         for start in range(0, len(rows), group):
+            self.checkpoint()
             chosen = rows[start : start + group]
             index = np.array(chosen + [chosen[-1]] * (group - len(chosen)))
             points = row_points(self.numpy_rows[index], self.seed(0), self.latents, first, count, self.x.device)
@@ -417,7 +437,7 @@ class Block:
         estimator = replace(self.estimator, search="wide", seed=self.seed(1), max_samples=most)
         draws = torch.stack([self.rows[index].best_draw for index in rows])
         draws = torch.cat([draws, draws[-1:].expand(self.tiling.rows - len(rows), -1)])
-        again = Block(estimator, self.vae, self.book, self.block[rows], self.band_ends, draws[None])
+        again = Block(estimator, self.vae, self.book, self.block[rows], self.band_ends, draws[None], self.checkpoint)
         again.sample(min(2 * samples, most), may_restart=False)
         for index, row in zip(rows, again.rows, strict=True):
             row.evaluations += self.rows[index].evaluations
@@ -427,6 +447,7 @@ class Block:
         """Annealed importance sampling for some rows, from what was their proposal, with draws of its own."""
         betas = torch.linspace(0.0, 1.0, TEMPERATURES + 1, dtype=torch.float64)
         for index in rows:
+            self.checkpoint()
             one = slice(index, index + 1)
             proposal, x = self.proposal.select(one), self.x[one].clone()
             points = row_points(self.numpy_rows[one], self.seed(2), self.latents, 0, PARTICLES, self.x.device)

@@ -63,10 +63,14 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How many pairs of a row and a start go through the networks at a time, for gradients and for Jacobians."""
+    """How many pairs of a row and a start go through the networks at a time, for gradients and for Jacobians.
+
+    `checkpoint` is called before each tile: it may raise, and so end a search whose result nobody wants any more.
+    """
 
     gradients: int
     jacobians: int
+    checkpoint: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,7 @@ class Searches:
     def tiled(self, pairs: list[int], tile: int) -> Iterator[tuple[list[int], Tensor]]:
         """Pairs in parts of at most a tile, each also as indices that fill one, the last of them repeated."""
         for start in range(0, len(pairs), tile):
+            self.tiles.checkpoint()
             part = pairs[start : start + tile]
             filled = part + [part[-1]] * (tile - len(part))
             yield part, torch.tensor(filled, device=self.sites.z.device)

@@ -26,6 +26,7 @@ import torch
 from service.errors import DeadlineError, OverloadedError, UnavailableError
 
 T = TypeVar("T")
+Checkpoint = Callable[[], None]
 ASSUMED_RATE = 10_000.0  # decoder evaluations a second and thread, until some were measured
 MEMORY = 0.98  # of the measured rate, per batch
 PATIENCE = 0.05  # of the time that a thread's last batch took
@@ -39,7 +40,7 @@ class Task(Generic[T]):
     """What is to be done with rows.
 
     Attributes:
-        compute: rows, shape (B, D), to an answer about them.
+        compute: rows, shape (B, D), to an answer about them; it may call the checkpoint, and is ended by what that raises.
         part: some rows of an answer.
         group: rows of equal groups may be computed together.
         row_cost: of a row, in decoder evaluations.
@@ -47,7 +48,7 @@ class Task(Generic[T]):
         is_shadow: done only while nothing else waits.
     """
 
-    compute: Callable[[np.ndarray], T]
+    compute: Callable[[np.ndarray, Checkpoint], T]
     part: Callable[[T, slice], T]
     group: Hashable
     row_cost: int
@@ -266,7 +267,10 @@ class InferenceThreads:
         rows = np.concatenate([share.job.rows[share.start : share.stop] for share in batch])
         start = time.perf_counter()
         try:
-            answer = task.compute(rows)
+            answer = task.compute(rows, lambda: end_if_over(batch))
+        except AbandonedError:
+            self.settle(batch)
+            return
         except BaseException as error:  # the thread must outlive whatever a request does to it
             if len(batch) > 1:
                 for share in batch:
@@ -284,10 +288,9 @@ class InferenceThreads:
         first = 0
         with self.changed:
             self.measure(batch, seconds)
+            self.settle(batch)
             for share in batch:
                 job, length = share.job, share.stop - share.start
-                self.waiting_cost -= job.task.row_cost * length
-                job.pending -= 1
                 if not job.is_over:
                     whole = len(batch) == 1
                     job.answers[share.start] = answer if whole else job.task.part(answer, slice(first, first + length))
@@ -297,6 +300,13 @@ class InferenceThreads:
                         finished.append(job)
                 first += length
         wake(finished)
+
+    def settle(self, batch: list[Share]) -> None:
+        """A batch is computed, or will never be."""
+        with self.changed:
+            for share in batch:
+                self.waiting_cost -= share.job.task.row_cost * (share.stop - share.start)
+                share.job.pending -= 1
 
     def measure(self, batch: list[Share], seconds: float) -> None:
         """Let what a batch took tell of the rate; what costs nothing tells nothing."""
@@ -309,8 +319,7 @@ class InferenceThreads:
         """A job's rows raised: the rest of it is left undone."""
         job = share.job
         with self.changed:
-            self.waiting_cost -= job.task.row_cost * (share.stop - share.start)
-            job.pending -= 1
+            self.settle([share])
             if job.is_over:
                 return
             self.give_up(job)
@@ -351,6 +360,16 @@ class InferenceThreads:
             self.give_up(job)
             self.on_drop("deadline")
             raise_in(job, DeadlineError("the request's time ran out before it was computed"))
+
+
+class AbandonedError(Exception):
+    """Nobody waits for any row of a batch."""
+
+
+def end_if_over(batch: list[Share]) -> None:
+    """A batch's checkpoint."""
+    if all(share.job.is_over for share in batch):
+        raise AbandonedError
 
 
 def wake(jobs: Sequence[Job]) -> None:

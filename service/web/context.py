@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from service.scorer import Answer, Scorer, Scores, joined, part
 from service.settings import Settings
 from service.web.access import KeyRing
 from service.web.answers import ModelId
-from service.web.batching import InferenceThreads, Task
+from service.web.batching import Checkpoint, InferenceThreads, Task
 from service.web.drift import DriftMonitor
 from service.web.metrics import Metrics
 from service.web.registry import Registry
@@ -82,7 +81,10 @@ class Service:
         self, request: Request, scorer: Scorer, rows: np.ndarray, percentiles: tuple[float, float] | None = None
     ) -> Scores:
         """Score checked rows, shape (B, D), together with those of other requests, and count them."""
-        compute = scorer.score if percentiles is None else partial(scorer.score, percentiles=percentiles)
+
+        def compute(batch: np.ndarray, checkpoint: Checkpoint) -> Scores:
+            return scorer.score(batch, percentiles, checkpoint)
+
         scores = await self.on_rows(request, scorer, rows, compute, (scorer, percentiles))
         self.count(scorer, scores, request)
         if self.shadow is not None:
@@ -90,37 +92,43 @@ class Service:
         return scores
 
     async def on_rows(
-        self, request: Request, scorer: Scorer, rows: np.ndarray, compute: Callable[[np.ndarray], A], group: Any
+        self,
+        request: Request,
+        scorer: Scorer,
+        rows: np.ndarray,
+        compute: Callable[[np.ndarray, Checkpoint], A],
+        group: Any,
     ) -> A:
         """Compute on the rows, shape (B, D), in the inference threads, in batches of bounded cost."""
         answers = await self.run(request, self.row_task(scorer, compute, group), rows)
         return joined(answers)
 
-    def row_task(self, scorer: Scorer, compute: Callable[[np.ndarray], A], group: Any, shadow: bool = False) -> Task[A]:
-        """What is to be done with a model's rows, in batches of whole blocks within the budget."""
+    def row_task(
+        self, scorer: Scorer, compute: Callable[[np.ndarray, Checkpoint], A], group: Any, shadow: bool = False
+    ) -> Task[A]:
+        """What is to be done with a model's rows, in batches of whole blocks: one, or as many as the budget holds.
+
+        A block is what goes through the networks at a time: a part of it costs little less.
+        """
         cost = scorer.model.evaluations_per_row()
         block = Tiling.of(scorer.model.vae).rows
-        within = max(1, self.settings.batch_evaluations // cost)
-        return Task(compute, part, (shadow, group), cost, within // block * block or within, shadow)
+        blocks = max(1, self.settings.batch_evaluations // (cost * block))
+        return Task(compute, part, (shadow, group), cost, blocks * block, shadow)
 
     async def once(self, request: Request, compute: Callable[[], T], cost: int) -> T:
         """Compute one thing in an inference thread; `cost` in decoder evaluations."""
-        task: Task[T] = Task(lambda rows: compute(), no_part, object(), cost, 1)
+        task: Task[T] = Task(lambda rows, checkpoint: compute(), no_part, object(), cost, 1)
         return (await self.run(request, task, np.zeros((1, 0))))[0]
 
     async def run(self, request: Request, task: Task[T], rows: np.ndarray) -> list[T]:
         """Wait for the answers until the deadline passes or the client hangs up, which leaves the rest undone."""
         timeout = self.timeout(request)
-        hung_up = asyncio.ensure_future(disconnected(request))
-        await asyncio.sleep(0)  # a client that is gone already is not worth a batch
-        if hung_up.done():
+        hung_up = hang_up_of(request)
+        await asyncio.sleep(0)
+        if hung_up.done():  # a client that is gone already is not worth a batch
             self.metrics.dropped.labels("disconnect").inc()
             raise ClientDisconnect
-        try:
-            job = self.inference.submit(task, rows, timeout)
-        except BaseException:
-            hung_up.cancel()
-            raise
+        job = self.inference.submit(task, rows, timeout)
         try:
             await asyncio.wait((job.future, hung_up), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if job.future.done():
@@ -135,7 +143,6 @@ class Service:
             raise DeadlineError(f"the request's {timeout:g} s ran out")
         finally:
             self.inference.abandon(job, "disconnect")  # cancelled with its request; nothing to do where it is over
-            hung_up.cancel()
 
     def hold(self, request: Request, size: int) -> None:
         """Set memory aside for more of a request's body.
@@ -149,8 +156,10 @@ class Service:
         request.scope["state"]["held"] = request.scope["state"].get("held", 0) + size
 
     def release(self, scope: Scope) -> None:
-        """The request is answered: its body is no more."""
+        """The request is answered: its body is no more, and nobody looks whether its client hangs up."""
         self.held_bytes -= scope["state"].pop("held", 0)
+        if "hang_up" in scope["state"]:
+            scope["state"].pop("hang_up").cancel()
 
     def timeout(self, request: Request) -> float:
         """Seconds that the request may take: the deployment's, or fewer if the client says so."""
@@ -180,6 +189,15 @@ class Service:
 def no_part(answer: Any, rows: slice) -> Any:
     """What is computed once is nobody else's."""
     raise AssertionError("one row has no parts")
+
+
+def hang_up_of(request: Request) -> asyncio.Task[None]:
+    """Done when the client hangs up; watched from the first call on."""
+    state = request.scope["state"]
+    if "hang_up" not in state:
+        state["hang_up"] = asyncio.ensure_future(disconnected(request))
+    task: asyncio.Task[None] = state["hang_up"]
+    return task
 
 
 async def disconnected(request: Request) -> None:
@@ -221,6 +239,7 @@ async def body_of(request: Request) -> bytes:
                     chunks.append(chunk)
     except TimeoutError:
         raise DeadlineError("the request's time ran out before its body was there") from None
+    hang_up_of(request)  # while the body is parsed, too
     return b"".join(chunks)
 
 

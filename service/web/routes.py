@@ -116,8 +116,9 @@ async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -
     limited("draws", draws, service.settings.max_draws)
     batch = await batch_of(request, service, scorer)
     limited("rows times draws", len(batch) * draws, service.settings.max_rows)
-    compute = partial(scorer.reconstruct, draws=draws)
-    answer = await service.on_rows(request, scorer, batch.rows, compute, ("reconstruct", scorer, draws))
+    answer = await service.on_rows(
+        request, scorer, batch.rows, lambda rows, _: scorer.reconstruct(rows, draws), ("reconstruct", scorer, draws)
+    )
     return await encoded(
         request, answers.reconstructions_response, kind, model_id(scorer), answer, scorer.model.input, batch.warnings
     )
@@ -134,8 +135,9 @@ async def encode(request: Request, model: Model = None, draws: Draws = 0) -> Res
     limited("draws", draws, service.settings.max_draws)
     batch = await batch_of(request, service, scorer)
     limited("rows times draws", len(batch) * draws, service.settings.max_rows)
-    compute = partial(scorer.encode, draws=draws)
-    answer = await service.on_rows(request, scorer, batch.rows, compute, ("encode", scorer, draws))
+    answer = await service.on_rows(
+        request, scorer, batch.rows, lambda rows, _: scorer.encode(rows, draws), ("encode", scorer, draws)
+    )
     return await encoded(request, answers.encodings_response, kind, model_id(scorer), answer, batch.warnings)
 
 

@@ -50,7 +50,7 @@ class Shadow:
             scorer = await service.scorer(self.reference)
             if scorer is served:
                 return
-            task = service.row_task(scorer, scorer.score, scorer, shadow=True)
+            task = service.row_task(scorer, lambda batch, _: scorer.score(batch), scorer, shadow=True)
             job = service.inference.submit(task, scorer.rows(rows), service.settings.request_timeout_s)
             other = joined((await job.future).answers)
         except VouchError as error:

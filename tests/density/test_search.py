@@ -18,7 +18,12 @@ def found(vae, x, starts, effort, tile=4):
         encoder = vae.posterior(rows)
         anywhere = Sites(vae, rows, conditional(vae, rows), encoder.mean, torch.zeros(len(rows), dtype=torch.float64))
         return find(
-            anywhere, torch.as_tensor(starts, dtype=torch.float32), encoder, len(rows), effort, Tiles(tile, tile)
+            anywhere,
+            torch.as_tensor(starts, dtype=torch.float32),
+            encoder,
+            len(rows),
+            effort,
+            Tiles(tile, tile, lambda: None),
         )
 
 

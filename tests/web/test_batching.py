@@ -23,7 +23,7 @@ class Recorder:
         self.gate = gate
         self.batches = []
 
-    def __call__(self, batch):
+    def __call__(self, batch, checkpoint):
         self.batches.append(batch[:, 0].tolist())
         if self.gate is not None:
             self.gate.wait(10)
@@ -130,7 +130,7 @@ def test_the_rate_is_that_of_all_threads(make):
     async def run():
         inference = make(2, max_cost=10**9)
 
-        def compute(batch):
+        def compute(batch, checkpoint):
             time.sleep(0.01)
             return batch
 
@@ -179,12 +179,37 @@ def test_a_request_that_is_abandoned_half_way_computes_no_more_than_the_batch_th
     asyncio.run(run())
 
 
+def test_a_batch_that_nobody_waits_for_any_more_ends_at_its_next_checkpoint(make):
+    async def run():
+        inference, steps, gate = make(), [], threading.Event()
+
+        def compute(batch, checkpoint):
+            for step in range(100):
+                steps.append(step)
+                gate.wait(10)
+                checkpoint()
+            return batch
+
+        task = Task(compute, lambda answer, part: answer[part], "g", 1, 4)
+        jobs = [inference.submit(task, rows(value), 10) for value in (1, 2)]
+        while not steps:
+            await asyncio.sleep(0.01)
+        inference.abandon(jobs[0], "disconnect")
+        inference.abandon(jobs[1], "disconnect")
+        gate.set()
+        assert await answers(inference.submit(Recorder().task(), rows(9), 10)) == [18]
+        assert len(steps) == 1
+        assert inference.waiting_cost == 0
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("error", [ValueError, SystemExit, StopIteration, KeyboardInterrupt])
 def test_a_request_that_raises_anything_harms_no_other_and_no_thread(make, error):
     async def run():
         gate, inference = threading.Event(), make()
 
-        def compute(batch):
+        def compute(batch, checkpoint):
             if 13 in batch:
                 raise error("bad")
             return batch

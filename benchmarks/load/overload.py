@@ -1,0 +1,71 @@
+"""Open-loop load at twice the capacity: only 200 and 429, a bounded wait, flat memory, and soon back to normal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from load.servers import Server, generate, service, start_generator, write_requests
+from peers.peers import by_type
+from service.scorer import load_scorer
+from service.store import Store
+
+ROWS = 8
+WAIT_S = 4.0  # the queue's promise: its bound over the measured rate
+
+
+def overload(store: Path, model: str, work: Path, seconds: float, threads: int) -> list[str]:
+    """Measure the capacity, send twice that for so long, and look at the answers, the memory and what follows."""
+    scorer = load_scorer(Store(store), model, "cpu", threads=1)
+    rows = np.rint(scorer.sample(256, seed=11).samples).astype(np.uint8)
+    cost = scorer.model.evaluations_per_row()
+    parts = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
+    requests = write_requests(work / "overload", [by_type(f"/score?model={model}")(part, "binary") for part in parts])
+    one = write_requests(work / "overload-one", [by_type(f"/score?model={model}")(rows[:1], "binary")])
+    with service(store, work / "overload.log", threads=threads) as server:
+        capacity = generate(server.port, requests, 32, 10)["requests_per_s"]
+    bound = round(WAIT_S * capacity * ROWS * cost)
+    with service(store, work / "overload.log", threads=threads, max_queue_evaluations=bound) as server:
+        before = generate(server.port, one, 1, 5)
+        load = start_generator(server.port, requests, 500, seconds, 2 * capacity)
+        memory = watched(server, seconds)
+        output, _ = load.communicate(timeout=seconds + 120)
+        after = [generate(server.port, one, 1, 1) for _ in range(5)]
+    return [*report(output, capacity, memory), *back_to_normal(before["p50_s"], [seen["p50_s"] for seen in after])]
+
+
+def watched(server: Server, seconds: float) -> list[float]:
+    """The memory of the server, MiB, each second while the load runs."""
+    memory = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(1.0)
+        memory.append(server.memory_mib())
+    return memory
+
+
+def report(output: bytes, capacity: float, memory: list[float]) -> list[str]:
+    """What came back."""
+    import json
+
+    seen = json.loads(output)
+    counts = {int(status): number for status, number in seen["counts"].items()}
+    settled = memory[len(memory) // 4 :]
+    promise = WAIT_S + ROWS / max(1.0, capacity * ROWS) + 1.0
+    return [
+        f"- capacity {capacity:.1f} requests/s of {ROWS} rows; sent {2 * capacity:.1f}/s over 500 connections: "
+        + ", ".join(f"{number:,} x {status}" for status, number in counts.items()),
+        f"- rate of the 200s {seen['requests_per_s']:.1f}/s, {seen['requests_per_s'] / capacity:.2f} of the capacity; "
+        f"their p50 {seen['p50_s']:.2f} s, p99 {seen['p99_s']:.2f} s, longest {seen['max_s']:.2f} s; the queue's bound "
+        f"promises {WAIT_S:.0f} s of computing, and a batch more: {promise:.1f} s",
+        f"- memory {settled[0]:.0f} MiB after a quarter of the time, {settled[-1]:.0f} at the end, {max(settled):.0f} at "
+        f"most; the load generator took {seen['cpu_s'] / seen['elapsed_s']:.2f} CPU s/s",
+    ]
+
+
+def back_to_normal(before: float, after: list[float]) -> list[str]:
+    """One client's latency before, and second by second after."""
+    times = ", ".join(f"{1e3 * value:.0f}" for value in after)
+    return [f"- one client, one row: p50 {1e3 * before:.0f} ms before; in each of the five seconds after: {times} ms"]
