@@ -26,7 +26,7 @@ def strangers(store: Path, model: str, work: Path, seconds: float, threads: int)
     good = write_requests(work / "good", [by_type(f"/score?model={model}")(rows[n : n + 1], "json") for n in range(64)])
     request = request_bytes(*by_type(f"/score?model={model}")(rows, "json"))
     acts: dict[str, Callable[[Server, bytes, threading.Event], None]] = {
-        f"{HANG_UPS:,} hang-ups in mid-body": hang_ups,
+        f"{HANG_UPS:,} at a time that hang up in mid-body": hang_ups,
         f"{SLOW} slow writers": slow_writers,
         f"{HALF_CLOSED} half-closed sockets": half_closed,
     }
@@ -57,16 +57,16 @@ def line(name: str, seen: dict[str, object], alone_p99: float) -> str:
 
 
 def hang_ups(server: Server, request: bytes, over: threading.Event) -> None:
-    """A thousand connections, one after the other, each sending a part of a request and hanging up, half of them rudely."""
+    """A thousand connections at a time that each send a part of a request and hang up, half of them rudely."""
     draw = random.Random(0)
-    for number in range(HANG_UPS):
-        if over.is_set():
-            return
-        with connected(server) as one:
+    while not over.wait(1.0):
+        ones = [connected(server) for _ in range(HANG_UPS)]
+        for number, one in enumerate(ones):
             if number % 2:  # a reset instead of an orderly end
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             one.sendall(request[: draw.randrange(1, len(request))])
-        time.sleep(0.01)
+        for one in ones:
+            one.close()
 
 
 def slow_writers(server: Server, request: bytes, over: threading.Event) -> None:

@@ -46,6 +46,8 @@ class Task(Generic[T]):
         row_cost: of a row, in decoder evaluations.
         batch_rows: most rows in a batch.
         is_shadow: done only while nothing else waits.
+        is_alone: one batch of such tasks at a time. A tiny network is asked for more than it computes: threads side by
+            side would wait for the interpreter, and make each other slower.
     """
 
     compute: Callable[[np.ndarray, Checkpoint], T]
@@ -54,6 +56,7 @@ class Task(Generic[T]):
     row_cost: int
     batch_rows: int
     is_shadow: bool = False
+    is_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ class InferenceThreads:
         self.waiting_cost = 0
         self.measured = (ASSUMED_RATE, 1.0)  # evaluations and the thread-seconds that they took
         self.idle = 0
+        self.alone_runs = False
         self.stopping = False
         self.changed = threading.Condition()
         self.threads = [threading.Thread(target=self.loop, name=f"inference-{n}", daemon=True) for n in range(threads)]
@@ -212,15 +216,17 @@ class InferenceThreads:
                 group = self.next_group()
                 if group is not None and (wait_s := self.time_to_fill(group, last)) <= 0:
                     return self.batch_of(group)
-                if group is None and self.stopping:
+                if not self.groups and self.stopping:
                     return []
                 self.idle += 1
                 self.changed.wait(None if group is None else wait_s)
                 self.idle -= 1
 
     def next_group(self) -> Hashable | None:
-        """The group of the job whose turn it is."""
-        return min(self.groups, key=lambda group: self.groups[group][0].turn, default=None)
+        """The group of the job whose turn it is, among those that may run now."""
+        first = {group: jobs[0] for group, jobs in self.groups.items()}
+        ready = (group for group, job in first.items() if not (job.task.is_alone and self.alone_runs))
+        return min(ready, key=lambda group: first[group].turn, default=None)
 
     def time_to_fill(self, group: Hashable, last: Last) -> float:
         """Seconds that a batch of this group may still wait for more rows.
@@ -242,9 +248,11 @@ class InferenceThreads:
         Where other threads are idle, too, they get their share.
         """
         jobs = self.groups[group]
-        waiting, most = self.waiting_rows[group], jobs[0].task.batch_rows
-        sharing = min(1 + self.idle, max(1, WORTH_A_THREAD * waiting // most))
-        room = min(most, -(-waiting // sharing))
+        waiting, task = self.waiting_rows[group], jobs[0].task
+        threads = 1 if task.is_alone else 1 + self.idle
+        sharing = min(threads, max(1, WORTH_A_THREAD * waiting // task.batch_rows))
+        room = min(task.batch_rows, -(-waiting // sharing))
+        self.alone_runs |= task.is_alone
         shares = []
         while room and jobs:
             job = jobs.popleft()
@@ -304,6 +312,9 @@ class InferenceThreads:
     def settle(self, batch: list[Share]) -> None:
         """A batch is computed, or will never be."""
         with self.changed:
+            if batch[0].job.task.is_alone:
+                self.alone_runs = False
+                self.changed.notify_all()
             for share in batch:
                 self.waiting_cost -= share.job.task.row_cost * (share.stop - share.start)
                 share.job.pending -= 1

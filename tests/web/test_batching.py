@@ -260,6 +260,26 @@ def test_idle_threads_share_a_request_that_is_worth_it(make):
     asyncio.run(run())
 
 
+def test_batches_of_tiny_networks_run_one_at_a_time(make):
+    async def run():
+        inference, running, most = make(3, max_cost=1000), [], []
+
+        def compute(batch, checkpoint):
+            running.append(1)
+            most.append(len(running))
+            time.sleep(0.01)
+            running.pop()
+            return batch
+
+        task = Task(compute, lambda answer, part: answer[part], "g", 1, 4, is_alone=True)
+        jobs = [inference.submit(task, rows(*range(6)), 10) for _ in range(5)]
+        for job in jobs:
+            assert await answers(job) == [0, 1, 2, 3, 4, 5]
+        assert max(most) == 1
+
+    asyncio.run(run())
+
+
 def test_a_shadow_waits_until_nothing_else_does(make):
     async def run():
         gate, inference, recorder = threading.Event(), make(), Recorder()
