@@ -66,8 +66,9 @@ class Model:
         rows = self.input.decode(x)
         return np.clip(rows, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
 
-    def evaluations_per_row(self) -> int:
-        """What a score costs, about, in decoder evaluations."""
+    @cached_property
+    def row_cost(self) -> int:
+        """What a row's score costs, about, in decoder evaluations."""
         return self.estimator.typical_evaluations(self.vae, len(self.codebook))
 
     @cached_property

@@ -20,7 +20,7 @@ def overload(store: Path, model: str, work: Path, seconds: float, threads: int) 
     """Measure the capacity, send twice that for so long, and look at the answers, the memory and what follows."""
     scorer = load_scorer(Store(store), model, "cpu", threads=1)
     rows = np.rint(scorer.sample(256, seed=11).samples).astype(np.uint8)
-    cost = scorer.model.evaluations_per_row()
+    cost = scorer.model.row_cost
     parts = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
     requests = write_requests(work / "overload", [by_type(f"/score?model={model}")(part, "binary") for part in parts])
     one = write_requests(work / "overload-one", [by_type(f"/score?model={model}")(rows[:1], "binary")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -202,7 +203,7 @@ class VAE(nn.Module):
         """Where the weights are."""
         return self.decoder.output.weight.device
 
-    @property
+    @cached_property
     def evaluation_size(self) -> int:
         """The multiplications of one decoder evaluation, the unit of all costs; at least 1."""
         return max(1, sum(p.numel() for name, p in self.decoder.named_parameters() if name.endswith("weight")))

@@ -52,8 +52,9 @@ def create_app(settings: Settings) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.service = service
-    app.include_router(routes.router)
-    app.include_router(routes.router, prefix="/v1", include_in_schema=False)
+    for router in (routes.lean, routes.router):
+        app.include_router(router)
+        app.include_router(router, prefix="/v1", include_in_schema=False)
     app.include_router(inference_protocol.router)
     app.add_exception_handler(VouchError, on_vouch_error)
     app.add_exception_handler(HTTPException, on_http_error)

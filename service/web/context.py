@@ -112,7 +112,7 @@ class Service:
 
         A block is what goes through the networks at a time: a part of it costs little less.
         """
-        cost = scorer.model.evaluations_per_row()
+        cost = scorer.model.row_cost
         block = Tiling.of(scorer.model.vae).rows
         blocks = max(1, self.settings.batch_evaluations // (cost * block))
         is_tiny = scorer.model.vae.evaluation_size < TINY
@@ -132,20 +132,28 @@ class Service:
             self.metrics.dropped.labels("disconnect").inc()
             raise ClientDisconnect
         job = self.inference.submit(task, rows, timeout)
+
+        def give_up(reason: str, error: Exception) -> None:
+            self.inference.abandon(job, reason)
+            if not job.future.done():
+                job.future.set_exception(error)
+
+        def on_hang_up(_: object) -> None:
+            give_up("disconnect", ClientDisconnect())
+
+        late = DeadlineError(f"the request's {timeout:g} s ran out")
+        timer = asyncio.get_running_loop().call_later(timeout, give_up, "deadline", late)
+        hung_up.add_done_callback(on_hang_up)
         try:
-            await asyncio.wait((job.future, hung_up), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if job.future.done():
-                done = job.future.result()
-                timings_of(request).add("queue", done.waited_s, done.computed_s)
-                timings_of(request).add("compute", done.computed_s)
-                return done.answers
-            if hung_up.done():
-                self.inference.abandon(job, "disconnect")
-                raise ClientDisconnect
-            self.inference.abandon(job, "deadline")
-            raise DeadlineError(f"the request's {timeout:g} s ran out")
+            done = await job.future
         finally:
+            timer.cancel()
+            hung_up.remove_done_callback(on_hang_up)
             self.inference.abandon(job, "disconnect")  # cancelled with its request; nothing to do where it is over
+        timings = timings_of(request)
+        timings.add("queue", done.waited_s, done.computed_s)
+        timings.add("compute", done.computed_s)
+        return done.answers
 
     def hold(self, request: Request, size: int) -> None:
         """Set memory aside for more of a request's body.

@@ -21,6 +21,7 @@ from service.scorer import Scorer, Scores
 from service.web import answers, schemas
 from service.web.answers import JSON
 from service.web.context import Service, body_of, parsed, service_of, timings_of
+from service.web.lean import LeanRoute
 from service.web.problems import PROTOCOL as PREFIX
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -74,7 +75,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": schemas.ProtocolError} for status in (401, 403, *statuses)}
 
 
-router = APIRouter(prefix=PREFIX, tags=["open inference protocol"])
+router = APIRouter(prefix=PREFIX, route_class=LeanRoute, tags=["open inference protocol"])
 
 
 @router.get("", response_model=schemas.ProtocolServer, responses=errors())
@@ -176,7 +177,7 @@ async def inferred(request: Request, name: str, version: str | None) -> Response
     """The scores of a request's rows, as the outputs that it wants."""
     service = service_of(request)
     scorer = await service.scorer(reference(name, version))
-    service.inference.check_room(scorer.model.evaluations_per_row())
+    service.inference.check_room(scorer.model.row_cost)
     body = await body_of(request)
     length = header_length(request, len(body))
     asked = await parsed(request, len(body), partial(read, body, length, scorer, service))

@@ -19,6 +19,7 @@ from service.validity.band import SIDES
 from service.web import answers, schemas
 from service.web.answers import JSON, NDJSON, NPY, PNG
 from service.web.context import Service, body_of, model_id, parsed, service_of, timings_of
+from service.web.lean import LeanRoute, only_known_parameters
 from service.web.parsing import Batch, media_type, parse_latents, parse_rows
 from service.web.streaming import scored_lines
 
@@ -33,15 +34,8 @@ Percentiles = Annotated[
 Draws = Annotated[int, Query(ge=0, description="draws for each row")]
 
 
-def only_known_parameters(request: Request) -> None:
-    """Refuse query parameters that the endpoint does not have: a misspelt one would otherwise be ignored in silence."""
-    known = {field.alias for field in request.scope["route"].dependant.query_params}
-    unknown = [name for name in request.query_params if name not in known]
-    if unknown:
-        raise InputError(f"a query parameter is not known, expected some of: {', '.join(sorted(known)) or 'none'}")
-
-
 router = APIRouter(dependencies=[Depends(only_known_parameters)])
+lean = APIRouter(route_class=LeanRoute)  # what is asked most
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -81,7 +75,7 @@ def takes(schema: str, *kinds: str) -> dict[str, Any]:
 ROW_TYPES = (NPY, "image/png", "image/jpeg", "text/csv")
 
 
-@router.post(
+@lean.post(
     "/score",
     **options(schemas.ScoresAnswer, ROWS_PROBLEMS, NPY, NDJSON),
     openapi_extra=takes("Instances", *ROW_TYPES, NDJSON),
@@ -239,7 +233,7 @@ async def drift(request: Request, model: Model = None) -> Response:
     return answers.json_response({"drift": [drift_of(service, scorer) for scorer in scorers]})
 
 
-@router.get("/livez", response_model=schemas.StatusAnswer, responses=problems_of_probes())
+@lean.get("/livez", response_model=schemas.StatusAnswer, responses=problems_of_probes())
 async def livez(request: Request) -> Response:
     """Alive: the event loop answers and every inference thread runs."""
     alive = service_of(request).inference.is_alive()
@@ -248,7 +242,7 @@ async def livez(request: Request) -> Response:
     )
 
 
-@router.get("/readyz", response_model=schemas.StatusAnswer, responses=problems_of_probes())
+@lean.get("/readyz", response_model=schemas.StatusAnswer, responses=problems_of_probes())
 async def readyz(request: Request) -> Response:
     """Ready: the default model is in memory, verified and warm, and the service is not about to end.
 
@@ -278,7 +272,7 @@ async def metrics(request: Request) -> Response:
 async def batch_of(request: Request, service: Service, scorer: Scorer) -> Batch:
     """The request's rows."""
     settings = service.settings
-    service.inference.check_room(scorer.model.evaluations_per_row())  # before a body is read for nothing
+    service.inference.check_room(scorer.model.row_cost)  # before a body is read for nothing
     body = await body_of(request)
     content_type = request.headers.get("content-type", "")
     parse = partial(parse_rows, body, content_type, scorer.model.input, settings.max_rows, settings.max_pixels)
