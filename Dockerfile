@@ -2,7 +2,8 @@
 # The service with its bundled models: no compiler, no tests and no pip cache in the final stage.
 #
 #   docker build -t vouch .
-#   docker run --rm -p 8000:8000 --read-only --tmpfs /tmp vouch
+#   docker run --rm -p 8000:8000 --read-only --tmpfs /tmp \
+#       -v "$PWD/keys:/run/secrets/vouch-keys:ro" -e VOUCH_API_KEYS_FILE=/run/secrets/vouch-keys vouch
 
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
@@ -26,7 +27,7 @@ RUN groupadd --gid 10001 vouch && useradd --uid 10001 --gid 10001 --no-create-ho
 COPY --from=build /opt/vouch /opt/vouch
 COPY --chown=10001:10001 model_store /model_store
 ENV PATH=/opt/vouch/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    VOUCH_HOST=0.0.0.0 VOUCH_PORT=8000 VOUCH_STORE=/model_store
+    VOUCH_HOST=0.0.0.0 VOUCH_PORT=8000 VOUCH_STORE=/model_store VOUCH_STORE_CACHE=/tmp/vouch
 USER 10001:10001
 VOLUME /model_store
 EXPOSE 8000

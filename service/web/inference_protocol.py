@@ -79,7 +79,7 @@ router = APIRouter(prefix=PREFIX, route_class=LeanRoute, tags=["open inference p
 
 
 @router.get("", response_model=schemas.ProtocolServer, responses=errors())
-async def server() -> Response:
+async def server(request: Request) -> Response:
     """What this server is."""
     return answers.json_response({"name": "vouch", "version": __version__, "extensions": ["binary_tensor_data"]})
 
