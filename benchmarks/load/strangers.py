@@ -16,7 +16,7 @@ from peers.peers import by_type
 from service.scorer import load_scorer
 from service.store import Store
 
-HANG_UPS, SLOW, HALF_CLOSED = 1000, 100, 100
+HANG_UPS, AT_A_TIME, SLOW, HALF_CLOSED = 1000, 50, 100, 100
 
 
 def strangers(store: Path, model: str, work: Path, seconds: float, threads: int) -> list[str]:
@@ -26,7 +26,8 @@ def strangers(store: Path, model: str, work: Path, seconds: float, threads: int)
     good = write_requests(work / "good", [by_type(f"/score?model={model}")(rows[n : n + 1], "json") for n in range(64)])
     request = request_bytes(*by_type(f"/score?model={model}")(rows, "json"))
     acts: dict[str, Callable[[Server, bytes, threading.Event], None]] = {
-        f"{HANG_UPS:,} at a time that hang up in mid-body": hang_ups,
+        f"{HANG_UPS:,} that hang up in mid-body, {AT_A_TIME} a second": hang_ups,
+        f"{HANG_UPS:,} that hang up in mid-body, all at once": hang_ups_at_once,
         f"{SLOW} slow writers": slow_writers,
         f"{HALF_CLOSED} half-closed sockets": half_closed,
     }
@@ -57,16 +58,29 @@ def line(name: str, seen: dict[str, object], alone_p99: float) -> str:
 
 
 def hang_ups(server: Server, request: bytes, over: threading.Event) -> None:
-    """A thousand connections at a time that each send a part of a request and hang up, half of them rudely."""
+    """A thousand clients, some at a time, each second."""
+    for _ in range(HANG_UPS // AT_A_TIME):
+        hang_up(server, request, AT_A_TIME)
+        if over.wait(1.0):
+            return
+
+
+def hang_ups_at_once(server: Server, request: bytes, over: threading.Event) -> None:
+    """A thousand clients at the same moment."""
+    over.wait(5.0)
+    hang_up(server, request, HANG_UPS)
+
+
+def hang_up(server: Server, request: bytes, clients: int) -> None:
+    """Clients that connect, each send a part of a request, and hang up, half of them rudely."""
     draw = random.Random(0)
-    while not over.wait(1.0):
-        ones = [connected(server) for _ in range(HANG_UPS)]
-        for number, one in enumerate(ones):
-            if number % 2:  # a reset instead of an orderly end
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            one.sendall(request[: draw.randrange(1, len(request))])
-        for one in ones:
-            one.close()
+    ones = [connected(server) for _ in range(clients)]
+    for number, one in enumerate(ones):
+        if number % 2:  # a reset instead of an orderly end
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        one.sendall(request[: draw.randrange(1, len(request))])
+    for one in ones:
+        one.close()
 
 
 def slow_writers(server: Server, request: bytes, over: threading.Event) -> None:

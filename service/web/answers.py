@@ -127,8 +127,15 @@ def score_list(scores: Scores, ids: list[Any] | None) -> list[Score]:
     return [Score(*row) for row in columns]
 
 
-def scores_response(model: ModelId, scores: Scores, ids: list[Any] | None, warnings: Sequence[str]) -> Response:
+def scores_answer(
+    kind: str, model: ModelId, scores: Scores, ids: list[Any] | None, warnings: Sequence[str]
+) -> Response:
     """POST /score."""
+    return scores_npy_response(scores) if kind == NPY else scores_response(model, scores, ids, warnings)
+
+
+def scores_response(model: ModelId, scores: Scores, ids: list[Any] | None, warnings: Sequence[str]) -> Response:
+    """The scores as JSON."""
     band = scores.band
     document = {
         "model": model,
@@ -154,7 +161,7 @@ SCORE_DTYPE = np.dtype(
 
 
 def scores_npy_response(scores: Scores) -> Response:
-    """POST /score as records: `valid` for the verdict, `side` -1, 0 or 1, NaN for no khat."""
+    """The scores as records: `valid` for the verdict, `side` -1, 0 or 1, NaN for no khat."""
     records = np.zeros(len(scores), SCORE_DTYPE)
     columns = {"valid": scores.sides == 0, "side": scores.sides}
     for name in SCORE_DTYPE.names or ():

@@ -324,7 +324,8 @@ class InferenceThreads:
         cost = sum(share.job.task.row_cost * (share.stop - share.start) for share in batch)
         if cost:
             evaluations, spent = self.measured
-            self.measured = (MEMORY * evaluations + cost, MEMORY * spent + max(seconds, 1e-6))
+            kept = len(self.threads) if batch[0].job.task.is_alone else 1  # threads that this kept from such work
+            self.measured = (MEMORY * evaluations + cost, MEMORY * spent + kept * max(seconds, 1e-6))
 
     def fail(self, share: Share, error: BaseException) -> None:
         """A job's rows raised: the rest of it is left undone."""

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import Scope
 
 from service.density.estimator import Tiling
@@ -28,6 +29,8 @@ from service.web.shadow import Shadow
 # Multiplications of a decoder evaluation. Two threads are slower than one at 500 of them, and 1.3 times faster at 20,000.
 TINY = 2**13
 MAX_INTERVALS = 64  # of a request's parts; a stream has more of them than anybody will look at
+FEW = 500  # rows of scores, or numbers, that are written in less time than another thread takes to wake up
+P = ParamSpec("P")
 A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
 
@@ -260,6 +263,16 @@ async def parsed(request: Request, size: int, parse: Callable[[], T], always_bes
         if size < 65536 and not always_beside:
             return parse()
         return await asyncio.to_thread(parse)
+
+
+async def encoded(
+    request: Request, size: int, encode: Callable[P, Response], *args: P.args, **kwargs: P.kwargs
+) -> Response:
+    """An answer of so many rows or numbers; large ones are written beside the event loop."""
+    with timings_of(request).measured("encode"):
+        if size < FEW:
+            return encode(*args, **kwargs)
+        return await asyncio.to_thread(encode, *args, **kwargs)
 
 
 def timings_of(request: Request) -> Timings:

@@ -20,7 +20,7 @@ from service.errors import InputError, MalformedError, TooLargeError
 from service.scorer import Scorer, Scores
 from service.web import answers, schemas
 from service.web.answers import JSON
-from service.web.context import Service, body_of, parsed, service_of, timings_of
+from service.web.context import Service, body_of, encoded, parsed, service_of
 from service.web.lean import LeanRoute
 from service.web.problems import PROTOCOL as PREFIX
 
@@ -165,7 +165,8 @@ async def described(request: Request, name: str, version: str | None) -> Respons
     scorer = await service.scorer(reference(name, version))
     document = {
         "name": name,
-        "versions": service.registry.catalog.versions[name],
+        # One that was published a moment ago is served by its number before the store is looked at again.
+        "versions": service.registry.catalog.versions.get(name, (scorer.published.reference.version,)),
         "platform": "vouch",
         "inputs": [{"name": "rows", "datatype": "FP32", "shape": [-1, scorer.model.input.features]}],
         "outputs": [{"name": output, "datatype": kind, "shape": [-1]} for output, kind in OUTPUTS.items()],
@@ -182,8 +183,7 @@ async def inferred(request: Request, name: str, version: str | None) -> Response
     length = header_length(request, len(body))
     asked = await parsed(request, len(body), partial(read, body, length, scorer, service))
     scores = await service.score(request, scorer, asked.rows)
-    with timings_of(request).measured("encode"):
-        return answer(name, scorer, asked, scores)
+    return await encoded(request, len(scores), answer, name, scorer, asked, scores)
 
 
 def reference(name: str, version: str | None) -> str:

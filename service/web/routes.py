@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, ParamSpec
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import ValidationError
@@ -18,12 +17,11 @@ from service.store import Catalog, Reference
 from service.validity.band import SIDES
 from service.web import answers, schemas
 from service.web.answers import JSON, NDJSON, NPY, PNG
-from service.web.context import Service, body_of, model_id, parsed, service_of, timings_of
+from service.web.context import Service, body_of, encoded, model_id, parsed, service_of
 from service.web.lean import LeanRoute, only_known_parameters
 from service.web.parsing import Batch, media_type, parse_latents, parse_rows
 from service.web.streaming import scored_lines
 
-P = ParamSpec("P")
 MAX_SEED = 2**53 - 1  # what JSON numbers hold exactly everywhere
 
 Model = Annotated[str | None, Query(description="NAME, NAME@VERSION or NAME@ALIAS; default: the store's default")]
@@ -91,10 +89,9 @@ async def score(request: Request, model: Model = None, percentiles: Percentiles 
     band = checked_band(scorer, percentiles)
     batch = await batch_of(request, service, scorer)
     scores = await service.score(request, scorer, batch.rows, band)
-    with timings_of(request).measured("encode"):
-        if kind == NPY:
-            return answers.scores_npy_response(scores)
-        return answers.scores_response(model_id(scorer), scores, batch.ids, batch.warnings)
+    return await encoded(
+        request, len(scores), answers.scores_answer, kind, model_id(scorer), scores, batch.ids, batch.warnings
+    )
 
 
 @router.post(
@@ -114,7 +111,14 @@ async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -
         request, scorer, batch.rows, lambda rows, _: scorer.reconstruct(rows, draws), ("reconstruct", scorer, draws)
     )
     return await encoded(
-        request, answers.reconstructions_response, kind, model_id(scorer), answer, scorer.model.input, batch.warnings
+        request,
+        answer.mean.size,
+        answers.reconstructions_response,
+        kind,
+        model_id(scorer),
+        answer,
+        scorer.model.input,
+        batch.warnings,
     )
 
 
@@ -132,7 +136,9 @@ async def encode(request: Request, model: Model = None, draws: Draws = 0) -> Res
     answer = await service.on_rows(
         request, scorer, batch.rows, lambda rows, _: scorer.encode(rows, draws), ("encode", scorer, draws)
     )
-    return await encoded(request, answers.encodings_response, kind, model_id(scorer), answer, batch.warnings)
+    return await encoded(
+        request, answer.mean.size, answers.encodings_response, kind, model_id(scorer), answer, batch.warnings
+    )
 
 
 @router.post("/decode", **options(schemas.MeansAnswer, ROWS_PROBLEMS, NPY, PNG), openapi_extra=takes("Latents", NPY))
@@ -146,7 +152,7 @@ async def decode(request: Request, model: Model = None) -> Response:
     parse = partial(parse_latents, body, content_type, scorer.latents, service.settings.max_rows)
     latents = await parsed(request, len(body), parse)
     means = await service.once(request, lambda: scorer.decode(latents), len(latents))
-    return await encoded(request, answers.means_response, kind, model_id(scorer), means, scorer.model.input)
+    return await encoded(request, means.size, answers.means_response, kind, model_id(scorer), means, scorer.model.input)
 
 
 @router.get("/sample", **options(schemas.SamplesAnswer, READ_PROBLEMS, NPY, PNG))
@@ -167,7 +173,14 @@ async def sample(
     samples = await service.once(request, lambda: scorer.sample(num, chosen, of), num)
     headers["X-Seed"] = str(chosen)
     return await encoded(
-        request, answers.samples_response, kind, model_id(scorer), samples, scorer.model.input, headers
+        request,
+        samples.samples.size,
+        answers.samples_response,
+        kind,
+        model_id(scorer),
+        samples,
+        scorer.model.input,
+        headers,
     )
 
 
@@ -185,7 +198,9 @@ async def manifold(
     limited("size", size, service.settings.max_grid)
     first, second = map(int, axes.split(","))
     grid = await service.once(request, lambda: scorer.manifold(size, (first, second)), size * size)
-    return await encoded(request, answers.manifold_response, kind, model_id(scorer), grid, scorer.model.input)
+    return await encoded(
+        request, grid.means.size, answers.manifold_response, kind, model_id(scorer), grid, scorer.model.input
+    )
 
 
 @router.get("/models", response_model=schemas.ModelsAnswer, responses=problems(503))
@@ -277,12 +292,6 @@ async def batch_of(request: Request, service: Service, scorer: Scorer) -> Batch:
     content_type = request.headers.get("content-type", "")
     parse = partial(parse_rows, body, content_type, scorer.model.input, settings.max_rows, settings.max_pixels)
     return await parsed(request, len(body), parse, always_beside=content_type.startswith("image/"))
-
-
-async def encoded(request: Request, encode: Callable[P, Response], *args: P.args, **kwargs: P.kwargs) -> Response:
-    """An answer of many numbers, written beside the event loop."""
-    with timings_of(request).measured("encode"):
-        return await asyncio.to_thread(encode, *args, **kwargs)
 
 
 def accepted(request: Request) -> str:
