@@ -22,7 +22,7 @@ from peers.peers import by_type
 from service.errors import VouchError
 from service.store import Reference, Store
 
-SWAPS, KILLS, SCORING = 200, 100, 4
+SWAPS, PAUSE_S, KILLS, SCORING = 200, 0.1, 100, 4
 
 
 def alias_swaps(store: Path, model: str, work: Path, threads: int) -> list[str]:
@@ -33,7 +33,7 @@ def alias_swaps(store: Path, model: str, work: Path, threads: int) -> list[str]:
     second = own.publish(model, published.model, published.calibration, training={}, calibration_data={})
     digests = {one.version: own.load(one).digest for one in (first, second)}
     own.set_alias(model, "production", first.version)
-    rows = np.zeros((1, published.model.input.features), np.uint8)
+    rows = np.rint(published.model.drawn(1, seed=11)).astype(np.uint8)
     moves: list[tuple[float, float, str]] = [(0.0, 0.0, digests[first.version])]  # asked, done, digest from then on
     seen: list[tuple[float, float, int, str]] = []
     over = threading.Event()
@@ -50,6 +50,7 @@ def alias_swaps(store: Path, model: str, work: Path, threads: int) -> list[str]:
                 admin.post(f"/models/{model}/aliases", json=move).raise_for_status()
                 moves.append((asked, time.monotonic(), digests[target.version]))
                 memory.append(server.memory_mib())
+                time.sleep(PAUSE_S)
         over.set()
         for client in clients:
             client.join()
@@ -90,7 +91,8 @@ def score_until(
 
 def end_under_load(store: Path, model: str, work: Path, threads: int) -> list[str]:
     """SIGTERM while clients score: what was accepted is answered."""
-    rows = np.zeros((4, Store(store).load(Store(store).resolve(model)).model.input.features), np.uint8)
+    own = Store(store)
+    rows = np.rint(own.load(own.resolve(model)).model.drawn(4, seed=11)).astype(np.uint8)
     requests = write_requests(work / "ending", [by_type(f"/score?model={model}")(rows, "binary")])
     with service(store, work / "ending.log", threads=threads, drain_s=3) as server:
         load = start_generator(server.port, requests, 32, 15)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -13,6 +14,7 @@ from prometheus_client.registry import Collector
 from service.scorer import Scores
 from service.validity.band import SIDES
 
+M = TypeVar("M", Counter, Histogram)
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # log p(x) is -1e5 for some models and 20 for others: steps of a factor two on both sides of zero serve all of them.
@@ -27,6 +29,7 @@ class Metrics:
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
+        self.children: dict[Any, Any] = {}
         self.requests = self.counter("vouch_requests", "Requests by path template", "method", "path", "status")
         self.seconds = self.histogram("vouch_request_seconds", "From the request's head to its answer", SECONDS, "path")
         self.parts = self.histogram(
@@ -67,11 +70,19 @@ class Metrics:
         """A histogram in this registry."""
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
+    def at(self, metric: M, *labels: str) -> M:
+        """A metric's child for some labels, remembered: asking for it anew costs more than counting."""
+        key = (metric, labels)
+        child = self.children.get(key)
+        if child is None:
+            child = self.children[key] = metric.labels(*labels)
+        return child
+
     def count_scores(self, model: str, scores: Scores) -> None:
         """Count the scores of a request."""
         for side, number in zip(SIDES, np.bincount(scores.sides + 1, minlength=len(SIDES)).tolist(), strict=True):
-            self.rows.labels(model, side).inc(number)
-        self.unreliable.labels(model).inc(int((~scores.reliable).sum()))
+            self.at(self.rows, model, side).inc(number)
+        self.at(self.unreliable, model).inc(int((~scores.reliable).sum()))
         self.log_likelihood.observe(model, scores.log_likelihood)
         self.p_value.observe(model, scores.p_value)
 

@@ -102,10 +102,10 @@ class Observe:
         """The metrics and the log line of a request."""
         metrics = self.service.metrics
         path, status = entry["path"], entry["status"]
-        metrics.requests.labels(entry["method"], path, str(status)).inc()
-        metrics.seconds.labels(path).observe(entry["ms"] / 1000)
+        metrics.at(metrics.requests, entry["method"], path, str(status)).inc()
+        metrics.at(metrics.seconds, path).observe(entry["ms"] / 1000)
         for name, seconds in timings.seconds.items():
-            metrics.parts.labels(name).observe(seconds)
+            metrics.at(metrics.parts, name).observe(seconds)
         if status in REASONS:
             metrics.rejections.labels(REASONS[status]).inc()
         if log.isEnabledFor(level := logging.DEBUG if path in ("/livez", "/readyz") else logging.INFO):
