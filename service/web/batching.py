@@ -29,9 +29,12 @@ T = TypeVar("T")
 Checkpoint = Callable[[], None]
 ASSUMED_RATE = 10_000.0  # decoder evaluations a second and thread, until some were measured
 MEMORY = 0.98  # of the measured rate, per batch
-PATIENCE = 0.05  # of the time that a thread's last batch took
+MOST_TRUST, LEAST_TRUST = (
+    0.5,
+    1 / 32,
+)  # of what a batch costs before its first row is done: how long company is waited for
 # Before the first of a block's rows is done, it has cost about a quarter of what it costs when full.
-WORTH_A_THREAD = 4
+START_SHARE = 1 / 4
 log = logging.getLogger("vouch")
 
 
@@ -101,11 +104,20 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """A thread's last batch: how many jobs it had, when it ended, and the seconds that it took."""
+    """The last batch: its group, how many jobs it had, when it ended, and the seconds that its first row cost."""
 
+    group: Hashable = None
     jobs: int = 0
     ended_at: float = 0.0
-    seconds: float = 0.0
+    start_s: float = 0.0
+
+    @staticmethod
+    def of(batch: list[Share], seconds: float) -> Last:
+        """Of a batch that has just ended."""
+        task = batch[0].job.task
+        full = sum(share.stop - share.start for share in batch) / task.batch_rows
+        start_share = START_SHARE / (START_SHARE + (1 - START_SHARE) * full)
+        return Last(task.group, len(batch), time.perf_counter(), start_share * seconds)
 
 
 class InferenceThreads:
@@ -135,6 +147,8 @@ class InferenceThreads:
         self.measured = (ASSUMED_RATE, 1.0)  # evaluations and the thread-seconds that they took
         self.idle = 0
         self.alone_runs = False
+        self.last = Last()
+        self.trust = MOST_TRUST
         self.stopping = False
         self.changed = threading.Condition()
         self.threads = [threading.Thread(target=self.loop, name=f"inference-{n}", daemon=True) for n in range(threads)]
@@ -201,25 +215,27 @@ class InferenceThreads:
     def loop(self) -> None:
         """Take a batch, compute it, hand the answers over; until the end."""
         torch.set_num_threads(1)
-        last = Last()
-        while batch := self.take(last):
+        while batch := self.take():
             start = time.perf_counter()
             self.compute(batch)
-            now = time.perf_counter()
-            last = Last(len(batch), now, now - start)
+            self.last = Last.of(batch, time.perf_counter() - start)
 
-    def take(self, last: Last) -> list[Share]:
+    def take(self) -> list[Share]:
         """Wait for rows that can be computed together; none when there are none and the service stops."""
+        has_waited = False
         with self.changed:
             while True:
                 self.drop_expired()
                 group = self.next_group()
-                if group is not None and (wait_s := self.time_to_fill(group, last)) <= 0:
+                if group is not None and (wait_s := self.time_to_fill(group)) <= 0:
+                    if has_waited:
+                        self.learn(2 * returned(self.groups[group], self.last.ended_at) >= self.last.jobs)
                     return self.batch_of(group)
                 if not self.groups and self.stopping:
                     return []
+                has_waited = group is not None
                 self.idle += 1
-                self.changed.wait(None if group is None else wait_s)
+                self.changed.wait(wait_s if has_waited else None)
                 self.idle -= 1
 
     def next_group(self) -> Hashable | None:
@@ -228,19 +244,24 @@ class InferenceThreads:
         ready = (group for group, job in first.items() if not (job.task.is_alone and self.alone_runs))
         return min(ready, key=lambda group: first[group].turn, default=None)
 
-    def time_to_fill(self, group: Hashable, last: Last) -> float:
+    def time_to_fill(self, group: Hashable) -> float:
         """Seconds that a batch of this group may still wait for more rows.
 
-        Those who were just answered are about to ask again: for as many of them as the last batch had, a thread waits a
-        small part of the time that it took. Without that, the first of them would be computed alone, at the price of many.
+        Those who were just answered are about to ask again. Until as many have come as the last batch answered, a thread
+        waits a part of what it costs to begin a batch: without that, those who waited and those who were answered would
+        take turns for ever, in two batches where one would do. Where they do not come, it soon waits less.
         """
-        jobs = self.groups[group]
+        jobs, last = self.groups[group], self.last
         if self.stopping or self.waiting_rows[group] >= jobs[0].task.batch_rows:
             return 0.0
         until = jobs[0].queued_at + self.delay_s
-        if len(jobs) < last.jobs:
-            until = max(until, last.ended_at + PATIENCE * last.seconds)
+        if last.group == group and returned(jobs, last.ended_at) < last.jobs:
+            until = max(until, last.ended_at + self.trust * last.start_s)
         return until - time.perf_counter()
+
+    def learn(self, all_returned: bool) -> None:
+        """Whether waiting was worth it."""
+        self.trust = min(MOST_TRUST, 2 * self.trust) if all_returned else max(LEAST_TRUST, self.trust / 2)
 
     def batch_of(self, group: Hashable) -> list[Share]:
         """Rows of a group, of one job after the other, until the batch is full.
@@ -250,7 +271,7 @@ class InferenceThreads:
         jobs = self.groups[group]
         waiting, task = self.waiting_rows[group], jobs[0].task
         threads = 1 if task.is_alone else 1 + self.idle
-        sharing = min(threads, max(1, WORTH_A_THREAD * waiting // task.batch_rows))
+        sharing = min(threads, max(1, int(waiting / (START_SHARE * task.batch_rows))))
         room = min(task.batch_rows, -(-waiting // sharing))
         self.alone_runs |= task.is_alone
         shares = []
@@ -372,6 +393,16 @@ class InferenceThreads:
             self.give_up(job)
             self.on_drop("deadline")
             raise_in(job, DeadlineError("the request's time ran out before it was computed"))
+
+
+def returned(jobs: deque[Job], since: float) -> int:
+    """How many jobs have come since then."""
+    number = 0
+    for job in reversed(jobs):
+        if job.queued_at < since:
+            break
+        number += 1
+    return number
 
 
 class AbandonedError(Exception):
