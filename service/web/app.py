@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -105,6 +106,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def follow_store(service: Service) -> None:
     """Load what the store holds, and look again from time to time."""
     await asyncio.to_thread(service.registry.refresh)
+    # What is in memory now stays there: torch's many objects, walked through again and again by the garbage collector,
+    # would stop the service for a tenth of a second each time.
+    gc.collect()
+    gc.freeze()
     threads = len(service.inference.threads)
     log.info("started", extra={"models": service.registry.status(), "threads": threads})
     while seconds := service.settings.store_poll_s:

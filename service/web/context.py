@@ -88,10 +88,13 @@ class Service:
         """Score checked rows, shape (B, D), together with those of other requests, and count them."""
 
         def compute(batch: np.ndarray, checkpoint: Checkpoint) -> Scores:
-            return scorer.score(batch, percentiles, checkpoint)
+            scores = scorer.score(batch, percentiles, checkpoint)
+            self.metrics.count_scores(str(scorer.published.reference), scores)  # once for all requests of the batch
+            self.drift.add(scorer, scores)
+            return scores
 
         scores = await self.on_rows(request, scorer, rows, compute, (scorer, percentiles))
-        self.count(scorer, scores, request)
+        self.note(request, scorer, scores)
         if self.shadow is not None:
             self.shadow.compare(self, scorer, rows, scores)
         return scores
@@ -188,16 +191,14 @@ class Service:
             raise InputError("X-Request-Timeout: expected a number of seconds above 0")
         return min(seconds, self.settings.request_timeout_s)
 
-    def count(self, scorer: Scorer, scores: Scores, request: Request) -> None:
-        """Metrics, the drift monitor, and the request's log line."""
+    def note(self, request: Request, scorer: Scorer, scores: Scores) -> None:
+        """What the request's log line says of its scores."""
         published = scorer.published
-        self.metrics.count_scores(str(published.reference), scores)
-        self.drift.add(scorer, scores)
-        entry = request.scope.setdefault("state", {}).setdefault(
+        entry = request.scope["state"].setdefault(
             "log", {"model": str(published.reference), "digest": published.digest, "rows": 0, "invalid": 0}
         )
         entry["rows"] += len(scores)
-        entry["invalid"] += int((scores.sides != 0).sum())
+        entry["invalid"] += int(np.count_nonzero(scores.sides))
 
 
 def no_part(answer: Any, rows: slice) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -79,7 +80,7 @@ class Metrics:
         return child
 
     def count_scores(self, model: str, scores: Scores) -> None:
-        """Count the scores of a request."""
+        """Count the scores of a batch; inference threads call this."""
         for side, number in zip(SIDES, np.bincount(scores.sides + 1, minlength=len(SIDES)).tolist(), strict=True):
             self.at(self.rows, model, side).inc(number)
         self.at(self.unreliable, model).inc(int((~scores.reliable).sum()))
@@ -103,18 +104,22 @@ class RowHistogram(Collector):
         self.name, self.text, self.bounds = name, text, np.array(bounds)
         self.counts: dict[str, np.ndarray] = {}
         self.sums: dict[str, float] = {}
+        self.lock = threading.Lock()
 
     def observe(self, model: str, values: np.ndarray) -> None:
         """Count the values, shape (B,)."""
         counts = np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.bounds) + 1)
-        self.counts[model] = self.counts.get(model, 0) + counts
-        self.sums[model] = self.sums.get(model, 0.0) + float(values.sum())
+        with self.lock:
+            self.counts[model] = self.counts.get(model, 0) + counts
+            self.sums[model] = self.sums.get(model, 0.0) + float(values.sum())
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """The counts as Prometheus wants them: each bucket holds those below it."""
         family = HistogramMetricFamily(self.name, self.text, labels=["model"])
         ends = [*map(str, self.bounds.tolist()), "+Inf"]
-        for model, counts in list(self.counts.items()):
+        with self.lock:
+            known = [(model, counts, self.sums[model]) for model, counts in self.counts.items()]
+        for model, counts, total in known:
             buckets = list(zip(ends, np.cumsum(counts).astype(float).tolist(), strict=True))
-            family.add_metric([model], buckets, self.sums[model])
+            family.add_metric([model], buckets, total)
         yield family
