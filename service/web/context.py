@@ -39,6 +39,7 @@ T = TypeVar("T")
 class Timings:
     """Seconds that parts of a request took, by name: for its log line, its metrics and `Server-Timing`."""
 
+    started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     intervals: list[tuple[str, int, int]] = field(default_factory=list)  # name, start and end, ns since the epoch
 
@@ -48,6 +49,10 @@ class Timings:
         if len(self.intervals) < MAX_INTERVALS:
             end = time.time_ns() - round(1e9 * ended_ago_s)
             self.intervals.append((name, end - round(1e9 * seconds), end))
+
+    def elapsed_s(self) -> float:
+        """Since the request's head was read."""
+        return time.perf_counter() - self.started
 
     @contextmanager
     def measured(self, name: str) -> Iterator[None]:
@@ -131,13 +136,13 @@ class Service:
 
     async def run(self, request: Request, task: Task[T], rows: np.ndarray) -> list[T]:
         """Wait for the answers until the deadline passes or the client hangs up, which leaves the rest undone."""
-        timeout = self.timeout(request)
+        left_s = self.time_left(request)
         hung_up = hang_up_of(request)
         await asyncio.sleep(0)
         if hung_up.done():  # a client that is gone already is not worth a batch
             self.metrics.dropped.labels("disconnect").inc()
             raise ClientDisconnect
-        job = self.inference.submit(task, rows, timeout)
+        job = self.inference.submit(task, rows, left_s)
 
         def give_up(reason: str, error: Exception) -> None:
             self.inference.abandon(job, reason)
@@ -147,8 +152,8 @@ class Service:
         def on_hang_up(_: object) -> None:
             give_up("disconnect", ClientDisconnect())
 
-        late = DeadlineError(f"the request's {timeout:g} s ran out")
-        timer = asyncio.get_running_loop().call_later(timeout, give_up, "deadline", late)
+        late = DeadlineError(f"the request's {self.timeout(request):g} s ran out")
+        timer = asyncio.get_running_loop().call_later(left_s, give_up, "deadline", late)
         hung_up.add_done_callback(on_hang_up)
         try:
             done = await job.future
@@ -190,6 +195,11 @@ class Service:
         if not 0 < seconds < float("inf"):
             raise InputError("X-Request-Timeout: expected a number of seconds above 0")
         return min(seconds, self.settings.request_timeout_s)
+
+    def time_left(self, request: Request) -> float:
+        """Seconds until the request's deadline; a stream has one for each block of its lines."""
+        timeout = self.timeout(request)
+        return timeout if is_streamed(request) else timeout - timings_of(request).elapsed_s()
 
     def note(self, request: Request, scorer: Scorer, scores: Scores) -> None:
         """What the request's log line says of its scores."""
@@ -245,7 +255,7 @@ async def body_of(request: Request) -> bytes:
     chunks, size = [], 0
     try:
         with timings_of(request).measured("body"):
-            async with asyncio.timeout(service.timeout(request)):
+            async with asyncio.timeout(service.time_left(request)):
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size > limit:

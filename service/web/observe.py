@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 import uuid
 from typing import Any
 
@@ -50,7 +49,6 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start = time.perf_counter()
         headers = Headers(scope=scope)
         request_id = self.request_id(headers)
         timings = Timings()
@@ -63,7 +61,7 @@ class Observe:
                 status = message["status"]
                 answer = MutableHeaders(scope=message)
                 answer["X-Request-Id"] = request_id
-                answer["Server-Timing"] = server_timing(timings, time.perf_counter() - start)
+                answer["Server-Timing"] = server_timing(timings)
                 if self.service.draining:
                     answer["Connection"] = "close"
             await send(message)
@@ -79,11 +77,11 @@ class Observe:
                     await on_bug(Request(scope), error)(scope, receive, send_with_headers)
             finally:
                 self.service.release(scope)
-                entry = self.entry(scope, headers, status, timings, time.perf_counter() - start)
+                entry = self.entry(scope, headers, status, timings)
                 span.end(entry, timings.intervals)
                 self.count(entry, timings)
 
-    def entry(self, scope: Scope, headers: Headers, status: int, timings: Timings, seconds: float) -> dict[str, Any]:
+    def entry(self, scope: Scope, headers: Headers, status: int, timings: Timings) -> dict[str, Any]:
         """The log line's fields; the path's template, not the path, so that nobody can make labels."""
         path = getattr(scope.get("route"), "path", UNKNOWN)
         traceparent = headers.get("traceparent", "")
@@ -93,7 +91,7 @@ class Observe:
             "method": scope["method"] if path != UNKNOWN else UNKNOWN,
             "path": path,
             "status": status,  # 0: the client hung up before an answer
-            "ms": round(1000 * seconds, 3),
+            "ms": round(1000 * timings.elapsed_s(), 3),
             **{f"{name}_ms": round(1000 * part, 3) for name, part in timings.seconds.items()},
             **scope["state"].get("log", {}),
         }
@@ -118,7 +116,7 @@ class Observe:
         return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def server_timing(timings: Timings, total_s: float) -> str:
+def server_timing(timings: Timings) -> str:
     """The parts of a request, in milliseconds, as browsers read them."""
-    parts = {**timings.seconds, "total": total_s}
+    parts = {**timings.seconds, "total": timings.elapsed_s()}
     return ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in parts.items())
