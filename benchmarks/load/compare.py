@@ -98,9 +98,9 @@ def scorer_alone(scorer: Scorer, rows: np.ndarray, batch: int, seconds: float) -
     """The Scorer called in a loop."""
     scorer.score(rows[:batch])
     done, start, cpu = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - start < seconds:
-        first = done % (len(rows) - batch + 1)
-        scorer.score(rows[first : first + batch])
+    # Whole sets only: some rows cost more than others.
+    while done % len(rows) or time.perf_counter() - start < seconds:
+        scorer.score(rows[done % len(rows) : done % len(rows) + batch])
         done += batch
     return Alone((time.perf_counter() - start) / done, (time.process_time() - cpu) / done)
 

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -146,7 +146,8 @@ class InferenceThreads:
         self.waiting_cost = 0
         self.measured = (ASSUMED_RATE, 1.0)  # evaluations and the thread-seconds that they took
         self.idle = 0
-        self.alone_runs = False
+        self.running: Counter[Hashable] = Counter()  # batches, by group
+        self.alone_running = 0
         self.last = Last()
         self.trust = MOST_TRUST
         self.stopping = False
@@ -218,7 +219,7 @@ class InferenceThreads:
         while batch := self.take():
             start = time.perf_counter()
             self.compute(batch)
-            self.last = Last.of(batch, time.perf_counter() - start)
+            self.end(batch, time.perf_counter() - start)
 
     def take(self) -> list[Share]:
         """Wait for rows that can be computed together; none when there are none and the service stops."""
@@ -238,23 +239,36 @@ class InferenceThreads:
                 self.changed.wait(wait_s if has_waited else None)
                 self.idle -= 1
 
+    def end(self, batch: list[Share], seconds: float) -> None:
+        """A batch has ended: those that waited for it may go on."""
+        with self.changed:
+            task, self.last = batch[0].job.task, Last.of(batch, seconds)
+            self.running -= Counter((task.group,))  # which forgets what is down to nothing
+            self.alone_running -= task.is_alone
+            self.changed.notify_all()
+
     def next_group(self) -> Hashable | None:
         """The group of the job whose turn it is, among those that may run now."""
         first = {group: jobs[0] for group, jobs in self.groups.items()}
-        ready = (group for group, job in first.items() if not (job.task.is_alone and self.alone_runs))
+        ready = (group for group, job in first.items() if not (job.task.is_alone and self.alone_running))
         return min(ready, key=lambda group: first[group].turn, default=None)
 
     def time_to_fill(self, group: Hashable) -> float:
-        """Seconds that a batch of this group may still wait for more rows.
+        """Seconds that a batch of this group may still wait for more rows, where it is not full.
 
-        Those who were just answered are about to ask again. Until as many have come as the last batch answered, a thread
-        waits a part of what it costs to begin a batch: without that, those who waited and those who were answered would
-        take turns for ever, in two batches where one would do. Where they do not come, it soon waits less.
+        To begin a batch costs as much as many of its rows, which decides twice. Beside a batch of the same group, a few rows
+        wait for its end, but no longer than a beginning costs. And those who were just answered are about to ask again:
+        until as many have come as the last batch answered, a thread waits a part of that. Without it those who waited
+        and those who were answered would take turns for ever, in two batches where one would do. Where they do not come,
+        it soon waits less.
         """
-        jobs, last = self.groups[group], self.last
-        if self.stopping or self.waiting_rows[group] >= jobs[0].task.batch_rows:
+        jobs, last, rows = self.groups[group], self.last, self.waiting_rows[group]
+        most = jobs[0].task.batch_rows
+        if self.stopping or rows >= most:
             return 0.0
         until = jobs[0].queued_at + self.delay_s
+        if last.group == group and self.running[group] and rows < START_SHARE * most:
+            until = max(until, jobs[0].queued_at + last.start_s)
         if last.group == group and returned(jobs, last.ended_at) < last.jobs:
             until = max(until, last.ended_at + self.trust * last.start_s)
         return until - time.perf_counter()
@@ -273,7 +287,8 @@ class InferenceThreads:
         threads = 1 if task.is_alone else 1 + self.idle
         sharing = min(threads, max(1, int(waiting / (START_SHARE * task.batch_rows))))
         room = min(task.batch_rows, -(-waiting // sharing))
-        self.alone_runs |= task.is_alone
+        self.running[group] += 1
+        self.alone_running += task.is_alone
         shares = []
         while room and jobs:
             job = jobs.popleft()
@@ -333,9 +348,6 @@ class InferenceThreads:
     def settle(self, batch: list[Share]) -> None:
         """A batch is computed, or will never be."""
         with self.changed:
-            if batch[0].job.task.is_alone:
-                self.alone_runs = False
-                self.changed.notify_all()
             for share in batch:
                 self.waiting_cost -= share.job.task.row_cost * (share.stop - share.start)
                 share.job.pending -= 1
