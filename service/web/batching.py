@@ -256,7 +256,7 @@ class InferenceThreads:
     def time_to_fill(self, group: Hashable) -> float:
         """Seconds that a batch of this group may still wait for more rows, where it is not full.
 
-        To begin a batch costs as much as many of its rows, which decides twice. Beside a batch of the same group, a few rows
+        To begin a batch costs as much as many of its rows, which decides twice. Beside a batch of its group, a few rows
         wait for its end, but no longer than a beginning costs. And those who were just answered are about to ask again:
         until as many have come as the last batch answered, a thread waits a part of that. Without it those who waited
         and those who were answered would take turns for ever, in two batches where one would do. Where they do not come,
