@@ -4,8 +4,8 @@
 
 Rows of several requests are computed together where they ask the same of the same model; a row's score does not depend on
 its company. A batch is one block of rows, on one thread, with one torch thread: threads side by side share nothing and
-wait for nobody. Jobs take turns: one with more rows than a batch holds goes back behind the others after each, so that a
-single row behind it waits for a batch and not for all.
+wait for nobody. Jobs take turns: one that has filled a batch goes back behind the others, so that a single row behind it
+waits for a batch and not for all.
 """
 
 from __future__ import annotations
@@ -299,9 +299,13 @@ class InferenceThreads:
             job.taken = stop
             job.pending += 1
             job.started_at = job.started_at or time.perf_counter()
-            if job.waiting_rows():
-                self.queue(job, again=True)
-                break  # it was cut: the batch is full
+            if not job.waiting_rows():
+                continue
+            if len(shares) == 1:
+                self.queue(job, again=True)  # it had a batch to itself: the others' turn
+            else:
+                jobs.appendleft(job)  # what is left of it goes first, or a request cut in two would wait twice
+            break  # the batch is full
         self.forget_if_empty(group)
         return shares
 

@@ -108,6 +108,19 @@ def test_a_single_row_waits_for_one_batch_of_a_long_request_and_not_for_all(make
     asyncio.run(run())
 
 
+def test_what_is_left_of_a_request_that_was_cut_goes_first(make):
+    async def run():
+        gate, inference, recorder = threading.Event(), make(), Recorder()
+        first = await blocked(inference, gate)
+        jobs = [inference.submit(recorder.task(), rows(*range(start, start + 3)), 10) for start in (10, 20, 30)]
+        gate.set()
+        for job in (first, *jobs):
+            await answers(job)
+        assert recorder.batches == [[10, 11, 12, 20], [21, 22, 30, 31], [32]]
+
+    asyncio.run(run())
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_back(make):
     async def run():
         gate, inference = threading.Event(), make()
