@@ -63,7 +63,7 @@ def report(output: bytes, capacity: float, memory: list[float], promise: float) 
         f"- capacity {capacity:.1f} requests/s of {ROWS} rows; sent {2 * capacity:.1f}/s over 500 connections: "
         + ", ".join(f"{number:,} x {status}" for status, number in counts.items()),
         f"- of the 200s: p50 {seen['p50_s']:.2f} s, p99 {seen['p99_s']:.2f} s, longest {seen['max_s']:.2f} s; the queue's "
-        f"bound over the rate that the service measured, with the batch that runs and the request's own, is {promise:.2f} s",
+        f"bound over the rate that the service measured, and two batches more, is {promise:.2f} s",
         f"- memory {settled[0]:.0f} MiB after a quarter of the time, {settled[-1]:.0f} at the end, {max(settled):.0f} at "
         f"most; the load generator took {seen['cpu_s'] / seen['elapsed_s']:.2f} CPU s/s",
     ]
