@@ -352,12 +352,15 @@ def scorer_of(store: str, model: str | None, device: str) -> Scorer:
 
 def existing(root: str) -> Store:
     """The store at a URL, or in a folder that is there."""
+    from service.settings import read_settings
     from service.shelf import is_url
     from service.store import Store
 
-    if not is_url(root) and not Path(root).is_dir():
+    if is_url(root):
+        return Store(root, read_settings().cache())
+    if not Path(root).is_dir():
         raise DataError(f"{root}: no such folder")
-    return Store(root, Path("~/.cache/vouch").expanduser())
+    return Store(root)
 
 
 def checked_rows(path: Path, rows: Rows, scorer: Scorer) -> np.ndarray:

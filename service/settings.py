@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import VouchError
@@ -53,10 +53,14 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="largest request body")
     max_held_bytes: int = Field(
-        512 * 2**20, ge=1024, description="most bytes of all bodies that are being read or parsed"
+        512 * 2**20,
+        ge=1024,
+        description="most bytes of all bodies that are being read or parsed; JSON takes several times as much meanwhile",
     )
     max_header_bytes: int = Field(64 * 2**10, ge=1024, description="largest request head")
-    header_timeout_s: float = Field(20.0, gt=0, description="seconds that a request's head may take to come in")
+    header_timeout_s: float = Field(
+        20.0, gt=0, description="seconds that a request's head may take, and in which nothing of an answer may be read"
+    )
     max_rows: int = Field(10_000, ge=1, description="most rows in a request")
     max_pixels: int = Field(4_000_000, ge=1, description="most pixels in an encoded image")
     max_draws: int = Field(100, ge=0, description="most posterior draws a row")
@@ -73,6 +77,12 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(120.0, gt=0, description="deadline of a request; X-Request-Timeout shortens it")
     loaded_versions: int = Field(8, ge=1, description="most model versions held in memory beside the served ones")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe log line")
+
+    @field_validator("store_cache", "api_keys_file", mode="before")
+    @classmethod
+    def empty_is_none(cls, value: object) -> object:
+        """An empty variable switches off what a path would switch on."""
+        return None if value == "" else value
 
     def thread_count(self) -> int:
         """Inference threads: those set, or the CPUs that the container may use."""

@@ -84,15 +84,15 @@ class LocalShelf:
 
     def versions(self) -> dict[str, list[str]]:
         """Every model's published versions, oldest first."""
-        found = {name: sorted(self.of(name), key=int) for name in entries(self.root) if NAME.fullmatch(name)}
+        # A root that cannot be listed is an error: to take it for an empty one would stop serving what is there.
+        names = [entry.name for entry in os.scandir(self.root) if NAME.fullmatch(entry.name)]
+        found = {name: sorted(self.of(name), key=int) for name in names}
         return {name: versions for name, versions in sorted(found.items()) if versions}
 
     def of(self, name: str) -> list[str]:
         """A model's published versions."""
         folder = self.root / name
-        return [
-            entry for entry in entries(folder) if VERSION.fullmatch(entry) and (folder / entry / MANIFEST).is_file()
-        ]
+        return [entry for entry in entries(folder) if VERSION.fullmatch(entry) and is_there(folder / entry / MANIFEST)]
 
     def holds(self, name: str, version: str) -> bool:
         """Whether there is a folder for it."""
@@ -146,7 +146,7 @@ class LocalShelf:
             lock = (self.root / ".lock").open("w")
         except OSError as error:
             raise UnavailableError(f"the store cannot be written: {type(error).__name__}", 60.0) from error
-        with lock:
+        with lock, as_unavailable():
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -240,10 +240,17 @@ class RemoteShelf:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """No lock is to be had; a place that cannot be written is said to be so."""
-        try:
+        with as_unavailable():
             yield
-        except OSError as error:
-            raise UnavailableError(f"the store cannot be written: {type(error).__name__}", 60.0) from error
+
+
+@contextlib.contextmanager
+def as_unavailable() -> Iterator[None]:
+    """A place that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(f"the store cannot be written: {type(error).__name__}", 60.0) from error
 
 
 @contextlib.contextmanager
@@ -265,6 +272,15 @@ def entries(folder: Path) -> list[str]:
         return []
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file is there; one in a folder that may not be entered is not."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        log.warning("a version cannot be looked at", extra={"path": str(path), "error": type(error).__name__})
+        return False
+
+
 def sweep(folder: Path) -> None:
     """Remove what writers left behind that were killed."""
     for entry in folder.glob(".[1-9]*-*"):
@@ -282,10 +298,13 @@ def keep(path: Path, content: bytes) -> None:
     """Put a file into the cache, whole or not at all; a cache that cannot be written is none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                file.write(content)
+            except OSError:
+                Path(file.name).unlink()
+                raise
+        Path(file.name).replace(path)
     except OSError as error:
         log.warning("a file of the store is not kept in the cache", extra={"error": str(error)})
 

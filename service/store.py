@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -72,8 +72,8 @@ class Card(Frozen):
 class FileEntry(Frozen):
     """A file's place in the manifest."""
 
-    sha256: str
-    size: int
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
 
 
 class Manifest(Frozen):
@@ -220,7 +220,13 @@ class Store:
     def check_holds(self, reference: Reference, catalog: Catalog) -> None:
         """Refuse a version that is not there at all; one that is half-written is there, and damaged."""
         versions = catalog.versions.get(reference.name, ())
-        if reference.version not in versions and not self.shelf.holds(reference.name, reference.version):
+        if reference.version in versions:
+            return
+        try:
+            is_there = self.shelf.holds(reference.name, reference.version)
+        except OSError as error:
+            raise UnavailableError(f"the store cannot be read: {type(error).__name__}", 30.0) from error
+        if not is_there:
             known = ", ".join(versions) or "none"
             raise ModelNotFoundError(f"model {reference.name!r} has no version {reference.version}, it has: {known}")
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError
+from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError, UnavailableError
 from service.model import Calibration
 from service.scorer import Scorer, load_scorer
 from service.store import FILES, MANIFEST, Reference, Store
@@ -164,8 +164,10 @@ def test_a_damaged_aliases_file_is_refused_by_name(store):
         store.resolve("digits")
 
 
-def test_a_folder_that_is_not_there_holds_no_models(tmp_path):
-    store = Store(tmp_path / "nowhere")
+def test_a_folder_that_is_not_there_is_not_taken_for_an_empty_one(tmp_path):
+    with pytest.raises(UnavailableError, match="the store cannot be read: FileNotFoundError"):
+        Store(tmp_path / "nowhere").names()
+    store = Store(tmp_path)
     assert store.names() == []
     with pytest.raises(ModelNotFoundError, match="the store holds no model"):
         store.resolve()

@@ -99,6 +99,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     following = asyncio.create_task(follow_store(service))
     yield
     following.cancel()
+    service.loader.shutdown(wait=False, cancel_futures=True)
     await asyncio.to_thread(service.inference.stop)
     log.info("stopped")
 
@@ -170,9 +171,12 @@ def document_bodies(app: FastAPI, service: Service) -> None:
                 components |= schema.pop("$defs", {})
                 components[model.__name__] = schema
             try:
-                put_examples(document, service.registry.get(None))
-            except (ModelError, UnavailableError):  # without a default model there is nothing to make an example of
-                log.debug("the OpenAPI document has no examples")
+                scorer = service.registry.in_memory(None)
+            except (ModelError, UnavailableError):
+                scorer = None
+            if scorer is None:  # nothing to make an example of, yet
+                return document
+            put_examples(document, scorer)
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -101,6 +101,11 @@ class Share:
     start: int
     stop: int
 
+    @property
+    def cost(self) -> int:
+        """In decoder evaluations."""
+        return self.job.task.row_cost * (self.stop - self.start)
+
 
 @dataclass(frozen=True, slots=True)
 class Last:
@@ -144,6 +149,7 @@ class InferenceThreads:
         self.waiting_rows: dict[Hashable, int] = {}
         self.turns = count()
         self.waiting_cost = 0
+        self.shadow_cost = 0  # counted apart: it waits for nothing but idle threads, and takes no room from others
         self.measured = (ASSUMED_RATE, 1.0)  # evaluations and the thread-seconds that they took
         self.idle = 0
         self.running: Counter[Hashable] = Counter()  # batches, by group
@@ -160,9 +166,12 @@ class InferenceThreads:
             thread.start()
 
     def stop(self) -> None:
-        """Finish what is queued, then end."""
+        """Finish what is queued, but for the shadows, then end."""
         with self.changed:
             self.stopping = True
+            for job in [job for jobs in self.groups.values() for job in jobs if job.task.is_shadow]:
+                self.give_up(job)
+                raise_in(job, UnavailableError("the service is shutting down", 5.0))
             self.changed.notify_all()
         for thread in self.threads:
             if thread.ident is not None:
@@ -190,17 +199,18 @@ class InferenceThreads:
         job = Job(task, rows, time.monotonic() + timeout_s, future)
         cost = task.row_cost * len(rows)
         with self.changed:
-            self.check_room(cost)
-            self.waiting_cost += cost
+            self.check_room(cost, task.is_shadow)
+            self.charge(task, len(rows))
             self.queue(job)
         return job
 
-    def check_room(self, cost: int) -> None:
+    def check_room(self, cost: int, is_shadow: bool = False) -> None:
         """Refuse work that the queue has no room for, as `submit` does; a body that comes with it need not be read."""
         if self.stopping or not self.is_alive():
             raise UnavailableError("the service is shutting down", 5.0)
-        if self.waiting_cost and self.waiting_cost + cost > self.max_cost:
-            excess = self.waiting_cost + min(cost, self.max_cost) - self.max_cost
+        waiting = self.shadow_cost if is_shadow else self.waiting_cost
+        if waiting and waiting + cost > self.max_cost:
+            excess = waiting + min(cost, self.max_cost) - self.max_cost
             raise OverloadedError("the queue is full", excess / self.rate())
 
     def abandon(self, job: Job, reason: str) -> None:
@@ -216,42 +226,57 @@ class InferenceThreads:
     def loop(self) -> None:
         """Take a batch, compute it, hand the answers over; until the end."""
         torch.set_num_threads(1)
-        while batch := self.take():
+        while taken := self.take():
+            batch, since = taken
             start = time.perf_counter()
-            self.compute(batch)
-            self.end(batch, time.perf_counter() - start)
+            done = 0
+            try:
+                done = self.compute(batch)
+            finally:
+                self.end(batch, time.perf_counter() - start, done, time.perf_counter() - since)
 
-    def take(self) -> list[Share]:
-        """Wait for rows that can be computed together; none when there are none and the service stops."""
-        has_waited = False
+    def take(self) -> tuple[list[Share], float] | None:
+        """Wait for rows that can be computed together, and since when they were there; None: the service has stopped."""
+        waited_for: set[Hashable] = set()
+        since = time.perf_counter()
         with self.changed:
             while True:
                 self.drop_expired()
-                group = self.next_group()
-                if group is not None and (wait_s := self.time_to_fill(group)) <= 0:
-                    if has_waited:
+                waits = {group: self.time_to_fill(group) for group in self.ready_groups()}
+                group = next((group for group, wait_s in waits.items() if wait_s <= 0), None)
+                if group is not None:
+                    if group in waited_for:
                         self.learn(2 * returned(self.groups[group], self.last.ended_at) >= self.last.jobs)
-                    return self.batch_of(group)
+                    return self.batch_of(group), since
                 if not self.groups and self.stopping:
-                    return []
-                has_waited = group is not None
+                    return None
+                waited_for |= waits.keys()
                 self.idle += 1
-                self.changed.wait(wait_s if has_waited else None)
+                self.changed.wait(min(waits.values(), default=None))
                 self.idle -= 1
+                since = time.perf_counter()
 
-    def end(self, batch: list[Share], seconds: float) -> None:
-        """A batch has ended: those that waited for it may go on."""
+    def end(self, batch: list[Share], seconds: float, done: int, busy_s: float) -> None:
+        """A batch has ended, of which so many evaluations were done: those that waited for it may go on.
+
+        What a thread was busy for, from when there was something to take, tells of the rate; work that costs nothing does
+        not.
+        """
         with self.changed:
             task, self.last = batch[0].job.task, Last.of(batch, seconds)
+            if done:
+                evaluations, spent = self.measured
+                kept = len(self.threads) if task.is_alone else 1  # threads that this kept from such work
+                self.measured = (MEMORY * evaluations + done, MEMORY * spent + kept * max(busy_s, 1e-6))
             self.running -= Counter((task.group,))  # which forgets what is down to nothing
             self.alone_running -= task.is_alone
             self.changed.notify_all()
 
-    def next_group(self) -> Hashable | None:
-        """The group of the job whose turn it is, among those that may run now."""
+    def ready_groups(self) -> list[Hashable]:
+        """The groups that may run now, that of the job whose turn it is first."""
         first = {group: jobs[0] for group, jobs in self.groups.items()}
-        ready = (group for group, job in first.items() if not (job.task.is_alone and self.alone_running))
-        return min(ready, key=lambda group: first[group].turn, default=None)
+        ready = [group for group, job in first.items() if not (job.task.is_alone and self.alone_running)]
+        return sorted(ready, key=lambda group: first[group].turn)
 
     def time_to_fill(self, group: Hashable) -> float:
         """Seconds that a batch of this group may still wait for more rows, where it is not full.
@@ -309,60 +334,59 @@ class InferenceThreads:
         self.forget_if_empty(group)
         return shares
 
-    def compute(self, batch: list[Share]) -> None:
-        """Compute a batch and hand each job its part; where it fails, each job alone, so that one harms no other."""
+    def compute(self, batch: list[Share]) -> int:
+        """Compute a batch and hand each job its part; where it fails, each job alone, so that one harms no other.
+
+        Returns:
+            The evaluations that this took.
+        """
         task = batch[0].job.task
-        rows = np.concatenate([share.job.rows[share.start : share.stop] for share in batch])
         start = time.perf_counter()
         try:
+            rows = np.concatenate([share.job.rows[share.start : share.stop] for share in batch])
             answer = task.compute(rows, lambda: end_if_over(batch))
+            parts = [answer] if len(batch) == 1 else parted(batch, answer)
+            self.on_batch(len(rows), time.perf_counter() - start)
         except AbandonedError:
-            self.settle(batch)
-            return
+            with self.changed:
+                self.settle(batch)
+            return 0
         except BaseException as error:  # the thread must outlive whatever a request does to it
             if len(batch) > 1:
-                for share in batch:
-                    self.compute([share])
-                return
+                return sum(self.compute([share]) for share in batch)
             self.fail(batch[0], error)
-            return
-        seconds = time.perf_counter() - start
-        self.on_batch(len(rows), seconds)
-        self.hand_over(batch, answer, seconds)
+            return 0
+        self.hand_over(batch, parts)
+        return sum(share.cost for share in batch)
 
-    def hand_over(self, batch: list[Share], answer: Any, seconds: float) -> None:
+    def hand_over(self, batch: list[Share], parts: list[Any]) -> None:
         """Give each job its part of a batch's answer, and wake those that are done."""
         finished = []
-        first = 0
         with self.changed:
-            self.measure(batch, seconds)
             self.settle(batch)
-            for share in batch:
-                job, length = share.job, share.stop - share.start
-                if not job.is_over:
-                    whole = len(batch) == 1
-                    job.answers[share.start] = answer if whole else job.task.part(answer, slice(first, first + length))
-                    if not job.pending and not job.waiting_rows():
-                        job.is_over = True
-                        job.ended_at = time.perf_counter()
-                        finished.append(job)
-                first += length
+            for share, answer in zip(batch, parts, strict=True):
+                job = share.job
+                if job.is_over:
+                    continue
+                job.answers[share.start] = answer
+                if not job.pending and not job.waiting_rows():
+                    job.is_over = True
+                    job.ended_at = time.perf_counter()
+                    finished.append(job)
         wake(finished)
 
     def settle(self, batch: list[Share]) -> None:
-        """A batch is computed, or will never be."""
-        with self.changed:
-            for share in batch:
-                self.waiting_cost -= share.job.task.row_cost * (share.stop - share.start)
-                share.job.pending -= 1
+        """A batch is computed, or will never be; the caller holds the lock."""
+        for share in batch:
+            self.charge(share.job.task, share.start - share.stop)
+            share.job.pending -= 1
 
-    def measure(self, batch: list[Share], seconds: float) -> None:
-        """Let what a batch took tell of the rate; what costs nothing tells nothing."""
-        cost = sum(share.job.task.row_cost * (share.stop - share.start) for share in batch)
-        if cost:
-            evaluations, spent = self.measured
-            kept = len(self.threads) if batch[0].job.task.is_alone else 1  # threads that this kept from such work
-            self.measured = (MEMORY * evaluations + cost, MEMORY * spent + kept * max(seconds, 1e-6))
+    def charge(self, task: Task[Any], rows: int) -> None:
+        """Count what so many rows more, or fewer, cost; the caller holds the lock."""
+        if task.is_shadow:
+            self.shadow_cost += rows * task.row_cost
+        else:
+            self.waiting_cost += rows * task.row_cost
 
     def fail(self, share: Share, error: BaseException) -> None:
         """A job's rows raised: the rest of it is left undone."""
@@ -392,7 +416,7 @@ class InferenceThreads:
         if left:
             self.groups[group].remove(job)
             self.waiting_rows[group] -= left
-            self.waiting_cost -= job.task.row_cost * left
+            self.charge(job.task, -left)
             job.taken = len(job.rows)
             self.forget_if_empty(group)
 
@@ -419,6 +443,15 @@ def returned(jobs: deque[Job], since: float) -> int:
             break
         number += 1
     return number
+
+
+def parted(batch: list[Share], answer: Any) -> list[Any]:
+    """Each job's part of a batch's answer."""
+    ends = np.cumsum([share.stop - share.start for share in batch]).tolist()
+    return [
+        share.job.task.part(answer, slice(first, last))
+        for share, first, last in zip(batch, [0, *ends[:-1]], ends, strict=True)
+    ]
 
 
 class AbandonedError(Exception):

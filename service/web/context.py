@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
@@ -77,15 +78,25 @@ class Service:
     shadow: Shadow | None
     draining: bool = False
     held_bytes: int = 0  # of the bodies of all requests that are not answered yet
+    loader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "loader"))
 
     def is_ready(self) -> bool:
         """Whether a request that names no model will be answered, and for some time to come."""
         return not self.draining and self.inference.is_alive() and self.registry.default_is_ready()
 
     async def scorer(self, name: str | None) -> Scorer:
-        """The named model; one that is not in memory is read and verified beside the event loop."""
+        """The named model; one that is not in memory is read and verified beside the event loop.
+
+        By a thread of its own: those who ask for versions of a slow store wait for each other, and nobody else does.
+        """
         scorer = self.registry.in_memory(name)
-        return await asyncio.to_thread(self.registry.get, name) if scorer is None else scorer
+        if scorer is not None:
+            return scorer
+        loading = asyncio.get_running_loop().run_in_executor(self.loader, self.registry.get, name)
+        try:
+            return await asyncio.wait_for(loading, self.settings.request_timeout_s)
+        except TimeoutError:
+            raise DeadlineError("the model was not read in time") from None
 
     async def score(
         self, request: Request, scorer: Scorer, rows: np.ndarray, percentiles: tuple[float, float] | None = None

@@ -32,6 +32,10 @@ INPUT_TYPES = {
     "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
 }  # fmt: skip
 OUTPUTS = {"log_likelihood": "FP64", "percentile": "FP64", "p_value": "FP64", "verdict": "BYTES"}
+NO_DATA = msgspec.Raw(b"null")
+MAX_DIMENSIONS = 3  # rows of images
+# Read as numbers and nothing else: text among them could make numpy want any amount of memory.
+NUMBERS = [msgspec.json.Decoder(kind) for kind in (list[float], list[list[float]], list[list[list[float]]])]
 SIZE, BINARY, ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
 
 
@@ -41,7 +45,7 @@ class Tensor(msgspec.Struct):
     name: str
     shape: list[Annotated[int, msgspec.Meta(ge=0)]]
     datatype: str
-    data: list[Any] | None = None
+    data: msgspec.Raw = NO_DATA
     parameters: dict[str, Any] = {}
 
 
@@ -213,6 +217,8 @@ def read(body: bytes, length: int, scorer: Scorer, service: Service) -> Asked:
     if {output.name for output in wanted} - set(OUTPUTS):
         raise InputError(f"an output is not known, expected some of {', '.join(OUTPUTS)}")
     all_binary = asked.parameters.get(ALL_BINARY) is True
+    if len({output.name for output in wanted}) < len(wanted):
+        raise InputError("an output is asked for twice")
     outputs = [(output.name, output.parameters.get(BINARY, all_binary) is True) for output in wanted]
     array = array_of(asked.inputs[0], memoryview(body)[length:], service.settings.max_rows)
     return Asked(scorer.rows(array), asked.id, outputs)
@@ -234,6 +240,8 @@ def array_of(given: Tensor, binary: memoryview, max_rows: int) -> np.ndarray:
         raise InputError(f"the datatype is not read, expected one of {', '.join(INPUT_TYPES)}")
     if not given.shape or math.prod(given.shape) == 0:
         raise InputError("the tensor is empty, expected at least one row")
+    if len(given.shape) > MAX_DIMENSIONS:
+        raise InputError(f"the tensor has {len(given.shape)} dimensions, expected at most {MAX_DIMENSIONS}")
     if given.shape[0] > max_rows:
         raise TooLargeError(f"at most {max_rows:,} rows are accepted")
     if SIZE in given.parameters:
@@ -249,27 +257,29 @@ def binary_array(given: Tensor, binary: memoryview) -> np.ndarray:
     size = given.parameters[SIZE]
     if type(size) is not int or size != len(binary):
         raise InputError(f"{SIZE} is not the number of bytes that follow the JSON, {len(binary):,}")
-    if given.data is not None or math.prod(given.shape) * dtype.itemsize != size:
+    if given.data != NO_DATA or math.prod(given.shape) * dtype.itemsize != size:
         raise InputError("the bytes do not have the shape that is declared")
     return np.frombuffer(binary, dtype).reshape(given.shape)
 
 
 def json_array(given: Tensor) -> np.ndarray:
-    """The numbers of a tensor in JSON."""
-    if given.data is None:
+    """The numbers of a tensor in JSON, flat or nested."""
+    if given.data == NO_DATA:
         raise InputError("the input has no data")
     try:
-        array = np.array(given.data)
-        if array.dtype.kind not in "uif" or has_booleans(given.data):
-            raise InputError("the data are expected to be numbers")
-        return array.reshape(given.shape)
-    except (ValueError, OverflowError, TypeError, MemoryError, RecursionError):
+        return np.array(numbers_in(given.data), dtype=np.float64).reshape(given.shape)
+    except ValueError:
         raise InputError("the data do not have the shape that is declared") from None
 
 
-def has_booleans(data: Any) -> bool:
-    """Whether nested lists hold one; numpy would make a number of it."""
-    return isinstance(data, bool) or (isinstance(data, list) and any(map(has_booleans, data)))
+def numbers_in(data: msgspec.Raw) -> Any:
+    """Lists of numbers, nested or not."""
+    for decoder in NUMBERS:
+        try:
+            return decoder.decode(data)
+        except (msgspec.DecodeError, RecursionError, OverflowError):
+            continue
+    raise InputError("the data are expected to be numbers, in lists of one depth")
 
 
 # Answers

@@ -20,6 +20,7 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # log p(x) is -1e5 for some models and 20 for others: steps of a factor two on both sides of zero serve all of them.
 NATS = (*(-(2.0**power) for power in range(17, -1, -1)), 0.0, *(2.0**power for power in range(10)))
+GAPS = (0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # percent
 TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 
 
@@ -46,17 +47,16 @@ class Metrics:
         self.unreliable = self.counter("vouch_unreliable_rows", "Scored rows whose estimate is not reliable", "model")
         self.log_likelihood = RowHistogram("vouch_log_likelihood", "log p(x) of scored rows, nats", NATS)
         self.p_value = RowHistogram("vouch_p_value", "p_value of scored rows; uniform where nothing drifts", TENTHS)
-        self.registry.register(self.log_likelihood)
-        self.registry.register(self.p_value)
         self.reload_failures = self.counter("vouch_reload_failures", "Versions of the store that could not be served")
         self.held_back = self.gauge("vouch_held_back", "What is new in the store and cannot be served")
         self.shadow_rows = self.counter(
             "vouch_shadow_rows", "Rows scored by a second version, too", "model", "shadow", "verdicts"
         )
-        self.shadow_gap = self.histogram(
-            "vouch_shadow_percentile_gap", "Between the two versions' percentiles", (0.1, 1, 2, 5, 10, 20, 50, 100),
-            "model", "shadow",
-        )  # fmt: skip
+        self.shadow_gap = RowHistogram(
+            "vouch_shadow_percentile_gap", "Between the two versions' percentiles", GAPS, ("model", "shadow")
+        )
+        for histogram in (self.log_likelihood, self.p_value, self.shadow_gap):
+            self.registry.register(histogram)
         self.shadow_skipped = self.counter("vouch_shadow_skipped", "Requests that the shadow left out")
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -84,8 +84,8 @@ class Metrics:
         for side, number in zip(SIDES, np.bincount(scores.sides + 1, minlength=len(SIDES)).tolist(), strict=True):
             self.at(self.rows, model, side).inc(number)
         self.at(self.unreliable, model).inc(int((~scores.reliable).sum()))
-        self.log_likelihood.observe(model, scores.log_likelihood)
-        self.p_value.observe(model, scores.p_value)
+        self.log_likelihood.observe((model,), scores.log_likelihood)
+        self.p_value.observe((model,), scores.p_value)
 
     def count_batch(self, rows: int, seconds: float) -> None:
         """Count a batch."""
@@ -100,26 +100,26 @@ class Metrics:
 class RowHistogram(Collector):
     """A histogram by model that takes whole arrays of values."""
 
-    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
-        self.name, self.text, self.bounds = name, text, np.array(bounds)
-        self.counts: dict[str, np.ndarray] = {}
-        self.sums: dict[str, float] = {}
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...], labels: tuple[str, ...] = ("model",)) -> None:
+        self.name, self.text, self.bounds, self.labels = name, text, np.array(bounds), labels
+        self.counts: dict[tuple[str, ...], np.ndarray] = {}
+        self.sums: dict[tuple[str, ...], float] = {}
         self.lock = threading.Lock()
 
-    def observe(self, model: str, values: np.ndarray) -> None:
-        """Count the values, shape (B,)."""
+    def observe(self, of: tuple[str, ...], values: np.ndarray) -> None:
+        """Count the values, shape (B,), under some values of the labels."""
         counts = np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.bounds) + 1)
         with self.lock:
-            self.counts[model] = self.counts.get(model, 0) + counts
-            self.sums[model] = self.sums.get(model, 0.0) + float(values.sum())
+            self.counts[of] = self.counts.get(of, 0) + counts
+            self.sums[of] = self.sums.get(of, 0.0) + float(values.sum())
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """The counts as Prometheus wants them: each bucket holds those below it."""
-        family = HistogramMetricFamily(self.name, self.text, labels=["model"])
+        family = HistogramMetricFamily(self.name, self.text, labels=self.labels)
         ends = [*map(str, self.bounds.tolist()), "+Inf"]
         with self.lock:
-            known = [(model, counts, self.sums[model]) for model, counts in self.counts.items()]
-        for model, counts, total in known:
+            known = [(of, counts, self.sums[of]) for of, counts in self.counts.items()]
+        for of, counts, total in known:
             buckets = list(zip(ends, np.cumsum(counts).astype(float).tolist(), strict=True))
-            family.add_metric([model], buckets, total)
+            family.add_metric(of, buckets, total)
         yield family

@@ -1,12 +1,14 @@
-"""uvicorn's HTTP/1.1 protocol with two limits that it has not: how large a request's head may be, and how long it may take.
+"""uvicorn's HTTP/1.1 protocol with limits that it has not.
 
-Without them, connections that send a head one byte a minute, or one without end, cost a file descriptor or the memory for
-as long as their sender likes.
+They are on how large a request's head may be, on what may stand between the parts of a body and behind it, and on how long
+a head, the rest of a body that was answered early, and the reading of an answer may take. Without them a connection costs
+a file descriptor, and any amount of memory, for as long as its client likes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -24,6 +26,9 @@ def protocol_with(max_header_bytes: int, header_timeout_s: float) -> type[HttpTo
         head_bytes = 0
         reads_head = True
         head_timer: asyncio.TimerHandle | None = None
+        rest_timer: asyncio.TimerHandle | None = None
+        reader_timer: asyncio.TimerHandle | None = None
+        between_bytes = 0  # since the last part of a body: chunk sizes, their extensions, trailers
 
         def connection_made(self, transport: Any) -> None:
             """A head may come now; a new connection must not be idle for ever, either."""
@@ -33,29 +38,39 @@ def protocol_with(max_header_bytes: int, header_timeout_s: float) -> type[HttpTo
         def connection_lost(self, exc: Exception | None) -> None:
             """Nothing comes any more."""
             self.stop_timer()
+            self.stop_rest_timer()
+            if self.reader_timer is not None:
+                self.reader_timer.cancel()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
             """Count what belongs to a head that has not ended."""
             if self.reads_head:
                 self.head_bytes += len(data)  # 0 again where this ends the head
+            else:
+                self.between_bytes += len(data)
             super().data_received(data)
             if self.transport.is_closing():
                 return
             if self.reads_head and self.head_bytes > max_header_bytes:
                 self.refuse(TOO_LARGE)
+            elif not self.reads_head and self.between_bytes > max_header_bytes + len(data):
+                self.transport.abort()
             elif self.reads_head and self.head_bytes and self.head_timer is None:
                 self.start_timer()
-            elif not self.reads_head and not self.is_busy() and self.timeout_keep_alive_task is None:
-                # The rest of a body that was answered early: uvicorn has stopped its clock and starts it no more.
-                self.timeout_keep_alive_task = self.loop.call_later(
-                    self.timeout_keep_alive, self.timeout_keep_alive_handler
-                )
+            elif not self.reads_head and not self.is_busy() and self.rest_timer is None:
+                # The rest of a body that was answered early. uvicorn's clock starts anew with every piece, or not at all.
+                self.rest_timer = self.loop.call_later(header_timeout_s, self.transport.abort)
+
+        def on_body(self, body: bytes) -> None:
+            """A part of a body."""
+            self.between_bytes = 0
+            super().on_body(body)
 
         def on_headers_complete(self) -> None:
             """The head is there."""
             self.reads_head = False
-            self.head_bytes = 0
+            self.head_bytes = self.between_bytes = 0
             self.stop_timer()
             super().on_headers_complete()
 
@@ -63,6 +78,23 @@ def protocol_with(max_header_bytes: int, header_timeout_s: float) -> type[HttpTo
             """The next head may come; until it begins, uvicorn's own timeout for idle connections runs."""
             super().on_message_complete()
             self.reads_head = True
+            self.stop_rest_timer()
+
+        def on_response_complete(self) -> None:
+            """The answer is written, and lies in memory until its client has read it."""
+            super().on_response_complete()
+            if self.reader_timer is not None:
+                self.reader_timer.cancel()
+            self.watch_reader(math.inf)
+
+        def watch_reader(self, before: float) -> None:
+            """Hang up on a client that reads nothing of its answer for as long as a head may take."""
+            self.reader_timer = None
+            unread = self.transport.get_write_buffer_size()
+            if unread >= before:
+                self.transport.abort()
+            elif unread:
+                self.reader_timer = self.loop.call_later(header_timeout_s, self.watch_reader, unread)
 
         def is_busy(self) -> bool:
             """Whether a request is being answered."""
@@ -77,6 +109,12 @@ def protocol_with(max_header_bytes: int, header_timeout_s: float) -> type[HttpTo
             if self.head_timer is not None:
                 self.head_timer.cancel()
                 self.head_timer = None
+
+        def stop_rest_timer(self) -> None:
+            """The rest of the body came, or nobody is there."""
+            if self.rest_timer is not None:
+                self.rest_timer.cancel()
+                self.rest_timer = None
 
         def head_timed_out(self) -> None:
             """It did not come; a head behind a request that is being answered has time until that is done."""

@@ -120,12 +120,14 @@ class Registry:
         with self.refreshing:
             try:
                 found = self.store.catalog()
-            except (VouchError, OSError) as error:
-                self.hold_back({STORE: str(error)})
+                if found == self.found and not self.held_back:
+                    return
+                self.hold_back(self.load_targets(found))
+            except Exception as error:  # whoever follows the store goes on doing so
+                if not isinstance(error, VouchError):
+                    log.exception("the store cannot be followed")
+                self.hold_back({STORE: str(error) if isinstance(error, VouchError) else type(error).__name__})
                 return
-            if found == self.found and not self.held_back:
-                return
-            self.hold_back(self.load_targets(found))
             self.catalog = self.merged(found)
             self.found = found
 
@@ -155,7 +157,10 @@ class Registry:
                 previous = old.aliases.get(name, {}).get(alias)
                 if Reference(name, target) not in self.scorers and previous is not None:
                     aliases[name][alias] = previous
-        return replace(found, serving=serving, aliases=aliases)
+        default = found.default
+        if default is None or Reference(default, serving.get(default, "")) not in self.scorers:
+            default = old.default or default
+        return replace(found, serving=serving, aliases=aliases, default=default)
 
     def hold_back(self, problems: dict[str, str]) -> None:
         """Remember why something new is not served, and say so once."""

@@ -50,7 +50,10 @@ class Shadow:
             scorer = await service.scorer(self.reference)
             if scorer is served:
                 return
-            task = service.row_task(scorer, lambda batch, _: scorer.score(batch), scorer, shadow=True)
+            percentiles = scores.band.percentiles
+            task = service.row_task(
+                scorer, lambda batch, go_on: scorer.score(batch, percentiles, go_on), (scorer, percentiles), shadow=True
+            )
             job = service.inference.submit(task, scorer.rows(rows), service.settings.request_timeout_s)
             other = joined((await job.future).answers)
         except VouchError as error:
@@ -61,5 +64,4 @@ class Shadow:
         labels = (str(served.published.reference), str(scorer.published.reference))
         service.metrics.shadow_rows.labels(*labels, "same").inc(len(scores) - differ)
         service.metrics.shadow_rows.labels(*labels, "different").inc(differ)
-        for gap in np.abs(scores.percentile - other.percentile).tolist():
-            service.metrics.shadow_gap.labels(*labels).observe(gap)
+        service.metrics.shadow_gap.observe(labels, np.abs(scores.percentile - other.percentile))

@@ -307,6 +307,65 @@ def test_a_shadow_waits_until_nothing_else_does(make):
     asyncio.run(run())
 
 
+def test_a_shadow_takes_no_room_from_others_and_is_dropped_at_the_end(make):
+    async def run():
+        gate, inference, recorder = threading.Event(), make(max_cost=10), Recorder()
+        first = await blocked(inference, gate)
+        shadow = inference.submit(recorder.task(shadow=True), rows(*range(10)), 10)
+        with pytest.raises(OverloadedError):
+            inference.submit(recorder.task(shadow=True), rows(1), 10)
+        other = inference.submit(recorder.task(), rows(*range(9)), 10)
+        with ThreadPoolExecutor(1) as pool:
+            stopped = asyncio.get_running_loop().run_in_executor(pool, inference.stop)
+            with pytest.raises(UnavailableError):
+                await asyncio.wait_for(shadow.future, 10)
+            gate.set()
+            await stopped
+        await answers(first)
+        assert len(await answers(other)) == 9
+        assert inference.waiting_cost == inference.shadow_cost == 0
+
+    asyncio.run(run())
+
+
+def test_a_full_batch_does_not_wait_behind_one_that_waits_to_fill(make):
+    async def run():
+        inference, recorder = make(delay_s=5.0), Recorder()
+        few = inference.submit(recorder.task("few"), rows(1), 10)
+        await asyncio.sleep(0.05)
+        assert await asyncio.wait_for(answers(inference.submit(recorder.task("full"), rows(2, 3, 4, 5), 10)), 2)
+        inference.abandon(few, "disconnect")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("step", ["on_batch", "part"])
+def test_whatever_fails_beside_the_computation_harms_no_thread(make, step):
+    def fails(*arguments):
+        raise MemoryError
+
+    async def run():
+        inference, recorder = make(), Recorder()
+        inference.on_batch = fails if step == "on_batch" else inference.on_batch
+        gate = threading.Event()
+        first = await blocked(inference, gate)
+        task = Task(recorder, fails if step == "part" else recorder.task().part, "h", 1, 4)
+        jobs = [inference.submit(task, rows(value), 10) for value in (1, 2)]
+        gate.set()
+        for job in jobs if step == "part" else (first, *jobs):
+            if step == "on_batch":
+                with pytest.raises(MemoryError):
+                    await asyncio.wait_for(job.future, 10)
+            else:  # alone, a job's answer needs no parting
+                assert len(await answers(job)) == 1
+        inference.on_batch = lambda rows, seconds: None
+        assert await answers(inference.submit(recorder.task(), rows(4), 10)) == [8]
+        assert inference.is_alive()
+        assert inference.waiting_cost == 0
+
+    asyncio.run(run())
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_died_is_noticed(make):
     inference = make(2)

@@ -233,10 +233,15 @@ def test_the_open_inference_protocol(client):
     for name in ("log_likelihood", "percentile", "p_value", "verdict"):
         assert outputs[name] == [score[name] for score in plain]
     assert answer["id"] == "7"
-    for change in ({"shape": [2, 63]}, {"datatype": "BYTES"}, {"data": ["x"] * 128}, {"data": []}, {"shape": [-2, 64]}):
+    for change in (
+        {"shape": [2, 63]}, {"datatype": "BYTES"}, {"data": ["x"] * 128}, {"data": []}, {"shape": [-2, 64]},
+        {"data": None}, {"data": [True] * 128}, {"data": ["a" * 2**20, *[""] * 10_000]}, {"shape": [2, 64] + 98 * [1]},
+    ):  # fmt: skip
         refused = client.post("/v2/models/digits/infer", json={"inputs": [{**tensor, **change}]})
         assert refused.status_code == 422
         assert set(refused.json()) == {"error"}
+    twice = {"inputs": [tensor], "outputs": 2 * [{"name": "p_value"}]}
+    assert client.post("/v2/models/digits/infer", json=twice).status_code == 422
     assert client.get("/v2/models/nothing").status_code == 404
     assert client.post("/v2/models/digits/infer", content=b"{").status_code == 400
 
@@ -668,7 +673,15 @@ def test_a_damaged_model_is_503_by_name_and_the_others_are_served(tiny_store, tm
         assert client.get("/models/wine").status_code == 200
 
 
+def test_a_store_that_is_not_there_is_not_taken_for_an_empty_one(tmp_path):
+    with running_service(tmp_path / "nowhere", tmp_path / "log") as client:
+        assert client.get("/livez").status_code == 200
+        assert "FileNotFoundError" in client.get("/readyz").json()["held_back"]["store"]
+        check_problem(client.get("/sample"), 503)
+
+
 def test_a_store_without_its_default_model_is_alive_and_not_ready(tmp_path):
+    (tmp_path / "empty").mkdir()
     with running_service(tmp_path / "empty", tmp_path / "log") as client:
         assert client.get("/livez").status_code == 200
         ready = client.get("/readyz")

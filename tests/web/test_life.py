@@ -19,6 +19,7 @@ from tests.conftest import REPOSITORY, data_of, digits, running_service
 from tests.web.test_contract import ROWS, check_problem, eventually, npy, post_npy
 
 BODY = {"instances": ROWS}
+JSON_BODY = {"content-type": "application/json"}
 
 
 @pytest.fixture
@@ -95,6 +96,30 @@ def test_a_version_whose_golden_rows_score_otherwise_is_not_served(store, tmp_pa
         assert "golden rows score otherwise" in refused.detail
         assert version(client) == "1"
         assert client.get("/models/digits").json()["aliases"] == {"production": "1"}
+
+
+def test_a_store_that_is_gone_for_a_moment_is_served_as_it_was(store, tmp_path):
+    with running_service(store.root, tmp_path / "log", store_poll_s="0.1") as client:
+        aside = store.root.with_name("aside")
+        store.root.rename(aside)
+        eventually(lambda: client.get("/readyz").json()["held_back"])
+        assert version(client) == "1"
+        aside.rename(store.root)
+        eventually(lambda: not client.get("/readyz").json()["held_back"])
+        assert version(client) == "1"
+
+
+def test_a_default_that_cannot_be_served_leaves_the_old_one(store, tmp_path):
+    (store.root / "wine" / "1" / "weights.safetensors").write_bytes(b"")
+    with running_service(store.root, tmp_path / "log", store_poll_s="0.1") as client:
+        store.set_default("wine")
+        store.set_alias("digits", "production", "2")
+        eventually(lambda: client.get("/models").json()["models"][0]["aliases"].get("production") == "2")
+        assert client.post("/score", json=BODY).json()["model"] == {**model_id(client), "version": "2"}
+
+
+def model_id(client):
+    return client.post("/score?model=digits", json=BODY).json()["model"]
 
 
 def test_the_command_line_promotes_and_rolls_back(store, tmp_path):
@@ -248,6 +273,49 @@ def test_a_head_that_is_too_large_or_too_slow_is_refused(tiny_store, tmp_path):
         assert raw(client, b"") == b""  # nobody said anything: hung up without a word
         assert b" 400 " in raw(client, b"nonsense\r\n\r\n")
         assert client.get("/livez", headers={"x-long": "a" * 10_000}).status_code == 200
+
+
+def sent_before_the_end(client, pieces, pause):
+    """How many pieces a connection takes before the server hangs up; all of them are too many."""
+    with socket.create_connection(("127.0.0.1", client.base_url.port), timeout=10) as one:
+        for number, piece in enumerate(pieces):
+            try:
+                one.sendall(piece)
+            except OSError:
+                return number
+            time.sleep(pause)
+    return len(pieces)
+
+
+def test_what_stands_behind_and_between_the_parts_of_a_body_is_bounded(tiny_store, tmp_path):
+    head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with running_service(tiny_store, tmp_path / "log", max_header_bytes="20000", header_timeout_s="1") as client:
+        for start, more in ((b"0\r\n", b"x: y\r\n"), (b"1;", b"xxxxxx")):
+            assert sent_before_the_end(client, [head + start, *[more * 1_000] * 100], 0.005) < 50
+        body = json.dumps(BODY).encode()
+        one_by_one = client.post("/score", content=(body[at : at + 1] for at in range(len(body))), headers=JSON_BODY)
+        assert one_by_one.status_code == 200
+        refused = [
+            head.replace(b"/score", b"/score?model=nothing"),
+            *[b"1\r\na\r\n"] * 100,
+        ]
+        assert sent_before_the_end(client, refused, 0.1) < 40
+
+
+def test_an_answer_that_nobody_reads_is_given_up(tiny_store, tmp_path):
+    with running_service(tiny_store, tmp_path / "log", max_num="100000", header_timeout_s="1") as client:
+        with socket.create_connection(("127.0.0.1", client.base_url.port), timeout=60) as one:
+            one.sendall(b"GET /sample?num=60000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            eventually(lambda: "/sample" in (tmp_path / "log").read_text())
+            time.sleep(3)
+            received = 0
+            try:
+                while chunk := one.recv(2**20):
+                    received += len(chunk)
+            except ConnectionResetError:
+                pass
+            assert received < 20_000_000
+        assert client.get("/livez").status_code == 200
 
 
 def test_bodies_that_would_fill_the_memory_are_refused(tiny_store, tmp_path):
