@@ -34,9 +34,10 @@ def overload(store: Path, model: str, work: Path, seconds: float, threads: int) 
         batch_s = server.metric("vouch_batch_seconds_sum") / server.metric("vouch_batch_seconds_count")
         output, _ = load.communicate(timeout=seconds + 120)
         after = [generate(server.port, one, 1, 1) for _ in range(5)]
-    promise = bound / float(np.median(rates)) + 2 * batch_s  # the batch that runs, and the request's own
+    # Beside the queue: the batch that runs, and the request's own. The machine is faster at some times than at others.
+    usual, slowest = (bound / float(rate) + 2 * batch_s for rate in (np.median(rates), min(rates[1:])))
     return [
-        *report(output, capacity, memory, promise),
+        *report(output, capacity, memory, usual, slowest),
         *back_to_normal(before["p50_s"], [seen["p50_s"] for seen in after]),
     ]
 
@@ -52,7 +53,7 @@ def watched(server: Server, seconds: float) -> tuple[list[float], list[float]]:
     return memory, rates
 
 
-def report(output: bytes, capacity: float, memory: list[float], promise: float) -> list[str]:
+def report(output: bytes, capacity: float, memory: list[float], usual: float, slowest: float) -> list[str]:
     """What came back."""
     import json
 
@@ -63,7 +64,8 @@ def report(output: bytes, capacity: float, memory: list[float], promise: float) 
         f"- capacity {capacity:.1f} requests/s of {ROWS} rows; sent {2 * capacity:.1f}/s over 500 connections: "
         + ", ".join(f"{number:,} x {status}" for status, number in counts.items()),
         f"- of the 200s: p50 {seen['p50_s']:.2f} s, p99 {seen['p99_s']:.2f} s, longest {seen['max_s']:.2f} s; the queue's "
-        f"bound over the rate that the service measured, and two batches more, is {promise:.2f} s",
+        f"bound over the rate that the service measured, and two batches more, was {usual:.2f} s in the median and "
+        f"{slowest:.2f} s when it was slowest",
         f"- memory {settled[0]:.0f} MiB after a quarter of the time, {settled[-1]:.0f} at the end, {max(settled):.0f} at "
         f"most; the load generator took {seen['cpu_s'] / seen['elapsed_s']:.2f} CPU s/s",
     ]
