@@ -28,8 +28,7 @@ GOLDEN_ROWS = 8
 class Model:
     """A trained network with the units of its input and its estimator: all that a row's log p(x) depends on.
 
-    `codebook` holds latents, shape (K, L), from which the estimator may start to look for a row's modes. The estimator's
-    `ends` are in the network's units.
+    `codebook` holds latents, shape (K, L), from which the estimator may start to look for a row's modes.
     """
 
     vae: VAE
@@ -51,10 +50,8 @@ class Model:
                 estimate is clear of them, for estimators that stop at ends.
             checkpoint: called every few milliseconds of work; what it raises ends the estimate.
         """
-        volume = self.input.transform.log_volume()
-        ends = tuple(end + volume for end in band_ends)
-        estimates = self.estimator.estimate(self.vae, self.codebook, self.input.encode(rows), pool, ends, checkpoint)
-        return replace(estimates, log_likelihood=estimates.log_likelihood - volume)
+        x, measure = self.input.encode(rows), self.input.transform.log_measure(rows)
+        return self.estimator.estimate(self.vae, self.codebook, x, pool, band_ends, checkpoint, measure)
 
     def drawn(self, num: int, seed: int) -> np.ndarray:
         """Rows drawn from the model, shape (num, D), float32, in the units of the training data."""
@@ -74,7 +71,10 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of everything that a score depends on: architecture, weights, input and estimator."""
-        content = hashlib.sha256(repr((self.vae.architecture, self.estimator)).encode())
+        architecture = self.vae.architecture
+        content = hashlib.sha256(repr((architecture, self.estimator)).encode())
+        if architecture.columns:
+            content.update(repr(architecture.columns).encode())
         content.update(self.input.model_dump_json().encode())
         content.update(np.ascontiguousarray(self.codebook, dtype=np.float32).tobytes())
         for name, tensor in sorted(self.vae.state_dict().items()):
@@ -211,10 +211,9 @@ def piloted(model: Model, pilot: np.ndarray, percentiles: tuple[float, float], p
     decay = float(np.clip(2.0 * np.log(max(ratio, 1e-12)) / np.log(FEWER_TIMES), *DECAYS))
     ends: tuple[float, ...] | None = None
     if model.estimator.stops_at_ends:
-        volume = model.input.transform.log_volume()
         with contextlib.suppress(CalibrationError):
             band = Band.fit(np.sort(some.log_likelihood), percentiles)
-            ends = (band.low + volume, band.high + volume)
+            ends = (band.low, band.high)
     error = float(np.sqrt((some.std_error**2).mean()))
     return replace(model.estimator, ends=ends, typical_error=error, typical_decay=decay)
 

@@ -29,7 +29,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from service import __version__
-from service.data.schema import Frozen, InputSpec
+from service.data.columns import Frozen
+from service.data.schema import InputSpec
 from service.density.estimator import Estimator
 from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError, UnavailableError
 from service.model import Calibration, Golden, Model

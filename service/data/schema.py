@@ -9,17 +9,12 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from service.data.columns import Frozen, LearntColumn
 from service.errors import Fault, InputError
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-class Frozen(BaseModel):
-    """A part of the card: immutable, and refused where it has fields that are not known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Binary(Frozen):
@@ -38,9 +33,9 @@ class Binary(Frozen):
         """0 and 1, or probabilities, to the input's units."""
         return self.low + (self.high - self.low) * x
 
-    def log_volume(self) -> float:
+    def log_measure(self, rows: np.ndarray) -> np.ndarray:
         """Masses need no change of units."""
-        return 0.0
+        return np.zeros(len(rows))
 
 
 class Grey(Frozen):
@@ -56,9 +51,9 @@ class Grey(Frozen):
         """[0, 1] to levels."""
         return 255.0 * x
 
-    def log_volume(self) -> float:
+    def log_measure(self, rows: np.ndarray) -> np.ndarray:
         """Masses need no change of units."""
-        return 0.0
+        return np.zeros(len(rows))
 
 
 class Standard(Frozen):
@@ -77,12 +72,49 @@ class Standard(Frozen):
         """Back to the columns' units."""
         return x * np.array(self.scale) + np.array(self.center)
 
-    def log_volume(self) -> float:
-        """Sum of log scale: a density in the columns' units is that of the standardised row less this, nats."""
-        return float(np.log(self.scale).sum())
+    def log_measure(self, rows: np.ndarray) -> np.ndarray:
+        """What a log density in the columns' units is more than that of the standardised row: shape (B,), nats."""
+        return np.full(len(rows), -np.log(self.scale).sum())
 
 
-Transform = Annotated[Binary | Grey | Standard, Field(discriminator="kind")]
+class Mixed(Frozen):
+    """Columns of several kinds, each with what it has learnt from the training rows; any cell may be a hole, NaN."""
+
+    kind: Literal["mixed"] = "mixed"
+    columns: tuple[LearntColumn, ...]
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Rows, shape (B, D), to the network's columns, (B, D'): one for each, two for a number that has atoms."""
+        parts = [column.encode(rows[:, at].astype(np.float64)) for at, column in enumerate(self.columns)]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def decode(self, x: np.ndarray) -> np.ndarray:
+        """The network's columns, shape (..., D'), to rows, (..., D)."""
+        ends = np.cumsum(self.widths)
+        parts = [
+            column.decode(x[..., end - column.width : end]) for column, end in zip(self.columns, ends, strict=True)
+        ]
+        return np.stack(parts, axis=-1)
+
+    def log_measure(self, rows: np.ndarray) -> np.ndarray:
+        """What log p(x) is more than that of the network's columns: shape (B,), nats.
+
+        Masses stay as they are; a density is multiplied with the column's resolution.
+        """
+        return self.log_measures(rows).sum(axis=1)
+
+    def log_measures(self, rows: np.ndarray) -> np.ndarray:
+        """The same for each column, shape (B, D)."""
+        parts = [column.log_measure(rows[:, at].astype(np.float64)) for at, column in enumerate(self.columns)]
+        return np.stack(parts, axis=1)
+
+    @property
+    def widths(self) -> list[int]:
+        """How many of the network's columns each column is."""
+        return [column.width for column in self.columns]
+
+
+Transform = Annotated[Binary | Grey | Standard | Mixed, Field(discriminator="kind")]
 
 
 class InputSpec(Frozen):
@@ -97,6 +129,11 @@ class InputSpec(Frozen):
     def features(self) -> int:
         """Numbers in a row."""
         return int(np.prod(self.shape))
+
+    @property
+    def reads_holes(self) -> bool:
+        """Whether cells may be missing."""
+        return isinstance(self.transform, Mixed)
 
     def column(self, index: int) -> str | int:
         """A column's name, or its position where it has none."""
@@ -116,7 +153,7 @@ class InputSpec(Frozen):
             return self.in_range(array.astype(np.float32))
         with np.errstate(over="ignore", invalid="ignore"):
             rows = array.astype(np.float32)
-        finite = np.isfinite(rows)
+        finite = np.isfinite(rows) | (np.isnan(rows) & self.reads_holes)
         if not finite.all():
             raise InputError("some values cannot be scored", self.faults(array, ~finite))
         return self.in_range(rows)

@@ -7,18 +7,15 @@ of which the encoder sees one; with a row that does not belong, the encoder's gu
 
 from __future__ import annotations
 
-import math
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from service.density.laplace import FEW_LATENTS
 from service.density.quasirandom import normal_quantile
 from service.vae.alike import product
-from service.vae.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
 from service.vae.network import VAE
 
 MANY_LATENTS = 10
@@ -50,10 +47,11 @@ class Codebook:
     """Latents, shape (K, L), with what is known of them before a row comes."""
 
     def __init__(self, vae: VAE, latents: np.ndarray) -> None:
+        self.traits = vae.likelihood.traits
         with torch.inference_mode():
             self.latents = torch.from_numpy(latents).to(vae.device, vae.dtype)
             output = torch.cat([vae.decoder(part) for part in self.latents.split(256)])  # (K, D)
-            self.slope, self.offset = linear_in_rows(vae.likelihood, output)
+            self.slope, self.offset = vae.likelihood.linear_in_traits(output)
             self.offset = self.offset + vae.prior().log_prob(self.latents)
             is_dense = vae.architecture.latents <= FEW_LATENTS and len(latents) > NEIGHBOURS
             self.neighbours = nearest(self.latents, NEIGHBOURS) if is_dense else None
@@ -63,7 +61,7 @@ class Codebook:
 
     def log_joint(self, x: Tensor) -> Tensor:
         """log p(x, z_k) up to a number for each row of x, shape (B, D): shape (B, K), float64, nats."""
-        return (product(x, self.slope).double() + self.offset).nan_to_num(-1e300, -1e300, -1e300)
+        return (product(self.traits(x), self.slope).double() + self.offset).nan_to_num(-1e300, -1e300, -1e300)
 
     def starts(self, x: Tensor, count: int) -> Tensor:
         """Likely codes for each row, each in a place of its own: shape (count, B, L).
@@ -94,23 +92,6 @@ def nearest(latents: Tensor, count: int) -> Tensor:
     """The indices of each latent's nearest others, shape (K, count)."""
     parts = [torch.cdist(part, latents).topk(count + 1, largest=False).indices for part in latents.split(512)]
     return torch.cat(parts)[:, 1:]
-
-
-def linear_in_rows(likelihood: Likelihood, output: Tensor) -> tuple[Tensor, Tensor]:
-    """log p(x | z_k) as slope_k . x + offset_k + a number that depends on x alone: shapes (K, D) and (K,).
-
-    Exact for Bernoulli and Gaussian columns. Discretized logistic ones are taken for normals of the same spread, which is
-    enough to choose a start by.
-    """
-    if isinstance(likelihood, Bernoulli):
-        return output, -F.softplus(output).sum(dim=-1, dtype=torch.float64)
-    mean = likelihood.mean(output)
-    if isinstance(likelihood, Gaussian):
-        variance = likelihood.std.square()
-    else:
-        assert isinstance(likelihood, DiscretizedLogistic)
-        variance = (math.pi * likelihood.scale).square() / 3.0 + likelihood.LEVELS**-2 / 12.0
-    return mean / variance, -0.5 * (mean.square() / variance).sum(dim=-1, dtype=torch.float64)
 
 
 def evaluations(vae: VAE, codes: int) -> float:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -227,26 +227,44 @@ class Estimator:
         pool: Executor | None = None,
         band_ends: tuple[float, ...] = (),
         checkpoint: Callable[[], None] = go_on,
+        measure: np.ndarray | None = None,
     ) -> Estimates:
-        """Estimate log p(x) for rows in the network's units, shape (B, D).
+        """Estimate log p(x) for rows in the network's units, shape (B, D); where a cell is NaN, that of the others.
 
-        On a CPU a pool's threads share the blocks; a GPU takes one after the other.
+        On a CPU a pool's threads share the blocks; a GPU takes one after the other. Rows with holes are judged by bands of
+        their own: they stop at no ends.
 
         Args:
             codes: the latents of the model's codebook, shape (K, L).
             band_ends: of the band that the rows are judged by, nats; for an estimator that has `ends`.
             checkpoint: called every few milliseconds of work; what it raises ends the estimate.
+            measure: what log p(x) is more in the units in which ends and estimates are told, shape (B,), nats.
         """
-        length = Tiling.of(vae).rows
-        blocks = [x[start : start + length] for start in range(0, len(x), length)]
         book = codebook_of(vae, codes)
-        run = map if pool is None or vae.device.type != "cpu" else pool.map
-        rows = [
-            row
-            for block in run(partial(self.block_estimates, vae, book, band_ends, checkpoint), blocks)
-            for row in block
+        more = np.zeros(len(x)) if measure is None else measure
+        holes = np.isnan(x)
+        if holes.any():
+            x = np.where(holes, np.float32(np.nan), x)  # NaNs have many bits, of which a row's seed is made
+        incomplete = holes.any(axis=1)
+        parts = (
+            (self, band_ends, np.flatnonzero(~incomplete)),
+            (replace(self, ends=None), (), np.flatnonzero(incomplete)),
+        )
+        length = Tiling.of(vae).rows
+        blocks = [
+            (estimator, ends, chosen[start : start + length])
+            for estimator, ends, chosen in parts
+            for start in range(0, len(chosen), length)
         ]
-        columns = np.array([row.numbers() for row in rows]).reshape(len(rows), 7).T
+
+        def estimated(block: tuple[Estimator, tuple[float, ...], np.ndarray]) -> list[Row]:
+            estimator, ends, chosen = block
+            return estimator.block_estimates(vae, book, ends, checkpoint, x[chosen], more[chosen])
+
+        run = map if pool is None or vae.device.type != "cpu" else pool.map
+        rows = [row for block in run(estimated, blocks) for row in block]
+        order = np.argsort([index for *_, chosen in blocks for index in chosen], kind="stable")
+        columns = np.array([rows[place].numbers() for place in order]).reshape(len(rows), 7).T
         likelihoods, errors, sizes, tails, reliable, samples, evaluations = columns
         return Estimates(likelihoods, errors, sizes, tails, reliable > 0, samples.astype(int), evaluations)
 
@@ -257,10 +275,11 @@ class Estimator:
         band_ends: tuple[float, ...],
         checkpoint: Callable[[], None],
         block: np.ndarray,
+        measure: np.ndarray,
     ) -> list[Row]:
         """Estimates for at most a block of rows."""
         with one_thread(), torch.inference_mode(False), torch.no_grad():
-            block_ = Block(self, vae, book, block, band_ends, checkpoint=checkpoint)
+            block_ = Block(self, vae, book, block, band_ends, checkpoint=checkpoint, measure=measure)
             block_.sample(self.first_samples)
             return block_.rows
 
@@ -282,6 +301,7 @@ class Row:
     evaluations: float
     log_weights: Tensor
     best_draw: Tensor
+    measure: float
     remaining: float = 0.0
     log_likelihood: float = IMPOSSIBLE
     std_error: float = 0.0
@@ -309,6 +329,7 @@ class Block:
         band_ends: tuple[float, ...] = (),
         more_starts: Tensor | None = None,
         checkpoint: Callable[[], None] = go_on,
+        measure: np.ndarray | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.estimator, self.vae, self.book, self.band_ends = estimator, vae, book, band_ends
@@ -321,11 +342,14 @@ class Block:
         self.latents = vae.architecture.latents
         found = self.found(more_starts)
         self.proposal = found.proposal
+        more_by_row = [0.0] * len(block) if measure is None else measure.tolist()
         book_cost = estimator.codebook_evaluations(vae, len(book))
         none = self.x.new_zeros(0, dtype=torch.float64)
         self.rows = [
-            Row(book_cost + cost, none, mean, remaining)
-            for mean, remaining, cost in zip(self.encoder.mean, found.remaining, found.evaluations, strict=False)
+            Row(book_cost + cost, none, mean, more, remaining)
+            for mean, more, remaining, cost in zip(
+                self.encoder.mean, more_by_row, found.remaining, found.evaluations, strict=False
+            )
         ]
 
     # What to draw from
@@ -427,6 +451,7 @@ class Block:
             row.evaluations += cost
             row.num_samples = len(log_weights)
             row.log_likelihood, row.std_error, row.ess, row.khat = (float(column[at]) for column in columns[:4])
+            row.log_likelihood += row.measure
             row.reliable = bool(columns[4][at]) and row.remaining <= MAX_REMAINING
 
     def restart(self, rows: list[int], samples: int) -> None:
@@ -437,7 +462,10 @@ class Block:
         estimator = replace(self.estimator, search="wide", seed=self.seed(1), max_samples=most)
         draws = torch.stack([self.rows[index].best_draw for index in rows])
         draws = torch.cat([draws, draws[-1:].expand(self.tiling.rows - len(rows), -1)])
-        again = Block(estimator, self.vae, self.book, self.block[rows], self.band_ends, draws[None], self.checkpoint)
+        measure = np.array([self.rows[index].measure for index in rows])
+        again = Block(
+            estimator, self.vae, self.book, self.block[rows], self.band_ends, draws[None], self.checkpoint, measure
+        )
         again.sample(min(2 * samples, most), may_restart=False)
         for index, row in zip(rows, again.rows, strict=True):
             row.evaluations += self.rows[index].evaluations

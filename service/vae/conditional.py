@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from service.vae.alike import UNROLLED, in_vectors, is_alike, product
+from service.vae.columns import Cells, Columns
 from service.vae.likelihoods import Bernoulli
-from service.vae.network import VAE
+from service.vae.network import MLP, VAE
 
 MAX_HALVINGS = 6  # a product of 2 ** 6 factors below 2 stays far inside float32
 
@@ -32,9 +33,11 @@ class Conditional(Protocol):
 
 
 def conditional(vae: VAE, x: Tensor) -> Conditional:
-    """The fastest exact way to evaluate log p(x | z) for rows x, shape (B, D)."""
-    if isinstance(vae.likelihood, Bernoulli) and vae.dtype == torch.float32:
+    """The fastest exact way to evaluate log p(x | z) for rows x, shape (B, D), of which all have holes or none."""
+    if isinstance(vae.likelihood, Bernoulli) and vae.dtype == torch.float32 and not x.isnan().any():
         return BernoulliConditional(vae, x)
+    if isinstance(vae.likelihood, Columns):
+        return ColumnsConditional(vae.decoder, vae.likelihood, vae.likelihood.read(x))
     return PlainConditional(vae, x)
 
 
@@ -52,6 +55,21 @@ class PlainConditional:
     def select(self, rows: slice | Tensor) -> PlainConditional:
         """The same for some of the rows."""
         return PlainConditional(self.vae, self.x[rows])
+
+
+class ColumnsConditional:
+    """Columns of several families, whose rows are read once."""
+
+    def __init__(self, decoder: MLP, likelihood: Columns, cells: Cells) -> None:
+        self.decoder, self.likelihood, self.cells = decoder, likelihood, cells
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Shape (S, B, L) to (S, B), float64."""
+        return self.likelihood.log_prob_of(self.decoder(z), self.cells).sum(dim=-1, dtype=torch.float64)
+
+    def select(self, rows: slice | Tensor) -> ColumnsConditional:
+        """The same for some of the rows."""
+        return ColumnsConditional(self.decoder, self.likelihood, self.cells.select(rows))
 
 
 class BernoulliConditional:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
-from service.vae.alike import gram, product
+from service.vae.alike import product
 from service.vae.network import MLP, VAE, Activated, Gated
 
 
@@ -67,7 +67,7 @@ def forward_mode_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
 
         return vmap(derivative)(directions).transpose(0, 1)
 
-    fisher = weighted_gram(along(vae.decoder), vae.likelihood.fisher_information(vae.decoder(z)))
+    fisher = vae.likelihood.fisher_gram(along(vae.decoder), vae.decoder(z), x)
     return Curvature(grad(total)(z).double(), fisher.double(), -along(grad(total)).double())
 
 
@@ -85,10 +85,10 @@ def mlp_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
     backward = product(vae.likelihood.score(output, x), vae.decoder.output.weight.mT.contiguous())  # (N, H)
     gradient = (tangents * backward[:, None]).sum(dim=-1)
     output_tangents = through(vae.decoder.output, tangents)  # (N, L, D)
-    fisher = weighted_gram(output_tangents, vae.likelihood.fisher_information(output))
-    hessian, excess = fisher, vae.likelihood.excess_information(output, x)
+    fisher = vae.likelihood.fisher_gram(output_tangents, output, x)
+    hessian, excess = fisher, vae.likelihood.excess_gram(output_tangents, output, x)
     if excess is not None:
-        hessian = hessian + gram(output_tangents * excess[:, None], output_tangents)
+        hessian = hessian + excess
     for depth, (layer, before, along) in reversed(list(enumerate(layers))):
         hessian = hessian - layer.pointwise_curvature(before, along, backward)
         if depth:
@@ -100,9 +100,3 @@ def through(linear: nn.Linear, tangents: Tensor) -> Tensor:
     """Tangents, shape (N, L, H), behind a linear layer: one product, shape (N, L, H')."""
     pairs, latents, width = tangents.shape
     return product(tangents.reshape(pairs * latents, width), linear.weight).view(pairs, latents, -1)
-
-
-def weighted_gram(tangents: Tensor, weights: Tensor) -> Tensor:
-    """Sum over columns d of t_kd w_d t_ld, for tangents (N, L, D) and weights (N, D) of at least 0: shape (N, L, L)."""
-    scaled = tangents * weights.sqrt()[:, None]
-    return gram(scaled, scaled)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from service.vae.alike import in_vectors
+from service.vae.alike import gram, in_vectors
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -29,15 +29,102 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 class Likelihood(nn.Module, ABC):
-    """A family of p(x | z); columns are independent given z."""
+    """A family of p(x | z); columns are independent given z. A cell that is NaN is a hole: it has no term."""
+
+    @abstractmethod
+    def sizes(self, features: int) -> tuple[int, int]:
+        """How many numbers the encoder reads of a row of so many columns, and how many the decoder puts out."""
+
+    @abstractmethod
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Rows, shape (B, D), as the encoder reads them: finite, whatever is in them."""
 
     @abstractmethod
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        """log p(x_j | z) for each column, nats: shape (..., D) by broadcasting `output` with `x`."""
+        """log p(x_j | z) for each column, nats, 0 for a hole: shape (..., D) by broadcasting `output` with `x`."""
 
     @abstractmethod
     def score(self, output: Tensor, x: Tensor) -> Tensor:
+        """d log p(x | z) / d output, of the output's shape."""
+
+    @abstractmethod
+    def fisher_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor:
+        """The expected square of the score along tangents of the output, shape (N, L, P): (N, L, L), never negative.
+
+        Columns in which the row has a hole say nothing.
+        """
+
+    @abstractmethod
+    def excess_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor | None:
+        """The second derivatives of -log p(x | z) along the tangents less `fisher_gram`; None where there are none."""
+
+    @abstractmethod
+    def mean(self, output: Tensor) -> Tensor:
+        """E[x | z], shape (..., D)."""
+
+    @abstractmethod
+    def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """One draw of x given z, shape (..., D)."""
+
+    @abstractmethod
+    def initial_bias(self, x: Tensor) -> Tensor:
+        """The output, shape (P,), whose mean is that of the rows `x`, shape (N, D): where a fit starts."""
+
+    @abstractmethod
+    def traits(self, x: Tensor) -> Tensor:
+        """What log p(x | z) is linear in, roughly at least, of rows (B, D): shape (B, T)."""
+
+    @abstractmethod
+    def linear_in_traits(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x | z_k) as slope_k . traits + offset_k + a number of x alone, for outputs (K, P): (K, T) and (K,)."""
+
+
+class Elementwise(Likelihood):
+    """A family with one number of the decoder's output for each column."""
+
+    def sizes(self, features: int) -> tuple[int, int]:
+        """As many as there are columns."""
+        return features, features
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """The row itself. A hole is 0; a number far outside the training range must not overflow."""
+        return x.clamp(-1e6, 1e6).nan_to_num(0.0)
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        """log p(x_j | z) for each column, nats, 0 for a hole: shape (..., D) by broadcasting `output` with `x`."""
+        holes = x.isnan()
+        if not holes.any():
+            return self.log_prob_of_complete(output, x)
+        return self.log_prob_of_complete(output, x.masked_fill(holes, 0.0)).masked_fill(holes, 0.0)
+
+    def score(self, output: Tensor, x: Tensor) -> Tensor:
         """d log p(x_j | z) / d output_j, shape (..., D)."""
+        holes = x.isnan()
+        return self.score_of_complete(output, x.masked_fill(holes, 0.0)).masked_fill(holes, 0.0)
+
+    def fisher_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor:
+        """Sum over columns d of t_kd w_d t_ld, for their Fisher information w."""
+        weights = self.fisher_information(output).masked_fill(x.isnan(), 0.0)
+        scaled = tangents * weights.sqrt()[:, None]
+        return gram(scaled, scaled)
+
+    def excess_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor | None:
+        """Sum over columns d of t_kd w_d t_ld, for their excess information w."""
+        holes = x.isnan()
+        excess = self.excess_information(output, x.masked_fill(holes, 0.0))
+        return None if excess is None else gram(tangents * excess.masked_fill(holes, 0.0)[:, None], tangents)
+
+    def traits(self, x: Tensor) -> Tensor:
+        """The row itself, holes as 0."""
+        return x.nan_to_num(0.0)
+
+    @abstractmethod
+    def log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
+        """`log_prob` of rows without holes."""
+
+    @abstractmethod
+    def score_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
+        """`score` of rows without holes."""
 
     @abstractmethod
     def fisher_information(self, output: Tensor) -> Tensor:
@@ -50,27 +137,15 @@ class Likelihood(nn.Module, ABC):
         """
         return None
 
-    @abstractmethod
-    def mean(self, output: Tensor) -> Tensor:
-        """E[x | z], shape (..., D)."""
 
-    @abstractmethod
-    def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """One draw of x given z, shape (..., D)."""
-
-    @abstractmethod
-    def initial_bias(self, x: Tensor) -> Tensor:
-        """The output, shape (D,), whose mean is that of the rows `x`, shape (N, D): where a fit starts."""
-
-
-class Bernoulli(Likelihood):
+class Bernoulli(Elementwise):
     """Black-and-white columns: x is 0 or 1, the output its log-odds."""
 
-    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+    def log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
         """log p(x | z) = x l - softplus(l)."""
         return x * output - softplus(output)
 
-    def score(self, output: Tensor, x: Tensor) -> Tensor:
+    def score_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
         """x less the probability of 1."""
         return x - sigmoid(output)
 
@@ -91,8 +166,12 @@ class Bernoulli(Likelihood):
         """Log-odds of the columns' means, kept away from certainty."""
         return torch.logit(x.mean(dim=0).clamp(1e-3, 1 - 1e-3))
 
+    def linear_in_traits(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact."""
+        return output, -F.softplus(output).sum(dim=-1, dtype=torch.float64)
 
-class Gaussian(Likelihood):
+
+class Gaussian(Elementwise):
     """Continuous columns: the output is the mean, with one learned standard deviation for each column.
 
     std = sqrt(min_std^2 + exp(2 log_std)). The floor keeps a column that can be copied exactly from an infinite density.
@@ -108,12 +187,12 @@ class Gaussian(Likelihood):
         """Standard deviations, shape (D,)."""
         return (self.min_std**2 + (2.0 * self.log_std).exp()).sqrt()
 
-    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+    def log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
         """Log N(x; output, std^2)."""
         std = self.std
         return -0.5 * ((x - output) / std).square() - std.log() - 0.5 * LOG_2PI
 
-    def score(self, output: Tensor, x: Tensor) -> Tensor:
+    def score_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
         """The residual over the variance."""
         return (x - output) / self.std.square()
 
@@ -133,8 +212,12 @@ class Gaussian(Likelihood):
         """The columns' means."""
         return x.mean(dim=0)
 
+    def linear_in_traits(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact."""
+        return linear_in_rows(output, self.std.square())
 
-class DiscretizedLogistic(Likelihood):
+
+class DiscretizedLogistic(Elementwise):
     """8-bit grey columns: a logistic density integrated over each of 256 bins (Kingma et al., 2016, appendix).
 
     x = level / 255 with level in 0..255. Bin k is [k / 256, (k + 1) / 256]; the first and the last reach to infinity, so
@@ -154,7 +237,7 @@ class DiscretizedLogistic(Likelihood):
         """Scales of the logistic, shape (D,)."""
         return self.log_scale.clamp(min=self.MIN_LOG_SCALE).exp()
 
-    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+    def log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
         """log of the mass of x's bin, without cancellation far from the location.
 
         log(sigmoid(b) - sigmoid(a)) = log(1 - exp(a - b)) - softplus(a) - softplus(-b), with b - a = width / scale.
@@ -174,7 +257,7 @@ class DiscretizedLogistic(Likelihood):
         half = 0.5 / (self.LEVELS - 1)
         return x <= half, x >= 1 - half
 
-    def score(self, output: Tensor, x: Tensor) -> Tensor:
+    def score_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
         """The derivative in the location, by the chain rule."""
         lower, upper = self.ends(output, x)
         first, last = self.outer(x)
@@ -196,7 +279,7 @@ class DiscretizedLogistic(Likelihood):
         peak_lower, peak_upper = self.location_slope(lower), self.location_slope(upper)
         bend = peak_lower.masked_fill(first, 0) + peak_upper.masked_fill(last, 0)
         observed = bend * (self.location_slope(output) / self.scale).square()
-        observed = observed - self.score(output, x) * (1 - 2 * sigmoid(output))
+        observed = observed - self.score_of_complete(output, x) * (1 - 2 * sigmoid(output))
         return observed - self.fisher_information(output)
 
     @staticmethod
@@ -221,6 +304,16 @@ class DiscretizedLogistic(Likelihood):
     def initial_bias(self, x: Tensor) -> Tensor:
         """Log-odds of the columns' means, kept away from certainty."""
         return torch.logit(x.mean(dim=0).clamp(1e-2, 1 - 1e-2))
+
+    def linear_in_traits(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Taken for normals of the same spread, which is enough to choose a start by."""
+        variance = (math.pi * self.scale).square() / 3.0 + self.LEVELS**-2 / 12.0
+        return linear_in_rows(self.mean(output), variance)
+
+
+def linear_in_rows(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """The log density of normals as slope . x + offset, up to a number of x alone: means (K, D), variances (D,)."""
+    return mean / variance, -0.5 * (mean.square() / variance).sum(dim=-1, dtype=torch.float64)
 
 
 def uniform_like(like: Tensor, generator: torch.Generator) -> Tensor:

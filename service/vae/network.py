@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.vae.alike import gram, in_vectors, is_alike, product
+from service.vae.columns import Column, Columns
 from service.vae.likelihoods import LOG_2PI, Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
 
-LikelihoodName = Literal["bernoulli", "gaussian", "discretized_logistic"]
+LikelihoodName = Literal["bernoulli", "gaussian", "discretized_logistic", "columns"]
 ActivationName = Literal["gated", "silu", "tanh"]
 
 
@@ -23,6 +24,7 @@ class Architecture:
     """What it takes to build the network again; stored in the card.
 
     `hidden` lists the encoder's widths from x to z; the decoder has them in reverse. No hidden layer makes both linear.
+    `columns` are those of the likelihood of that name.
     """
 
     features: int
@@ -31,6 +33,7 @@ class Architecture:
     activation: ActivationName = "gated"
     likelihood: LikelihoodName = "bernoulli"
     min_std: float = 0.05
+    columns: tuple[Column, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,8 @@ def likelihood_of(architecture: Architecture) -> Likelihood:
             return Gaussian(architecture.features, architecture.min_std)
         case "discretized_logistic":
             return DiscretizedLogistic(architecture.features)
+        case "columns":
+            return Columns(architecture.columns)
 
 
 class VAE(nn.Module):
@@ -189,9 +194,11 @@ class VAE(nn.Module):
         super().__init__()
         a = architecture
         self.architecture = a
-        self.encoder = MLP(a.features, a.hidden, 2 * a.latents, a.activation)
-        self.decoder = MLP(a.latents, a.hidden[::-1], a.features, a.activation)
-        self.likelihood = likelihood_of(a)
+        likelihood = likelihood_of(a)
+        inputs, outputs = likelihood.sizes(a.features)
+        self.encoder = MLP(inputs, a.hidden, 2 * a.latents, a.activation)
+        self.decoder = MLP(a.latents, a.hidden[::-1], outputs, a.activation)
+        self.likelihood = likelihood
 
     @property
     def dtype(self) -> torch.dtype:
@@ -215,6 +222,6 @@ class VAE(nn.Module):
 
     def posterior(self, x: Tensor) -> DiagonalNormal:
         """q(z | x) for rows of shape (B, D): mean and std of shape (B, L)."""
-        # A row far outside the training range must neither overflow nor make a std of 0 or infinity.
-        mean, log_variance = self.encoder(x.clamp(-1e6, 1e6)).chunk(2, dim=-1)
+        # A row far outside the training range must not make a std of 0 or infinity.
+        mean, log_variance = self.encoder(self.likelihood.encoder_input(x)).chunk(2, dim=-1)
         return DiagonalNormal(mean, in_vectors(torch.exp, 0.5 * log_variance.clamp(-20.0, 20.0)))
