@@ -26,7 +26,8 @@ from service import __version__
 from service.errors import DataError, InputError, VouchError
 
 if TYPE_CHECKING:
-    from service.data.readers import Rows
+    from service.data.columns import Schema
+    from service.data.columns import Table as TableData
     from service.data.schema import InputSpec
     from service.density.estimator import SettingName
     from service.scorer import Samples, Scorer, Scores
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 # torch takes a second to import: commands import what they need, so that --help and errors are instant.
 
+TABLE_SAMPLES = 5  # of the IWAE bound that a table's model is fitted with
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -96,6 +98,9 @@ def train(
     store: StoreOption = "model_store",
     key: KeyOption = None,
     columns: ColumnsOption = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="kinds of a table's columns, as `vouch schema` writes them; default: inferred")
+    ] = None,
     likelihood: Annotated[
         str | None, typer.Option(help="bernoulli, gaussian or discretized_logistic; default: from the data")
     ] = None,
@@ -113,7 +118,9 @@ def train(
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     learning_rate: Annotated[float, typer.Option()] = 1e-3,
     beta: Annotated[float, typer.Option(help="weight of the ELBO's KL term")] = 1.0,
-    importance_samples: Annotated[int, typer.Option(min=1, help="above 1: fit the IWAE bound")] = 1,
+    importance_samples: Annotated[
+        int | None, typer.Option(min=1, help="above 1: fit the IWAE bound; default: 5 for tables, else 1")
+    ] = None,
     augment: Annotated[
         float, typer.Option(min=0.0, help="strength of random distortions of images; 1 is a good one")
     ] = 0.0,
@@ -126,13 +133,17 @@ def train(
 ) -> None:
     """Train a model on valid rows, calibrate it on some that are held back, and publish it."""
     from service.data.readers import read
+    from service.data.tables import is_table, read_table
     from service.density.estimator import Estimator
     from service.store import Store, checked_name
-    from service.trainer import Recipe
+    from service.trainer import Recipe, train_table
     from service.trainer import train as train_model
     from service.vae.training import FitOptions
 
     checked_name(name)
+    is_mixed = is_table(data) and likelihood is None and threshold is None
+    if schema is not None and not is_mixed:
+        raise DataError("--schema goes with a table of named columns, without --likelihood")
     recipe = Recipe(
         likelihood=likelihood_name(likelihood),
         threshold=threshold,
@@ -146,7 +157,7 @@ def train(
             batch_size=batch_size,
             learning_rate=learning_rate,
             beta=beta,
-            importance_samples=importance_samples,
+            importance_samples=importance_samples or (TABLE_SAMPLES if is_mixed and beta == 1.0 else 1),
             seed=seed,
         ),
         estimator=Estimator.of(setting_name(estimator)),
@@ -155,11 +166,47 @@ def train(
         validation_share=validation_share,
         calibration_share=calibration_share,
     )
-    rows = read(data, key, split_names(columns))
-    err.print(f"{data}: {len(rows.array):,} rows of {' x '.join(map(str, rows.array.shape[1:]))}")
-    with epoch_bar() as on_epoch:
-        reference, report = train_model(Store(store), name, rows, recipe, on_epoch, description)
+    if is_mixed:
+        if key is not None:
+            raise DataError(f"{data}: --key picks an array of an .npz file, this is none")
+        if augment:
+            raise DataError("--augment distorts images; the data are a table")
+        table = read_table(data, split_names(columns))
+        kinds = schema_of(table, schema)
+
+        def on_schema(kinds: Schema) -> None:
+            err.print(f"{data}: {len(table):,} rows", schema_table(kinds, table), sep="\n")
+
+        with epoch_bar() as on_epoch:
+            reference, report = train_table(Store(store), name, table, recipe, kinds, on_epoch, description, on_schema)
+    else:
+        rows = read(data, key, split_names(columns))
+        err.print(f"{data}: {len(rows.array):,} rows of {' x '.join(map(str, rows.array.shape[1:]))}")
+        with epoch_bar() as on_epoch:
+            reference, report = train_model(Store(store), name, rows, recipe, on_epoch, description)
     print_report(reference, report)
+
+
+@app.command()
+@fail_in_one_line
+def schema(
+    data: DataArgument,
+    columns: ColumnsOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", help="JSON file to write, for --schema of vouch train")
+    ] = None,
+) -> None:
+    """Say of each column of a table what kind it is taken for."""
+    from service.data.columns import infer
+    from service.data.tables import is_table, read_table
+
+    if not is_table(data):
+        raise DataError(f"{data}: has no named columns, expected .csv or .parquet")
+    table = read_table(data, split_names(columns))
+    kinds = infer(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(schema_table(kinds, table))
+    if output is not None:
+        write_atomically(output, (kinds.model_dump_json(indent=2) + "\n").encode())
 
 
 @app.command()
@@ -175,6 +222,7 @@ def calibrate(
 ) -> None:
     """Calibrate a model on other valid rows, that it was not trained on: publishes a new version, touches no old one."""
     from service.data.readers import read
+    from service.data.tables import is_table, read_table
     from service.density.estimator import Estimator
     from service.scorer import torch_device
     from service.trainer import recalibrate
@@ -183,7 +231,7 @@ def calibrate(
     published = models.load(models.resolve(model))
     published.model.vae.to(torch_device(device))
     chosen = None if estimator is None else Estimator.of(setting_name(estimator))
-    rows = read(data, key, published.card.input.columns if is_table(data) else None)
+    rows = read_table(data) if is_table(data) else read(data, key)
     pair = None if percentiles is None else percentile_pair(percentiles)
     reference = recalibrate(models, published, rows, chosen, pair)
     card = models.load(reference).card.calibration
@@ -208,15 +256,12 @@ def score(
     device: DeviceOption = "auto",
 ) -> None:
     """Score the rows of a file: verdict, log p(x), its error, percentile and p-value of each."""
-    from service.data.readers import read
-
     if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise DataError(f"{output}: expected a name that ends in .csv or .jsonl")
     scorer = scorer_of(store, model, device)
-    rows = read(data, key, scorer.model.input.columns if is_table(data) else None)
+    rows = rows_for(scorer, data, key)
     band = None if percentiles is None else percentile_pair(percentiles)
-    checked = checked_rows(data, rows, scorer)[:limit]
-    scores = scorer.score(checked, band)
+    scores = scorer.score(rows[:limit], band)
     text = as_json_lines(scores) if output is not None and output.suffix == ".jsonl" else as_csv(scores)
     if output is None:
         sys.stdout.write(text)
@@ -363,17 +408,50 @@ def existing(root: str) -> Store:
     return Store(root)
 
 
-def checked_rows(path: Path, rows: Rows, scorer: Scorer) -> np.ndarray:
-    """The file's rows as the model reads them; an error names the file."""
+def rows_for(scorer: Scorer, path: Path, key: str | None) -> np.ndarray:
+    """A file's rows as the model reads them, shape (B, D); an error names the file."""
+    from service.data.readers import read
+    from service.data.tables import is_table, read_table
+
     try:
-        return scorer.rows(rows.array)
+        if is_table(path) and key is None:
+            return scorer.rows(scorer.model.input.array(read_table(path)))
+        return scorer.rows(read(path, key).array)
     except InputError as error:
         raise DataError(f"{path}: {one_line(error)}") from error
+    except DataError as error:
+        raise DataError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
 
 
-def is_table(path: Path) -> bool:
-    """Whether the file's columns have names."""
-    return path.suffix.lower() in (".csv", ".parquet", ".pq")
+def schema_of(table: TableData, path: Path | None) -> Schema:
+    """The kinds of a table's columns: those of a file, or inferred."""
+    from pydantic import ValidationError
+
+    from service.data.columns import Schema, infer
+
+    if path is None:
+        return infer(table)
+    try:
+        given = Schema.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{path}: is no schema as `vouch schema` writes it") from error
+    names = [column.name for column in given.columns]
+    absent = [name for name in names if name not in table.names]
+    if absent or len(set(names)) < len(names):
+        raise DataError(
+            f"{path}: " + (f"column {absent[0]!r} is not in the data" if absent else "names a column twice")
+        )
+    return given
+
+
+def schema_table(kinds: Schema, data: TableData) -> Table:
+    """The kinds of columns, for people."""
+    shown = Table("column", "kind", "missing", "why")
+    for column in kinds.columns:
+        cells = data.column(column.name).tolist()
+        missing = sum(cell is None or (isinstance(cell, float) and cell != cell) for cell in cells)  # noqa: PLR0124
+        shown.add_row(column.name, column.kind, f"{100 * missing / len(cells):.1f} %" if missing else "", column.why)
+    return shown
 
 
 def split_names(columns: str | None) -> list[str] | None:
@@ -512,7 +590,7 @@ def sample_file(suffix: str, samples: Samples, spec: InputSpec) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(spec.columns or [f"x{index}" for index in range(spec.features)])
-    writer.writerows(rows.tolist())
+    writer.writerows(spec.cells(rows))
     return text.getvalue().encode()
 
 

@@ -50,7 +50,7 @@ class Model:
                 estimate is clear of them, for estimators that stop at ends.
             checkpoint: called every few milliseconds of work; what it raises ends the estimate.
         """
-        x, measure = self.input.encode(rows), self.input.transform.log_measure(rows)
+        x, measure = self.input.encode(rows), self.input.log_measure(rows)
         return self.estimator.estimate(self.vae, self.codebook, x, pool, band_ends, checkpoint, measure)
 
     def drawn(self, num: int, seed: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from service.density.estimator import Tiling, go_on, padded, worker_pool
 from service.density.importance import normalized_weights
 from service.density.quasirandom import row_generator
 from service.errors import DamagedModelError, InputError
+from service.expectation import expected_rows
 from service.settings import cpu_quota
 from service.store import Published, Store
 from service.validity.band import SIDES, Band, Side, Verdict
@@ -207,7 +208,8 @@ class Scorer:
         Draws resample z by the weights and then x given z, from the row's own seed. The last is the log of the weighted
         mean of p(x_j | z); it includes x_j itself.
         """
-        x = self.model.input.encode(self.rows(rows))
+        spec, rows = self.model.input, self.rows(rows)
+        x = spec.encode(rows)
         vae, estimator = self.model.vae, self.model.estimator
         means, observed, features = [], [], []
         with torch.inference_mode():
@@ -216,18 +218,21 @@ class Scorer:
                 weights = normalized_weights(weighted.log_weights)  # (S, few)
                 for index in range(weighted.rows):
                     row = x[done]
-                    output = self.decoded(weighted.z[:, index])  # (S, D)
+                    output = self.decoded(weighted.z[:, index])  # (S, P)
                     share = weights[:, index, None]
-                    means.append((share * vae.likelihood.mean(output)).sum(dim=0))
-                    given = vae.likelihood.log_prob(output, torch.from_numpy(row).to(output)).double()
-                    features.append(self.in_column_units((given + share.log()).logsumexp(dim=0)))
-                    observed.append(self.posterior_draws(output, weights[:, index], row, draws))
+                    means.append(expected_rows(spec, vae.likelihood, output[:, None], share)[0])
+                    given = spec.by_column(numbers(vae.likelihood.log_prob(output, torch.from_numpy(row).to(output))))
+                    features.append(log_mean(given + np.log(numbers(share))))
+                    observed.append(spec.decode(numbers(self.posterior_draws(output, weights[:, index], row, draws))))
                     done += 1
-        features_count = self.model.input.features
+        width = spec.features
+        measures = spec.transform.log_measures(rows)
+        feature = np.reshape(features, (len(x), width)) + measures
         return Reconstructions(
-            mean=self.model.input.decode(stacked(means, (features_count,))),
-            draws=self.model.input.decode(stacked(observed, (draws, features_count))),
-            feature_log_likelihood=stacked(features, (features_count,)),
+            mean=np.reshape(means, (len(x), width)),
+            draws=np.reshape(observed, (len(x), draws, width)),
+            # Masses are at most 1, whatever rounding says; densities may be more.
+            feature_log_likelihood=np.where(measures == 0.0, np.minimum(feature, 0.0), feature),
         )
 
     def posterior_draws(self, output: Tensor, weights: Tensor, row: np.ndarray, draws: int) -> Tensor:
@@ -239,25 +244,22 @@ class Scorer:
         picks = torch.multinomial(weights.cpu(), draws, replacement=True, generator=generator)
         return self.model.vae.likelihood.sample(output[picks.to(output.device)], generator)
 
-    def in_column_units(self, log_prob: Tensor) -> Tensor:
-        """log p(x_j), shape (D,): densities of standardised columns as those of the columns themselves.
-
-        Masses stay as they are, but for what rounding lifts above 1.
-        """
-        transform = self.model.input.transform
-        if transform.kind != "standard":
-            return log_prob.clamp(max=0.0)
-        return log_prob - torch.tensor(transform.scale, dtype=log_prob.dtype, device=log_prob.device).log()
-
     def sample(self, num: int, seed: int, of: str = "observation") -> Samples:
         """Ancestral samples: z from the prior, then x given z (`observation`) or E[x | z] (`mean`)."""
         generator = torch.Generator().manual_seed(seed)
         latents = torch.randn((num, self.latents), generator=generator)
         with torch.inference_mode():
             output = self.decoded(latents.to(self.model.vae.device, self.model.vae.dtype))
-            likelihood = self.model.vae.likelihood
-            x = likelihood.mean(output) if of == "mean" else likelihood.sample(output, generator)
+            if of == "mean":
+                return Samples(seed, latents.double().numpy(), self.means(output))
+            x = self.model.vae.likelihood.sample(output, generator)
         return Samples(seed, latents.double().numpy(), self.model.input.decode(numbers(x)))
+
+    def means(self, output: Tensor) -> np.ndarray:
+        """E[x | z] for the decoder's outputs, shape (N, P), in the units of the training data: shape (N, D)."""
+        return expected_rows(
+            self.model.input, self.model.vae.likelihood, output[None], output.new_ones((1, len(output)))
+        )
 
     def encode(self, rows: np.ndarray, draws: int = 0) -> Encodings:
         """q(z | x) of each row, and draws from it by the row's own seed."""
@@ -288,10 +290,10 @@ class Scorer:
             raise InputError("some latents are not finite float32 numbers")
         with torch.inference_mode():
             output = self.decoded(torch.from_numpy(z).to(self.model.vae.device, self.model.vae.dtype))
-            means = numbers(self.model.vae.likelihood.mean(output))
+            means = self.means(output)
         if not np.isfinite(means).all():
             raise InputError("some latents are so far out that the decoder overflows")
-        return self.model.input.decode(means)
+        return means
 
     def manifold(self, size: int, axes: tuple[int, int] = (0, 1)) -> Manifold:
         """E[x | z] over a grid of prior quantiles u = (i + 0.5) / size of two latents, the others 0.
@@ -311,7 +313,8 @@ class Scorer:
     def decoded(self, z: Tensor) -> Tensor:
         """The decoder's output for z, shape (N, L), through tiles of a fixed shape: shape (N, D)."""
         length = Tiling.of(self.model.vae).evaluations
-        outputs = [z.new_zeros((0, self.model.input.features))]
+        vae = self.model.vae
+        outputs = [z.new_zeros((0, vae.likelihood.sizes(vae.architecture.features)[1]))]
         for tile in z.split(length):
             full = torch.cat([tile, tile.new_zeros((length - len(tile), tile.shape[1]))])
             outputs.append(self.model.vae.decoder(full)[: len(tile)])
@@ -341,6 +344,7 @@ def numbers(tensor: Tensor) -> np.ndarray:
     return tensor.double().cpu().numpy()
 
 
-def stacked(tensors: list[Tensor], shape: tuple[int, ...]) -> np.ndarray:
-    """Tensors of one shape as one array, also where there are none."""
-    return np.stack([numbers(tensor) for tensor in tensors]) if tensors else np.zeros((0, *shape))
+def log_mean(weighted: np.ndarray) -> np.ndarray:
+    """log of the sum of exp over the draws, shape (S, D): shape (D,)."""
+    result: np.ndarray = np.logaddexp.reduce(weighted, axis=0)
+    return result

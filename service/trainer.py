@@ -7,31 +7,37 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from service.data.columns import CategoryColumn, NumberColumn, Schema, Straight, Table, infer, learn
 from service.data.readers import Rows
-from service.data.schema import Binary, Grey, InputSpec, Standard, Transform
+from service.data.schema import Binary, Grey, InputSpec, Mixed, Standard, Transform
 from service.density.estimator import Estimator, worker_pool
 from service.errors import CalibrationError, DataError
 from service.model import calibrated
 from service.settings import cpu_quota
 from service.store import Published, Reference, Store
-from service.vae.augmentation import Augmentation, random_affine
+from service.vae.augmentation import Augmentation, hidden_cells, random_affine
+from service.vae.columns import Categorical, Column, Count, Real
 from service.vae.network import VAE, ActivationName, Architecture, LikelihoodName
 from service.vae.training import FitOptions, FitReport, Progress, fit
 from service.validity.band import Band
 
 MIN_TRAINING_ROWS = 10
 PILOT_SHARE = 0.1
+MIN_STD = 0.05  # of a standardised column, given z
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a user may choose about a model; None means: from the data."""
+    """What a user may choose about a model; None means: from the data.
+
+    `hide` is the share of a table's training rows that have cells hidden, so that any may be missing later.
+    """
 
     likelihood: LikelihoodName | None = None
     threshold: float | None = None
@@ -41,6 +47,7 @@ class Recipe:
     fit: FitOptions = FitOptions()
     estimator: Estimator = Estimator()
     augment: float = 0.0
+    hide: float = 0.5
     percentiles: tuple[float, float] = (25.0, 75.0)
     validation_share: float = 0.1
     calibration_share: float = 0.2
@@ -60,12 +67,18 @@ class Split:
     pilot: np.ndarray | None = None
 
     @staticmethod
-    def shuffled(rows: np.ndarray, validation_share: float, calibration_share: float, seed: int) -> Split:
-        """Random disjoint parts of the rows, shape (N, ...)."""
-        validation, calibration = round(validation_share * len(rows)), round(calibration_share * len(rows))
-        order = np.random.default_rng(seed).permutation(len(rows))
+    def shuffled(rows: np.ndarray, recipe: Recipe) -> Split:
+        """Random disjoint parts of the rows, shape (N, ...), of the recipe's sizes."""
+        validation = round(recipe.validation_share * len(rows))
+        calibration = round(recipe.calibration_share * len(rows))
+        order = np.random.default_rng(recipe.fit.seed).permutation(len(rows))
         parts = np.split(rows[order], [calibration, calibration + validation])
         return Split(train=parts[2], validation=parts[1], calibration=parts[0])
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Split:
+        """What a function makes of each part."""
+        pilot = None if self.pilot is None else function(self.pilot)
+        return Split(function(self.train), function(self.validation), function(self.calibration), pilot)
 
 
 def input_of(rows: Rows, recipe: Recipe) -> tuple[InputSpec, LikelihoodName]:
@@ -118,6 +131,25 @@ def standard(rows: np.ndarray, columns: tuple[str, ...] | None) -> Standard:
     return Standard(center=tuple(values.mean(axis=0).tolist()), scale=tuple(scale.tolist()))
 
 
+def network_columns(column: NumberColumn | CategoryColumn, min_std: float) -> list[Column]:
+    """What the network sees of a table's column, with its likelihood."""
+    if isinstance(column, CategoryColumn):
+        return [Categorical(len(column.values), column.unseen)]
+    # Which atom it is, or none: there is no other value.
+    gate: list[Column] = [Categorical(len(column.atoms) + 1, 0.0)] if column.atoms else []
+    if column.kind == "count":
+        return [*gate, Count(column.scale.offset, column.center, column.spread, min_std)]  # type: ignore[union-attr]
+    # Below half a step of the column a density times the step would be more than a mass can be.
+    step = column.resolution / column.spread if isinstance(column.scale, Straight) else 0.0
+    return [*gate, Real(max(min_std, 0.5 * step))]
+
+
+def table_architecture(transform: Mixed, recipe: Recipe) -> Architecture:
+    """The network for a table of mixed columns."""
+    columns = tuple(one for column in transform.columns for one in network_columns(column, MIN_STD))
+    return replace(architecture_of(len(columns), "columns", recipe), columns=columns)
+
+
 def architecture_of(features: int, likelihood: LikelihoodName, recipe: Recipe) -> Architecture:
     """The network's sizes: those of the recipe, or some that suit the number of columns."""
     hidden = recipe.hidden if recipe.hidden is not None else (min(400, max(64, 4 * features)),) * 2
@@ -138,8 +170,38 @@ def train(
     Raises:
         DataError, TrainingError, CalibrationError: before anything is written.
     """
-    split = Split.shuffled(data.array, recipe.validation_share, recipe.calibration_share, recipe.fit.seed)
+    split = Split.shuffled(data.array, recipe)
     return train_on_split(store, name, split, data.columns, recipe, on_epoch, description, data.digest())
+
+
+def train_table(
+    store: Store,
+    name: str,
+    table: Table,
+    recipe: Recipe,
+    schema: Schema | None = None,
+    on_epoch: Callable[[Progress], None] = lambda progress: None,
+    description: str = "",
+    on_schema: Callable[[Schema], None] = lambda schema: None,
+) -> tuple[Reference, FitReport]:
+    """The same for a table of mixed columns, whose cells may be missing; its schema is inferred where none is given.
+
+    `on_schema` is told what each column is taken for, once that can be learnt from.
+
+    Raises:
+        DataError, TrainingError, CalibrationError: before anything is written.
+    """
+    parts = Split.shuffled(np.arange(len(table)), recipe)
+    check_sizes(parts, recipe)
+    kinds = schema or infer(table)
+    transform = Mixed(columns=learn(kinds, table.select(parts.train)))
+    on_schema(kinds)
+    names = tuple(column.name for column in transform.columns)
+    spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
+    rows = spec.array(table)
+    split = parts.map(lambda chosen: rows[chosen])
+    architecture = table_architecture(transform, recipe)
+    return fit_and_publish(store, name, split, spec, architecture, recipe, on_epoch, description, table.digest())
 
 
 def train_on_split(
@@ -153,17 +215,40 @@ def train_on_split(
     data_digest: str,
 ) -> tuple[Reference, FitReport]:
     """Fit, calibrate and publish on rows that are split already."""
+    check_sizes(split, recipe)
+    spec, likelihood = input_of(Rows(split.train, columns), recipe)
+    architecture = architecture_of(spec.features, likelihood, recipe)
+    return fit_and_publish(store, name, split, spec, architecture, recipe, on_epoch, description, data_digest)
+
+
+def check_sizes(split: Split, recipe: Recipe) -> None:
+    """Refuse too few rows before any time is spent."""
     if len(split.train) < MIN_TRAINING_ROWS or not len(split.validation):
         raise DataError(
             f"{len(split.train)} rows are left to train on and {len(split.validation)} to stop early by, "
             f"expected at least {MIN_TRAINING_ROWS} and 1"
         )
     check_calibration_size(len(split.calibration), recipe.percentiles)
-    spec, likelihood = input_of(Rows(split.train, columns), recipe)
+
+
+def fit_and_publish(
+    store: Store,
+    name: str,
+    split: Split,
+    spec: InputSpec,
+    architecture: Architecture,
+    recipe: Recipe,
+    on_epoch: Callable[[Progress], None],
+    description: str,
+    data_digest: str,
+) -> tuple[Reference, FitReport]:
+    """Fit a network to rows of known units, calibrate and publish it."""
     torch.manual_seed(recipe.fit.seed)  # the layers' initial weights have no generator of their own
-    vae = VAE(architecture_of(spec.features, likelihood, recipe))
+    vae = VAE(architecture)
     rows, judged = network_rows(spec, split.train), network_rows(spec, split.validation)
-    report = fit(vae, rows, judged, recipe.fit, on_epoch, augmentation_of(spec, split.train, recipe))
+    augment = augmentation_of(spec, split.train, recipe)
+    hide = hidden_cells(spec.transform.widths, recipe.hide) if isinstance(spec.transform, Mixed) else None
+    report = fit(vae, rows, judged, recipe.fit, on_epoch, augment, hide)
     model, calibration = calibrated(
         vae.eval().requires_grad_(False),
         spec,
@@ -223,7 +308,7 @@ def training_record(split: Split, options: FitOptions, report: FitReport, data_d
 def recalibrate(
     store: Store,
     published: Published,
-    data: Rows,
+    data: Rows | Table,
     estimator: Estimator | None = None,
     percentiles: tuple[float, float] | None = None,
 ) -> Reference:
@@ -232,11 +317,8 @@ def recalibrate(
     A random tenth of the rows are the pilot rows; the rest calibrate.
     """
     old = published.model
-    if data.columns is not None and old.input.columns is not None and data.columns != old.input.columns:
-        raise DataError(
-            f"the file's columns are {', '.join(data.columns)}, the model reads {', '.join(old.input.columns)}"
-        )
-    rows = old.input.rows(data.array)
+    array = old.input.array(data) if isinstance(data, Table) else data.array
+    rows = old.input.rows(array)
     order = np.random.default_rng(0).permutation(len(rows))
     pilot, rest = np.split(order, [round(PILOT_SHARE * len(rows))])
     model, calibration = calibrated(

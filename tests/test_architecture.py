@@ -11,7 +11,7 @@ FLOORS = [
     ["errors", "__init__"],
     ["settings", "vae", "data"],
     ["density", "validity"],
-    ["model", "shelf"],
+    ["model", "shelf", "expectation"],
     ["store"],
     ["scorer", "trainer"],
     ["web"],

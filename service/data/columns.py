@@ -10,10 +10,12 @@ then is two columns for the network, a category that says which atom or none, an
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -30,6 +32,7 @@ FEW_VALUES = 20  # numbers with no more distinct values are ordinal
 MIN_ATOM_SHARE, ATOM_EXCESS, ATOM_NEIGHBOURS, MAX_ATOMS = 0.01, 5.0, 5, 16
 GAIN_OF_BENDING = 0.1  # nats a row by which a curved scale must fit better than a straight one
 FAR = 1e15
+NO_VALUE = 1e30  # of a column whose values are numbers: none of them
 DATE_FORMATS = (
     "%d/%m/%Y",
     "%m/%d/%Y",
@@ -61,6 +64,27 @@ class Table:
     def __len__(self) -> int:
         return len(self.columns[0]) if self.columns else 0
 
+    def numbers(self) -> np.ndarray:
+        """The cells as an array of shape (N, D), float64.
+
+        Raises:
+            DataError: names the first cell of a column that is missing or no number.
+        """
+        for name, cells in zip(self.names, self.columns, strict=True):
+            for row, cell in enumerate(cells.tolist()):
+                if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+                    raise DataError(f"row {row}, column {name}: missing, expected a number")
+                if isinstance(cell, str) and not is_number(cell):
+                    raise DataError(f"row {row}, column {name}: text, expected a number")
+        return np.stack(self.columns, axis=1).astype(np.float64)
+
+    def digest(self) -> str:
+        """sha256 of names and cells: what the card says a model was trained on."""
+        content = hashlib.sha256(repr(self.names).encode())
+        for cells in self.columns:
+            content.update(repr(cells.tolist()).encode() if cells.dtype == object else cells.tobytes())
+        return f"sha256:{content.hexdigest()}"
+
     def column(self, name: str) -> np.ndarray:
         """The cells of a column."""
         return self.columns[self.names.index(name)]
@@ -69,6 +93,17 @@ class Table:
         """Some of the rows, by their indices."""
         return Table(self.names, tuple(column[rows] for column in self.columns))
 
+    def only(self, names: Sequence[str]) -> Table:
+        """Some of the columns, in this order.
+
+        Raises:
+            DataError: one is absent.
+        """
+        absent = [name for name in names if name not in self.names]
+        if absent:
+            raise DataError(f"has no column {absent[0]!r}")
+        return Table(tuple(names), tuple(map(self.column, names)))
+
     @staticmethod
     def of_array(array: np.ndarray, names: Sequence[str] | None = None) -> Table:
         """An array of numbers, shape (N, D); columns without names are called by their positions."""
@@ -76,27 +111,31 @@ class Table:
         return Table(tuple(names), tuple(array.astype(np.float64).T))
 
 
-def is_missing(text: str) -> bool:
-    """Whether a cell's text says that nothing is there."""
-    return text.strip().lower() in MISSING
+def is_number(text: str) -> bool:
+    """Whether text reads as a number."""
+    return not math.isnan(number_or(text, math.nan))
+
+
+def number_or(text: str | None, otherwise: float) -> float:
+    """The finite number that text is, what else to take where it is none, and NaN for a missing cell."""
+    if text is None:
+        return math.nan
+    try:
+        number = float(text)
+    except ValueError:
+        return otherwise
+    return number if math.isfinite(number) and "_" not in text else otherwise
 
 
 def cells_of(texts: Sequence[str]) -> np.ndarray:
     """A file's column as numbers where all that is there is one, as text otherwise."""
     stripped = [text.strip() for text in texts]
-    there = [text.lower() not in MISSING for text in stripped]
-    try:
-        numbers = np.array(
-            [float(text) if is_there else math.nan for text, is_there in zip(stripped, there, strict=True)]
-        )
-    except ValueError:
-        pass
-    else:
-        if np.isfinite(numbers[np.array(there, dtype=bool)]).all():
-            return numbers
-    cells = np.empty(len(stripped), dtype=object)
-    cells[:] = [text[:MAX_TEXT] if is_there else None for text, is_there in zip(stripped, there, strict=True)]
-    return cells
+    cells = [None if text.lower() in MISSING else text[:MAX_TEXT] for text in stripped]
+    if all(cell is None or is_number(cell) for cell in cells):
+        return np.array([number_or(cell, math.nan) for cell in cells], dtype=np.float64)
+    column = np.empty(len(cells), dtype=object)
+    column[:] = cells
+    return column
 
 
 # Kinds
@@ -292,6 +331,17 @@ class NumberColumn(Frozen):
         """Columns of the network."""
         return 2 if self.atoms else 1
 
+    def read(self, cells: np.ndarray) -> np.ndarray:
+        """A file's cells as values of rows, shape (B,), float64.
+
+        Raises:
+            DataError: text.
+        """
+        if cells.dtype == object:
+            row = next(row for row, cell in enumerate(cells.tolist()) if cell is not None and not is_number(cell))
+            raise DataError(f"row {row}, column {self.name!r}: text, expected a number")
+        return cells
+
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Values, shape (B,), to the network's columns, (B, width): which atom or none, and the number."""
         number = (self.scale.forward(values) - self.center) / self.spread
@@ -314,10 +364,15 @@ class NumberColumn(Frozen):
     def decode(self, x: np.ndarray) -> np.ndarray:
         """The network's columns, shape (..., width), to values, shape (...)."""
         values = self.number(x[..., -1])
-        if not self.atoms:
-            return values
-        gate = np.nan_to_num(x[..., 0]).astype(int)
-        return np.where(gate < len(self.atoms), np.array([*self.atoms, 0.0])[np.clip(gate, 0, len(self.atoms))], values)
+        if self.atoms:
+            gate = np.nan_to_num(x[..., 0]).astype(int).clip(0, len(self.atoms))
+            values = np.where(gate < len(self.atoms), np.array([*self.atoms, 0.0])[gate], values)
+        return np.where(np.isnan(x[..., 0]), np.nan, values)
+
+    def cells(self, values: np.ndarray) -> list[float | int | None]:
+        """Values of rows as people have them."""
+        as_number = int if self.kind == "count" else float
+        return [None if math.isnan(value) else as_number(value) for value in values.tolist()]
 
     def number(self, x: np.ndarray) -> np.ndarray:
         """The network's numbers to values."""
@@ -352,6 +407,15 @@ class CategoryColumn(Frozen):
         """Whether the values are text."""
         return isinstance(self.values[0], str)
 
+    def read(self, cells: np.ndarray) -> np.ndarray:
+        """A file's cells as values of rows, shape (B,), float64; what was never seen is what no value is."""
+        if not self.is_text:
+            return cells if cells.dtype != object else np.array([number_or(cell, NO_VALUE) for cell in cells.tolist()])
+        places = self.places
+        if cells.dtype != object:
+            return np.where(np.isnan(cells), np.nan, len(places))
+        return np.array([math.nan if cell is None else places.get(cell, len(places)) for cell in cells.tolist()])
+
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Values of rows, shape (B,), to places, shape (B, 1); all without a place have the one behind the last."""
         if self.is_text:
@@ -364,15 +428,29 @@ class CategoryColumn(Frozen):
     def decode(self, x: np.ndarray) -> np.ndarray:
         """Places, shape (..., 1), to values of rows, shape (...)."""
         place = np.clip(np.nan_to_num(x[..., 0]).astype(int), 0, len(self.values) - 1)
-        return place.astype(np.float64) if self.is_text else np.array(self.values)[place]
+        values = place.astype(np.float64) if self.is_text else np.array(self.values)[place]
+        return np.where(np.isnan(x[..., 0]), np.nan, values)
 
     def log_measure(self, values: np.ndarray) -> np.ndarray:
         """Masses need no change of units."""
         return np.zeros(len(values))
 
+    def cells(self, values: np.ndarray) -> list[float | int | str | None]:
+        """Values of rows as people have them; text that was never seen is not known any more."""
+        if not self.is_text:
+            return [None if math.isnan(value) else plain(value) for value in values.tolist()]
+        names = dict(enumerate(map(str, self.values)))
+        return [None if math.isnan(value) else names.get(int(value), "(never seen)") for value in values.tolist()]
+
+    @cached_property
     def places(self) -> dict[str, int]:
         """Each text's place."""
         return {str(value): place for place, value in enumerate(self.values)}
+
+
+def plain(value: float) -> float | int:
+    """A whole number without its point."""
+    return int(value) if value.is_integer() and abs(value) < FAR else value
 
 
 LearntColumn = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]

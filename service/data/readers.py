@@ -5,20 +5,18 @@ Every reader raises `DataError` with the file's name and the place for what it c
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
 import math
 import struct
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from service.data.images import read_image
+from service.data.tables import is_table, read_table, readable
 from service.errors import DataError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff"}
@@ -72,29 +70,17 @@ def dispatch(path: Path, suffix: str, key: str | None, columns: Sequence[str] | 
         return Rows(read_npz(path, key))
     if suffix == ".npy":
         return Rows(np.load(path, allow_pickle=False))
-    if suffix == ".csv":
-        return read_csv(path, columns)
-    if suffix in (".parquet", ".pq"):
-        return read_parquet(path, columns)
+    if is_table(path):
+        table = read_table(path, columns)
+        try:
+            return Rows(table.numbers(), table.names)
+        except DataError as error:
+            raise DataError(f"{path}: {error} (choose columns with --columns)") from None
     if "idx" in path.name or "ubyte" in path.name:
         return Rows(read_idx(path))
     raise DataError(
         f"{path}: unknown kind of file, expected .npz, .npy, .csv, .parquet, an idx file (.gz) or a folder of images"
     )
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn what libraries raise over a bad file into one clear line."""
-    try:
-        yield
-    except DataError:
-        raise
-    except MemoryError as error:
-        raise DataError(f"{path}: the file claims to hold more than fits into memory") from error
-    except Exception as error:  # a damaged file raises whatever its library comes upon
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: cannot be read: {reason}") from error
 
 
 def checked(path: Path, rows: Rows) -> Rows:
@@ -177,102 +163,3 @@ def read_folder(path: Path) -> np.ndarray:
 def size_text(image: np.ndarray) -> str:
     """28 x 28."""
     return " x ".join(str(length) for length in image.shape)
-
-
-def read_csv(path: Path, columns: Sequence[str] | None) -> Rows:
-    """A CSV file with a header, commas, semicolons or tabs; every cell of the chosen columns a number."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        first = file.readline()
-        file.seek(0)
-        delimiter = max(",;\t", key=first.count)
-        return parse_csv(str(path), csv.reader(file, delimiter=delimiter, strict=True), columns)
-
-
-def parse_csv(
-    source: str, lines: Iterator[list[str]], columns: Sequence[str] | None = None, *, exactly: bool = False
-) -> Rows:
-    """Lines of cells, the header first, to numbers.
-
-    Args:
-        source: names the lines in errors, which repeat neither a cell nor a header.
-        columns: those to read, in this order.
-        exactly: no others may be there.
-    """
-    header = [name.strip() for name in next(lines, [])]
-    if not header:
-        raise DataError(f"{source}: is empty, expected a header and rows")
-    if exactly and len(header) > len(columns or header):
-        raise DataError(f"{source}: has {len(header):,} columns, expected {', '.join(columns or ())}")
-    counts = Counter(header)
-    twice = {name for name in header if counts[name] > 1}
-    if twice:
-        place = [position for position, name in enumerate(header, start=1) if name in twice]
-        raise DataError(f"{source}: columns {place[0]} and {place[1]} have the same name")
-    if all(is_number(name) for name in header):
-        raise DataError(f"{source}: line 1 holds numbers, expected a header with the columns' names")
-    chosen = list(columns) if columns is not None else header
-    absent = [name for name in chosen if name not in header]
-    if absent:
-        raise DataError(f"{source}: has no column {absent[0]!r}")
-    picks = [header.index(name) for name in chosen]
-    values: list[list[float]] = []
-    for number, cells in enumerate(lines, start=2):
-        if not cells:
-            continue
-        if len(cells) != len(header):
-            raise DataError(f"{source}: line {number} has {len(cells)} cells, the header has {len(header)}")
-        values.append([number_in(source, number, header[pick], cells[pick]) for pick in picks])
-    return Rows(np.array(values, dtype=np.float64).reshape(len(values), len(picks)), tuple(chosen))
-
-
-def number_in(source: str, line: int, column: str, text: str) -> float:
-    """The number in a cell."""
-    try:
-        number = float(text)
-    except ValueError:
-        what = "an empty cell" if not text.strip() else "text"
-        raise DataError(
-            f"{source}: line {line}, column {column}: {what}, expected a number (choose columns with --columns)"
-        ) from None
-    if "_" in text or not math.isfinite(number):
-        raise DataError(f"{source}: line {line}, column {column}: expected a finite number")
-    return number
-
-
-def is_number(text: str) -> bool:
-    """Whether the text reads as a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def read_parquet(path: Path, columns: Sequence[str] | None) -> Rows:
-    """A Parquet file whose chosen columns are numeric and without nulls; needs the extra vouch[parquet]."""
-    try:
-        from pyarrow import ArrowException
-        from pyarrow import parquet as pq
-    except ImportError as error:
-        raise DataError(f"{path}: reading Parquet needs the extra: pip install 'vouch[parquet]'") from error
-    try:
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        absent = [name for name in columns or () if name not in names]
-        if absent:
-            raise DataError(f"{path}: has no column {absent[0]!r}, it has {', '.join(names)}")
-        table = file.read(columns=list(columns) if columns is not None else None)
-    except ArrowException as error:
-        raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
-    chosen = list(columns) if columns is not None else table.column_names
-    arrays = []
-    for name in chosen:
-        values = table.column(name)
-        if values.null_count:
-            row = values.is_null().to_pylist().index(True)
-            raise DataError(f"{path}: row {row}, column {name!r}: missing, expected a number")
-        array = values.to_numpy()
-        if array.dtype.kind not in "uifb":
-            raise DataError(f"{path}: column {name!r} holds {values.type}, expected numbers (choose with --columns)")
-        arrays.append(array.astype(np.float64))
-    return Rows(np.stack(arrays, axis=1), tuple(chosen))

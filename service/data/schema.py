@@ -6,12 +6,12 @@ it scores the same however it was sent. The network's units are those of its lik
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from service.data.columns import Frozen, LearntColumn
+from service.data.columns import Frozen, LearntColumn, Table
 from service.errors import Fault, InputError
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -33,9 +33,9 @@ class Binary(Frozen):
         """0 and 1, or probabilities, to the input's units."""
         return self.low + (self.high - self.low) * x
 
-    def log_measure(self, rows: np.ndarray) -> np.ndarray:
-        """Masses need no change of units."""
-        return np.zeros(len(rows))
+    def log_measures(self, rows: np.ndarray) -> np.ndarray:
+        """Masses need no change of units: shape (B, D)."""
+        return np.zeros(rows.shape)
 
 
 class Grey(Frozen):
@@ -51,9 +51,9 @@ class Grey(Frozen):
         """[0, 1] to levels."""
         return 255.0 * x
 
-    def log_measure(self, rows: np.ndarray) -> np.ndarray:
-        """Masses need no change of units."""
-        return np.zeros(len(rows))
+    def log_measures(self, rows: np.ndarray) -> np.ndarray:
+        """Masses need no change of units: shape (B, D)."""
+        return np.zeros(rows.shape)
 
 
 class Standard(Frozen):
@@ -72,9 +72,9 @@ class Standard(Frozen):
         """Back to the columns' units."""
         return x * np.array(self.scale) + np.array(self.center)
 
-    def log_measure(self, rows: np.ndarray) -> np.ndarray:
-        """What a log density in the columns' units is more than that of the standardised row: shape (B,), nats."""
-        return np.full(len(rows), -np.log(self.scale).sum())
+    def log_measures(self, rows: np.ndarray) -> np.ndarray:
+        """What a log density in a column's units is more than that of the standardised one: shape (B, D), nats."""
+        return np.broadcast_to(-np.log(self.scale), rows.shape)
 
 
 class Mixed(Frozen):
@@ -82,6 +82,17 @@ class Mixed(Frozen):
 
     kind: Literal["mixed"] = "mixed"
     columns: tuple[LearntColumn, ...]
+
+    def rows(self, table: Table) -> np.ndarray:
+        """A table's rows, shape (B, D), float64.
+
+        Raises:
+            DataError: a column is absent, or holds text where numbers are expected.
+        """
+        chosen = table.only([column.name for column in self.columns])
+        return np.stack(
+            [column.read(cells) for column, cells in zip(self.columns, chosen.columns, strict=True)], axis=1
+        )
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """Rows, shape (B, D), to the network's columns, (B, D'): one for each, two for a number that has atoms."""
@@ -96,15 +107,11 @@ class Mixed(Frozen):
         ]
         return np.stack(parts, axis=-1)
 
-    def log_measure(self, rows: np.ndarray) -> np.ndarray:
-        """What log p(x) is more than that of the network's columns: shape (B,), nats.
+    def log_measures(self, rows: np.ndarray) -> np.ndarray:
+        """What log p(x_j) is more than that of the network's columns: shape (B, D), nats.
 
         Masses stay as they are; a density is multiplied with the column's resolution.
         """
-        return self.log_measures(rows).sum(axis=1)
-
-    def log_measures(self, rows: np.ndarray) -> np.ndarray:
-        """The same for each column, shape (B, D)."""
         parts = [column.log_measure(rows[:, at].astype(np.float64)) for at, column in enumerate(self.columns)]
         return np.stack(parts, axis=1)
 
@@ -138,6 +145,16 @@ class InputSpec(Frozen):
     def column(self, index: int) -> str | int:
         """A column's name, or its position where it has none."""
         return index if self.columns is None else self.columns[index]
+
+    def array(self, table: Table) -> np.ndarray:
+        """A table's rows as numbers, shape (B, D), float64, which `rows` checks; columns are found by their names.
+
+        Raises:
+            DataError: a column is absent, or a cell is not what the model reads there.
+        """
+        if isinstance(self.transform, Mixed):
+            return self.transform.rows(table)
+        return (table if self.columns is None else table.only(self.columns)).numbers()
 
     def rows(self, array: np.ndarray) -> np.ndarray:
         """Check foreign numbers of shape (B, D) or (B, *shape), and cast them to float32 rows, shape (B, D).
@@ -192,6 +209,25 @@ class InputSpec(Frozen):
     def decode(self, x: np.ndarray) -> np.ndarray:
         """The network's units back to the rows' own."""
         return self.transform.decode(x)
+
+    def cells(self, rows: np.ndarray) -> list[list[Any]]:
+        """Rows, shape (B, D), as people have them: numbers, text where a category has that, None for holes."""
+        if not isinstance(self.transform, Mixed):
+            listed: list[list[Any]] = rows.tolist()
+            return listed
+        columns = [column.cells(rows[:, at]) for at, column in enumerate(self.transform.columns)]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def log_measure(self, rows: np.ndarray) -> np.ndarray:
+        """What log p(x) is more in the rows' units than in the network's, shape (B,), nats."""
+        return self.transform.log_measures(rows).sum(axis=1)
+
+    def by_column(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the network's columns that belong to one of the rows': shape (..., D') to (..., D)."""
+        if not isinstance(self.transform, Mixed):
+            return values
+        starts = np.cumsum([0, *self.transform.widths[:-1]])
+        return np.add.reduceat(values, starts, axis=-1)
 
     def expected(self) -> str:
         """The shape of a batch, in words."""

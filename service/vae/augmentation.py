@@ -1,12 +1,14 @@
-"""Random small distortions of training images: what keeps a network that is larger than its data from learning it by heart.
+"""What training does to rows before it shows them.
 
-Only for training, and only for its first part: the last epochs see the rows as they are, so that the model's density is
-that of the data and not of its distortions.
+Random small distortions of images keep a network that is larger than its data from learning it by heart. They are only for
+the first part of training: the last epochs see the rows as they are, so that the model's density is that of the data and
+not of its distortions. Hidden cells teach the encoder to do without any of them; they stay to the end, and change no
+density, since a hidden cell has no term.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from service.vae.likelihoods import uniform_like
 
+MAX_HIDDEN = 0.8  # of a row's cells
 Interpolated = Literal["keep", "threshold", "draw"]
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -48,3 +51,20 @@ def random_affine(height: int, width: int, interpolated: Interpolated, strength:
         return (uniform_like(moved, generator) < moved).to(x.dtype)
 
     return augment
+
+
+def hidden_cells(widths: Sequence[int], share: float) -> Augmentation:
+    """Make holes in a share of the rows, shape (B, D'), at a rate of their own each; the others stay as they are.
+
+    Args:
+        widths: how many of the D' columns belong together and are hidden at once.
+    """
+    owner = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
+
+    def hide(x: Tensor, generator: torch.Generator) -> Tensor:
+        shares = torch.rand((2, len(x), 1), generator=generator, device=generator.device)
+        rate = torch.where(shares[0] < share, MAX_HIDDEN * shares[1], 0.0)
+        cells = torch.rand((len(x), len(widths)), generator=generator, device=generator.device) < rate
+        return x.masked_fill(cells[:, owner.to(cells.device)].to(x.device), torch.nan)
+
+    return hide

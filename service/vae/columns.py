@@ -216,6 +216,18 @@ class Columns(Likelihood):
             return logits
         return in_vectors(torch.exp, logits - self.log_normalizers(logits)[..., self.owner])
 
+    def cell_probabilities(self, output: Tensor, at: int) -> Tensor:
+        """Of the cells of column `at`, a category, shape (..., its cells)."""
+        place = self.categorical_at.tolist().index(at)
+        start = int(self.first_cell[place])
+        return self.probabilities(output)[..., start : start + int(self.cell_counts[place])]
+
+    def number_quantiles(self, output: Tensor, at: int, u: Tensor) -> Tensor:
+        """Quantiles of column `at`, a number, at some probabilities, shape (Q,): (..., Q)."""
+        place = [*self.real_at.tolist(), *self.count_at.tolist()].index(at)
+        wide = u.to(output)[:, None].expand(-1, self.reals + self.counts)  # (Q, R + C)
+        return self.quantile(output[..., None, :], wide)[..., place]
+
     # Its derivatives in the output
 
     def score(self, output: Tensor, x: Tensor) -> Tensor:

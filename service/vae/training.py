@@ -104,8 +104,11 @@ def fit(
     options: FitOptions,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
     augment: Augmentation | None = None,
+    hide: Augmentation | None = None,
 ) -> FitReport:
     """Fit `vae` in place to rows `train`, shape (N, D); keep the weights that are best on `validation`, shape (M, D).
+
+    Rows are augmented in the first part of the fit, and have cells hidden throughout, where that is given.
 
     What is judged and kept is the exponential moving average of the weights. Interrupting (Ctrl-C) keeps the best so far.
 
@@ -118,7 +121,7 @@ def fit(
     generator = torch.Generator(train.device).manual_seed(options.seed)
     with torch.no_grad():
         vae.decoder.output.bias.copy_(vae.likelihood.initial_bias(train))
-    run = Run(vae, options, generator, augment)
+    run = Run(vae, options, generator, augment, hide)
     best, best_weights, best_epoch = None, vae.state_dict(), 0
     stopped: Stopped = "epochs"
     epoch = 0
@@ -148,12 +151,20 @@ def fit(
 class Run:
     """What changes while a network is fitted: the optimizer, the averaged weights and the clock."""
 
-    def __init__(self, vae: VAE, options: FitOptions, generator: torch.Generator, augment: Augmentation | None) -> None:
+    def __init__(
+        self,
+        vae: VAE,
+        options: FitOptions,
+        generator: torch.Generator,
+        augment: Augmentation | None = None,
+        hide: Augmentation | None = None,
+    ) -> None:
         self.vae = vae
         self.average = copy.deepcopy(vae)
         self.options = options
         self.generator = generator
         self.augment = augment
+        self.hide = hide
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=options.learning_rate, foreach=True)
         self.clock = Clock(options)
         self.steps = 0
@@ -165,6 +176,8 @@ class Run:
             fraction = self.clock.fraction(epoch - 1)
             if self.augment is not None and fraction < self.options.augment_share:
                 x = self.augment(x, self.generator)  # noqa: PLW2901  # the row as this step sees it
+            if self.hide is not None:
+                x = self.hide(x, self.generator)  # noqa: PLW2901
             bounds.append(self.step(x, kl_weight(self.options, epoch), fraction, epoch))
             if self.clock.is_over():
                 break

@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 
 from service.data.images import read_image
-from service.data.readers import parse_csv
 from service.data.schema import InputSpec
+from service.data.tables import parsed_table
 from service.errors import DataError, Fault, InputError, MalformedError, MediaTypeError, TooLargeError
 
 NUMBER = "a finite number"
@@ -376,13 +376,13 @@ def parse_table(body: bytes, spec: InputSpec) -> np.ndarray:
     except UnicodeDecodeError:
         raise MalformedError("the body is not UTF-8 text") from None
     try:
-        table = parse_csv(
-            "the body", csv.reader(io.StringIO(text, newline=""), strict=True), spec.columns, exactly=True
-        )
+        table = parsed_table("the body", csv.reader(io.StringIO(text, newline=""), strict=True))
+        if len(table.names) > len(spec.columns):
+            raise InputError(f"the body has {len(table.names):,} columns, expected {', '.join(spec.columns)}")
+        if not len(table):
+            raise InputError("the body has a header and no rows")
+        return spec.array(table)
     except csv.Error:
         raise MalformedError("the body is no CSV table") from None
     except DataError as error:
-        raise InputError(str(error)) from None
-    if not len(table.array):
-        raise InputError("the body has a header and no rows")
-    return table.array
+        raise InputError(f"the body: {error}") from None

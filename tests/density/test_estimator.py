@@ -20,6 +20,7 @@ from service.density.importance import log_likelihood, log_weights
 from service.density.proposals import Diagonal
 from service.density.quasirandom import row_generator, row_points
 from service.errors import CalibrationError
+from service.vae.columns import Real
 from service.vae.network import VAE, Architecture
 from tests.conftest import digits, linear_gaussian
 
@@ -399,3 +400,76 @@ def test_rows_share_a_tile_in_groups_that_divide_the_block(samples):
     group = tiling.group(samples)
     assert tiling.rows % group == 0
     assert group == 1 or group * samples <= 256
+
+
+# Holes
+
+
+def holed(rows, share, seed=0):
+    """The rows with some cells missing, none of them all."""
+    mask = np.random.default_rng(seed).random(rows.shape) < share
+    mask[np.arange(len(rows)), np.arange(len(rows)) % rows.shape[1]] = False
+    return np.where(mask, np.nan, rows).astype(np.float32)
+
+
+def marginal_log_densities(analysis, rows):
+    """log N of the cells that are there, under factor analysis: the exact marginal."""
+    covariance, found = analysis.get_covariance(), []
+    for row in rows.astype(np.float64):
+        there = ~np.isnan(row)
+        found.append(
+            stats.multivariate_normal(analysis.mean_[there], covariance[np.ix_(there, there)]).logpdf(row[there])
+        )
+    return np.array(found)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "columns"])
+def test_a_row_with_holes_has_the_density_of_the_cells_that_are_there(factor_analysis, family):
+    vae = linear_gaussian(factor_analysis.analysis, dtype=torch.float64)
+    vae = vae if family == "gaussian" else as_columns(vae)
+    rows = holed(factor_analysis.rows[:40], 0.3)
+    estimates = estimate(Estimator(), vae, rows)
+    exact = marginal_log_densities(factor_analysis.analysis, rows)
+    assert (np.abs(estimates.log_likelihood - exact) <= 4.0 * estimates.std_error + 1e-4).all()
+    assert estimates.reliable.all()
+
+
+def as_columns(vae):
+    """The same VAE with a likelihood of real columns whose standard deviations do not depend on z."""
+    features = vae.architecture.features
+    columns = (Real(min_std=1e-6),) * features
+    wide = VAE(replace(vae.architecture, likelihood="columns", columns=columns)).double()
+    with torch.no_grad():
+        wide.decoder.output.weight.zero_()
+        wide.decoder.output.weight[:features] = vae.decoder.output.weight
+        wide.decoder.output.bias[:features] = vae.decoder.output.bias
+        wide.decoder.output.bias[features:] = vae.likelihood.std.log()
+        for parameter in wide.encoder.parameters():
+            parameter.zero_()
+    return wide.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def digit_rows(digit_scorer):
+    model = digit_scorer.model
+    return model, model.input.encode(model.input.rows(digits()[:20]))
+
+
+def test_a_row_scores_the_same_in_the_company_of_rows_with_holes(digit_rows):
+    model, x = digit_rows
+    mixed = np.concatenate([holed(x[:20], 0.2), x[:20]])[::-1].copy()
+    together = Estimator().estimate(model.vae, model.codebook, mixed)
+    alone = Estimator().estimate(model.vae, model.codebook, x[:20])
+    assert (together.log_likelihood[:20][::-1] == alone.log_likelihood).all()
+    one_by_one = [
+        Estimator().estimate(model.vae, model.codebook, mixed[at : at + 1]).log_likelihood for at in range(40)
+    ]
+    assert (together.log_likelihood == np.concatenate(one_by_one)).all()
+
+
+def test_estimates_are_told_in_the_units_that_a_row_is_measured_in(digit_rows):
+    model, x = digit_rows
+    measure = np.linspace(-3.0, 3.0, 20)
+    plain = fixed(64).estimate(model.vae, model.codebook, x[:20])
+    moved = fixed(64).estimate(model.vae, model.codebook, x[:20], measure=measure)
+    np.testing.assert_allclose(moved.log_likelihood, plain.log_likelihood + measure, rtol=1e-12)

@@ -1,0 +1,125 @@
+"""Files of named columns to tables: CSV and Parquet, numbers and text, any cell of which may be missing."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from service.data.columns import Table, cells_of, is_number
+from service.errors import DataError
+
+MAX_COLUMNS = 10_000
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file's columns have names."""
+    return path.suffix.lower() in (".csv", ".parquet", ".pq")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what libraries raise over a bad file into one clear line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{path}: the file claims to hold more than fits into memory") from error
+    except Exception as error:  # a damaged file raises whatever its library comes upon
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: cannot be read: {reason}") from error
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> Table:
+    """Read a CSV or Parquet file.
+
+    Args:
+        columns: those to read, in this order; by default all.
+
+    Raises:
+        DataError: not there, not what its name says, or without rows.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    with readable(path):
+        table = csv_table(path, columns) if path.suffix.lower() == ".csv" else parquet_table(path, columns)
+    if not len(table):
+        raise DataError(f"{path}: has a header and no rows, expected some, not empty")
+    return table
+
+
+def csv_table(path: Path, columns: Sequence[str] | None) -> Table:
+    """A CSV file with a header, commas, semicolons or tabs."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        first = file.readline()
+        file.seek(0)
+        delimiter = max(",;\t", key=first.count)
+        return parsed_table(str(path), csv.reader(file, delimiter=delimiter, strict=True), columns)
+
+
+def parsed_table(source: str, lines: Iterator[list[str]], columns: Sequence[str] | None = None) -> Table:
+    """Lines of cells, the header first.
+
+    Args:
+        source: names the lines in errors, which repeat neither a cell nor a header.
+    """
+    header = [name.strip() for name in next(lines, [])]
+    check_header(source, header)
+    chosen = chosen_columns(source, header, columns)
+    picks = [header.index(name) for name in chosen]
+    texts: list[list[str]] = [[] for _ in picks]
+    for number, cells in enumerate(lines, start=2):
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            raise DataError(f"{source}: line {number} has {len(cells)} cells, the header has {len(header)}")
+        for column, pick in zip(texts, picks, strict=True):
+            column.append(cells[pick])
+    return Table(tuple(chosen), tuple(map(cells_of, texts)))
+
+
+def check_header(source: str, header: list[str]) -> None:
+    """Refuse a first line that names no columns."""
+    if not header:
+        raise DataError(f"{source}: is empty, expected a header and rows")
+    if len(header) > MAX_COLUMNS:
+        raise DataError(f"{source}: has {len(header):,} columns, at most {MAX_COLUMNS:,} are read")
+    counts = Counter(header)
+    twice = [place for place, name in enumerate(header, start=1) if counts[name] > 1]
+    if twice:
+        raise DataError(f"{source}: columns {twice[0]} and {twice[1]} have the same name")
+    if all(is_number(name) for name in header):
+        raise DataError(f"{source}: line 1 holds numbers, expected a header with the columns' names")
+
+
+def chosen_columns(source: str, names: Sequence[str], columns: Sequence[str] | None) -> list[str]:
+    """The columns asked for, if they are there; or all."""
+    absent = [name for name in columns or () if name not in names]
+    if absent:
+        raise DataError(f"{source}: has no column {absent[0]!r}")
+    return list(names if columns is None else columns)
+
+
+def parquet_table(path: Path, columns: Sequence[str] | None) -> Table:
+    """A Parquet file; needs the extra vouch[parquet]."""
+    try:
+        from pyarrow import parquet as pq
+    except ImportError as error:
+        raise DataError(f"{path}: reading Parquet needs the extra: pip install 'vouch[parquet]'") from error
+    file = pq.ParquetFile(path)
+    chosen = chosen_columns(str(path), file.schema_arrow.names, columns)
+    table = file.read(columns=chosen)
+    return Table(tuple(chosen), tuple(arrow_cells(table.column(name)) for name in chosen))
+
+
+def arrow_cells(values: object) -> np.ndarray:
+    """A column of Arrow's: numbers as they are, anything else as its text."""
+    cells = values.to_pylist()  # type: ignore[attr-defined]  # pyarrow is an extra, without types
+    if all(cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool)) for cell in cells):
+        return np.array([np.nan if cell is None else float(cell) for cell in cells])
+    return cells_of(["" if cell is None else str(cell) for cell in cells])
