@@ -22,6 +22,9 @@ from service.validity.band import Band
 FEWER_TIMES = 4  # the pilot's smaller number of samples
 DECAYS = (0.5, 3.0)
 GOLDEN_ROWS = 8
+REFERENCE_ROWS = 1_000
+ENOUGH_ROWS = 200
+IMPUTING_DRAWS = 64
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Model:
             checkpoint: called every few milliseconds of work; what it raises ends the estimate.
         """
         x, measure = self.input.encode(rows), self.input.log_measure(rows)
-        return self.estimator.estimate(self.vae, self.codebook, x, pool, band_ends, checkpoint, measure)
+        incomplete = np.isnan(rows).any(axis=1)
+        return self.estimator.estimate(self.vae, self.codebook, x, pool, band_ends, checkpoint, measure, incomplete)
 
     def drawn(self, num: int, seed: int) -> np.ndarray:
         """Rows drawn from the model, shape (num, D), float32, in the units of the training data."""
@@ -84,12 +88,64 @@ class Model:
 
 
 @dataclass(frozen=True)
+class ReferenceRows:
+    """Validation rows beside which rows with holes are judged: `rows`, float32, and which cells were `holes`, both (m, D).
+
+    What was a hole is filled with a draw from p(x_j | the other cells).
+    """
+
+    rows: np.ndarray
+    holes: np.ndarray
+
+    @staticmethod
+    def of(model: Model, rows: np.ndarray) -> ReferenceRows:
+        """Of validation rows, shape (m, D)."""
+        holes = np.isnan(rows)
+        incomplete = holes.any(axis=1)
+        filled = rows.copy()
+        if incomplete.any():
+            filled[incomplete] = np.where(holes[incomplete], imputed(model, rows[incomplete]), rows[incomplete])
+        return ReferenceRows(filled, holes)
+
+    def first(self, count: int) -> ReferenceRows:
+        """The first rows; they come in random order."""
+        return ReferenceRows(self.rows[:count], self.holes[:count])
+
+    def with_holes(self, pattern: np.ndarray) -> np.ndarray:
+        """Rows in which the same cells are missing, by a mask of shape (D,): shape (k, D).
+
+        Those that had all others, where there are enough; otherwise all, with what was filled in.
+        """
+        usable = ~(self.holes & ~pattern).any(axis=1)
+        rows = self.rows[usable] if usable.sum() >= min(ENOUGH_ROWS, len(self.rows)) else self.rows
+        return np.where(pattern, np.float32(np.nan), rows)
+
+
+def imputed(model: Model, rows: np.ndarray) -> np.ndarray:
+    """One draw of x for each row, shape (m, D), from what the model makes of the cells that are there."""
+    x = model.input.encode(rows)
+    generator = torch.Generator().manual_seed(0)
+    drawn = []
+    with torch.inference_mode():
+        for weighted in model.estimator.draws(model.vae, model.codebook, x, IMPUTING_DRAWS):
+            weights = weighted.log_weights[:, : weighted.rows].softmax(dim=0).T.cpu()  # (few, S)
+            picks = torch.multinomial(weights, 1, generator=generator)[:, 0].to(weighted.z.device)
+            output = model.vae.decoder(weighted.z[picks, torch.arange(weighted.rows)])
+            drawn.append(model.vae.likelihood.sample(output, generator).double().cpu().numpy())
+    return model.input.decode(np.concatenate(drawn)).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """Scores of validation rows, ascending, with the band that is the default and the model that gave them."""
+    """Scores of complete validation rows, ascending, with the band that is the default and the model that gave them.
+
+    `reference` holds some of the rows, for models that read rows with holes.
+    """
 
     scores: np.ndarray
     percentiles: tuple[float, float]
     fingerprint: str
+    reference: ReferenceRows | None = None
 
     @staticmethod
     def fit(
@@ -104,7 +160,12 @@ class Calibration:
             CalibrationError: too few rows for the percentiles.
         """
         Band.fit(np.zeros(len(rows)), percentiles)  # too few rows are refused before they are scored
-        return Calibration(np.sort(model.estimates(rows, pool).log_likelihood), percentiles, model.fingerprint)
+        reference = None
+        if model.input.reads_holes:
+            whole = ReferenceRows.of(model, rows)
+            rows, reference = whole.with_holes(np.zeros(rows.shape[1], dtype=bool)), whole.first(REFERENCE_ROWS)
+        scores = np.sort(model.estimates(rows, pool).log_likelihood)
+        return Calibration(scores, percentiles, model.fingerprint, reference)
 
     def band(self, percentiles: tuple[float, float] | None = None) -> Band:
         """The band between the default percentiles, or others."""

@@ -5,6 +5,8 @@ Rows come and go in the units of the training data. Every answer is a frozen dat
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import NormalDist
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.density.estimator import Tiling, go_on, padded, worker_pool
+from service.density.estimator import Estimates, Tiling, go_on, padded, worker_pool
 from service.density.importance import normalized_weights
 from service.density.quasirandom import row_generator
 from service.errors import DamagedModelError, InputError
@@ -24,6 +26,7 @@ from service.store import Published, Store
 from service.validity.band import SIDES, Band, Side, Verdict
 from service.validity.conformal import percentile, two_sided_p_value
 
+MAX_PATTERNS = 256  # of missing cells, whose reference scores are kept in memory
 POSTERIOR_DRAWS = 256  # of z, weighted, that a reconstruction rests on
 
 
@@ -31,7 +34,8 @@ POSTERIOR_DRAWS = 256  # of z, weighted, that a reconstruction rests on
 class Scores:
     """Verdicts on B rows and what they rest on; arrays of shape (B,).
 
-    `khat` is NaN where there is no tail to fit.
+    `khat` is NaN where there is no tail to fit. `missing` counts a row's missing cells. Such a row is judged beside
+    validation rows with the same cells hidden: `low` and `high` are the ends of its own band.
     """
 
     band: Band
@@ -45,6 +49,9 @@ class Scores:
     num_samples: np.ndarray
     percentile: np.ndarray
     p_value: np.ndarray
+    missing: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
     def __len__(self) -> int:
         return len(self.log_likelihood)
@@ -96,7 +103,14 @@ class Manifold:
     means: np.ndarray
 
 
-Answer = Scores | Reconstructions | Encodings
+@dataclass(frozen=True, slots=True)
+class Likelihoods:
+    """log p(x) of B rows and nothing else, nats: shape (B,)."""
+
+    log_likelihood: np.ndarray
+
+
+Answer = Scores | Reconstructions | Encodings | Likelihoods
 A = TypeVar("A", bound=Answer)
 
 
@@ -141,6 +155,8 @@ class Scorer:
         self.band = self.calibration.band()
         self.model.vae.to(device or torch.device("cpu"))
         self.pool = worker_pool(threads) if threads > 1 else None
+        self.by_pattern: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self.patterns = threading.Lock()
 
     @property
     def latents(self) -> int:
@@ -185,22 +201,64 @@ class Scorer:
             CalibrationError: percentiles that the number of validation rows cannot give.
         """
         band = self.band if percentiles is None else self.calibration.band(percentiles)
+        rows = self.rows(rows)
+        holes = np.isnan(rows)
         # Rows stop once clear of the pilot band's ends; this band's are not quite those, and may need a closer look.
-        estimates = self.model.estimates(self.rows(rows), self.pool, (band.low, band.high), checkpoint)
-        log_likelihood = estimates.log_likelihood
+        estimates = self.model.estimates(rows, self.pool, (band.low, band.high), checkpoint)
+        judged = judgements(self.calibration.scores, band, estimates)
+        for pattern in distinct_patterns(holes):
+            chosen = (holes == pattern).all(axis=1)
+            beside = self.reference_scores(pattern, checkpoint)
+            own_band = Band.fit(beside, band.percentiles)
+            for whole, part_of in zip(judged, judgements(beside, own_band, estimates), strict=True):
+                whole[chosen] = part_of[chosen]
+        sides, certain, percentiles_, p_values, low, high = judged
         return Scores(
             band=band,
-            sides=band.sides(log_likelihood),
-            certain=band.certain(log_likelihood, estimates.std_error, estimates.reliable),
+            sides=sides,
+            certain=certain,
             reliable=estimates.reliable,
-            log_likelihood=log_likelihood,
+            log_likelihood=estimates.log_likelihood,
             std_error=estimates.std_error,
             ess=estimates.ess,
             khat=estimates.khat,
             num_samples=estimates.num_samples,
-            percentile=percentile(self.calibration.scores, log_likelihood),
-            p_value=two_sided_p_value(self.calibration.scores, log_likelihood),
+            percentile=percentiles_,
+            p_value=p_values,
+            missing=holes.sum(axis=1),
+            low=low,
+            high=high,
         )
+
+    # Rows with holes
+
+    def unknown_patterns(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The masks of missing cells, shape (D,), among checked rows (B, D) for which there are no reference scores yet."""
+        return [pattern for pattern in distinct_patterns(np.isnan(rows)) if pattern.tobytes() not in self.by_pattern]
+
+    def reference_rows(self, pattern: np.ndarray) -> np.ndarray:
+        """The validation rows beside which rows with such holes are judged, shape (k, D)."""
+        assert self.calibration.reference is not None
+        return self.calibration.reference.with_holes(pattern)
+
+    def remember(self, pattern: np.ndarray, log_likelihood: np.ndarray) -> np.ndarray:
+        """Keep the scores of a pattern's reference rows, shape (k,), in order; the least used are forgotten."""
+        scores: np.ndarray = np.sort(log_likelihood)
+        with self.patterns:
+            self.by_pattern[pattern.tobytes()] = scores
+            while len(self.by_pattern) > MAX_PATTERNS:
+                self.by_pattern.popitem(last=False)
+        return scores
+
+    def reference_scores(self, pattern: np.ndarray, checkpoint: Callable[[], None]) -> np.ndarray:
+        """The scores of validation rows with the same cells hidden, ascending: remembered, or estimated now."""
+        with self.patterns:
+            known = self.by_pattern.get(pattern.tobytes())
+            if known is not None:
+                self.by_pattern.move_to_end(pattern.tobytes())
+                return known
+        estimates = self.model.estimates(self.reference_rows(pattern), self.pool, (), checkpoint)
+        return self.remember(pattern, estimates.log_likelihood)
 
     def reconstruct(self, rows: np.ndarray, draws: int = 0) -> Reconstructions:
         """E[x | z] over p(z | x), by the importance weights, with draws and each column's log p(x_j | z).
@@ -319,6 +377,26 @@ class Scorer:
             full = torch.cat([tile, tile.new_zeros((length - len(tile), tile.shape[1]))])
             outputs.append(self.model.vae.decoder(full)[: len(tile)])
         return torch.cat(outputs)
+
+
+def distinct_patterns(holes: np.ndarray) -> list[np.ndarray]:
+    """The different masks of missing cells among those of B rows, shape (B, D), but for that of complete rows."""
+    if not holes.any():
+        return []
+    return [pattern for pattern in np.unique(holes, axis=0) if pattern.any()]
+
+
+def judgements(sorted_scores: np.ndarray, band: Band, estimates: Estimates) -> tuple[np.ndarray, ...]:
+    """Sides, certain, percentiles, p-values and the band's ends for rows beside validation scores; each of shape (B,)."""
+    log_likelihood = estimates.log_likelihood
+    return (
+        band.sides(log_likelihood),
+        band.certain(log_likelihood, estimates.std_error, estimates.reliable),
+        percentile(sorted_scores, log_likelihood),
+        two_sided_p_value(sorted_scores, log_likelihood),
+        np.full(len(log_likelihood), band.low),
+        np.full(len(log_likelihood), band.high),
+    )
 
 
 def load_scorer(store: Store, name: str | None = None, device: str = "auto", threads: int | None = None) -> Scorer:

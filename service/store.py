@@ -33,7 +33,7 @@ from service.data.columns import Frozen
 from service.data.schema import InputSpec
 from service.density.estimator import Estimator
 from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError, UnavailableError
-from service.model import Calibration, Golden, Model
+from service.model import Calibration, Golden, Model, ReferenceRows
 from service.shelf import MANIFEST, NAME, VERSION, LocalShelf, Shelf, shelf_of
 from service.vae.network import VAE, Architecture
 
@@ -311,6 +311,7 @@ class Store:
                     "scores": torch.from_numpy(calibration.scores),
                     "codebook": torch.from_numpy(model.codebook),
                     **{f"golden.{key}": torch.tensor(array) for key, array in golden.arrays().items()},
+                    **reference_tensors(calibration.reference),
                 },
                 metadata={"fingerprint": calibration.fingerprint},
             ),
@@ -427,6 +428,7 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, np.ndarra
         golden = golden_of({key: tensor.numpy() for key, tensor in tensors.items()})
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         fingerprint = header["__metadata__"]["fingerprint"]
+        reference = reference_of(tensors)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DamagedModelError(f"{card.name}@{card.version}: calibration.safetensors cannot be read") from error
     if scores.shape != (card.calibration.rows,) or not len(scores) or not (np.diff(scores) >= 0).all():
@@ -436,7 +438,21 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, np.ndarra
     shape = (max(1, len(codebook)), card.architecture.latents)
     if codebook.shape != shape or not (np.isfinite(codebook).all() and np.isfinite(scores).all()):
         raise DamagedModelError(f"{card.name}@{card.version}: the codebook does not fit the card")
-    return Calibration(scores, card.calibration.percentiles, fingerprint), codebook, golden
+    return Calibration(scores, card.calibration.percentiles, fingerprint, reference), codebook, golden
+
+
+def reference_tensors(reference: ReferenceRows | None) -> dict[str, torch.Tensor]:
+    """The reference rows of a calibration that has some."""
+    if reference is None:
+        return {}
+    return {"reference.rows": torch.tensor(reference.rows), "reference.holes": torch.tensor(reference.holes)}
+
+
+def reference_of(tensors: dict[str, torch.Tensor]) -> ReferenceRows | None:
+    """And back."""
+    if "reference.rows" not in tensors:
+        return None
+    return ReferenceRows(tensors["reference.rows"].numpy(), tensors["reference.holes"].numpy())
 
 
 def golden_of(tensors: dict[str, np.ndarray]) -> Golden | None:

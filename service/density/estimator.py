@@ -228,27 +228,31 @@ class Estimator:
         band_ends: tuple[float, ...] = (),
         checkpoint: Callable[[], None] = go_on,
         measure: np.ndarray | None = None,
+        incomplete: np.ndarray | None = None,
     ) -> Estimates:
         """Estimate log p(x) for rows in the network's units, shape (B, D); where a cell is NaN, that of the others.
 
         On a CPU a pool's threads share the blocks; a GPU takes one after the other. Rows with holes are judged by bands of
-        their own: they stop at no ends.
+        their own: they stop at no ends, but once they are known to END_TOLERANCE.
 
         Args:
             codes: the latents of the model's codebook, shape (K, L).
             band_ends: of the band that the rows are judged by, nats; for an estimator that has `ends`.
             checkpoint: called every few milliseconds of work; what it raises ends the estimate.
             measure: what log p(x) is more in the units in which ends and estimates are told, shape (B,), nats.
+            incomplete: which rows have missing cells, shape (B,), where NaNs mean other things, too; by default those with
+                any NaN.
         """
         book = codebook_of(vae, codes)
         more = np.zeros(len(x)) if measure is None else measure
         holes = np.isnan(x)
         if holes.any():
             x = np.where(holes, np.float32(np.nan), x)  # NaNs have many bits, of which a row's seed is made
-        incomplete = holes.any(axis=1)
+        if incomplete is None:
+            incomplete = holes.any(axis=1)
         parts = (
             (self, band_ends, np.flatnonzero(~incomplete)),
-            (replace(self, ends=None), (), np.flatnonzero(incomplete)),
+            (replace(self, ends=None, tolerance=max(self.tolerance, END_TOLERANCE)), (), np.flatnonzero(incomplete)),
         )
         length = Tiling.of(vae).rows
         blocks = [

@@ -41,6 +41,8 @@ class Score(msgspec.Struct, omit_defaults=True):
     num_samples: int
     percentile: float
     p_value: float
+    missing: int | msgspec.UnsetType = msgspec.UNSET
+    band: tuple[float, float] | msgspec.UnsetType = msgspec.UNSET
     id: Any = msgspec.UNSET
 
 
@@ -107,6 +109,15 @@ def shaped(rows: np.ndarray, spec: InputSpec) -> np.ndarray:
     return rows.reshape(*rows.shape[:-1], *spec.shape)
 
 
+def presented(rows: np.ndarray, spec: InputSpec) -> Any:
+    """Rows, shape (..., D), for JSON: in the model's input shape, categories by their names."""
+    if not spec.reads_holes:
+        return shaped(rows, spec)
+    if rows.ndim == 2:
+        return spec.cells(rows)
+    return [presented(part, spec) for part in rows]
+
+
 def score_list(scores: Scores, ids: list[Any] | None) -> list[Score]:
     """The scores, row by row."""
     columns = zip(
@@ -121,10 +132,18 @@ def score_list(scores: Scores, ids: list[Any] | None) -> list[Score]:
         scores.num_samples.tolist(),
         scores.percentile.tolist(),
         scores.p_value.tolist(),
+        *holes_of(scores),
         [msgspec.UNSET] * len(scores) if ids is None else [msgspec.UNSET if one is None else one for one in ids],
         strict=True,
     )
     return [Score(*row) for row in columns]
+
+
+def holes_of(scores: Scores) -> tuple[list[Any], list[Any]]:
+    """How many cells each row lacks, and the band that such rows have; nothing for complete rows."""
+    missing = [number or msgspec.UNSET for number in scores.missing.tolist()]
+    ends = zip(missing, scores.low.tolist(), scores.high.tolist(), strict=True)
+    return missing, [msgspec.UNSET if number is msgspec.UNSET else (low, high) for number, low, high in ends]
 
 
 def scores_answer(
@@ -181,7 +200,9 @@ def reconstructions_response(
         return png_response(images.reshape(-1, *spec.shape), columns=images.shape[1])
     rows = [
         {"mean": mean, "draws": drawn, "feature_log_likelihood": feature}
-        for mean, drawn, feature in zip(means, draws, answer.feature_log_likelihood, strict=True)
+        for mean, drawn, feature in zip(
+            presented(answer.mean, spec), presented(answer.draws, spec), answer.feature_log_likelihood, strict=True
+        )
     ]
     return json_response({"model": model, "reconstructions": rows} | ({"warnings": warnings} if warnings else {}))
 
@@ -193,7 +214,12 @@ def samples_response(kind: str, model: ModelId, samples: Samples, spec: InputSpe
         return npy_response(rows, headers)
     if kind == PNG:
         return png_response(rows, None, headers)
-    document = {"model": model, "seed": samples.seed, "latents": samples.latents, "samples": rows}
+    document = {
+        "model": model,
+        "seed": samples.seed,
+        "latents": samples.latents,
+        "samples": presented(samples.samples, spec),
+    }
     return json_response(document, headers)
 
 
@@ -213,7 +239,7 @@ def means_response(kind: str, model: ModelId, means: np.ndarray, spec: InputSpec
     rows = shaped(means, spec)
     if kind == NPY:
         return npy_response(rows)
-    return png_response(rows) if kind == PNG else json_response({"model": model, "means": rows})
+    return png_response(rows) if kind == PNG else json_response({"model": model, "means": presented(means, spec)})
 
 
 def manifold_response(kind: str, model: ModelId, manifold: Manifold, spec: InputSpec) -> Response:
@@ -223,4 +249,6 @@ def manifold_response(kind: str, model: ModelId, manifold: Manifold, spec: Input
         return npy_response(rows)
     if kind == PNG:
         return png_response(rows)
-    return json_response({"model": model, "axes": manifold.axes, "latents": manifold.latents, "means": rows})
+    return json_response(
+        {"model": model, "axes": manifold.axes, "latents": manifold.latents, "means": presented(manifold.means, spec)}
+    )

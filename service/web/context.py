@@ -17,7 +17,7 @@ from starlette.types import Scope
 
 from service.density.estimator import Tiling
 from service.errors import DeadlineError, InputError, MediaTypeError, OverloadedError, TooLargeError
-from service.scorer import Answer, Scorer, Scores, joined, part
+from service.scorer import Answer, Likelihoods, Scorer, Scores, joined, part
 from service.settings import Settings
 from service.web.access import KeyRing
 from service.web.answers import ModelId
@@ -109,11 +109,31 @@ class Service:
             self.drift.add(scorer, scores)
             return scores
 
+        await self.learn_patterns(request, scorer, rows)
         scores = await self.on_rows(request, scorer, rows, compute, (scorer, percentiles))
         self.note(request, scorer, scores)
         if self.shadow is not None:
             self.shadow.compare(self, scorer, rows, scores)
         return scores
+
+    async def learn_patterns(self, request: Request, scorer: Scorer, rows: np.ndarray) -> None:
+        """Score the validation rows beside which rows with holes are judged, where such holes are new.
+
+        It is the request's own work, by cost and by deadline: whoever sends ever new patterns waits, or gets 429.
+        """
+        if not scorer.model.input.reads_holes:
+            return
+        patterns = scorer.unknown_patterns(rows)
+        beside = [scorer.reference_rows(pattern) for pattern in patterns]
+        if beside:
+            self.inference.check_room(scorer.model.row_cost * (len(rows) + sum(map(len, beside))))
+
+        def compute(batch: np.ndarray, checkpoint: Checkpoint) -> Likelihoods:
+            return Likelihoods(scorer.model.estimates(batch, None, (), checkpoint).log_likelihood)
+
+        for pattern, reference in zip(patterns, beside, strict=True):
+            found = await self.on_rows(request, scorer, reference, compute, (scorer, "reference"))
+            scorer.remember(pattern, found.log_likelihood)
 
     async def on_rows(
         self,

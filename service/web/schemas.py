@@ -51,6 +51,10 @@ class ScoreAnswer(Answer):
     num_samples: int
     percentile: float = Field(description="share of validation rows that are less likely, 0 to 100")
     p_value: float = Field(description="two-sided conformal p-value; not the probability that the row is valid")
+    missing: int | None = Field(None, description="missing cells of the row, where it has some")
+    band: tuple[float, float] | None = Field(
+        None, description="ends of its own band: that of validation rows with the same cells missing"
+    )
     id: str | int | float | None = None
 
 
