@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from service.data.columns import Frozen, LearntColumn, Table
+from service.data.columns import CategoryColumn, Frozen, LearntColumn, Table
 from service.errors import Fault, InputError
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -141,6 +141,12 @@ class InputSpec(Frozen):
     def reads_holes(self) -> bool:
         """Whether cells may be missing."""
         return isinstance(self.transform, Mixed)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether some columns hold text."""
+        columns = self.transform.columns if isinstance(self.transform, Mixed) else ()
+        return any(isinstance(column, CategoryColumn) and column.is_text for column in columns)
 
     def column(self, index: int) -> str | int:
         """A column's name, or its position where it has none."""

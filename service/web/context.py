@@ -119,19 +119,23 @@ class Service:
     async def learn_patterns(self, request: Request, scorer: Scorer, rows: np.ndarray) -> None:
         """Score the validation rows beside which rows with holes are judged, where such holes are new.
 
-        It is the request's own work, by cost and by deadline: whoever sends ever new patterns waits, or gets 429.
+        It is the request's own work, by cost and by deadline, and by as much as may wait at a time: whoever sends ever new
+        patterns gets 429, and has fewer new ones when he comes back.
         """
         if not scorer.model.input.reads_holes:
             return
-        patterns = scorer.unknown_patterns(rows)
-        beside = [scorer.reference_rows(pattern) for pattern in patterns]
-        if beside:
-            self.inference.check_room(scorer.model.row_cost * (len(rows) + sum(map(len, beside))))
 
         def compute(batch: np.ndarray, checkpoint: Checkpoint) -> Likelihoods:
             return Likelihoods(scorer.model.estimates(batch, None, (), checkpoint).log_likelihood)
 
-        for pattern, reference in zip(patterns, beside, strict=True):
+        spent = 0
+        for pattern in scorer.unknown_patterns(rows):
+            reference = scorer.reference_rows(pattern)
+            spent += scorer.model.row_cost * len(reference)
+            if spent > self.inference.max_cost and spent > scorer.model.row_cost * len(reference):
+                raise OverloadedError(
+                    "the rows have more new patterns of missing cells than may be learnt at a time", 1.0
+                )
             found = await self.on_rows(request, scorer, reference, compute, (scorer, "reference"))
             scorer.remember(pattern, found.log_likelihood)
 

@@ -19,7 +19,8 @@ def put_examples(document: dict[str, Any], scorer: Scorer) -> None:
     if spec.kind == "image":
         instance = np.rint(rounded).astype(int).reshape(spec.shape).tolist()
     elif spec.columns is not None:
-        instance = dict(zip(spec.columns, rounded.tolist(), strict=True))
+        (cells,) = spec.cells(rounded[None])
+        instance = dict(zip(spec.columns, cells, strict=True))
     bodies: dict[str, Any] = {
         "/score": {"instances": [instance]},
         "/reconstruct": {"instances": [instance]},

@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from service.data.columns import MAX_TEXT, CategoryColumn
 from service.data.images import read_image
-from service.data.schema import InputSpec
+from service.data.schema import InputSpec, Mixed
 from service.data.tables import parsed_table
 from service.errors import DataError, Fault, InputError, MalformedError, MediaTypeError, TooLargeError
 
@@ -117,6 +118,8 @@ def parse_json(body: bytes, spec: InputSpec, max_rows: int) -> tuple[np.ndarray,
 
 def parse_numbers(body: bytes, spec: InputSpec, max_rows: int) -> np.ndarray | None:
     """The instances as an array, if they are lists of numbers of the right length; otherwise None."""
+    if spec.reads_text:
+        return None
     is_nested = len(spec.shape) == 2 and STARTS_NESTED.match(body) is not None
     try:
         if not is_nested:
@@ -207,7 +210,7 @@ def row_of(index: int, instance: Any, spec: InputSpec, faults: list[Fault]) -> l
     if len(cells) != spec.features:
         faults.append(Fault(f"has {len(cells)} features", index, None, f"{spec.features} features"))
         return []
-    return [number_of(index, spec.column(position), cell, faults) for position, cell in enumerate(cells)]
+    return [cell_of(index, spec, position, cell, faults) for position, cell in enumerate(cells)]
 
 
 def named_row(index: int, instance: dict[str, Any], spec: InputSpec, faults: list[Fault]) -> list[float]:
@@ -222,7 +225,24 @@ def named_row(index: int, instance: dict[str, Any], spec: InputSpec, faults: lis
     faults.extend(Fault("the column is absent", index, name, NUMBER) for name in absent)
     if unknown or absent:
         return []
-    return [number_of(index, name, instance[name], faults) for name in spec.columns]
+    return [cell_of(index, spec, position, instance[name], faults) for position, name in enumerate(spec.columns)]
+
+
+def cell_of(row: int, spec: InputSpec, position: int, value: Any, faults: list[Fault]) -> float:
+    """A cell as the number that stands for it; NaN for one that is missing, where the model reads such."""
+    column = spec.column(position)
+    if not isinstance(spec.transform, Mixed):
+        return number_of(row, column, value, faults)
+    learnt = spec.transform.columns[position]
+    if value is None:
+        return math.nan
+    if not isinstance(learnt, CategoryColumn) or not learnt.is_text:
+        return number_of(row, column, value, faults)
+    if isinstance(value, str):
+        return learnt.places.get(value.strip()[:MAX_TEXT], len(learnt.places))
+    if len(faults) < InputError.MAX_FAULTS:
+        faults.append(Fault(kind_of(value), row, column, "text"))
+    return 0.0
 
 
 def number_of(row: int, column: str | int, value: Any, faults: list[Fault]) -> float:
@@ -271,6 +291,8 @@ def is_id(value: Any) -> bool:
 
 def parse_simple_rows(lines: Sequence[bytes], spec: InputSpec) -> np.ndarray | None:
     """Lines that all are lists of numbers of the right length, as an array of shape (B, D); None where one is not."""
+    if spec.reads_text:
+        return None
     try:
         rows = [ROW.decode(line) for line in lines]
     except (msgspec.DecodeError, RecursionError, OverflowError):

@@ -314,7 +314,7 @@ class Instances(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    instances: list[list[float] | list[list[float]] | dict[str, Any]] = Field(min_length=1)
+    instances: list[list[float | str | None] | list[list[float]] | dict[str, Any]] = Field(min_length=1)
 
 
 class Latents(BaseModel):
