@@ -28,6 +28,7 @@ from service.errors import DataError, InputError, VouchError
 if TYPE_CHECKING:
     from service.data.columns import Schema
     from service.data.columns import Table as TableData
+    from service.data.readers import Rows
     from service.data.schema import InputSpec
     from service.density.estimator import SettingName
     from service.scorer import Samples, Scorer, Scores
@@ -221,8 +222,6 @@ def calibrate(
     device: DeviceOption = "auto",
 ) -> None:
     """Calibrate a model on other valid rows, that it was not trained on: publishes a new version, touches no old one."""
-    from service.data.readers import read
-    from service.data.tables import is_table, read_table
     from service.density.estimator import Estimator
     from service.scorer import torch_device
     from service.trainer import recalibrate
@@ -231,7 +230,7 @@ def calibrate(
     published = models.load(models.resolve(model))
     published.model.vae.to(torch_device(device))
     chosen = None if estimator is None else Estimator.of(setting_name(estimator))
-    rows = read_table(data) if is_table(data) else read(data, key)
+    rows = rows_for(published.card.input, data, key)
     pair = None if percentiles is None else percentile_pair(percentiles)
     reference = recalibrate(models, published, rows, chosen, pair)
     card = models.load(reference).card.calibration
@@ -259,7 +258,7 @@ def score(
     if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise DataError(f"{output}: expected a name that ends in .csv or .jsonl")
     scorer = scorer_of(store, model, device)
-    rows = rows_for(scorer, data, key)
+    rows = checked_rows(data, rows_for(scorer.model.input, data, key), scorer)
     band = None if percentiles is None else percentile_pair(percentiles)
     scores = scorer.score(rows[:limit], band)
     text = as_json_lines(scores) if output is not None and output.suffix == ".jsonl" else as_csv(scores)
@@ -408,19 +407,26 @@ def existing(root: str) -> Store:
     return Store(root)
 
 
-def rows_for(scorer: Scorer, path: Path, key: str | None) -> np.ndarray:
-    """A file's rows as the model reads them, shape (B, D); an error names the file."""
-    from service.data.readers import read
+def rows_for(spec: InputSpec, path: Path, key: str | None) -> Rows:
+    """A file's rows, the columns of a table in the model's order; an error names the file."""
+    from service.data.readers import Rows, read
     from service.data.tables import is_table, read_table
 
+    if key is not None or not is_table(path):
+        return read(path, key)
+    table = read_table(path)
     try:
-        if is_table(path) and key is None:
-            return scorer.rows(scorer.model.input.array(read_table(path)))
-        return scorer.rows(read(path, key).array)
+        return Rows(spec.array(table), spec.columns)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def checked_rows(path: Path, rows: Rows, scorer: Scorer) -> np.ndarray:
+    """The file's rows as the model reads them; an error names the file."""
+    try:
+        return scorer.rows(rows.array)
     except InputError as error:
         raise DataError(f"{path}: {one_line(error)}") from error
-    except DataError as error:
-        raise DataError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
 
 
 def schema_of(table: TableData, path: Path | None) -> Schema:
@@ -446,10 +452,12 @@ def schema_of(table: TableData, path: Path | None) -> Schema:
 
 def schema_table(kinds: Schema, data: TableData) -> Table:
     """The kinds of columns, for people."""
+    from service.data.columns import is_missing
+
     shown = Table("column", "kind", "missing", "why")
     for column in kinds.columns:
         cells = data.column(column.name).tolist()
-        missing = sum(cell is None or (isinstance(cell, float) and cell != cell) for cell in cells)  # noqa: PLR0124
+        missing = sum(map(is_missing, cells))
         shown.add_row(column.name, column.kind, f"{100 * missing / len(cells):.1f} %" if missing else "", column.why)
     return shown
 

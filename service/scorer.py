@@ -205,13 +205,13 @@ class Scorer:
         holes = np.isnan(rows)
         # Rows stop once clear of the pilot band's ends; this band's are not quite those, and may need a closer look.
         estimates = self.model.estimates(rows, self.pool, (band.low, band.high), checkpoint)
-        judged = judgements(self.calibration.scores, band, estimates)
+        judged = judgements(self.calibration.scores, band, estimates, slice(None))
         for pattern in distinct_patterns(holes):
             chosen = (holes == pattern).all(axis=1)
             beside = self.reference_scores(pattern, checkpoint)
             own_band = Band.fit(beside, band.percentiles)
-            for whole, part_of in zip(judged, judgements(beside, own_band, estimates), strict=True):
-                whole[chosen] = part_of[chosen]
+            for whole, theirs in zip(judged, judgements(beside, own_band, estimates, chosen), strict=True):
+                whole[chosen] = theirs
         sides, certain, percentiles_, p_values, low, high = judged
         return Scores(
             band=band,
@@ -386,12 +386,14 @@ def distinct_patterns(holes: np.ndarray) -> list[np.ndarray]:
     return [pattern for pattern in np.unique(holes, axis=0) if pattern.any()]
 
 
-def judgements(sorted_scores: np.ndarray, band: Band, estimates: Estimates) -> tuple[np.ndarray, ...]:
-    """Sides, certain, percentiles, p-values and the band's ends for rows beside validation scores; each of shape (B,)."""
-    log_likelihood = estimates.log_likelihood
+def judgements(
+    sorted_scores: np.ndarray, band: Band, estimates: Estimates, rows: slice | np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Sides, certain, percentiles, p-values and the band's ends for some rows beside validation scores: an array each."""
+    log_likelihood = estimates.log_likelihood[rows]
     return (
         band.sides(log_likelihood),
-        band.certain(log_likelihood, estimates.std_error, estimates.reliable),
+        band.certain(log_likelihood, estimates.std_error[rows], estimates.reliable[rows]),
         percentile(sorted_scores, log_likelihood),
         two_sided_p_value(sorted_scores, log_likelihood),
         np.full(len(log_likelihood), band.low),

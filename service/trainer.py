@@ -131,22 +131,22 @@ def standard(rows: np.ndarray, columns: tuple[str, ...] | None) -> Standard:
     return Standard(center=tuple(values.mean(axis=0).tolist()), scale=tuple(scale.tolist()))
 
 
-def network_columns(column: NumberColumn | CategoryColumn, min_std: float) -> list[Column]:
+def network_columns(column: NumberColumn | CategoryColumn) -> list[Column]:
     """What the network sees of a table's column, with its likelihood."""
     if isinstance(column, CategoryColumn):
         return [Categorical(len(column.values), column.unseen)]
     # Which atom it is, or none: there is no other value.
     gate: list[Column] = [Categorical(len(column.atoms) + 1, 0.0)] if column.atoms else []
     if column.kind == "count":
-        return [*gate, Count(column.scale.offset, column.center, column.spread, min_std)]  # type: ignore[union-attr]
+        return [*gate, Count(column.scale.offset, column.center, column.spread, MIN_STD)]  # type: ignore[union-attr]
     # Below half a step of the column a density times the step would be more than a mass can be.
     step = column.resolution / column.spread if isinstance(column.scale, Straight) else 0.0
-    return [*gate, Real(max(min_std, 0.5 * step))]
+    return [*gate, Real(max(MIN_STD, 0.5 * step))]
 
 
 def table_architecture(transform: Mixed, recipe: Recipe) -> Architecture:
     """The network for a table of mixed columns."""
-    columns = tuple(one for column in transform.columns for one in network_columns(column, MIN_STD))
+    columns = tuple(one for column in transform.columns for one in network_columns(column))
     return replace(architecture_of(len(columns), "columns", recipe), columns=columns)
 
 
@@ -308,7 +308,7 @@ def training_record(split: Split, options: FitOptions, report: FitReport, data_d
 def recalibrate(
     store: Store,
     published: Published,
-    data: Rows | Table,
+    data: Rows,
     estimator: Estimator | None = None,
     percentiles: tuple[float, float] | None = None,
 ) -> Reference:
@@ -317,8 +317,7 @@ def recalibrate(
     A random tenth of the rows are the pilot rows; the rest calibrate.
     """
     old = published.model
-    array = old.input.array(data) if isinstance(data, Table) else data.array
-    rows = old.input.rows(array)
+    rows = old.input.rows(data.array)
     order = np.random.default_rng(0).permutation(len(rows))
     pilot, rest = np.split(order, [round(PILOT_SHARE * len(rows))])
     model, calibration = calibrated(

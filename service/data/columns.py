@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,7 +24,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.errors import DataError
 
 Kind = Literal["real", "positive", "count", "binary", "ordinal", "category", "ignored"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none", "-"})
 MAX_CELLS = 256  # values of a category that have a place of their own: those that come most often
 MAX_TEXT = 200  # characters of a category's value; longer ones are cut
@@ -72,7 +71,7 @@ class Table:
         """
         for name, cells in zip(self.names, self.columns, strict=True):
             for row, cell in enumerate(cells.tolist()):
-                if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+                if is_missing(cell):
                     raise DataError(f"row {row}, column {name}: missing, expected a number")
                 if isinstance(cell, str) and not is_number(cell):
                     raise DataError(f"row {row}, column {name}: text, expected a number")
@@ -104,11 +103,10 @@ class Table:
             raise DataError(f"has no column {absent[0]!r}")
         return Table(tuple(names), tuple(map(self.column, names)))
 
-    @staticmethod
-    def of_array(array: np.ndarray, names: Sequence[str] | None = None) -> Table:
-        """An array of numbers, shape (N, D); columns without names are called by their positions."""
-        names = names or [str(position) for position in range(array.shape[1])]
-        return Table(tuple(names), tuple(array.astype(np.float64).T))
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell of a table is a hole."""
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
 
 def is_number(text: str) -> bool:
@@ -354,12 +352,7 @@ class NumberColumn(Frozen):
 
     def atom(self, values: np.ndarray) -> np.ndarray:
         """Which atom each value is, or how many there are: shape (B,), int."""
-        equal = values[:, None].astype(np.float32) == np.array(self.atoms, np.float32)
-        return (
-            np.where(equal.any(axis=1), equal.argmax(axis=1), len(self.atoms))
-            if self.atoms
-            else np.zeros(len(values), int)
-        )
+        return place_among(self.atoms, values)
 
     def decode(self, x: np.ndarray) -> np.ndarray:
         """The network's columns, shape (..., width), to values, shape (...)."""
@@ -384,8 +377,7 @@ class NumberColumn(Frozen):
         if self.kind == "count":
             return np.zeros(len(values))
         measure = self.scale.log_slope(values) - math.log(self.spread) + math.log(self.resolution)
-        is_number = ~np.isnan(values) & (self.atom(values) == len(self.atoms)) if self.atoms else ~np.isnan(values)
-        return np.where(is_number, measure, 0.0)
+        return np.where(~np.isnan(values) & (self.atom(values) == len(self.atoms)), measure, 0.0)
 
 
 class CategoryColumn(Frozen):
@@ -421,8 +413,7 @@ class CategoryColumn(Frozen):
         if self.is_text:
             place = np.where((values >= 0) & (values < len(self.values)), values, len(self.values))
         else:
-            equal = values[:, None].astype(np.float32) == np.array(self.values, np.float32)
-            place = np.where(equal.any(axis=1), equal.argmax(axis=1), len(self.values))
+            place = place_among(self.values, values)
         return np.where(np.isnan(values), np.nan, place)[:, None]
 
     def decode(self, x: np.ndarray) -> np.ndarray:
@@ -446,6 +437,14 @@ class CategoryColumn(Frozen):
     def places(self) -> dict[str, int]:
         """Each text's place."""
         return {str(value): place for place, value in enumerate(self.values)}
+
+
+def place_among(known: Sequence[Any], values: np.ndarray) -> np.ndarray:
+    """At which place each value, shape (B,), is among the known numbers; how many there are, for others."""
+    if not known:
+        return np.zeros(len(values), dtype=int)
+    equal = values[:, None].astype(np.float32) == np.array(known, np.float32)
+    return np.where(equal.any(axis=1), equal.argmax(axis=1), len(known))
 
 
 def plain(value: float) -> float | int:
@@ -481,7 +480,7 @@ def learnt(column: ColumnKind, cells: np.ndarray) -> NumberColumn | CategoryColu
 def learnt_category(column: ColumnKind, cells: np.ndarray) -> CategoryColumn:
     """A binary, ordinal or categorical column."""
     is_text = cells.dtype == object
-    there = [cell for cell in cells.tolist() if cell is not None and not (isinstance(cell, float) and math.isnan(cell))]
+    there = [cell for cell in cells.tolist() if not is_missing(cell)]
     if not there:
         raise DataError(f"column {column.name!r} has no value in the training rows: ignore it")
     values, counts = np.unique(np.array(there, dtype=object if is_text else np.float32), return_counts=True)

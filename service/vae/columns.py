@@ -216,17 +216,15 @@ class Columns(Likelihood):
             return logits
         return in_vectors(torch.exp, logits - self.log_normalizers(logits)[..., self.owner])
 
-    def cell_probabilities(self, output: Tensor, at: int) -> Tensor:
-        """Of the cells of column `at`, a category, shape (..., its cells)."""
+    def cells_of(self, at: int) -> slice:
+        """Where the cells of column `at`, a category, are among all."""
         place = self.categorical_at.tolist().index(at)
         start = int(self.first_cell[place])
-        return self.probabilities(output)[..., start : start + int(self.cell_counts[place])]
+        return slice(start, start + int(self.cell_counts[place]))
 
-    def number_quantiles(self, output: Tensor, at: int, u: Tensor) -> Tensor:
-        """Quantiles of column `at`, a number, at some probabilities, shape (Q,): (..., Q)."""
-        place = [*self.real_at.tolist(), *self.count_at.tolist()].index(at)
-        wide = u.to(output)[:, None].expand(-1, self.reals + self.counts)  # (Q, R + C)
-        return self.quantile(output[..., None, :], wide)[..., place]
+    def number_of(self, at: int) -> int:
+        """Where column `at`, a number, is among those of `quantile`."""
+        return [*self.real_at.tolist(), *self.count_at.tolist()].index(at)
 
     # Its derivatives in the output
 
@@ -299,7 +297,8 @@ class Columns(Likelihood):
 
     def mean(self, output: Tensor) -> Tensor:
         """The middle of each column: a mean, a median of a count, the likeliest category; shape (..., D)."""
-        return self.middle(output, self.probabilities(output))
+        half = torch.full_like(output[..., : self.reals + self.counts], 0.5)
+        return torch.cat([self.quantile(output, half), self.likeliest(self.logits(output))], dim=-1)[..., self.order]
 
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """One draw of x given z, shape (..., D)."""
@@ -307,11 +306,6 @@ class Columns(Likelihood):
         exponential = -uniform_like(self.logits(output), generator).clamp(1e-12).log()
         races = self.logits(output) - exponential.clamp(min=1e-30).log()
         return torch.cat([numbers, self.likeliest(races)], dim=-1)[..., self.order]
-
-    def middle(self, output: Tensor, probabilities: Tensor) -> Tensor:
-        """`mean`, for categories of some probabilities, shape (..., K)."""
-        half = torch.full_like(output[..., : self.reals + self.counts], 0.5)
-        return torch.cat([self.quantile(output, half), self.likeliest(probabilities)], dim=-1)[..., self.order]
 
     def quantile(self, output: Tensor, u: Tensor) -> Tensor:
         """Quantiles of the numbers, shape (..., R + C), real columns first; a count's is one."""

@@ -33,7 +33,7 @@ class Architecture:
     activation: ActivationName = "gated"
     likelihood: LikelihoodName = "bernoulli"
     min_std: float = 0.05
-    columns: tuple[Column, ...] = field(default=(), repr=False)
+    columns: tuple[Column, ...] = field(default=(), repr=False)  # or networks without any had other fingerprints
 
 
 @dataclass(frozen=True, slots=True)

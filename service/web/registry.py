@@ -123,10 +123,12 @@ class Registry:
                 if found == self.found and not self.held_back:
                     return
                 self.hold_back(self.load_targets(found))
+            except VouchError as error:
+                self.hold_back({STORE: str(error)})
+                return
             except Exception as error:  # whoever follows the store goes on doing so
-                if not isinstance(error, VouchError):
-                    log.exception("the store cannot be followed")
-                self.hold_back({STORE: str(error) if isinstance(error, VouchError) else type(error).__name__})
+                log.exception("the store cannot be followed")
+                self.hold_back({STORE: type(error).__name__})
                 return
             self.catalog = self.merged(found)
             self.found = found
