@@ -212,7 +212,7 @@ def plain_estimates(model: Model, rows: np.ndarray, draws: int, chunk: int = 128
                 shape = (min(chunk, draws - start), len(row), vae.architecture.latents)
                 z = posterior.sample(torch.randn(shape, generator=generator))
                 given = vae.likelihood.log_prob(vae.decoder(z), row).sum(dim=-1, dtype=torch.float64)
-                weights.append(given + vae.prior().log_prob(z) - posterior.log_prob(z))
+                weights.append(given + vae.prior.log_prob(z.double()) - posterior.log_prob(z))
             totals.append(log_likelihood(torch.cat(weights)))
     return torch.cat(totals).numpy()
 

@@ -180,7 +180,7 @@ def grid_log_likelihood(scorer: Scorer, rows: np.ndarray, points: int) -> np.nda
             z = torch.stack([first.expand(points), axis], dim=1)
             logits = vae.decoder(z)
             given = logits @ x.mT - torch.nn.functional.softplus(logits).sum(dim=-1, keepdim=True)  # (points, B)
-            lines.append((given.double() + vae.prior().log_prob(z)[:, None]).logsumexp(dim=0))
+            lines.append((given.double() + vae.prior.log_prob(z.double())[:, None]).logsumexp(dim=0))
     cell = 2 * math.log(2 * GRID_REACH / (points - 1))
     return (torch.stack(lines).logsumexp(dim=0) + cell).numpy()
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from service.density.estimator import SettingName
     from service.scorer import Samples, Scorer, Scores
     from service.store import Reference, Store
+    from service.trainer import PriorName
     from service.vae.network import ActivationName, LikelihoodName
     from service.vae.training import FitReport, Progress
 
@@ -113,6 +114,13 @@ def train(
         str | None, typer.Option(help="widths of the hidden layers, such as 400,400; '' for none")
     ] = None,
     activation: Annotated[str, typer.Option(help="silu, gated or tanh")] = "silu",
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            help="normal, mixture (of normals) or auto: that of the better validation bound; "
+            "default: auto for tables, else normal"
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="most passes over the rows; default: from the data")] = None,
     minutes: Annotated[float | None, typer.Option(help="most time to spend")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="epochs without a better bound that end the fit")] = None,
@@ -151,6 +159,7 @@ def train(
         latents=latents,
         hidden=None if hidden is None else widths(hidden),
         activation=activation_name(activation),
+        prior=prior_name(prior or ("auto" if is_mixed else "normal")),
         fit=FitOptions(
             epochs=epochs,
             minutes=minutes,
@@ -501,6 +510,14 @@ def activation_name(text: str) -> ActivationName:
         case "gated" | "silu" | "tanh":
             return text
     raise DataError("--activation: expected gated, silu or tanh")
+
+
+def prior_name(text: str) -> PriorName:
+    """One of the priors."""
+    match text:
+        case "normal" | "mixture" | "auto":
+            return text
+    raise DataError("--prior: expected normal, mixture or auto")
 
 
 def setting_name(text: str) -> SettingName:

@@ -60,8 +60,8 @@ class Model:
     def drawn(self, num: int, seed: int) -> np.ndarray:
         """Rows drawn from the model, shape (num, D), float32, in the units of the training data."""
         generator = torch.Generator().manual_seed(seed)
-        z = torch.randn((num, self.vae.architecture.latents), generator=generator)
         with torch.inference_mode():
+            z = self.vae.prior.draw(num, generator)
             output = self.vae.decoder(z.to(self.vae.device, self.vae.dtype))
             x = self.vae.likelihood.sample(output, generator).double().cpu().numpy()
         rows = self.input.decode(x)
@@ -77,8 +77,9 @@ class Model:
         """sha256 of everything that a score depends on: architecture, weights, input and estimator."""
         architecture = self.vae.architecture
         content = hashlib.sha256(repr((architecture, self.estimator)).encode())
-        if architecture.columns:
-            content.update(repr(architecture.columns).encode())
+        for later in (architecture.columns, architecture.prior_components):
+            if later:
+                content.update(repr(later).encode())
         content.update(self.input.model_dump_json().encode())
         content.update(np.ascontiguousarray(self.codebook, dtype=np.float32).tobytes())
         for name, tensor in sorted(self.vae.state_dict().items()):

@@ -9,7 +9,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from statistics import NormalDist
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -23,6 +22,7 @@ from service.errors import DamagedModelError, InputError
 from service.expectation import expected_rows
 from service.settings import cpu_quota
 from service.store import Published, Store
+from service.vae.prior import base_points
 from service.validity.band import SIDES, Band, Side, Verdict
 from service.validity.conformal import percentile, two_sided_p_value
 
@@ -305,8 +305,8 @@ class Scorer:
     def sample(self, num: int, seed: int, of: str = "observation") -> Samples:
         """Ancestral samples: z from the prior, then x given z (`observation`) or E[x | z] (`mean`)."""
         generator = torch.Generator().manual_seed(seed)
-        latents = torch.randn((num, self.latents), generator=generator)
         with torch.inference_mode():
+            latents = self.model.vae.prior.draw(num, generator)
             output = self.decoded(latents.to(self.model.vae.device, self.model.vae.dtype))
             if of == "mean":
                 return Samples(seed, latents.double().numpy(), self.means(output))
@@ -354,18 +354,15 @@ class Scorer:
         return means
 
     def manifold(self, size: int, axes: tuple[int, int] = (0, 1)) -> Manifold:
-        """E[x | z] over a grid of prior quantiles u = (i + 0.5) / size of two latents, the others 0.
+        """E[x | z] over a grid of prior quantiles u = (i + 0.5) / size of two latents, the others at their means.
 
-        The first axis runs along a row, the second from row to row.
+        The first axis runs along a row, the second from row to row, given the first where they depend on each other.
         """
         if self.latents < 2:
             raise InputError("the model has one latent, a manifold needs two")
         if axes[0] == axes[1] or not all(0 <= axis < self.latents for axis in axes):
             raise InputError(f"axes are two different latents from 0 to {self.latents - 1}")
-        quantiles = [NormalDist().inv_cdf((i + 0.5) / size) for i in range(size)]
-        latents = np.zeros((size * size, self.latents))
-        latents[:, axes[0]] = np.tile(quantiles, size)
-        latents[:, axes[1]] = np.repeat(quantiles, size)
+        latents = self.model.vae.prior.plane(axes, base_points(size)).numpy()
         return Manifold(axes, latents, self.decode(latents))
 
     def decoded(self, z: Tensor) -> Tensor:

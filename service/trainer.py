@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,16 +28,20 @@ from service.vae.network import VAE, ActivationName, Architecture, LikelihoodNam
 from service.vae.training import FitOptions, FitReport, Progress, fit
 from service.validity.band import Band
 
+PriorName = Literal["normal", "mixture", "auto"]
 MIN_TRAINING_ROWS = 10
 PILOT_SHARE = 0.1
 MIN_STD = 0.05  # of a standardised column, given z
+MIXTURE_COMPONENTS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What a user may choose about a model; None means: from the data.
 
-    `hide` is the share of a table's training rows that have cells hidden, so that any may be missing later.
+    `hide` is the share of a table's training rows that have cells hidden, so that any may be missing later. The prior
+    `auto` fits a network with each, within the same minutes, and keeps the one with the better bound on the validation
+    rows.
     """
 
     likelihood: LikelihoodName | None = None
@@ -44,6 +49,7 @@ class Recipe:
     latents: int | None = None
     hidden: tuple[int, ...] | None = None
     activation: ActivationName = "silu"
+    prior: PriorName = "normal"
     fit: FitOptions = FitOptions()
     estimator: Estimator = Estimator()
     augment: float = 0.0
@@ -243,12 +249,7 @@ def fit_and_publish(
     data_digest: str,
 ) -> tuple[Reference, FitReport]:
     """Fit a network to rows of known units, calibrate and publish it."""
-    torch.manual_seed(recipe.fit.seed)  # the layers' initial weights have no generator of their own
-    vae = VAE(architecture)
-    rows, judged = network_rows(spec, split.train), network_rows(spec, split.validation)
-    augment = augmentation_of(spec, split.train, recipe)
-    hide = hidden_cells(spec.transform.widths, recipe.hide) if isinstance(spec.transform, Mixed) else None
-    report = fit(vae, rows, judged, recipe.fit, on_epoch, augment, hide)
+    vae, report, bounds = fitted(spec, split, architecture, recipe, on_epoch)
     model, calibration = calibrated(
         vae.eval().requires_grad_(False),
         spec,
@@ -262,11 +263,39 @@ def fit_and_publish(
         name,
         model,
         calibration,
-        training=training_record(split, recipe.fit, report, data_digest),
+        training=training_record(split, recipe.fit, report, data_digest) | {"validation_bounds": bounds},
         calibration_data={"digest": data_digest, "rows": len(split.calibration), "held_back": True},
         description=description,
     )
     return reference, report
+
+
+def fitted(
+    spec: InputSpec, split: Split, architecture: Architecture, recipe: Recipe, on_epoch: Callable[[Progress], None]
+) -> tuple[VAE, FitReport, dict[str, float]]:
+    """The network with the better prior, how its fit went, and the validation bound with each prior that was tried."""
+    rows, judged = network_rows(spec, split.train), network_rows(spec, split.validation)
+    augment = augmentation_of(spec, split.train, recipe)
+    hide = hidden_cells(spec.transform.widths, recipe.hide) if isinstance(spec.transform, Mixed) else None
+    priors = ("normal", "mixture") if recipe.prior == "auto" else (recipe.prior,)
+    minutes = None if recipe.fit.minutes is None else recipe.fit.minutes / len(priors)
+    tried: dict[str, tuple[VAE, FitReport]] = {}
+    for at, prior in enumerate(priors):
+        torch.manual_seed(recipe.fit.seed)  # the layers' initial weights have no generator of their own
+        vae = VAE(replace(architecture, prior_components=MIXTURE_COMPONENTS if prior == "mixture" else 0))
+        told = partial(tell_part, on_epoch, at, len(priors))
+        tried[prior] = vae, fit(vae, rows, judged, replace(recipe.fit, minutes=minutes), told, augment, hide)
+        if tried[prior][1].stopped == "interrupted":
+            break
+    bounds = {prior: report.validation.bound for prior, (_, report) in tried.items()}
+    best = max(bounds, key=lambda prior: bounds[prior])
+    return *tried[best], bounds
+
+
+def tell_part(on_epoch: Callable[[Progress], None], part: int, parts: int, progress: Progress) -> None:
+    """Tell of an epoch of one of several fits that follow each other."""
+    left_s = progress.seconds_left + (parts - part - 1) * (progress.seconds_left / max(1e-9, 1.0 - progress.fraction))
+    on_epoch(replace(progress, fraction=(part + progress.fraction) / parts, seconds_left=left_s))
 
 
 def augmentation_of(spec: InputSpec, rows: np.ndarray, recipe: Recipe) -> Augmentation | None:

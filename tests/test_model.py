@@ -66,7 +66,7 @@ def test_the_codebook_finds_what_the_rows_came_from(digit_scorer):
     with torch.no_grad():
         plain = torch.stack(
             [model.vae.likelihood.log_prob(model.vae.decoder(book.latents), row).sum(-1).double() for row in x]
-        ) + model.vae.prior().log_prob(book.latents)
+        ) + model.vae.prior.log_prob(book.latents.double())
     difference = book.log_joint(x) - plain
     torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), atol=1e-3, rtol=0)
 

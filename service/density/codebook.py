@@ -36,10 +36,10 @@ def build(vae: VAE, x: np.ndarray) -> np.ndarray:
         rows = torch.from_numpy(np.ascontiguousarray(encodings)).to(vae.device, vae.dtype)
         mean = vae.posterior(rows).mean.double().cpu() if len(rows) else torch.zeros((0, latents), dtype=torch.float64)
     count = size - len(mean)
-    engine = torch.quasirandom.SobolEngine(latents, scramble=True, seed=0)
-    normal = normal_quantile(engine.draw(count, dtype=torch.float64).clamp(1e-9, 1 - 1e-9))
-    normal[count // 2 :] *= WIDER
-    codes: np.ndarray = torch.cat([mean, normal]).numpy().astype(np.float32)
+    points = torch.quasirandom.SobolEngine(latents + 1, scramble=True, seed=0).draw(count, dtype=torch.float64)
+    prior = vae.prior.placed(normal_quantile(points[:, :latents].clamp(1e-9, 1 - 1e-9)), points[:, latents])
+    prior[count // 2 :] *= WIDER
+    codes: np.ndarray = torch.cat([mean, prior]).numpy().astype(np.float32)
     return codes
 
 
@@ -52,7 +52,7 @@ class Codebook:
             self.latents = torch.from_numpy(latents).to(vae.device, vae.dtype)
             output = torch.cat([vae.decoder(part) for part in self.latents.split(256)])  # (K, D)
             self.slope, self.offset = vae.likelihood.linear_in_traits(output)
-            self.offset = self.offset + vae.prior().log_prob(self.latents)
+            self.offset = self.offset + vae.prior.log_prob(self.latents.double())
             is_dense = vae.architecture.latents <= FEW_LATENTS and len(latents) > NEIGHBOURS
             self.neighbours = nearest(self.latents, NEIGHBOURS) if is_dense else None
 

@@ -387,7 +387,7 @@ class Block:
         """Draws of z for some rows and their log weights, a tile of decoder evaluations at a time."""
         proposal, given = self.proposal.select(index), self.given.select(index)
         z = proposal.sample(points).to(self.vae.dtype)  # (S, B, L)
-        log_ratio = self.vae.prior().log_prob(z) - proposal.log_prob(z)
+        log_ratio = self.vae.prior.log_prob(z.double()) - proposal.log_prob(z)
         per_tile = max(1, self.tiling.evaluations // z.shape[1])
         # Fixed shapes, whatever the number of samples.
         log_conditional = [given.log_prob(zero_padded(tile, per_tile))[: len(tile)] for tile in z.split(per_tile)]
@@ -521,7 +521,7 @@ class Block:
 def differentiable_log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
     """log p(x, z) for rows x, shape (B, D), and z of shape (S, B, L), the plain way: shape (S, B), float64."""
     output = vae.decoder(z.to(vae.dtype))
-    return vae.likelihood.log_prob(output, x).sum(dim=-1, dtype=torch.float64) + vae.prior().log_prob(z)
+    return vae.likelihood.log_prob(output, x).sum(dim=-1, dtype=torch.float64) + vae.prior.log_prob(z.double())
 
 
 def margin(std_error: float, reliable: bool, remaining: float) -> float:

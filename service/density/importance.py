@@ -27,7 +27,7 @@ def log_weights(vae: VAE, x: Tensor, proposal: Proposal, points: Points) -> Tens
     """
     z = proposal.sample(points).to(vae.dtype)  # (S, B, L)
     log_conditional = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1, dtype=torch.float64)
-    return log_conditional + vae.prior().log_prob(z) - proposal.log_prob(z)
+    return log_conditional + vae.prior.log_prob(z.double()) - proposal.log_prob(z)
 
 
 def log_likelihood(log_weights: Tensor) -> Tensor:

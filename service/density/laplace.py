@@ -1,9 +1,10 @@
 """Where a row's posterior has its mass: a search for a mode, and a bent normal around it.
 
-    H = I - d^2 log p(x | z) / dz^2                          the precision of p(z | x) at a mode
+    H = -d^2 log p(z) / dz^2 - d^2 log p(x | z) / dz^2       the precision of p(z | x) at a mode
     z <- z + t H^{-1} grad_z log p(x, z)                     Newton's step, with the t that raises log p(x, z) most
 
-Beside it the Gauss-Newton step is tried, with the Fisher information for the Hessian: it is never indefinite. Around the
+Beside it the Gauss-Newton step is tried, with the Fisher information for the Hessian and the prior's positive part: it is
+never indefinite. Around the
 mode, in the axes in which H is the identity, a gradient a little way out along an axis k tells the third derivatives
 T_kkj for all j. To first order they move the posterior's mean away from its mode,
 
@@ -31,8 +32,8 @@ GAUSS_NEWTON_SIZES = (1.0, 0.3)
 QUASI_NEWTON_SIZES = (1.0,)
 SHORTER = 0.3  # what is left of a step that did not lead up
 REACH = 0.75  # standard deviations from the mode, where gradients are taken
-MIN_PRECISION = 0.25  # of an axis; the prior alone has 1
-INACTIVE = 0.05  # of the prior's precision: an axis of which the row says less is a prior's
+MIN_PRECISION = 0.25  # of an axis; a standard normal has 1
+INACTIVE = 0.05  # of a standard normal's precision: an axis of which the row says less is the prior's
 MAX_BEND = 1.0
 MAX_SHIFT = 2.0  # standard deviations on an axis
 MAX_SKEW = 0.4
@@ -125,7 +126,7 @@ class Mode:
 
 def log_joint(vae: VAE, given: Conditional, z: Tensor) -> Tensor:
     """log p(x, z) for z of shape (S, N, L): shape (S, N), float64, finite."""
-    value = given.log_prob(z) + vae.prior().log_prob(z)
+    value = given.log_prob(z) + vae.prior.log_prob(z.double())
     return value.nan_to_num(-1e300, -1e300, -1e300)
 
 
@@ -151,9 +152,10 @@ def newton(sites: Sites) -> tuple[Sites, Tensor]:
     derivatives = curvature(sites.vae, sites.x, sites.z)
     # Where rounding has the last word even in the Fisher information (a row of 1e30), no step is taken.
     no_step = 1e150 * torch.eye(sites.z.shape[-1], dtype=torch.float64, device=sites.z.device)
-    expected = cholesky(derivatives.fisher, no_step)
-    observed = cholesky(derivatives.hessian, expected)
-    uphill = uphill_at(sites, derivatives.gradient)
+    prior = sites.vae.prior.bend(sites.z)
+    expected = cholesky(prior.positive + finite(derivatives.fisher), no_step)
+    observed = cholesky(prior.hessian + finite(derivatives.hessian), expected)
+    uphill = (derivatives.gradient + prior.gradient).nan_to_num(0.0, 0.0, 0.0)
     steps = [by_matrix(solved, uphill[..., None], factor)[0][..., 0] for factor in (observed, expected)]
     tried = [along(sites, step, sizes) for step, sizes in zip(steps, (NEWTON_SIZES, GAUSS_NEWTON_SIZES), strict=True)]
     return sites.best_of(torch.cat(tried)), by_matrix(inverted, observed)[0]
@@ -163,11 +165,11 @@ def quasi_newton(sites: Sites, covariance: Tensor, steps: int) -> Sites:
     """Steps by a covariance, shape (N, L, L), that learns from the gradients (BFGS; Nocedal and Wright, 2006)."""
     if not steps:
         return sites
-    uphill = uphill_at(sites, gradient(sites.vae, sites.x, sites.z))
+    uphill = uphill_at(sites)
     for number in range(steps):
         moved = sites.best_of(along(sites, mapped(covariance, uphill[None])[0], QUASI_NEWTON_SIZES))
         if number < steps - 1:
-            slope = uphill_at(moved, gradient(moved.vae, moved.x, moved.z))
+            slope = uphill_at(moved)
             stuck = (moved.z == sites.z).all(dim=-1)[:, None, None]
             covariance = updated(covariance, (moved.z - sites.z).double(), uphill - slope)
             covariance = torch.where(stuck, SHORTER * covariance, covariance)
@@ -207,15 +209,15 @@ def inverted(factor: Tensor) -> tuple[Tensor]:
     return (torch.cholesky_inverse(factor),)
 
 
-def uphill_at(sites: Sites, slope: Tensor) -> Tensor:
-    """The gradient of log p(x, z), shape (N, L), from that of log p(x | z)."""
-    return (slope - sites.z.double()).nan_to_num(0.0, 0.0, 0.0)
+def uphill_at(sites: Sites) -> Tensor:
+    """The gradient of log p(x, z), shape (N, L)."""
+    slope = gradient(sites.vae, sites.x, sites.z) + sites.vae.prior.slope(sites.z)
+    return slope.nan_to_num(0.0, 0.0, 0.0)
 
 
-def cholesky(information: Tensor, otherwise: Tensor) -> Tensor:
-    """The Cholesky factor of I + information, shape (N, L, L), or another where there is none."""
-    identity = torch.eye(information.shape[-1], dtype=information.dtype, device=information.device)
-    factor, failed = by_matrix(torch.linalg.cholesky_ex, identity + finite(information))
+def cholesky(precision: Tensor, otherwise: Tensor) -> Tensor:
+    """The Cholesky factor of a precision, shape (N, L, L), or another where there is none."""
+    factor, failed = by_matrix(torch.linalg.cholesky_ex, precision)
     # Rounding may have the last word (a row of 1e30): no diagonal entry is then a number above 0.
     usable = (failed == 0) & (torch.diagonal(factor, dim1=-2, dim2=-1) > 0).all(dim=-1)
     return torch.where(usable[:, None, None], factor, otherwise)
@@ -228,15 +230,15 @@ def finite(matrix: Tensor) -> Tensor:
 
 def mode_at(sites: Sites) -> Mode:
     """What a normal at the sites would be."""
-    derivatives = curvature(sites.vae, sites.x, sites.z)
-    mode = Mode(*principal_axes(derivatives.hessian), uphill_at(sites, derivatives.gradient))
+    derivatives, prior = curvature(sites.vae, sites.x, sites.z), sites.vae.prior.bend(sites.z)
+    uphill = (derivatives.gradient + prior.gradient).nan_to_num(0.0, 0.0, 0.0)
+    mode = Mode(*principal_axes(prior.hessian + finite(derivatives.hessian)), uphill)
     return Mode(mode.precision, mode.rotation, (mode.axes * mode.uphill[..., None]).sum(dim=1))
 
 
 def principal_axes(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """Precisions (N, L) of I + hessian and their axes, the columns of (N, L, L): widest first, the prior's own last."""
-    identity = torch.eye(hessian.shape[-1], dtype=torch.float64, device=hessian.device)
-    precision, rotation = by_matrix(torch.linalg.eigh, identity + finite(hessian))
+    """Precisions (N, L) and their axes, the columns of (N, L, L): widest first, those of a standard normal last."""
+    precision, rotation = by_matrix(torch.linalg.eigh, hessian)
     order = ((precision - 1.0).abs() <= INACTIVE).to(torch.uint8).argsort(dim=-1, stable=True)
     return precision.gather(-1, order), rotation.gather(-1, order[:, None, :].expand_as(rotation))
 
@@ -261,8 +263,8 @@ def excess_slopes(sites: Sites, mode: Mode, out: Tensor) -> Tensor:
     axes = mode.axes
     z = (sites.z.double() + mapped(axes, out)).to(sites.z.dtype)
     rows = sites.x.expand(len(z), -1, -1)
-    slope = gradient(sites.vae, rows.flatten(0, 1), z.flatten(0, 1)).view(z.shape)
-    seen = mapped(axes.mT, (slope - z.double()).nan_to_num(0.0, 0.0, 0.0))
+    slope = gradient(sites.vae, rows.flatten(0, 1), z.flatten(0, 1)).view(z.shape) + sites.vae.prior.slope(z)
+    seen = mapped(axes.mT, slope.nan_to_num(0.0, 0.0, 0.0))
     straight = mode.uphill - out * (mode.precision / mode.kept)
     return (seen - straight).nan_to_num(math.inf, math.inf, -math.inf)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from service.vae.alike import gram, in_vectors, is_alike, product
 from service.vae.columns import Column, Columns
 from service.vae.likelihoods import LOG_2PI, Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
+from service.vae.prior import prior_of
 
 LikelihoodName = Literal["bernoulli", "gaussian", "discretized_logistic", "columns"]
 ActivationName = Literal["gated", "silu", "tanh"]
@@ -24,7 +25,7 @@ class Architecture:
     """What it takes to build the network again; stored in the card.
 
     `hidden` lists the encoder's widths from x to z; the decoder has them in reverse. No hidden layer makes both linear.
-    `columns` are those of the likelihood of that name.
+    `columns` are those of the likelihood of that name. Without `prior_components` p(z) is a standard normal.
     """
 
     features: int
@@ -33,7 +34,9 @@ class Architecture:
     activation: ActivationName = "gated"
     likelihood: LikelihoodName = "bernoulli"
     min_std: float = 0.05
-    columns: tuple[Column, ...] = field(default=(), repr=False)  # or networks without any had other fingerprints
+    # Not in the repr, or networks without any would have other fingerprints than before there were such.
+    columns: tuple[Column, ...] = field(default=(), repr=False)
+    prior_components: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,6 @@ class DiagonalNormal:
     def select(self, rows: slice) -> DiagonalNormal:
         """The same for some of the rows, where mean and std have shape (B, L)."""
         return DiagonalNormal(self.mean[rows], self.std[rows])
-
-    def kl_from_standard(self) -> Tensor:
-        """KL(q || N(0, I)) for each latent, shape (..., L), nats."""
-        return 0.5 * (self.mean.square() + self.std.square() - 1.0) - self.std.log()
 
 
 class Linear(nn.Linear):
@@ -185,7 +184,7 @@ def likelihood_of(architecture: Architecture) -> Likelihood:
 
 
 class VAE(nn.Module):
-    """A variational autoencoder with a standard-normal prior (Kingma and Welling, 2014).
+    """A variational autoencoder (Kingma and Welling, 2014).
 
     x is in the network's units (`Likelihood`), shape (B, D); z has shape (..., L).
     """
@@ -199,6 +198,7 @@ class VAE(nn.Module):
         self.encoder = MLP(inputs, a.hidden, 2 * a.latents, a.activation)
         self.decoder = MLP(a.latents, a.hidden[::-1], outputs, a.activation)
         self.likelihood = likelihood
+        self.prior = prior_of(a.prior_components, a.latents)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -214,11 +214,6 @@ class VAE(nn.Module):
     def evaluation_size(self) -> int:
         """The multiplications of one decoder evaluation, the unit of all costs; at least 1."""
         return max(1, sum(p.numel() for name, p in self.decoder.named_parameters() if name.endswith("weight")))
-
-    def prior(self) -> DiagonalNormal:
-        """p(z), a standard normal: mean and std of shape (L,)."""
-        zeros = torch.zeros(self.architecture.latents, dtype=self.dtype, device=self.device)
-        return DiagonalNormal(zeros, torch.ones_like(zeros))
 
     def posterior(self, x: Tensor) -> DiagonalNormal:
         """q(z | x) for rows of shape (B, D): mean and std of shape (B, L)."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from service.errors import TrainingError
 from service.vae.augmentation import Augmentation
-from service.vae.likelihoods import normal_like
+from service.vae.likelihoods import LOG_2PI, normal_like
 from service.vae.network import VAE, DiagonalNormal
 
 MIN_STEPS = 5_000  # of the optimizer, for data sets whose epochs are short
@@ -228,18 +228,18 @@ def negative_bound(
 
 
 def elbo_terms(vae: VAE, x: Tensor, posterior: DiagonalNormal, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """E_q[log p(x | z)] by one draw, and KL(q || p) in closed form: shapes (B,), nats."""
+    """E_q[log p(x | z)] by one draw, and KL(q || p), in closed form where there is one: shapes (B,), nats."""
     z = posterior.sample(normal_like(posterior.mean, generator))
     reconstruction = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1)
-    return reconstruction, posterior.kl_from_standard().sum(dim=-1)
+    return reconstruction, vae.prior.kl(posterior.mean, posterior.std, z)
 
 
 def iwae_bound(vae: VAE, x: Tensor, posterior: DiagonalNormal, num_samples: int, generator: torch.Generator) -> Tensor:
     """Log (1/S) sum_s p(x, z_s) / q(z_s | x), shape (B,), nats; in float32, for gradients only."""
     noise = normal_like(posterior.mean.expand(num_samples, -1, -1), generator)
     z = posterior.sample(noise)  # (S, B, L)
-    log_ratio = (0.5 * (noise.square() - z.square()) + posterior.std.log()).sum(dim=-1)  # log p(z) - log q(z | x)
-    log_weights = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1) + log_ratio
+    log_posterior = (-0.5 * noise.square() - posterior.std.log() - 0.5 * LOG_2PI).sum(dim=-1)
+    log_weights = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1) + vae.prior.log_prob(z) - log_posterior
     return log_weights.logsumexp(dim=0) - math.log(num_samples)
 
 

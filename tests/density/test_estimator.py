@@ -22,6 +22,7 @@ from service.density.quasirandom import row_generator, row_points
 from service.errors import CalibrationError
 from service.vae.columns import Real
 from service.vae.network import VAE, Architecture
+from service.vae.prior import NormalMixture
 from tests.conftest import digits, linear_gaussian
 
 
@@ -53,13 +54,37 @@ def test_a_linear_gaussian_gives_factor_analysis_log_density(factor_analysis, dt
     np.testing.assert_allclose(estimates.ess, estimates.num_samples, rtol=1e-5)
 
 
+def test_a_mixture_of_factor_analyses_has_its_exact_density(factor_analysis):
+    """A mixture prior through a linear decoder is a mixture of normals; its posteriors have up to three modes."""
+    vae = linear_gaussian(factor_analysis.analysis)
+    vae.prior = NormalMixture(3, 4).double().requires_grad_(False)
+    vae.prior.mean.copy_(torch.tensor([[3.0, 0, 0, 0], [-1.0, 2, 0, 0], [0, 0, 0, 0]]))
+    vae.prior.log_std.copy_(torch.log(torch.tensor([[0.5], [0.8], [1.5]]).expand(3, 4)))
+    vae.prior.logit.copy_(torch.log(torch.tensor([0.2, 0.3, 0.5])))
+    loadings, noise = vae.decoder.output.weight.numpy(), vae.likelihood.std.square().numpy()
+    x = factor_analysis.rows.astype(np.float32)
+    parts = [
+        math.log(share)
+        + stats.multivariate_normal(
+            loadings @ mean + factor_analysis.analysis.mean_, (loadings * std**2) @ loadings.T + np.diag(noise)
+        ).logpdf(x)
+        for share, mean, std in zip([0.2, 0.3, 0.5], vae.prior.mean.numpy(), [0.5, 0.8, 1.5], strict=True)
+    ]
+    estimates = estimate(Estimator(tolerance=0.01), vae, x)
+    error = np.abs(estimates.log_likelihood - np.logaddexp.reduce(parts, axis=0))
+    assert estimates.reliable.mean() > 0.95
+    # Where a component holds a hundredth of the mass, all draws may agree without it.
+    assert (error <= 4 * estimates.std_error + 0.01)[estimates.reliable].all()
+    assert np.sqrt((error**2).mean()) < 0.02
+
+
 def grid_log_likelihood(vae, x, points=200, reach=5.0):
     """log of the integral of p(x | z) p(z) over a dense grid of two latents."""
     axis = torch.linspace(-reach, reach, points)
     z = torch.cartesian_prod(axis, axis)  # (points ** 2, 2)
     log_cell = 2 * math.log(2 * reach / (points - 1))
     with torch.inference_mode():
-        log_prior = vae.prior().log_prob(z)
+        log_prior = vae.prior.log_prob(z.double())
         given_z = vae.likelihood.log_prob(vae.decoder(z)[:, None], torch.from_numpy(x)).sum(-1, dtype=torch.float64)
         return ((given_z + log_prior[:, None]).logsumexp(0) + log_cell).numpy()
 
@@ -88,7 +113,7 @@ def by_integral(vae, x):
     """log p(x) of a network with one latent, by a fine grid."""
     z = torch.linspace(-6, 6, 100_001)[:, None]
     given = vae.likelihood.log_prob(vae.decoder(z), torch.from_numpy(x)).sum(-1).double()
-    return (given + vae.prior().log_prob(z)).logsumexp(0).item() + math.log(12 / 100_000)
+    return (given + vae.prior.log_prob(z.double())).logsumexp(0).item() + math.log(12 / 100_000)
 
 
 def bent(latents, likelihood="bernoulli", features=20, strength=4.0):
@@ -257,6 +282,18 @@ def test_it_does_so_in_every_setting(digit_scorer, setting):
     backwards = estimator.estimate(model.vae, model.codebook, x[::-1].copy()).log_likelihood[::-1]
     assert (together == np.concatenate(parts)).all()
     assert (together == backwards).all()
+
+
+@pytest.mark.parametrize("latents", [2, 5])
+def test_it_does_so_with_a_mixture_of_normals_as_its_prior(latents):
+    torch.manual_seed(0)
+    vae = VAE(Architecture(20, latents, (16,), "tanh", prior_components=3)).requires_grad_(False)
+    vae.decoder.output.weight.mul_(4.0)
+    x = (np.random.default_rng(0).random((40, 20)) < 0.5).astype(np.float32)
+    codes = codebook.build(vae, x)
+    together = Estimator().estimate(vae, codes, x).log_likelihood
+    parts = [Estimator().estimate(vae, codes, x[i : i + 1]).log_likelihood for i in range(40)]
+    assert (together == np.concatenate(parts)).all()
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "discretized_logistic"])

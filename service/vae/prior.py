@@ -1,0 +1,202 @@
+"""p(z): a standard normal, or a mixture of normals that is learnt with the network.
+
+A mixture lets the latents fall into clusters, as rows often do, where a standard normal has room between them that no row
+uses. Its components have independent coordinates, so that all marginals and conditionals are mixtures again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from service.vae.alike import in_vectors
+from service.vae.likelihoods import LOG_2PI
+
+LOG_STDS = (-3.0, 2.0)  # of a component
+BISECTIONS = 60  # halvings of an interval of some tens until a quantile is known to a float64's last bits
+
+
+@dataclass(frozen=True, slots=True)
+class Bend:
+    """How a log density bends at N latents, float64: gradient (N, L) and the negative Hessian (N, L, L).
+
+    `positive` (N, L, L) is a part of the negative Hessian that is positive definite everywhere.
+    """
+
+    gradient: Tensor
+    positive: Tensor
+    hessian: Tensor
+
+
+class Prior(nn.Module, ABC):
+    """A distribution of z, of L coordinates."""
+
+    def __init__(self, latents: int) -> None:
+        super().__init__()
+        self.latents = latents
+
+    @abstractmethod
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log density, shape (..., L) to (...), nats, in the precision of z."""
+
+    @abstractmethod
+    def slope(self, z: Tensor) -> Tensor:
+        """d log p(z) / dz, shape (..., L), float64."""
+
+    @abstractmethod
+    def bend(self, z: Tensor) -> Bend:
+        """The derivatives at z, shape (N, L)."""
+
+    @abstractmethod
+    def placed(self, normal: Tensor, selector: Tensor) -> Tensor:
+        """Standard-normal points, shape (N, L), as points of this prior; `selector` (N,), in [0, 1), picks a component."""
+
+    def draw(self, num: int, generator: torch.Generator) -> Tensor:
+        """Draws, shape (num, L), float32, on the CPU."""
+        normal = torch.randn((num, self.latents), generator=generator)
+        return self.placed(normal, torch.rand(num, generator=generator))
+
+    @abstractmethod
+    def kl(self, mean: Tensor, std: Tensor, z: Tensor) -> Tensor:
+        """KL(q || p) of normals, (B, L), summed over latents: shape (B,), nats; or its estimate by a draw z of each."""
+
+    @abstractmethod
+    def plane(self, axes: tuple[int, int], u: Tensor) -> Tensor:
+        """Latents whose coordinates on two axes are at probabilities u, shape (N, 2): shape (N, L), float64.
+
+        The second coordinate's probability is that given the first; all others are at their means given both.
+        """
+
+
+class StandardNormal(Prior):
+    """N(0, I)."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """The sum over coordinates."""
+        return (-0.5 * z.square() - 0.5 * LOG_2PI).sum(dim=-1)
+
+    def slope(self, z: Tensor) -> Tensor:
+        """-z."""
+        return -z.double()
+
+    def bend(self, z: Tensor) -> Bend:
+        """The identity everywhere."""
+        identity = torch.eye(self.latents, dtype=torch.float64, device=z.device).expand(len(z), -1, -1)
+        return Bend(self.slope(z), identity, identity)
+
+    def placed(self, normal: Tensor, selector: Tensor) -> Tensor:
+        """The points themselves."""
+        return normal
+
+    def kl(self, mean: Tensor, std: Tensor, z: Tensor) -> Tensor:
+        """In closed form; the draw is not looked at."""
+        return (0.5 * (mean.square() + std.square() - 1.0) - std.log()).sum(dim=-1)
+
+    def plane(self, axes: tuple[int, int], u: Tensor) -> Tensor:
+        """Independent quantiles; the others are 0."""
+        z = torch.zeros((len(u), self.latents), dtype=torch.float64)
+        z[:, list(axes)] = torch.special.ndtri(u.double())
+        return z
+
+
+class NormalMixture(Prior):
+    """K normals with independent coordinates, each with its share: means and stds of shape (K, L)."""
+
+    def __init__(self, components: int, latents: int) -> None:
+        super().__init__(latents)
+        self.mean = nn.Parameter(torch.randn(components, latents))
+        self.log_std = nn.Parameter(torch.zeros(components, latents))
+        self.logit = nn.Parameter(torch.zeros(components))
+
+    def parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Means and logs of the stds, (K, L), and logs of the shares, (K,)."""
+        log_std = self.log_std.to(dtype).clamp(*LOG_STDS)
+        return self.mean.to(dtype), log_std, self.logit.to(dtype).log_softmax(dim=0)
+
+    def joint(self, z: Tensor) -> Tensor:
+        """log of share times density of each component, shape (..., L) to (K, ...)."""
+        parts = []
+        for mean, log_std, log_share in zip(*self.parts(z.dtype), strict=True):
+            noise = (z - mean) / log_std.exp()
+            parts.append((-0.5 * noise.square() - (log_std + 0.5 * LOG_2PI)).sum(dim=-1) + log_share)
+        return torch.stack(parts)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log of the sum over components."""
+        return self.joint(z).logsumexp(dim=0)
+
+    def slope(self, z: Tensor) -> Tensor:
+        """The components' slopes, by their responsibilities."""
+        z = z.double()
+        responsibility, slopes, _ = self.by_component(z)
+        return (responsibility[..., None] * slopes).sum(dim=0)
+
+    def by_component(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Responsibilities (K, ...), the components' slopes (K, ..., L) and precisions (K, L) at z, (..., L), float64."""
+        joint = self.joint(z)
+        responsibility = in_vectors(torch.exp, joint - joint.logsumexp(dim=0))
+        mean, log_std, _ = self.parts(z.dtype)
+        precision = (-2.0 * log_std).exp()
+        slopes = torch.stack([(m - z) * p for m, p in zip(mean, precision, strict=True)])
+        return responsibility, slopes, precision
+
+    def bend(self, z: Tensor) -> Bend:
+        """Responsibilities bend the density, too: its curvature is the mean precision less the slopes' covariance."""
+        responsibility, slopes, precision = self.by_component(z.double())
+        weighted = responsibility[..., None] * slopes  # (K, N, L)
+        gradient = weighted.sum(dim=0)
+        positive = torch.diag_embed((responsibility[..., None] * precision[:, None]).sum(dim=0))
+        outer = (weighted[..., None] * slopes[..., None, :]).sum(dim=0)
+        return Bend(gradient, positive, positive - outer + gradient[:, :, None] * gradient[:, None])
+
+    def placed(self, normal: Tensor, selector: Tensor) -> Tensor:
+        """Each point around the mean of its component."""
+        mean, log_std, log_share = (part.detach().cpu() for part in self.parts(normal.dtype))
+        ends = log_share.exp().cumsum(dim=0)
+        component = torch.searchsorted(ends, selector.to(ends).contiguous()).clamp(max=len(ends) - 1)
+        return mean[component] + log_std.exp()[component] * normal
+
+    def kl(self, mean: Tensor, std: Tensor, z: Tensor) -> Tensor:
+        """log q(z) - log p(z) at the draws."""
+        noise = (z - mean) / std
+        return (-0.5 * noise.square() - std.log() - 0.5 * LOG_2PI).sum(dim=-1) - self.log_prob(z)
+
+    def plane(self, axes: tuple[int, int], u: Tensor) -> Tensor:
+        """By inverting the marginal of one axis, and the conditional of the other."""
+        mean, log_std, log_share = (part.detach().cpu() for part in self.parts(torch.float64))
+        log_weights = log_share.expand(len(u), -1)  # (N, K)
+        coordinates = []
+        for axis, p in zip(axes, u.double().T, strict=True):
+            center, std = mean[:, axis], log_std[:, axis].exp()
+            coordinate = mixture_quantile(log_weights.softmax(dim=-1), center, std, p)
+            noise = (coordinate[:, None] - center) / std
+            log_weights = log_weights - 0.5 * noise.square() - std.log()
+            coordinates.append(coordinate)
+        z = log_weights.softmax(dim=-1) @ mean
+        z[:, list(axes)] = torch.stack(coordinates, dim=-1)
+        return z
+
+
+def mixture_quantile(weights: Tensor, mean: Tensor, std: Tensor, p: Tensor) -> Tensor:
+    """Quantiles of mixtures of K normals with weights (N, K): shape (N,), by bisection."""
+    low = (mean - 12.0 * std).amin().expand(len(p)).clone()
+    high = (mean + 12.0 * std).amax().expand(len(p)).clone()
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        below = (weights * torch.special.ndtr((middle[:, None] - mean) / std)).sum(dim=-1) < p
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return 0.5 * (low + high)
+
+
+def prior_of(components: int, latents: int) -> Prior:
+    """A mixture of so many normals; a standard normal where they are none."""
+    return NormalMixture(components, latents) if components else StandardNormal(latents)
+
+
+def base_points(size: int) -> Tensor:
+    """The probabilities u = (i + 0.5) / size of a grid of two axes, row-major, the first axis along a row: (size^2, 2)."""
+    u = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    return torch.stack([u.repeat(size), u.repeat_interleave(size)], dim=-1)
