@@ -12,12 +12,12 @@ from a seed made of its own content, and what happens to it next is decided by i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ TILE_PRODUCTS, MAX_SCALE = 2**19, 4
 
 SettingName = Literal["fast", "standard", "thorough"]
 SearchName = Literal["narrow", "wide"]
+T = TypeVar("T")
 SETTINGS: tuple[SettingName, ...] = get_args(SettingName)
 
 
@@ -120,6 +121,24 @@ class Estimates:
     reliable: np.ndarray
     num_samples: np.ndarray
     evaluations: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Some of a row's draws of z, shape (S, L), and their log weights, (S,), float64."""
+
+    z: Tensor
+    log_weights: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOfRows:
+    """Rows, shape (at most a block, D), that go through the networks together: their numbers, and by whose rules."""
+
+    estimator: Estimator
+    band_ends: tuple[float, ...]
+    chosen: np.ndarray
+    x: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +264,26 @@ class Estimator:
         """
         book = codebook_of(vae, codes)
         more = np.zeros(len(x)) if measure is None else measure
+
+        def estimated(block: BlockOfRows) -> list[Row]:
+            with one_thread(), torch.inference_mode(False), torch.no_grad():
+                part = more[block.chosen]
+                rows = Block(block.estimator, vae, book, block.x, block.band_ends, None, checkpoint, part)
+                rows.sample(block.estimator.first_samples)
+                return rows.rows
+
+        return estimates_of(self.by_block(vae, x, band_ends, incomplete, estimated, pool))
+
+    def by_block(
+        self,
+        vae: VAE,
+        x: np.ndarray,
+        band_ends: tuple[float, ...],
+        incomplete: np.ndarray | None,
+        function: Callable[[BlockOfRows], list[T]],
+        pool: Executor | None,
+    ) -> list[T]:
+        """What a function of a block of rows makes of each of the rows x, shape (B, D), in order."""
         holes = np.isnan(x)
         if holes.any():
             x = np.where(holes, np.float32(np.nan), x)  # NaNs have many bits, of which a row's seed is made
@@ -256,36 +295,15 @@ class Estimator:
         )
         length = Tiling.of(vae).rows
         blocks = [
-            (estimator, ends, chosen[start : start + length])
+            BlockOfRows(estimator, ends, part, x[part])
             for estimator, ends, chosen in parts
-            for start in range(0, len(chosen), length)
+            for part in np.split(chosen, range(length, len(chosen), length))
+            if len(part)
         ]
-
-        def estimated(block: tuple[Estimator, tuple[float, ...], np.ndarray]) -> list[Row]:
-            estimator, ends, chosen = block
-            return estimator.block_estimates(vae, book, ends, checkpoint, x[chosen], more[chosen])
-
         run = map if pool is None or vae.device.type != "cpu" else pool.map
-        rows = [row for block in run(estimated, blocks) for row in block]
-        order = np.argsort([index for *_, chosen in blocks for index in chosen], kind="stable")
-        columns = np.array([rows[place].numbers() for place in order]).reshape(len(rows), 7).T
-        likelihoods, errors, sizes, tails, reliable, samples, evaluations = columns
-        return Estimates(likelihoods, errors, sizes, tails, reliable > 0, samples.astype(int), evaluations)
-
-    def block_estimates(
-        self,
-        vae: VAE,
-        book: Codebook,
-        band_ends: tuple[float, ...],
-        checkpoint: Callable[[], None],
-        block: np.ndarray,
-        measure: np.ndarray,
-    ) -> list[Row]:
-        """Estimates for at most a block of rows."""
-        with one_thread(), torch.inference_mode(False), torch.no_grad():
-            block_ = Block(self, vae, book, block, band_ends, checkpoint=checkpoint, measure=measure)
-            block_.sample(self.first_samples)
-            return block_.rows
+        found = [one for block in run(function, blocks) for one in block]
+        order = np.argsort([index for block in blocks for index in block.chosen], kind="stable")
+        return [found[place] for place in order]
 
     def draws(self, vae: VAE, codes: np.ndarray, x: np.ndarray, num_samples: int) -> Iterator[WeightedDraws]:
         """So many weighted draws for each of the rows x, shape (B, D), in order, a few rows at a time."""
@@ -305,6 +323,7 @@ class Row:
     evaluations: float
     log_weights: Tensor
     best_draw: Tensor
+    draws: Draws  # the first ones, as many as are asked for
     measure: float
     remaining: float = 0.0
     log_likelihood: float = IMPOSSIBLE
@@ -334,8 +353,9 @@ class Block:
         more_starts: Tensor | None = None,
         checkpoint: Callable[[], None] = go_on,
         measure: np.ndarray | None = None,
+        kept_draws: int = 0,
     ) -> None:
-        self.checkpoint = checkpoint
+        self.checkpoint, self.kept_draws = checkpoint, kept_draws
         self.estimator, self.vae, self.book, self.band_ends = estimator, vae, book, band_ends
         self.tiling = Tiling.of(vae)
         self.block = block
@@ -350,7 +370,7 @@ class Block:
         book_cost = estimator.codebook_evaluations(vae, len(book))
         none = self.x.new_zeros(0, dtype=torch.float64)
         self.rows = [
-            Row(book_cost + cost, none, mean, more, remaining)
+            Row(book_cost + cost, none, mean, Draws(mean.new_zeros((0, self.latents)), none), more, remaining)
             for mean, more, remaining, cost in zip(
                 self.encoder.mean, more_by_row, found.remaining, found.evaluations, strict=False
             )
@@ -440,8 +460,19 @@ class Block:
             best = new.argmax(dim=0)
             self.set_numbers(chosen, log_weights, count, self.estimator.typical_variance(len(log_weights)))
             for at, index in enumerate(chosen):
+                row = self.rows[index]
                 if not len(before[at]) or new[best[at], at] > before[at].max():
-                    self.rows[index].best_draw = z[best[at], at]
+                    row.best_draw = z[best[at], at]
+            self.keep(chosen, z, new)
+
+    def keep(self, rows: list[int], z: Tensor, log_weights: Tensor) -> None:
+        """Keep the first draws of some rows: z of shape (S, at least the rows, L), and their log weights."""
+        for at, index in enumerate(rows):
+            draws = self.rows[index].draws
+            room = self.kept_draws - len(draws.z)
+            if room > 0:
+                kept = torch.cat([draws.z, z[:room, at]]), torch.cat([draws.log_weights, log_weights[:room, at]])
+                self.rows[index].draws = Draws(*kept)
 
     def set_numbers(self, rows: list[int], log_weights: Tensor, cost: int, typical_variance: float) -> None:
         """What log weights, shape (S, at least the rows), say of some rows."""
@@ -468,8 +499,9 @@ class Block:
         draws = torch.cat([draws, draws[-1:].expand(self.tiling.rows - len(rows), -1)])
         measure = np.array([self.rows[index].measure for index in rows])
         again = Block(
-            estimator, self.vae, self.book, self.block[rows], self.band_ends, draws[None], self.checkpoint, measure
-        )
+            estimator, self.vae, self.book, self.block[rows], self.band_ends, draws[None], self.checkpoint, measure,
+            self.kept_draws,
+        )  # fmt: skip
         again.sample(min(2 * samples, most), may_restart=False)
         for index, row in zip(rows, again.rows, strict=True):
             row.evaluations += self.rows[index].evaluations
@@ -567,7 +599,6 @@ def diagnose(log_weights: Tensor, typical_variance: float = 0.0) -> tuple[np.nda
     """
     samples = len(log_weights)
     size, tail = importance.ess(log_weights), khat(log_weights)
-    limit = min(1.0 - 1.0 / np.log10(samples), KHAT_LIMIT)
     possible = log_weights.amax(dim=0) > IMPOSSIBLE
     exact = (samples >= MIN_SAMPLES) & possible & (size >= (1.0 - 1e-6) * samples)
     degrees = REPLICATES - 1
@@ -578,11 +609,27 @@ def diagnose(log_weights: Tensor, typical_variance: float = 0.0) -> tuple[np.nda
         degrees += PRIOR_DEGREES
     widening = 1.0 + (1.96**2 + 1.0) / (4 * degrees)
     error = widening * variance.sqrt()
-    usual = (tail <= limit) & (size >= MIN_RELATIVE_ESS * samples)
+    usual = is_usual(tail, size, samples)
     sharp = (tail <= KHAT_LIMIT) & (size >= SHARP_ESS * samples) & (error <= SHARP_ERROR)
     reliable = exact | usual | sharp
     numbers = (importance.log_likelihood(log_weights), error, size, tail, reliable)
     return tuple(number.cpu().numpy() for number in numbers)
+
+
+def is_usual(tail: Tensor, size: Tensor, samples: int) -> Tensor:
+    """Whether neither khat nor the effective sample size of so many weights speaks against their mean.
+
+    Without a tail to fit nothing speaks for it, unless all weights are equal.
+    """
+    limit = min(1.0 - 1.0 / np.log10(samples), KHAT_LIMIT)
+    return (tail <= limit) & (size >= MIN_RELATIVE_ESS * samples)
+
+
+def estimates_of(rows: Sequence[Row]) -> Estimates:
+    """What is known of rows, as arrays."""
+    columns = np.array([row.numbers() for row in rows]).reshape(len(rows), 7).T
+    likelihoods, errors, sizes, tails, reliable, samples, evaluations = columns
+    return Estimates(likelihoods, errors, sizes, tails, reliable > 0, samples.astype(int), evaluations)
 
 
 def padded(rows: np.ndarray, length: int) -> np.ndarray:

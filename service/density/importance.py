@@ -72,6 +72,20 @@ def std_error(log_weights: Tensor) -> Tensor:
     return (deviations.square().sum(dim=0) * (samples / max(samples - 1, 1))).sqrt()
 
 
+def ratio_std_error(log_weights: Tensor, others: Tensor, replicates: int = REPLICATES) -> Tensor:
+    """Standard error of the log of the ratio of two mean weights, of the same draws of scrambled Sobol points.
+
+    Weights lead with S and broadcast with each other; nats. By the delta method, as `replicated_std_error`.
+    """
+
+    def shares(weights: Tensor) -> Tensor:
+        normalized = normalized_weights(weights)
+        return normalized.view(len(weights) // replicates, replicates, *weights.shape[1:]).sum(dim=0)
+
+    difference = shares(log_weights) - shares(others)
+    return (difference.square().sum(dim=0) * (replicates / (replicates - 1))).sqrt()
+
+
 def replicated_std_error(log_weights: Tensor, replicates: int = REPLICATES) -> Tensor:
     """Standard error of `log_likelihood` for scrambled Sobol points, shape (B,), nats.
 
