@@ -6,7 +6,6 @@ Bad input ends with one line on stderr and exit status 2, and leaves nothing hal
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import io
 import json
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from service.data.readers import Rows
     from service.data.schema import InputSpec
     from service.density.estimator import SettingName
-    from service.scorer import Samples, Scorer, Scores
+    from service.scorer import Samples, Scorer
     from service.store import Reference, Store
     from service.trainer import PriorName
     from service.vae.network import ActivationName, LikelihoodName
@@ -258,19 +257,23 @@ def score(
     key: KeyOption = None,
     percentiles: Annotated[str | None, typer.Option(help="another band, such as 1,99")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first rows")] = None,
+    explain: Annotated[int, typer.Option(min=0, help="the columns most to blame, so many for each row")] = 0,
     output: Annotated[
         Path | None, typer.Option("--out", help="file to write, .csv or .jsonl; default: CSV to stdout")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Score the rows of a file: verdict, log p(x), its error, percentile and p-value of each."""
+    from service.tabular import scores_csv, scores_json_lines
+
     if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise DataError(f"{output}: expected a name that ends in .csv or .jsonl")
     scorer = scorer_of(store, model, device)
     rows = checked_rows(data, rows_for(scorer.model.input, data, key), scorer)
     band = None if percentiles is None else percentile_pair(percentiles)
-    scores = scorer.score(rows[:limit], band)
-    text = as_json_lines(scores) if output is not None and output.suffix == ".jsonl" else as_csv(scores)
+    scores = scorer.score(rows[:limit], band, explain=explain)
+    is_json = output is not None and output.suffix == ".jsonl"
+    text = (scores_json_lines if is_json else scores_csv)(scores, scorer.model.input)
     if output is None:
         sys.stdout.write(text)
     else:
@@ -571,39 +574,10 @@ def print_report(reference: Reference, report: FitReport) -> None:
         )
 
 
-SCORE_COLUMNS = (
-    *("verdict", "side", "certain", "reliable", "log_likelihood", "std_error", "ess", "khat"),
-    *("num_samples", "percentile", "p_value"),
-)
-
-
-def score_rows(scores: Scores) -> Iterator[tuple[object, ...]]:
-    """Each row's score, in the order of SCORE_COLUMNS, with None for no khat."""
-    columns = [getattr(scores, name) for name in SCORE_COLUMNS]
-    for row in zip(*(column.tolist() if isinstance(column, np.ndarray) else column for column in columns), strict=True):
-        yield tuple(None if value != value else value for value in row)  # noqa: PLR0124  # NaN alone differs from itself
-
-
-def as_csv(scores: Scores) -> str:
-    """The scores as a CSV table, with the number of each row."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("row", *SCORE_COLUMNS))
-    writer.writerows((index, *row) for index, row in enumerate(score_rows(scores)))
-    return buffer.getvalue()
-
-
-def as_json_lines(scores: Scores) -> str:
-    """The scores as JSON, a line each."""
-    return "".join(
-        json.dumps({"row": index, **dict(zip(SCORE_COLUMNS, row, strict=True))}) + "\n"
-        for index, row in enumerate(score_rows(scores))
-    )
-
-
 def sample_file(suffix: str, samples: Samples, spec: InputSpec) -> bytes:
     """Samples as npy, csv or a picture."""
     from service.data.images import grid, png
+    from service.tabular import rows_csv
 
     rows = samples.samples
     if suffix == ".png":
@@ -612,11 +586,7 @@ def sample_file(suffix: str, samples: Samples, spec: InputSpec) -> bytes:
         binary = io.BytesIO()
         np.save(binary, rows.reshape(len(rows), *spec.shape), allow_pickle=False)
         return binary.getvalue()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(spec.columns or [f"x{index}" for index in range(spec.features)])
-    writer.writerows(spec.cells(rows))
-    return text.getvalue().encode()
+    return rows_csv(rows, spec).encode()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

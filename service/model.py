@@ -14,10 +14,12 @@ import torch
 
 from service.data.schema import FLOAT32_MAX, InputSpec
 from service.density import codebook
+from service.density.columns import ColumnEstimates, estimate_with_columns
 from service.density.estimator import TYPICAL_SAMPLES, Estimates, Estimator, go_on
 from service.errors import CalibrationError, DamagedModelError
 from service.vae.network import VAE
 from service.validity.band import Band
+from service.validity.columns import ColumnSketch
 
 FEWER_TIMES = 4  # the pilot's smaller number of samples
 DECAYS = (0.5, 3.0)
@@ -25,6 +27,8 @@ GOLDEN_ROWS = 8
 REFERENCE_ROWS = 1_000
 ENOUGH_ROWS = 200
 IMPUTING_DRAWS = 64
+SUSPECT_SHARE = 0.02  # of valid cells, whose estimates may cost a second look
+MIN_COLUMN_ROWS, COLUMN_CELLS = 1_000, 2_000_000  # by which columns are calibrated: so many cells, but never fewer rows
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,33 @@ class Model:
         x, measure = self.input.encode(rows), self.input.log_measure(rows)
         incomplete = np.isnan(rows).any(axis=1)
         return self.estimator.estimate(self.vae, self.codebook, x, pool, band_ends, checkpoint, measure, incomplete)
+
+    def explained(
+        self,
+        rows: np.ndarray,
+        suspect: np.ndarray,
+        pool: Executor | None = None,
+        band_ends: tuple[float, ...] = (),
+        checkpoint: Callable[[], None] = go_on,
+    ) -> tuple[Estimates, ColumnEstimates]:
+        """The same estimates, and log p(x_j | x_-j) of each column.
+
+        Args:
+            suspect: below what a column's estimate is looked at twice, shape (D,), nats.
+        """
+        return estimate_with_columns(
+            self.estimator,
+            self.vae,
+            self.codebook,
+            self.input.encode(rows),
+            self.input.widths,
+            suspect,
+            self.input.transform.log_measures(rows),
+            pool,
+            band_ends,
+            checkpoint,
+            np.isnan(rows).any(axis=1),
+        )
 
     def drawn(self, num: int, seed: int) -> np.ndarray:
         """Rows drawn from the model, shape (num, D), float32, in the units of the training data."""
@@ -140,13 +171,15 @@ def imputed(model: Model, rows: np.ndarray) -> np.ndarray:
 class Calibration:
     """Scores of complete validation rows, ascending, with the band that is the default and the model that gave them.
 
-    `reference` holds some of the rows, for models that read rows with holes.
+    `reference` holds some of the rows, for models that read rows with holes; `columns` what log p(x_j | x_-j) is in each
+    column, which older versions lack.
     """
 
     scores: np.ndarray
     percentiles: tuple[float, float]
     fingerprint: str
     reference: ReferenceRows | None = None
+    columns: ColumnSketch | None = None
 
     @staticmethod
     def fit(
@@ -154,19 +187,29 @@ class Calibration:
         rows: np.ndarray,
         percentiles: tuple[float, float] = (25.0, 75.0),
         pool: Executor | None = None,
+        suspect: np.ndarray | None = None,
     ) -> Calibration:
         """Score valid rows that were not trained on, shape (n, D), with the estimator that will serve.
+
+        Args:
+            suspect: of other rows (`suspects`); by default every column is looked at twice.
 
         Raises:
             CalibrationError: too few rows for the percentiles.
         """
         Band.fit(np.zeros(len(rows)), percentiles)  # too few rows are refused before they are scored
-        reference = None
+        reference, holes = None, np.isnan(rows)
         if model.input.reads_holes:
             whole = ReferenceRows.of(model, rows)
-            rows, reference = whole.with_holes(np.zeros(rows.shape[1], dtype=bool)), whole.first(REFERENCE_ROWS)
-        scores = np.sort(model.estimates(rows, pool).log_likelihood)
-        return Calibration(scores, percentiles, model.fingerprint, reference)
+            rows, reference = whole.rows, whole.first(REFERENCE_ROWS)
+        if suspect is None:
+            suspect = np.full(rows.shape[1], np.inf)
+        some = max(MIN_COLUMN_ROWS, COLUMN_CELLS // rows.shape[1])
+        estimates, columns = model.explained(rows[:some], suspect, pool)
+        rest = model.estimates(rows[some:], pool)
+        scores = np.sort(np.concatenate([estimates.log_likelihood, rest.log_likelihood]))
+        sketch = ColumnSketch.fit(np.where(holes[:some], np.nan, columns.log_likelihood), suspect)
+        return Calibration(scores, percentiles, model.fingerprint, reference, sketch)
 
     def band(self, percentiles: tuple[float, float] | None = None) -> Band:
         """The band between the default percentiles, or others."""
@@ -256,7 +299,17 @@ def calibrated(
     model = Model(vae, spec, plain, codebook.build(vae, spec.encode(pilot)))
     if len(pilot):
         model = replace(model, estimator=piloted(model, pilot, percentiles, pool))
-    return model, Calibration.fit(model, rows, percentiles, pool)
+    return model, Calibration.fit(model, rows, percentiles, pool, suspects(model, pilot, pool))
+
+
+def suspects(model: Model, pilot: np.ndarray, pool: Executor | None) -> np.ndarray:
+    """Below what log p(x_j | x_-j) of a column is suspicious, shape (D,), nats: few of the pilot rows' cells are."""
+    rows = pilot[:MIN_COLUMN_ROWS]
+    nowhere, everywhere = np.full(model.input.features, -np.inf), np.full(model.input.features, np.inf)
+    values = model.explained(rows, nowhere, pool)[1].log_likelihood
+    ordered, counts = np.sort(values, axis=0), (~np.isnan(values)).sum(axis=0)
+    chosen = (SUSPECT_SHARE * counts).astype(int)
+    return np.where(counts > 0, ordered[chosen, np.arange(len(counts))], np.inf) if len(rows) else everywhere
 
 
 def piloted(model: Model, pilot: np.ndarray, percentiles: tuple[float, float], pool: Executor | None) -> Estimator:

@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from service.density.columns import ColumnEstimates
 from service.density.estimator import Estimates, Tiling, go_on, padded, worker_pool
 from service.density.importance import normalized_weights
 from service.density.quasirandom import row_generator
-from service.errors import DamagedModelError, InputError
-from service.expectation import expected_rows
+from service.errors import CalibrationError, DamagedModelError, InputError
+from service.expectation import expected_cells, expected_rows
 from service.settings import cpu_quota
 from service.store import Published, Store
 from service.vae.prior import base_points
 from service.validity.band import SIDES, Band, Side, Verdict
+from service.validity.columns import ColumnSketch
 from service.validity.conformal import percentile, two_sided_p_value
 
 MAX_PATTERNS = 256  # of missing cells, whose reference scores are kept in memory
@@ -65,6 +67,28 @@ class Scores:
     def verdict(self) -> list[Verdict]:
         """`valid` inside the band, ends included; `invalid` outside."""
         return ["valid" if side == 0 else "invalid" for side in self.sides.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedScores(Scores):
+    """Scores with the N columns most to blame for each row, of the smallest p-value first; arrays of shape (B, N).
+
+    `columns` holds their numbers, -1 where a row has no more; `cells` what the row has there. `column_log_likelihood` is
+    log p(x_j | all other columns), with its standard error and whether it is `column_reliable`, `column_p_value` the share
+    of validation cells that are as unlikely. The others let expect `expected`, a mean inside `expected_low` to
+    `expected_high`, which hold nine tenths, or a category of `expected_probability`; what does not apply is NaN.
+    """
+
+    columns: np.ndarray
+    cells: np.ndarray
+    column_log_likelihood: np.ndarray
+    column_std_error: np.ndarray
+    column_reliable: np.ndarray
+    column_p_value: np.ndarray
+    expected: np.ndarray
+    expected_low: np.ndarray
+    expected_high: np.ndarray
+    expected_probability: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,22 +213,29 @@ class Scorer:
         rows: np.ndarray,
         percentiles: tuple[float, float] | None = None,
         checkpoint: Callable[[], None] = go_on,
+        explain: int = 0,
     ) -> Scores:
         """Estimate log p(x) of each row and place it among the validation rows.
 
         Args:
             percentiles: another band for this call, from the same validation scores.
             checkpoint: called every few milliseconds of work; what it raises ends the call.
+            explain: how many columns to blame; then the answer is `ExplainedScores`.
 
         Raises:
             InputError: rows that cannot be read.
-            CalibrationError: percentiles that the number of validation rows cannot give.
+            CalibrationError: percentiles that the number of validation rows cannot give, or columns that no calibration
+                knows.
         """
         band = self.band if percentiles is None else self.calibration.band(percentiles)
         rows = self.rows(rows)
         holes = np.isnan(rows)
         # Rows stop once clear of the pilot band's ends; this band's are not quite those, and may need a closer look.
-        estimates = self.model.estimates(rows, self.pool, (band.low, band.high), checkpoint)
+        ends, columns = (band.low, band.high), None
+        if explain:
+            estimates, columns = self.model.explained(rows, self.sketch().suspect, self.pool, ends, checkpoint)
+        else:
+            estimates = self.model.estimates(rows, self.pool, ends, checkpoint)
         judged = judgements(self.calibration.scores, band, estimates, slice(None))
         for pattern in distinct_patterns(holes):
             chosen = (holes == pattern).all(axis=1)
@@ -213,7 +244,7 @@ class Scorer:
             for whole, theirs in zip(judged, judgements(beside, own_band, estimates, chosen), strict=True):
                 whole[chosen] = theirs
         sides, certain, percentiles_, p_values, low, high = judged
-        return Scores(
+        scores = Scores(
             band=band,
             sides=sides,
             certain=certain,
@@ -228,6 +259,45 @@ class Scorer:
             missing=holes.sum(axis=1),
             low=low,
             high=high,
+        )
+        return scores if columns is None else self.explained(scores, rows, columns, explain)
+
+    # Columns to blame
+
+    def sketch(self) -> ColumnSketch:
+        """What columns of validation rows are like.
+
+        Raises:
+            CalibrationError: this version is older than that.
+        """
+        if self.calibration.columns is None:
+            raise CalibrationError(
+                f"{self.published.reference} was calibrated before columns were explained: calibrate it again"
+            )
+        return self.calibration.columns
+
+    def explained(self, scores: Scores, rows: np.ndarray, columns: ColumnEstimates, count: int) -> ExplainedScores:
+        """The columns most to blame, at most `count` of each of the rows, (B, D), and what was expected there."""
+        sketch = self.sketch()
+        chosen = sketch.most_to_blame(columns.log_likelihood, count)  # (B, N)
+        expected = expected_cells(self.model.input, self.model.vae.likelihood, self.decoded, rows, columns, chosen)
+
+        def there(values: np.ndarray) -> np.ndarray:
+            return np.where(chosen < 0, np.nan, np.take_along_axis(values, np.maximum(chosen, 0), axis=1))
+
+        shared = {entry.name: getattr(scores, entry.name) for entry in fields(scores)}
+        return ExplainedScores(
+            **shared,
+            columns=chosen,
+            cells=there(rows.astype(np.float64)),
+            column_log_likelihood=there(columns.log_likelihood),
+            column_std_error=there(columns.std_error),
+            column_reliable=there(columns.reliable) > 0,
+            column_p_value=there(sketch.p_values(columns.log_likelihood)),
+            expected=expected[..., 0],
+            expected_low=expected[..., 1],
+            expected_high=expected[..., 2],
+            expected_probability=expected[..., 3],
         )
 
     # Rows with holes

@@ -12,6 +12,7 @@ unpickled.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -36,7 +37,9 @@ from service.errors import CalibrationError, DamagedModelError, ModelConflictErr
 from service.model import Calibration, Golden, Model, ReferenceRows
 from service.shelf import MANIFEST, NAME, VERSION, LocalShelf, Shelf, shelf_of
 from service.vae.network import VAE, Architecture
+from service.validity.columns import ColumnSketch
 
+SKETCH = tuple(field.name for field in dataclasses.fields(ColumnSketch))
 FILES = ("card.json", "weights.safetensors", "calibration.safetensors")
 ALIASES = "aliases.json"
 PRODUCTION = "production"  # the alias that a bare name means
@@ -312,6 +315,7 @@ class Store:
                     "codebook": torch.from_numpy(model.codebook),
                     **{f"golden.{key}": torch.tensor(array) for key, array in golden.arrays().items()},
                     **reference_tensors(calibration.reference),
+                    **sketch_tensors(calibration.columns),
                 },
                 metadata={"fingerprint": calibration.fingerprint},
             ),
@@ -428,7 +432,7 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, np.ndarra
         golden = golden_of({key: tensor.numpy() for key, tensor in tensors.items()})
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         fingerprint = header["__metadata__"]["fingerprint"]
-        reference = reference_of(tensors)
+        reference, sketch = reference_of(tensors), sketch_of(tensors)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DamagedModelError(f"{card.name}@{card.version}: calibration.safetensors cannot be read") from error
     if scores.shape != (card.calibration.rows,) or not len(scores) or not (np.diff(scores) >= 0).all():
@@ -438,7 +442,8 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, np.ndarra
     shape = (max(1, len(codebook)), card.architecture.latents)
     if codebook.shape != shape or not (np.isfinite(codebook).all() and np.isfinite(scores).all()):
         raise DamagedModelError(f"{card.name}@{card.version}: the codebook does not fit the card")
-    return Calibration(scores, card.calibration.percentiles, fingerprint, reference), codebook, golden
+    calibration = Calibration(scores, card.calibration.percentiles, fingerprint, reference, sketch)
+    return calibration, codebook, golden
 
 
 def reference_tensors(reference: ReferenceRows | None) -> dict[str, torch.Tensor]:
@@ -453,6 +458,18 @@ def reference_of(tensors: dict[str, torch.Tensor]) -> ReferenceRows | None:
     if "reference.rows" not in tensors:
         return None
     return ReferenceRows(tensors["reference.rows"].numpy(), tensors["reference.holes"].numpy())
+
+
+def sketch_tensors(sketch: ColumnSketch | None) -> dict[str, torch.Tensor]:
+    """The columns of a calibration that knows them."""
+    return {} if sketch is None else {f"columns.{name}": torch.tensor(getattr(sketch, name)) for name in SKETCH}
+
+
+def sketch_of(tensors: dict[str, torch.Tensor]) -> ColumnSketch | None:
+    """And back."""
+    if f"columns.{SKETCH[0]}" not in tensors:
+        return None
+    return ColumnSketch(*(tensors[f"columns.{name}"].numpy() for name in SKETCH))
 
 
 def golden_of(tensors: dict[str, np.ndarray]) -> Golden | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from service.data.columns import CategoryColumn, Frozen, LearntColumn, Table
+from service.data.columns import CategoryColumn, Frozen, LearntColumn, Table, plain
 from service.errors import Fault, InputError
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -148,6 +148,11 @@ class InputSpec(Frozen):
         columns = self.transform.columns if isinstance(self.transform, Mixed) else ()
         return any(isinstance(column, CategoryColumn) and column.is_text for column in columns)
 
+    @property
+    def widths(self) -> list[int]:
+        """How many of the network's columns each column is."""
+        return self.transform.widths if isinstance(self.transform, Mixed) else [1] * self.features
+
     def column(self, index: int) -> str | int:
         """A column's name, or its position where it has none."""
         return index if self.columns is None else self.columns[index]
@@ -224,16 +229,20 @@ class InputSpec(Frozen):
         columns = [column.cells(rows[:, at]) for at, column in enumerate(self.transform.columns)]
         return [list(row) for row in zip(*columns, strict=True)]
 
+    def cell(self, column: int, value: float) -> Any:
+        """One cell as people have it."""
+        if isinstance(self.transform, Mixed):
+            return self.transform.columns[column].cells(np.array([value]))[0]
+        return plain(value) if self.kind == "image" else value
+
     def log_measure(self, rows: np.ndarray) -> np.ndarray:
         """What log p(x) is more in the rows' units than in the network's, shape (B,), nats."""
         return self.transform.log_measures(rows).sum(axis=1)
 
     def by_column(self, values: np.ndarray) -> np.ndarray:
         """Sums over the network's columns that belong to one of the rows': shape (..., D') to (..., D)."""
-        if not isinstance(self.transform, Mixed):
-            return values
-        starts = np.cumsum([0, *self.transform.widths[:-1]])
-        return np.add.reduceat(values, starts, axis=-1)
+        starts = np.cumsum([0, *self.widths[:-1]])
+        return values if len(starts) == values.shape[-1] else np.add.reduceat(values, starts, axis=-1)
 
     def expected(self) -> str:
         """The shape of a batch, in words."""

@@ -119,6 +119,10 @@ class Elementwise(Likelihood):
         return x.nan_to_num(0.0)
 
     @abstractmethod
+    def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
+        """Quantiles of a column's x given z, of its part of the output, (S, 1), at probabilities u, (P,): shape (S, P)."""
+
+    @abstractmethod
     def log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
         """`log_prob` of rows without holes."""
 
@@ -161,6 +165,10 @@ class Bernoulli(Elementwise):
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """0 or 1."""
         return (uniform_like(output, generator) < sigmoid(output)).to(output.dtype)
+
+    def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
+        """1 where u is above the probability of 0."""
+        return (u > 1.0 - sigmoid(output)).to(output.dtype)
 
     def initial_bias(self, x: Tensor) -> Tensor:
         """Log-odds of the columns' means, kept away from certainty."""
@@ -207,6 +215,10 @@ class Gaussian(Elementwise):
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """Output + std * noise."""
         return output + self.std * normal_like(output, generator)
+
+    def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
+        """Those of a normal."""
+        return output + self.std[column] * torch.special.ndtri(u)
 
     def initial_bias(self, x: Tensor) -> Tensor:
         """The columns' means."""
@@ -298,8 +310,15 @@ class DiscretizedLogistic(Elementwise):
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """A grey level, in [0, 1]."""
         u = uniform_like(output, generator).clamp(1e-7, 1 - 1e-7)
-        draw = sigmoid(output) + self.scale * torch.logit(u)
-        return (draw * self.LEVELS).floor().clamp(0, self.LEVELS - 1) / (self.LEVELS - 1)
+        return self.level(sigmoid(output) + self.scale * torch.logit(u))
+
+    def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
+        """The level that holds the logistic's quantile."""
+        return self.level(sigmoid(output) + self.scale[column] * torch.logit(u))
+
+    def level(self, location: Tensor) -> Tensor:
+        """The level whose bin holds a place, in [0, 1]."""
+        return (location * self.LEVELS).floor().clamp(0, self.LEVELS - 1) / (self.LEVELS - 1)
 
     def initial_bias(self, x: Tensor) -> Tensor:
         """Log-odds of the columns' means, kept away from certainty."""

@@ -14,9 +14,11 @@ from starlette.responses import Response
 from service.data.images import grid, png
 from service.data.schema import InputSpec
 from service.errors import NotAcceptableError
-from service.scorer import Encodings, Manifold, Reconstructions, Samples, Scores
+from service.scorer import Encodings, ExplainedScores, Manifold, Reconstructions, Samples, Scores
+from service.tabular import blamed_columns, rows_csv, scores_csv
 
 JSON, NPY, PNG, NDJSON = "application/json", "application/x-npy", "image/png", "application/x-ndjson"
+CSV = "text/csv"
 
 
 class ModelId(msgspec.Struct):
@@ -43,6 +45,7 @@ class Score(msgspec.Struct, omit_defaults=True):
     p_value: float
     missing: int | msgspec.UnsetType = msgspec.UNSET
     band: tuple[float, float] | msgspec.UnsetType = msgspec.UNSET
+    columns: Any = msgspec.UNSET
     id: Any = msgspec.UNSET
 
 
@@ -118,8 +121,14 @@ def presented(rows: np.ndarray, spec: InputSpec) -> Any:
     return [presented(part, spec) for part in rows]
 
 
-def score_list(scores: Scores, ids: list[Any] | None) -> list[Score]:
+def csv_response(text: str, headers: dict[str, str] | None = None) -> Response:
+    """A CSV table with a header."""
+    return Response(text, 200, headers, f"{CSV}; charset=utf-8; header=present")
+
+
+def score_list(scores: Scores, ids: list[Any] | None, spec: InputSpec) -> list[Score]:
     """The scores, row by row."""
+    unset = [msgspec.UNSET] * len(scores)
     columns = zip(
         scores.verdict,
         scores.side,
@@ -133,7 +142,8 @@ def score_list(scores: Scores, ids: list[Any] | None) -> list[Score]:
         scores.percentile.tolist(),
         scores.p_value.tolist(),
         *holes_of(scores),
-        [msgspec.UNSET] * len(scores) if ids is None else [msgspec.UNSET if one is None else one for one in ids],
+        blamed_columns(scores, spec) if isinstance(scores, ExplainedScores) else unset,
+        unset if ids is None else [msgspec.UNSET if one is None else one for one in ids],
         strict=True,
     )
     return [Score(*row) for row in columns]
@@ -147,19 +157,25 @@ def holes_of(scores: Scores) -> tuple[list[Any], list[Any]]:
 
 
 def scores_answer(
-    kind: str, model: ModelId, scores: Scores, ids: list[Any] | None, warnings: Sequence[str]
+    kind: str, model: ModelId, scores: Scores, ids: list[Any] | None, spec: InputSpec, warnings: Sequence[str]
 ) -> Response:
     """POST /score."""
-    return scores_npy_response(scores) if kind == NPY else scores_response(model, scores, ids, warnings)
+    if kind == NPY:
+        return scores_npy_response(scores)
+    if kind == CSV:
+        return csv_response(scores_csv(scores, spec, ids))
+    return scores_response(model, scores, ids, spec, warnings)
 
 
-def scores_response(model: ModelId, scores: Scores, ids: list[Any] | None, warnings: Sequence[str]) -> Response:
+def scores_response(
+    model: ModelId, scores: Scores, ids: list[Any] | None, spec: InputSpec, warnings: Sequence[str]
+) -> Response:
     """The scores as JSON."""
     band = scores.band
     document = {
         "model": model,
         "band": {"percentiles": band.percentiles, "log_likelihood": (band.low, band.high)},
-        "scores": score_list(scores, ids),
+        "scores": score_list(scores, ids, spec),
     }
     return json_response(document | ({"warnings": warnings} if warnings else {}))
 
@@ -179,11 +195,19 @@ SCORE_DTYPE = np.dtype(
 )
 
 
+EXPLAINED = ("column_log_likelihood", "column_p_value", "expected", "expected_low", "expected_high")
+
+
 def scores_npy_response(scores: Scores) -> Response:
-    """The scores as records: `valid` for the verdict, `side` -1, 0 or 1, NaN for no khat."""
-    records = np.zeros(len(scores), SCORE_DTYPE)
+    """The scores as records: `valid` for the verdict, `side` -1, 0 or 1, NaN for no khat, columns by their numbers."""
+    dtype = SCORE_DTYPE
+    if isinstance(scores, ExplainedScores):
+        number = scores.columns.shape[1]
+        more = [("columns", "i4", (number,)), *((name, "f8", (number,)) for name in EXPLAINED)]
+        dtype = np.dtype([*SCORE_DTYPE.descr, *more])
+    records = np.zeros(len(scores), dtype)
     columns = {"valid": scores.sides == 0, "side": scores.sides}
-    for name in SCORE_DTYPE.names or ():
+    for name in dtype.names or ():
         records[name] = columns[name] if name in columns else getattr(scores, name)
     return npy_response(records)
 
@@ -191,10 +215,12 @@ def scores_npy_response(scores: Scores) -> Response:
 def reconstructions_response(
     kind: str, model: ModelId, answer: Reconstructions, spec: InputSpec, warnings: Sequence[str]
 ) -> Response:
-    """POST /reconstruct: JSON with everything, the means as npy, or means followed by draws as a picture."""
+    """POST /reconstruct: JSON with everything, the means as npy or CSV, or means followed by draws as a picture."""
     means, draws = shaped(answer.mean, spec), shaped(answer.draws, spec)
     if kind == NPY:
         return npy_response(means)
+    if kind == CSV:
+        return csv_response(rows_csv(answer.mean, spec))
     if kind == PNG:
         images = np.concatenate([means[:, None], draws], axis=1)
         return png_response(images.reshape(-1, *spec.shape), columns=images.shape[1])
@@ -212,6 +238,8 @@ def samples_response(kind: str, model: ModelId, samples: Samples, spec: InputSpe
     rows = shaped(samples.samples, spec)
     if kind == NPY:
         return npy_response(rows, headers)
+    if kind == CSV:
+        return csv_response(rows_csv(samples.samples, spec), headers)
     if kind == PNG:
         return png_response(rows, None, headers)
     document = {
@@ -239,6 +267,8 @@ def means_response(kind: str, model: ModelId, means: np.ndarray, spec: InputSpec
     rows = shaped(means, spec)
     if kind == NPY:
         return npy_response(rows)
+    if kind == CSV:
+        return csv_response(rows_csv(means, spec))
     return png_response(rows) if kind == PNG else json_response({"model": model, "means": presented(means, spec)})
 
 
@@ -247,6 +277,8 @@ def manifold_response(kind: str, model: ModelId, manifold: Manifold, spec: Input
     rows = shaped(manifold.means, spec)
     if kind == NPY:
         return npy_response(rows)
+    if kind == CSV:
+        return csv_response(rows_csv(manifold.means, spec))
     if kind == PNG:
         return png_response(rows)
     return json_response(

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
+from service.density.columns import KEPT_DRAWS
 from service.density.estimator import Tiling
 from service.errors import DeadlineError, InputError, MediaTypeError, OverloadedError, TooLargeError
 from service.scorer import Answer, Likelihoods, Scorer, Scores, joined, part
@@ -29,6 +30,7 @@ from service.web.shadow import Shadow
 
 # Multiplications of a decoder evaluation. Two threads are slower than one at 500 of them, and 1.3 times faster at 20,000.
 TINY = 2**13
+EXPLAINING_EVALUATIONS = 2 * KEPT_DRAWS
 MAX_INTERVALS = 64  # of a request's parts; a stream has more of them than anybody will look at
 FEW = 500  # rows of scores, or numbers, that are written in less time than another thread takes to wake up
 P = ParamSpec("P")
@@ -65,6 +67,24 @@ class Timings:
             self.add(name, time.perf_counter() - start)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a request wants of its scores: another band, and so many columns to blame."""
+
+    percentiles: tuple[float, float] | None = None
+    explain: int = 0
+
+    def check(self, scorer: Scorer) -> None:
+        """Refuse what the calibration cannot give, before any row is read."""
+        if self.percentiles is not None:
+            scorer.calibration.band(self.percentiles)
+        if self.explain:
+            scorer.sketch()
+
+
+AS_IT_IS = Wanted()
+
+
 @dataclass
 class Service:
     """One application's parts."""
@@ -98,19 +118,18 @@ class Service:
         except TimeoutError:
             raise DeadlineError("the model was not read in time") from None
 
-    async def score(
-        self, request: Request, scorer: Scorer, rows: np.ndarray, percentiles: tuple[float, float] | None = None
-    ) -> Scores:
+    async def score(self, request: Request, scorer: Scorer, rows: np.ndarray, wanted: Wanted = AS_IT_IS) -> Scores:
         """Score checked rows, shape (B, D), together with those of other requests, and count them."""
 
         def compute(batch: np.ndarray, checkpoint: Checkpoint) -> Scores:
-            scores = scorer.score(batch, percentiles, checkpoint)
+            scores = scorer.score(batch, wanted.percentiles, checkpoint, wanted.explain)
             self.metrics.count_scores(str(scorer.published.reference), scores)  # once for all requests of the batch
             self.drift.add(scorer, scores)
             return scores
 
         await self.learn_patterns(request, scorer, rows)
-        scores = await self.on_rows(request, scorer, rows, compute, (scorer, percentiles))
+        more = EXPLAINING_EVALUATIONS if wanted.explain else 0
+        scores = await self.on_rows(request, scorer, rows, compute, (scorer, wanted), more)
         self.note(request, scorer, scores)
         if self.shadow is not None:
             self.shadow.compare(self, scorer, rows, scores)
@@ -146,19 +165,28 @@ class Service:
         rows: np.ndarray,
         compute: Callable[[np.ndarray, Checkpoint], A],
         group: Any,
+        more: int = 0,
     ) -> A:
-        """Compute on the rows, shape (B, D), in the inference threads, in batches of bounded cost."""
-        answers = await self.run(request, self.row_task(scorer, compute, group), rows)
+        """Compute on the rows, shape (B, D), in the inference threads, in batches of bounded cost.
+
+        A row costs what its score costs, and so many decoder evaluations more.
+        """
+        answers = await self.run(request, self.row_task(scorer, compute, group, more), rows)
         return joined(answers)
 
     def row_task(
-        self, scorer: Scorer, compute: Callable[[np.ndarray, Checkpoint], A], group: Any, shadow: bool = False
+        self,
+        scorer: Scorer,
+        compute: Callable[[np.ndarray, Checkpoint], A],
+        group: Any,
+        more: int = 0,
+        shadow: bool = False,
     ) -> Task[A]:
         """What is to be done with a model's rows, in batches of whole blocks: one, or as many as the budget holds.
 
         A block is what goes through the networks at a time: a part of it costs little less.
         """
-        cost = scorer.model.row_cost
+        cost = scorer.model.row_cost + more
         block = Tiling.of(scorer.model.vae).rows
         blocks = max(1, self.settings.batch_evaluations // (cost * block))
         is_tiny = scorer.model.vae.evaluation_size < TINY

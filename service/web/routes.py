@@ -16,8 +16,8 @@ from service.scorer import Scorer
 from service.store import Catalog, Reference
 from service.validity.band import SIDES
 from service.web import answers, schemas
-from service.web.answers import JSON, NDJSON, NPY, PNG
-from service.web.context import Service, body_of, encoded, model_id, parsed, service_of
+from service.web.answers import CSV, JSON, NDJSON, NPY, PNG
+from service.web.context import Service, Wanted, body_of, encoded, model_id, parsed, service_of
 from service.web.lean import LeanRoute, only_known_parameters
 from service.web.parsing import Batch, media_type, parse_latents, parse_rows
 from service.web.streaming import scored_lines
@@ -29,6 +29,7 @@ Seed = Annotated[int | None, Query(ge=0, le=MAX_SEED, description="for the same 
 Percentiles = Annotated[
     str | None, Query(description="another band for this request, from the same validation scores, such as 1,99")
 ]
+Explain = Annotated[int, Query(ge=0, description="how many of the columns most to blame, for each row")]
 Draws = Annotated[int, Query(ge=0, description="draws for each row")]
 
 
@@ -75,28 +76,41 @@ ROW_TYPES = (NPY, "image/png", "image/jpeg", "text/csv")
 
 @lean.post(
     "/score",
-    **options(schemas.ScoresAnswer, ROWS_PROBLEMS, NPY, NDJSON),
+    **options(schemas.ScoresAnswer, ROWS_PROBLEMS, NPY, CSV, NDJSON),
     openapi_extra=takes("Instances", *ROW_TYPES, NDJSON),
 )
-async def score(request: Request, model: Model = None, percentiles: Percentiles = None) -> Response:
-    """Verdict and log p(x) of each row."""
+async def score(
+    request: Request, model: Model = None, percentiles: Percentiles = None, explain: Explain = 0
+) -> Response:
+    """Verdict and log p(x) of each row, with the columns most to blame."""
     service = service_of(request)
+    limited("explain", explain, service.settings.max_draws)
+    wanted = Wanted(band_of(percentiles), explain)
     if media_type(request.headers.get("content-type", "")) == NDJSON:
         answers.negotiate(accepted(request), (NDJSON,))
-        return await scored_lines(service, request, await service.scorer(model), band_of(percentiles))
-    kind = answers.negotiate(accepted(request), (JSON, NPY))
+        return await scored_lines(service, request, await service.scorer(model), wanted)
+    kind = answers.negotiate(accepted(request), (JSON, NPY, CSV))
     scorer = await service.scorer(model)
-    band = checked_band(scorer, percentiles)
+    wanted.check(scorer)
     batch = await batch_of(request, service, scorer)
-    scores = await service.score(request, scorer, batch.rows, band)
+    limited("rows times explain", len(batch) * explain, service.settings.max_rows)
+    scores = await service.score(request, scorer, batch.rows, wanted)
     return await encoded(
-        request, len(scores), answers.scores_answer, kind, model_id(scorer), scores, batch.ids, batch.warnings
+        request,
+        len(scores),
+        answers.scores_answer,
+        kind,
+        model_id(scorer),
+        scores,
+        batch.ids,
+        scorer.model.input,
+        batch.warnings,
     )
 
 
 @router.post(
     "/reconstruct",
-    **options(schemas.ReconstructionsAnswer, ROWS_PROBLEMS, NPY, PNG),
+    **options(schemas.ReconstructionsAnswer, ROWS_PROBLEMS, NPY, PNG, CSV),
     openapi_extra=takes("Instances", *ROW_TYPES),
 )
 async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -> Response:
@@ -141,7 +155,9 @@ async def encode(request: Request, model: Model = None, draws: Draws = 0) -> Res
     )
 
 
-@router.post("/decode", **options(schemas.MeansAnswer, ROWS_PROBLEMS, NPY, PNG), openapi_extra=takes("Latents", NPY))
+@router.post(
+    "/decode", **options(schemas.MeansAnswer, ROWS_PROBLEMS, NPY, PNG, CSV), openapi_extra=takes("Latents", NPY)
+)
 async def decode(request: Request, model: Model = None) -> Response:
     """E[x given z] for latents z."""
     service = service_of(request)
@@ -155,7 +171,7 @@ async def decode(request: Request, model: Model = None) -> Response:
     return await encoded(request, means.size, answers.means_response, kind, model_id(scorer), means, scorer.model.input)
 
 
-@router.get("/sample", **options(schemas.SamplesAnswer, READ_PROBLEMS, NPY, PNG))
+@router.get("/sample", **options(schemas.SamplesAnswer, READ_PROBLEMS, NPY, PNG, CSV))
 async def sample(
     request: Request,
     model: Model = None,
@@ -184,7 +200,7 @@ async def sample(
     )
 
 
-@router.get("/manifold", **options(schemas.ManifoldAnswer, READ_PROBLEMS, NPY, PNG))
+@router.get("/manifold", **options(schemas.ManifoldAnswer, READ_PROBLEMS, NPY, PNG, CSV))
 async def manifold(
     request: Request,
     model: Model = None,
@@ -306,8 +322,8 @@ def limited(name: str, value: int, limit: int) -> None:
 
 
 def array_types(scorer: Scorer) -> tuple[str, ...]:
-    """The types that answer with rows: pictures only of images."""
-    return (JSON, NPY, PNG) if scorer.model.input.kind == "image" else (JSON, NPY)
+    """The types that answer with rows: pictures of images, CSV of tables."""
+    return (JSON, NPY, PNG) if scorer.model.input.kind == "image" else (JSON, NPY, CSV)
 
 
 def band_of(percentiles: str | None) -> tuple[float, float] | None:
@@ -321,14 +337,6 @@ def band_of(percentiles: str | None) -> tuple[float, float] | None:
     if math.isnan(low) or math.isnan(high):
         raise InputError("percentiles: expected two numbers such as 1,99")
     return low, high
-
-
-def checked_band(scorer: Scorer, percentiles: str | None) -> tuple[float, float] | None:
-    """The request's band, refused before its rows are read."""
-    pair = band_of(percentiles)
-    if pair is not None:
-        scorer.calibration.band(pair)
-    return pair
 
 
 def alias_body(body: bytes) -> schemas.AliasBody:

@@ -32,6 +32,33 @@ class BandAnswer(Answer):
     log_likelihood: tuple[float, float]
 
 
+class ExpectedNumber(Answer):
+    """What the other columns let expect of a number."""
+
+    mean: float
+    interval: tuple[float, float] = Field(description="holds nine tenths")
+
+
+class ExpectedCategory(Answer):
+    """What the other columns let expect of a category."""
+
+    most_likely: str | float
+    probability: float
+
+
+class BlamedAnswer(Answer):
+    """A column of a row, by how unlikely its cell is given all others."""
+
+    name: str | int
+    pixel: tuple[int, int] | None = Field(None, description="row and column, of an image")
+    value: str | float
+    log_likelihood: float = Field(description="log p(x_j given all other columns), nats")
+    std_error: float
+    reliable: bool
+    p_value: float = Field(description="share of validation rows whose cell in this column is as unlikely, or more")
+    expected: ExpectedNumber | ExpectedCategory
+
+
 class ScoreAnswer(Answer):
     """The verdict on one row."""
 
@@ -54,6 +81,9 @@ class ScoreAnswer(Answer):
     missing: int | None = Field(None, description="missing cells of the row, where it has some")
     band: tuple[float, float] | None = Field(
         None, description="ends of its own band: that of validation rows with the same cells missing"
+    )
+    columns: list[BlamedAnswer] | None = Field(
+        None, description="with ?explain=N, the columns most to blame, of the smallest p_value first"
     )
     id: str | int | float | None = None
 

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from service.errors import DeadlineError, InputError, OverloadedError, TooLargeError, VouchError
 from service.scorer import Scorer, Scores
 from service.web.answers import NDJSON, score_list
-from service.web.context import Service, model_id, parsed, refuse_compressed
+from service.web.context import Service, Wanted, model_id, parsed, refuse_compressed
 from service.web.parsing import parse_row, parse_simple_rows
 from service.web.problems import error_document, internal
 
@@ -33,26 +33,21 @@ BLOCKS = 4  # that are being answered at a time
 ENCODER = msgspec.json.Encoder()
 
 
-async def scored_lines(
-    service: Service, request: Request, scorer: Scorer, percentiles: tuple[float, float] | None
-) -> Response:
+async def scored_lines(service: Service, request: Request, scorer: Scorer, wanted: Wanted) -> Response:
     """A stream with a line for each line: a score, or a problem in its place."""
     refuse_compressed(request)
-    if percentiles is not None:
-        scorer.calibration.band(percentiles)
+    wanted.check(scorer)
     model = model_id(scorer)
     headers = {"X-Model": f"{model.name}@{model.version}", "X-Model-Digest": model.digest}
     request.scope["state"]["streamed"] = True
-    return LinesResponse(Lines(service, request, scorer, percentiles), headers)
+    return LinesResponse(Lines(service, request, scorer, wanted), headers)
 
 
 class Lines:
     """A request's lines and their answers."""
 
-    def __init__(
-        self, service: Service, request: Request, scorer: Scorer, percentiles: tuple[float, float] | None
-    ) -> None:
-        self.service, self.request, self.scorer, self.percentiles = service, request, scorer, percentiles
+    def __init__(self, service: Service, request: Request, scorer: Scorer, wanted: Wanted) -> None:
+        self.service, self.request, self.scorer, self.wanted = service, request, scorer, wanted
         self.timeout_s = service.timeout(request)
         self.started: set[asyncio.Task[bytes]] = set()
         self.room = asyncio.Semaphore(BLOCKS)
@@ -122,7 +117,7 @@ class Lines:
         size = sum(map(len, block))
         answers, rows, ids, places = await parsed(self.request, size, partial(read_block, self.scorer, block))
         if len(rows):
-            scores = score_list(await self.score(rows), ids)
+            scores = score_list(await self.score(rows), ids, self.scorer.model.input)
             for place, score in zip(places, scores, strict=True):
                 answers[place] = score
         return ENCODER.encode_lines(answers)
@@ -132,7 +127,7 @@ class Lines:
         until = time.monotonic() + self.timeout_s
         while True:
             try:
-                return await self.service.score(self.request, self.scorer, rows, self.percentiles)
+                return await self.service.score(self.request, self.scorer, rows, self.wanted)
             except OverloadedError as error:
                 pause = min(1.0, max(0.05, error.retry_after_s))
                 if time.monotonic() + pause > until:

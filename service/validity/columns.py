@@ -1,0 +1,59 @@
+"""How unusual a cell is, given the others of its row: its log p(x_j | x_-j) among those of validation rows.
+
+Of each column a sketch is kept: order statistics at ranks that are dense where cells are unusual. A p-value by the sketch
+is that by all rows, rounded up to the next rank that was kept, and so holds as well (Vovk, Gammerman and Shafer, 2005).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+RANKS = 64
+
+
+@dataclass(frozen=True)
+class ColumnSketch:
+    """log p(x_j | x_-j) of validation rows for D columns, nats.
+
+    `suspect` (D,) is below what an estimate is looked at twice; `counts` (D,) the validation cells that were there;
+    `values` (RANKS, D), float32, their order statistics at `ranks`; `median` (D,).
+    """
+
+    suspect: np.ndarray
+    counts: np.ndarray
+    values: np.ndarray
+    median: np.ndarray
+
+    @staticmethod
+    def fit(log_likelihood: np.ndarray, suspect: np.ndarray) -> ColumnSketch:
+        """Of validation rows, shape (n, D), with NaN for holes."""
+        ordered = np.sort(log_likelihood.astype(np.float32), axis=0)  # NaN last
+        counts = (~np.isnan(ordered)).sum(axis=0)
+        values = np.take_along_axis(ordered, np.maximum(ranks(counts) - 1, 0), axis=0)
+        middle = np.take_along_axis(ordered, np.maximum((counts + 1) // 2 - 1, 0)[None], axis=0)[0]
+        return ColumnSketch(suspect.astype(np.float64), counts, np.nan_to_num(values), np.nan_to_num(middle))
+
+    def p_values(self, log_likelihood: np.ndarray) -> np.ndarray:
+        """(1 + validation cells as unlikely or more) / (n + 1), rounded up to a rank that was kept: (B, D) to (B, D).
+
+        NaN for holes, 1 for a column of which no validation row had a cell.
+        """
+        given = log_likelihood.astype(np.float32)
+        at_most = (self.values[None] <= given[:, None]).sum(axis=1)  # of those that were kept
+        above = np.vstack([ranks(self.counts), self.counts + 1])  # the rank of the next one
+        worst = np.take_along_axis(above, np.where(self.counts > 0, at_most, RANKS), axis=0)
+        return np.where(np.isnan(given), np.nan, worst / (self.counts + 1.0))
+
+    def most_to_blame(self, log_likelihood: np.ndarray, count: int) -> np.ndarray:
+        """The columns of the smallest p-values, ties by how far below the median: shape (B, count); -1 for none."""
+        p_values, short = self.p_values(log_likelihood), self.median - log_likelihood
+        order = np.lexsort((-short, p_values), axis=1)[:, :count]  # NaN last
+        return np.where(np.isnan(np.take_along_axis(p_values, order, axis=1)), -1, order)
+
+
+def ranks(counts: np.ndarray) -> np.ndarray:
+    """Ranks from 1 to n, each a constant factor above the one before: for counts (D,), shape (RANKS, D)."""
+    powers = np.arange(RANKS)[:, None] / (RANKS - 1)
+    return np.minimum(np.ceil(np.maximum(counts, 1) ** powers - 1e-9), counts).astype(int)
