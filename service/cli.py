@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 # torch takes a second to import: commands import what they need, so that --help and errors are instant.
 
-TABLE_SAMPLES = 5  # of the IWAE bound that a table's model is fitted with
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -144,7 +143,7 @@ def train(
     from service.data.tables import is_table, read_table
     from service.density.estimator import Estimator
     from service.store import Store, checked_name
-    from service.trainer import Recipe, train_table
+    from service.trainer import TABLE_FIT, Recipe, train_table
     from service.trainer import train as train_model
     from service.vae.training import FitOptions
 
@@ -152,6 +151,7 @@ def train(
     is_mixed = is_table(data) and likelihood is None and threshold is None
     if schema is not None and not is_mixed:
         raise DataError("--schema goes with a table of named columns, without --likelihood")
+    usual = TABLE_FIT if is_mixed else FitOptions()
     recipe = Recipe(
         likelihood=likelihood_name(likelihood),
         threshold=threshold,
@@ -161,12 +161,13 @@ def train(
         prior=prior_name(prior or ("auto" if is_mixed else "normal")),
         fit=FitOptions(
             epochs=epochs,
+            steps=usual.steps,
             minutes=minutes,
             patience=patience,
             batch_size=batch_size,
             learning_rate=learning_rate,
             beta=beta,
-            importance_samples=importance_samples or (TABLE_SAMPLES if is_mixed and beta == 1.0 else 1),
+            importance_samples=importance_samples or (usual.importance_samples if beta == 1.0 else 1),
             seed=seed,
         ),
         estimator=Estimator.of(setting_name(estimator)),

@@ -30,18 +30,19 @@ from service.density.estimator import (
     Estimates,
     Estimator,
     Row,
+    Tiling,
     estimates_of,
     go_on,
     is_usual,
     one_thread,
 )
 from service.density.pareto import khat
-from service.vae.alike import UNROLLED
+from service.vae.alike import VECTOR
 from service.vae.network import VAE
 
 KEPT_DRAWS = 128  # of a row, that are looked at column by column, even where its score needs fewer
 MAX_HIDDEN = 3  # columns of a row for which it is estimated again
-HIDDEN_SAMPLES = 512  # draws at most, of a row without a column
+HIDDEN_SAMPLES = 256  # draws at most, of a row without a column
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ class Columns:
         if len(self.starts) < terms.shape[-1]:
             together = np.add.reduceat(terms.cpu().numpy(), self.starts, axis=-1)
             terms = torch.from_numpy(together).to(terms.device)
-        return F.pad(terms, (0, -terms.shape[-1] % UNROLLED))
+        return F.pad(terms, (0, -terms.shape[-1] % VECTOR))
 
     def look_twice(self, suspect: np.ndarray) -> None:
         """Estimate rows again without the columns that look worst, where their estimates are not to be trusted."""
@@ -172,7 +173,7 @@ class Columns:
         short = np.where(is_suspect, usual - self.values, -np.inf)  # (B, D)
         worst = np.argsort(-short, axis=1, kind="stable")[:, :MAX_HIDDEN]
         pairs = [(row, int(column)) for row, few in enumerate(worst) for column in few if is_suspect[row, column]]
-        length = self.block.tiling.rows
+        length = few_rows(self.block.vae).rows
         for start in range(0, len(pairs), length):
             self.hide(pairs[start : start + length])
 
@@ -182,9 +183,9 @@ class Columns:
         x = np.where(self.owner == np.array(columns)[:, None], np.float32(np.nan), block.block[rows])
         hidden = Block(
             without_ends(block.estimator), block.vae, block.book, x, (), None, block.checkpoint,
-            self.measures[rows].sum(axis=1) - self.measures[rows, columns], KEPT_DRAWS,
+            self.measures[rows].sum(axis=1) - self.measures[rows, columns], KEPT_DRAWS, few_rows(block.vae),
         )  # fmt: skip
-        hidden.sample(hidden.estimator.first_samples)
+        hidden.sample(hidden.estimator.first_samples, may_restart=False)
         for (row, column), again in zip(pairs, hidden.rows, strict=True):
             whole = block.rows[row]
             difference = whole.log_likelihood - again.log_likelihood
@@ -194,6 +195,11 @@ class Columns:
                 self.errors[row, column] = np.hypot(whole.std_error, again.std_error)
                 self.doubtful[row, column] = not (again.reliable and whole.reliable)
                 self.without[row][column] = again.draws
+
+
+def few_rows(vae: VAE) -> Tiling:
+    """Small blocks: few of a block's rows have a column that is hidden."""
+    return Tiling.of(vae, max_scale=1)
 
 
 def without_ends(estimator: Estimator) -> Estimator:

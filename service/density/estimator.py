@@ -79,7 +79,7 @@ class Tiling:
     tangents: int
 
     @staticmethod
-    def of(vae: VAE) -> Tiling:
+    def of(vae: VAE, max_scale: int = MAX_SCALE) -> Tiling:
         """Large enough to share out what a tile costs beside its products, small enough for a CPU's caches.
 
         A small network's products take less time than to ask for them, so that more rows at a time cost the same. A GPU
@@ -88,7 +88,7 @@ class Tiling:
         if vae.device.type != "cpu":
             return Tiling(rows=256, evaluations=65536, gradients=256, tangents=16384)
         larger = TILE_PRODUCTS // vae.evaluation_size
-        scale = 1 << (max(1, min(MAX_SCALE, larger)).bit_length() - 1)
+        scale = 1 << (max(1, min(max_scale, larger)).bit_length() - 1)
         return Tiling(rows=32 * scale, evaluations=256 * scale, gradients=32 * scale, tangents=256 * scale)
 
     def group(self, samples: int) -> int:
@@ -354,10 +354,11 @@ class Block:
         checkpoint: Callable[[], None] = go_on,
         measure: np.ndarray | None = None,
         kept_draws: int = 0,
+        tiling: Tiling | None = None,
     ) -> None:
         self.checkpoint, self.kept_draws = checkpoint, kept_draws
         self.estimator, self.vae, self.book, self.band_ends = estimator, vae, book, band_ends
-        self.tiling = Tiling.of(vae)
+        self.tiling = tiling or Tiling.of(vae)
         self.block = block
         self.numpy_rows = padded(block, self.tiling.rows)
         self.x = torch.from_numpy(self.numpy_rows).to(vae.device, vae.dtype)

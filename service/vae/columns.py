@@ -22,6 +22,7 @@ MAX_LOG_STD = 3.0
 FAR = 1e15  # in the network's units; its square is a float32
 FIRST = 0.25  # a count below this is 0
 LINEAR = 5.0  # numbers much larger reach the encoder as their logarithm
+INNER = (1e-6, 1 - 1e-6)  # probabilities of which quantiles are taken
 LOG_SCALE_INFORMATION = (math.pi**2 + 3.0) / 9.0  # of a logistic density's log scale
 KINDS = ("real", "count", "categorical")
 
@@ -216,15 +217,12 @@ class Columns(Likelihood):
             return logits
         return in_vectors(torch.exp, logits - self.log_normalizers(logits)[..., self.owner])
 
-    def cells_of(self, at: int) -> slice:
-        """Where the cells of column `at`, a category, are among all."""
+    def probabilities_of(self, output: Tensor, at: int) -> Tensor:
+        """Of the cells of column `at`, a category: shape (..., cells), float64."""
         place = self.categorical_at.tolist().index(at)
         start = int(self.first_cell[place])
-        return slice(start, start + int(self.cell_counts[place]))
-
-    def number_of(self, at: int) -> int:
-        """Where column `at`, a number, is among those of `quantile`."""
-        return [*self.real_at.tolist(), *self.count_at.tolist()].index(at)
+        logits = self.logits(output)[..., start : start + int(self.cell_counts[place])]
+        return logits.double().softmax(dim=-1)
 
     # Its derivatives in the output
 
@@ -309,19 +307,32 @@ class Columns(Likelihood):
 
     def quantile(self, output: Tensor, u: Tensor) -> Tensor:
         """Quantiles of the numbers, shape (..., R + C), real columns first; a count's is one."""
-        mean, variance, _ = self.real_moments(output)
+        real, count = self.real_output(output), self.count_output(output)
+        reals = [self.real_quantile(*real, u[..., : self.reals], slice(None))]
+        return torch.cat([*reals, self.count_quantile(*count, u[..., self.reals :], slice(None))], dim=-1)
+
+    def quantile_of(self, output: Tensor, u: Tensor, at: int) -> Tensor:
+        """Quantiles of column `at`, a number, at probabilities u, shape (Q,): shape (..., Q)."""
+        if at in (places := self.real_at.tolist()):
+            one = slice(place := places.index(at), place + 1)
+            mean, log_std = self.real_output(output)
+            return self.real_quantile(mean[..., one], log_std[..., one], u, one)
+        one = slice(place := self.count_at.tolist().index(at), place + 1)
         location, log_scale = self.count_output(output)
-        scale = (in_vectors(torch.exp, 2.0 * log_scale) + self.count_min_std.square()).sqrt()
-        u = u.clamp(1e-6, 1 - 1e-6)
-        normal = math.sqrt(2.0) * torch.erfinv(2.0 * u[..., : self.reals] - 1.0)
-        x = location + scale * torch.logit(u[..., self.reals :])
-        value = (
-            ((x * self.count_scale + self.count_center).clamp(-30.0, 30.0).exp() - self.count_offset)
-            .round()
-            .clamp(min=0)
-        )
-        whole = ((value + self.count_offset).log() - self.count_center) / self.count_scale
-        return torch.cat([mean + variance.sqrt() * normal, whole], dim=-1)
+        return self.count_quantile(location[..., one], log_scale[..., one], u, one)
+
+    def real_quantile(self, mean: Tensor, log_std: Tensor, u: Tensor, chosen: slice) -> Tensor:
+        """Quantiles of some real columns, by their part of the output."""
+        std = (in_vectors(torch.exp, 2.0 * log_std) + self.real_floor[chosen].square()).sqrt()
+        return mean + std * torch.special.ndtri(u.clamp(*INNER))
+
+    def count_quantile(self, location: Tensor, log_scale: Tensor, u: Tensor, chosen: slice) -> Tensor:
+        """The whole numbers at quantiles of some counts, by their part of the output."""
+        scale = (in_vectors(torch.exp, 2.0 * log_scale) + self.count_min_std[chosen].square()).sqrt()
+        x = location + scale * torch.logit(u.clamp(*INNER))
+        spread, center, offset = self.count_scale[chosen], self.count_center[chosen], self.count_offset[chosen]
+        value = ((x * spread + center).clamp(-30.0, 30.0).exp() - offset).round().clamp(min=0)
+        return ((value + offset).log() - center) / spread
 
     def likeliest(self, weights: Tensor) -> Tensor:
         """The cell of each category with the largest weight, shape (..., K) to (..., C)."""

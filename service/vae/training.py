@@ -17,7 +17,6 @@ from service.vae.augmentation import Augmentation
 from service.vae.likelihoods import LOG_2PI, normal_like
 from service.vae.network import VAE, DiagonalNormal
 
-MIN_STEPS = 5_000  # of the optimizer, for data sets whose epochs are short
 Stopped = Literal["epochs", "minutes", "patience", "interrupted"]
 ACTIVE_VARIANCE = 0.01  # of the posterior's mean over rows; below it a latent carries nothing (Burda et al., 2016)
 
@@ -26,13 +25,14 @@ ACTIVE_VARIANCE = 0.01  # of the posterior's mean over rows; below it a latent c
 class FitOptions:
     """How to fit.
 
-    `epochs` and `minutes` bound the fit, and the learning rate decays over whichever ends first. Without `epochs`, small
-    data sets get enough of them for some thousands of steps. `patience` is how many epochs without a better bound end
+    `epochs` and `minutes` bound the fit, and the learning rate decays over whichever ends first. Without `epochs`, there are
+    100, or on small data sets as many as make so many `steps` of the optimizer. `patience` is how many epochs without a better bound end
     the fit, a tenth of them by default. `averaging` is the share that the moving average of the weights keeps at each
     step. `augment_share` is the first part of the budget in which rows are augmented, where an augmentation is given.
     """
 
     epochs: int | None = None
+    steps: int = 5_000
     minutes: float | None = None
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -49,7 +49,7 @@ class FitOptions:
         if self.importance_samples > 1 and self.beta != 1.0:
             raise TrainingError("--beta weighs the KL term of the ELBO; the bound of --importance-samples has none")
         positive = (
-            "epochs", "minutes", "batch_size", "learning_rate", "importance_samples", "patience", "clip_norm"
+            "epochs", "steps", "minutes", "batch_size", "learning_rate", "importance_samples", "patience", "clip_norm"
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
@@ -60,7 +60,7 @@ class FitOptions:
 
     def for_rows(self, rows: int) -> FitOptions:
         """The same with the epochs and the patience that suit so many training rows."""
-        epochs = self.epochs or max(100, math.ceil(MIN_STEPS / max(1, rows // self.batch_size)))
+        epochs = self.epochs or max(100, math.ceil(self.steps / max(1, rows // self.batch_size)))
         return replace(self, epochs=epochs, patience=self.patience or max(20, epochs // 10))
 
 
