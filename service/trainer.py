@@ -277,7 +277,11 @@ def fit_and_publish(
 
 
 def fitted(
-    spec: InputSpec, split: Split, architecture: Architecture, recipe: Recipe, on_epoch: Callable[[Progress], None]
+    spec: InputSpec,
+    split: Split,
+    architecture: Architecture,
+    recipe: Recipe,
+    on_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[VAE, FitReport, dict[str, float]]:
     """The network with the better prior, how its fit went, and the validation bound with each prior that was tried."""
     rows, judged = network_rows(spec, split.train), network_rows(spec, split.validation)

@@ -25,10 +25,11 @@ ACTIVE_VARIANCE = 0.01  # of the posterior's mean over rows; below it a latent c
 class FitOptions:
     """How to fit.
 
-    `epochs` and `minutes` bound the fit, and the learning rate decays over whichever ends first. Without `epochs`, there are
-    100, or on small data sets as many as make so many `steps` of the optimizer. `patience` is how many epochs without a better bound end
-    the fit, a tenth of them by default. `averaging` is the share that the moving average of the weights keeps at each
-    step. `augment_share` is the first part of the budget in which rows are augmented, where an augmentation is given.
+    `epochs` and `minutes` bound the fit, and the learning rate decays over whichever ends first. Without `epochs`, there
+    are 100, or on small data sets as many as make so many `steps` of the optimizer. `patience` is how many epochs without
+    a better bound end the fit, a tenth of them by default. `averaging` is the share that the moving average of the weights
+    keeps at each step. `augment_share` is the first part of the budget in which rows are augmented, where an augmentation
+    is given.
     """
 
     epochs: int | None = None

@@ -1,0 +1,204 @@
+"""VAEDetector: the model as a scikit-learn outlier detector, for pipelines, grid searches and other people's benchmarks.
+
+Needs the extra vouch[sklearn]. The service never imports it.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any, Self
+
+import numpy as np
+
+try:
+    from sklearn.base import BaseEstimator, OutlierMixin
+    from sklearn.utils import check_random_state
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError("VAEDetector needs the extra: pip install 'vouch[sklearn]'") from error
+
+from service.data.columns import ColumnKind, Kind, Schema, Table, cells_of, infer, learn
+from service.data.schema import FLOAT32_MAX, InputSpec, Mixed
+from service.density import codebook
+from service.density.estimator import SETTINGS, Estimator, SettingName, worker_pool
+from service.errors import VouchError
+from service.model import Model
+from service.settings import cpu_quota
+from service.trainer import TABLE_FIT, PriorName, Recipe, Split, fitted, table_architecture
+from service.vae.training import FitOptions
+from service.validity.band import rank
+
+USUAL_FALSE_ALARM = 5  # per cent of held-out rows that are refused where contamination is "auto"
+MIN_ROWS = 2
+
+
+class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Outliers are rows of low log p(x) under a variational autoencoder of the rows that it was fitted to.
+
+    Columns are read as `vouch train` reads them: numbers, counts and categories, each with a likelihood of its own; NaN and
+    None are missing cells. Scores are importance-sampled estimates of log p(x) of the cells that are there, in nats.
+
+    Parameters:
+        latents: number of latents; by default half as many as there are columns, at most 16.
+        hidden: widths of the hidden layers.
+        prior: `normal`, `mixture` (of normals), or `auto`: whichever makes held-out rows more likely.
+        steps: of the optimizer, at least.
+        importance_samples: of the IWAE bound that is fitted.
+        estimator: `fast`, `standard` or `thorough`: how log p(x) is estimated.
+        validation_fraction: share of the rows that are held out to stop early by.
+        contamination: share of outliers among the rows to fit, above 0 and at most 0.5, which places the threshold among
+            their scores; `auto` takes them for valid and refuses at most a twentieth of held-out rows.
+        random_state: makes a fit repeatable.
+
+    Attributes:
+        model_: the fitted model.
+        offset_: the threshold: `decision_function` is `score_samples` less this.
+        validation_bound_: the mean bound on log p(x) of the held-out rows, nats.
+        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+    """
+
+    def __init__(
+        self,
+        *,
+        latents: int | None = None,
+        hidden: tuple[int, ...] = (128, 128),
+        prior: PriorName = "auto",
+        steps: int = 3_000,
+        importance_samples: int = TABLE_FIT.importance_samples,
+        estimator: SettingName = "fast",
+        validation_fraction: float = 0.1,
+        contamination: float | str = "auto",
+        random_state: Any = None,
+    ) -> None:
+        self.latents = latents
+        self.hidden = hidden
+        self.prior = prior
+        self.steps = steps
+        self.importance_samples = importance_samples
+        self.estimator = estimator
+        self.validation_fraction = validation_fraction
+        self.contamination = contamination
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803  # scikit-learn's name
+        """Fit to rows, shape (n, d): an array of numbers, or a data frame that may hold text.
+
+        Raises:
+            ValueError: rows that cannot be read, or a parameter out of range.
+        """
+        self.check_parameters()
+        table = self.table(X, reset=True)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        try:
+            held_out = self.fit_table(table, seed)
+        except VouchError as error:
+            raise ValueError(str(error)) from error
+        if isinstance(self.contamination, str):
+            scores = np.sort(held_out)
+            self.offset_ = float(scores[max(1, rank(len(scores), Fraction(USUAL_FALSE_ALARM))) - 1])
+        else:
+            self.offset_ = float(np.percentile(self.score_table(table), 100.0 * self.contamination))
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
+        """log p(x) of each row, nats, shape (n,): the lower, the more of an outlier."""
+        check_is_fitted(self)
+        return self.score_table(self.table(X, reset=False))
+
+    def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
+        """`score_samples` less the threshold: negative for outliers."""
+        scores = self.score_samples(X)
+        return scores - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """1 for inliers, -1 for outliers, shape (n,)."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def __sklearn_tags__(self) -> Any:
+        """Missing cells are read."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    # What they share
+
+    def fit_table(self, table: Table, seed: int) -> np.ndarray:
+        """Fit the model, and score the rows that were held out."""
+        order = np.random.default_rng(seed).permutation(len(table))
+        held = min(max(1, round(self.validation_fraction * len(table))), len(table) - 1)
+        parts = Split(train=order[held:], validation=order[:held], calibration=order[:0])
+        transform = Mixed(columns=learn(detected(infer(table)), table.select(parts.train)))
+        names = tuple(column.name for column in transform.columns)
+        spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
+        rows = np.clip(spec.array(table), -FLOAT32_MAX, FLOAT32_MAX)
+        recipe = Recipe(
+            latents=self.latents,
+            hidden=tuple(self.hidden),
+            prior=self.prior,
+            fit=FitOptions(steps=self.steps, importance_samples=self.importance_samples, seed=seed),
+        )
+        split = parts.map(lambda chosen: rows[chosen])
+        vae, report, _ = fitted(spec, split, table_architecture(transform, recipe), recipe)
+        vae.eval().requires_grad_(False)
+        codes = codebook.build(vae, spec.encode(spec.rows(split.validation)))
+        self.model_ = Model(vae, spec, Estimator.of(self.estimator), codes)
+        self.validation_bound_ = report.validation.bound
+        return self.model_.estimates(spec.rows(split.validation), worker_pool(cpu_quota())).log_likelihood
+
+    def score_table(self, table: Table) -> np.ndarray:
+        """log p(x) of a table's rows."""
+        rows = np.clip(self.model_.input.array(table), -FLOAT32_MAX, FLOAT32_MAX)
+        return self.model_.estimates(self.model_.input.rows(rows), worker_pool(cpu_quota())).log_likelihood
+
+    def table(self, X: Any, reset: bool) -> Table:  # noqa: N803
+        """Rows as a table; text only where they are a data frame."""
+        names = [f"x{at}" for at in range(np.shape(X)[1])] if hasattr(X, "iloc") else None
+        if names is not None and any(str(kind) in ("object", "str", "string", "category") for kind in X.dtypes):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            if len(X) < MIN_ROWS and reset:
+                raise ValueError(f"Found array with {len(X)} sample(s), expected at least {MIN_ROWS}")
+            columns = [X.iloc[:, at].tolist() for at in range(len(names))]
+            return Table(tuple(names), tuple(cells_of([text_of(cell) for cell in column]) for column in columns))
+        array = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=np.float64,
+            ensure_all_finite="allow-nan",
+            ensure_min_samples=MIN_ROWS if reset else 1,
+        )
+        # By their numbers: whether columns have names, and which, is scikit-learn's business.
+        return Table(tuple(f"x{at}" for at in range(array.shape[1])), tuple(array.T))
+
+    def check_parameters(self) -> None:
+        """Refuse parameters that cannot be.
+
+        Raises:
+            ValueError: says which.
+        """
+        contamination = self.contamination
+        if contamination != "auto" and not (isinstance(contamination, int | float) and 0 < contamination <= 0.5):
+            raise ValueError("contamination: expected 'auto' or a number above 0 and at most 0.5")
+        if self.estimator not in SETTINGS:
+            raise ValueError(f"estimator: expected one of {', '.join(SETTINGS)}")
+        if self.prior not in ("normal", "mixture", "auto"):
+            raise ValueError("prior: expected normal, mixture or auto")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError("validation_fraction: expected a number between 0 and 1")
+        if any(width < 1 for width in self.hidden) or (self.latents is not None and self.latents < 1):
+            raise ValueError("latents and hidden: expected numbers of at least 1")
+
+
+def detected(schema: Schema) -> Schema:
+    """The kinds of columns for a detector: what never changed is no reason to look away when it does."""
+    kinds: dict[str, Kind] = {"constant": "category", "an identifier: numbers in a row": "real"}
+    columns = (
+        column if column.kind != "ignored" else ColumnKind(name=column.name, kind=kinds.get(column.why, "ignored"))
+        for column in schema.columns
+    )
+    return Schema(columns=tuple(columns))
+
+
+def text_of(cell: Any) -> str:
+    """A data frame's cell as a file would have it."""
+    return "" if cell is None or cell != cell else str(cell)  # noqa: PLR0124  # NaN alone differs from itself
