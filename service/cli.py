@@ -119,6 +119,9 @@ def train(
             "default: auto for tables, else normal"
         ),
     ] = None,
+    ensemble: Annotated[
+        int, typer.Option(min=1, max=100, help="networks, whose densities are averaged: steadier, and as much slower")
+    ] = 1,
     epochs: Annotated[int | None, typer.Option(min=1, help="most passes over the rows; default: from the data")] = None,
     minutes: Annotated[float | None, typer.Option(help="most time to spend")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="epochs without a better bound that end the fit")] = None,
@@ -158,6 +161,7 @@ def train(
         latents=latents,
         hidden=None if hidden is None else widths(hidden),
         activation=activation_name(activation),
+        ensemble=ensemble,
         prior=prior_name(prior or ("auto" if is_mixed else "normal")),
         fit=FitOptions(
             epochs=epochs,

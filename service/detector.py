@@ -5,8 +5,9 @@ Needs the extra vouch[sklearn]. The service never imports it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -17,32 +18,52 @@ try:
 except ImportError as error:
     raise ImportError("VAEDetector needs the extra: pip install 'vouch[sklearn]'") from error
 
-from service.data.columns import ColumnKind, Kind, Schema, Table, cells_of, infer, learn
+from service.data.columns import (
+    CategoryColumn,
+    ColumnKind,
+    Kind,
+    NumberColumn,
+    Schema,
+    Table,
+    cells_of,
+    infer,
+    is_missing,
+    learn,
+    plain_number,
+)
 from service.data.schema import FLOAT32_MAX, InputSpec, Mixed
 from service.density import codebook
 from service.density.estimator import SETTINGS, Estimator, SettingName, worker_pool
 from service.errors import VouchError
-from service.model import Model
+from service.model import Member, Model
 from service.settings import cpu_quota
 from service.trainer import TABLE_FIT, PriorName, Recipe, Split, fitted, table_architecture
+from service.vae.columns import Real
+from service.vae.network import Architecture
 from service.vae.training import FitOptions
 from service.validity.band import rank
 
 USUAL_FALSE_ALARM = 5  # per cent of held-out rows that are refused where contamination is "auto"
 MIN_ROWS = 2
+MAX_LATENTS = 16
 
 
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Outliers are rows of low log p(x) under a variational autoencoder of the rows that it was fitted to.
 
-    Columns are read as `vouch train` reads them: numbers, counts and categories, each with a likelihood of its own; NaN and
-    None are missing cells. Scores are importance-sampled estimates of log p(x) of the cells that are there, in nats.
+    NaN and None are missing cells. Scores are importance-sampled estimates of log p(x) of the cells that are there, in
+    nats.
 
     Parameters:
-        latents: number of latents; by default half as many as there are columns, at most 16.
+        columns: `plain`: numbers are standardised and have normal likelihoods, text is a category; `inferred`: columns are
+            read as `vouch train` reads a table, with counts, ordinal columns, curved scales and atoms, which suits tables
+            of many rows.
+        latents: number of latents; by default as many as there are columns, at most 16.
         hidden: widths of the hidden layers.
         prior: `normal`, `mixture` (of normals), or `auto`: whichever makes held-out rows more likely.
+        ensemble: number of networks, whose densities are averaged; each holds other rows out.
         steps: of the optimizer, at least.
+        batch_size: rows of a step.
         importance_samples: of the IWAE bound that is fitted.
         estimator: `fast`, `standard` or `thorough`: how log p(x) is estimated.
         validation_fraction: share of the rows that are held out to stop early by.
@@ -60,20 +81,26 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     def __init__(
         self,
         *,
+        columns: Literal["plain", "inferred"] = "plain",
         latents: int | None = None,
         hidden: tuple[int, ...] = (128, 128),
         prior: PriorName = "auto",
+        ensemble: int = 3,
         steps: int = 3_000,
+        batch_size: int = 256,
         importance_samples: int = TABLE_FIT.importance_samples,
         estimator: SettingName = "fast",
         validation_fraction: float = 0.1,
         contamination: float | str = "auto",
         random_state: Any = None,
     ) -> None:
+        self.columns = columns
         self.latents = latents
         self.hidden = hidden
         self.prior = prior
+        self.ensemble = ensemble
         self.steps = steps
+        self.batch_size = batch_size
         self.importance_samples = importance_samples
         self.estimator = estimator
         self.validation_fraction = validation_fraction
@@ -123,27 +150,68 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     # What they share
 
     def fit_table(self, table: Table, seed: int) -> np.ndarray:
-        """Fit the model, and score the rows that were held out."""
-        order = np.random.default_rng(seed).permutation(len(table))
-        held = min(max(1, round(self.validation_fraction * len(table))), len(table) - 1)
-        parts = Split(train=order[held:], validation=order[:held], calibration=order[:0])
-        transform = Mixed(columns=learn(detected(infer(table)), table.select(parts.train)))
+        """Fit the model, and score the rows that its members held out, each by the member that did not see it."""
+        transform = Mixed(columns=self.learnt(table))
         names = tuple(column.name for column in transform.columns)
         spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
-        rows = np.clip(spec.array(table), -FLOAT32_MAX, FLOAT32_MAX)
-        recipe = Recipe(
-            latents=self.latents,
+        rows = spec.rows(np.clip(spec.array(table), -FLOAT32_MAX, FLOAT32_MAX))
+        architecture: Architecture | None = None
+        members, bounds, held_out = [], [], []
+        for number in range(self.ensemble):
+            recipe = self.recipe(seed + number, len(names), bool(np.isnan(rows).any()))
+            if architecture is None:
+                architecture = self.architecture(transform, recipe)
+            else:
+                recipe = replace(recipe, prior="mixture" if architecture.prior_components else "normal")
+            order = np.random.default_rng(recipe.fit.seed).permutation(len(rows))
+            held = min(max(1, round(self.validation_fraction * len(rows))), len(rows) - 1)
+            split = Split(train=rows[order[held:]], validation=rows[order[:held]], calibration=rows[:0])
+            (vae,), report, _ = fitted(spec, split, architecture, recipe)
+            architecture = vae.architecture
+            members.append(Member(vae, codebook.build(vae, spec.encode(split.validation))))
+            bounds.append(report.validation.bound)
+            alone = Model(vae, spec, Estimator.of(self.estimator), members[-1].codebook)
+            held_out.append(alone.estimates(split.validation, worker_pool(cpu_quota())).log_likelihood)
+        first, *others = members
+        self.model_ = Model(first.vae, spec, Estimator.of(self.estimator), first.codebook, tuple(others))
+        self.validation_bound_ = float(np.mean(bounds))
+        return np.concatenate(held_out)
+
+    def recipe(self, seed: int, columns: int, has_holes: bool) -> Recipe:
+        """How a member is fitted."""
+        return Recipe(
+            latents=self.latents or max(1, min(MAX_LATENTS, columns)),
             hidden=tuple(self.hidden),
             prior=self.prior,
-            fit=FitOptions(steps=self.steps, importance_samples=self.importance_samples, seed=seed),
+            hide=Recipe().hide if has_holes else 0.0,
+            fit=FitOptions(
+                steps=self.steps,
+                batch_size=self.batch_size,
+                importance_samples=self.importance_samples,
+                seed=seed,
+            ),
         )
-        split = parts.map(lambda chosen: rows[chosen])
-        vae, report, _ = fitted(spec, split, table_architecture(transform, recipe), recipe)
-        vae.eval().requires_grad_(False)
-        codes = codebook.build(vae, spec.encode(spec.rows(split.validation)))
-        self.model_ = Model(vae, spec, Estimator.of(self.estimator), codes)
-        self.validation_bound_ = report.validation.bound
-        return self.model_.estimates(spec.rows(split.validation), worker_pool(cpu_quota())).log_likelihood
+
+    def architecture(self, transform: Mixed, recipe: Recipe) -> Architecture:
+        """The members' network."""
+        architecture = table_architecture(transform, recipe)
+        if self.columns == "inferred":
+            return architecture
+        # Densities are free to be as sharp as the floor lets them, whatever a column's steps.
+        kinds = (Real() if isinstance(column, Real) else column for column in architecture.columns)
+        return replace(architecture, columns=tuple(kinds))
+
+    def learnt(self, table: Table) -> tuple[NumberColumn | CategoryColumn, ...]:
+        """The columns, learnt from the rows."""
+        if self.columns == "inferred":
+            return learn(detected(infer(table)), table)
+        return tuple(
+            learn(Schema(columns=(ColumnKind(name=name, kind="category"),)), table)[0]
+            if cells.dtype == object
+            else plain_number(name, cells)
+            for name, cells in zip(table.names, table.columns, strict=True)
+            if not all(map(is_missing, cells.tolist()))
+        )
 
     def score_table(self, table: Table) -> np.ndarray:
         """log p(x) of a table's rows."""
@@ -179,12 +247,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         contamination = self.contamination
         if contamination != "auto" and not (isinstance(contamination, int | float) and 0 < contamination <= 0.5):
             raise ValueError("contamination: expected 'auto' or a number above 0 and at most 0.5")
+        if self.columns not in ("plain", "inferred"):
+            raise ValueError("columns: expected plain or inferred")
         if self.estimator not in SETTINGS:
             raise ValueError(f"estimator: expected one of {', '.join(SETTINGS)}")
         if self.prior not in ("normal", "mixture", "auto"):
             raise ValueError("prior: expected normal, mixture or auto")
         if not 0 < self.validation_fraction < 1:
             raise ValueError("validation_fraction: expected a number between 0 and 1")
+        if self.ensemble < 1 or self.steps < 1 or self.batch_size < 1:
+            raise ValueError("ensemble, steps and batch_size: expected numbers of at least 1")
         if any(width < 1 for width in self.hidden) or (self.latents is not None and self.latents < 1):
             raise ValueError("latents and hidden: expected numbers of at least 1")
 

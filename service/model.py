@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,8 +14,9 @@ import torch
 
 from service.data.schema import FLOAT32_MAX, InputSpec
 from service.density import codebook
-from service.density.columns import ColumnEstimates, estimate_with_columns
-from service.density.estimator import TYPICAL_SAMPLES, Estimates, Estimator, go_on
+from service.density.columns import ColumnDraws, ColumnEstimates, estimate_with_columns
+from service.density.ensemble import averaged, averaged_columns
+from service.density.estimator import END_TOLERANCE, TYPICAL_SAMPLES, Estimates, Estimator, go_on
 from service.errors import CalibrationError, DamagedModelError
 from service.vae.network import VAE
 from service.validity.band import Band
@@ -32,16 +33,30 @@ MIN_COLUMN_ROWS, COLUMN_CELLS = 1_000, 2_000_000  # by which columns are calibra
 
 
 @dataclass(frozen=True)
+class Member:
+    """A network, and latents, shape (K, L), from which the estimator may start to look for a row's modes."""
+
+    vae: VAE
+    codebook: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Model:
     """A trained network with the units of its input and its estimator: all that a row's log p(x) depends on.
 
-    `codebook` holds latents, shape (K, L), from which the estimator may start to look for a row's modes.
+    `others` are further networks of the same architecture: then p(x) is the mean of all members' densities.
     """
 
     vae: VAE
     input: InputSpec
     estimator: Estimator
     codebook: np.ndarray = field(repr=False)
+    others: tuple[Member, ...] = ()
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All networks with their codebooks."""
+        return (Member(self.vae, self.codebook), *self.others)
 
     def estimates(
         self,
@@ -59,7 +74,12 @@ class Model:
         """
         x, measure = self.input.encode(rows), self.input.log_measure(rows)
         incomplete = np.isnan(rows).any(axis=1)
-        return self.estimator.estimate(self.vae, self.codebook, x, pool, band_ends, checkpoint, measure, incomplete)
+        return averaged(
+            [
+                self.estimator.estimate(one.vae, one.codebook, x, pool, band_ends, checkpoint, measure, incomplete)
+                for one in self.members
+            ]
+        )
 
     def explained(
         self,
@@ -68,40 +88,42 @@ class Model:
         pool: Executor | None = None,
         band_ends: tuple[float, ...] = (),
         checkpoint: Callable[[], None] = go_on,
-    ) -> tuple[Estimates, ColumnEstimates]:
-        """The same estimates, and log p(x_j | x_-j) of each column.
+    ) -> tuple[Estimates, ColumnEstimates, list[ColumnDraws]]:
+        """The same estimates, log p(x_j | x_-j) of each column, and each member's draws.
 
         Args:
             suspect: below what a column's estimate is looked at twice, shape (D,), nats.
         """
-        return estimate_with_columns(
-            self.estimator,
-            self.vae,
-            self.codebook,
-            self.input.encode(rows),
-            self.input.widths,
-            suspect,
-            self.input.transform.log_measures(rows),
-            pool,
-            band_ends,
-            checkpoint,
-            np.isnan(rows).any(axis=1),
-        )
+        x, measures = self.input.encode(rows), self.input.transform.log_measures(rows)
+        incomplete = np.isnan(rows).any(axis=1)
+        found = [
+            estimate_with_columns(
+                self.estimator, one.vae, one.codebook, x, self.input.widths, suspect, measures, pool, band_ends,
+                checkpoint, incomplete,
+            )
+            for one in self.members
+        ]  # fmt: skip
+        estimates, columns, draws = zip(*found, strict=True)
+        return averaged(estimates), averaged_columns(estimates, columns), list(draws)
 
     def drawn(self, num: int, seed: int) -> np.ndarray:
         """Rows drawn from the model, shape (num, D), float32, in the units of the training data."""
         generator = torch.Generator().manual_seed(seed)
         with torch.inference_mode():
-            z = self.vae.prior.draw(num, generator)
-            output = self.vae.decoder(z.to(self.vae.device, self.vae.dtype))
-            x = self.vae.likelihood.sample(output, generator).double().cpu().numpy()
-        rows = self.input.decode(x)
+            x = [
+                one.vae.likelihood.sample(
+                    one.vae.decoder(one.vae.prior.draw(part, generator).to(one.vae.device, one.vae.dtype)), generator
+                )
+                for one, part in zip(self.members, shares_of(num, len(self.members)), strict=True)
+            ]
+        rows = self.input.decode(torch.cat(x).double().cpu().numpy())
         return np.clip(rows, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
 
     @cached_property
     def row_cost(self) -> int:
         """What a row's score costs, about, in decoder evaluations."""
-        return self.estimator.typical_evaluations(self.vae, len(self.codebook))
+        one = self.estimator.typical_evaluations(self.vae, len(self.codebook))
+        return one * len(self.members)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -112,11 +134,17 @@ class Model:
             if later:
                 content.update(repr(later).encode())
         content.update(self.input.model_dump_json().encode())
-        content.update(np.ascontiguousarray(self.codebook, dtype=np.float32).tobytes())
-        for name, tensor in sorted(self.vae.state_dict().items()):
-            content.update(name.encode())
-            content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        for one in self.members:
+            content.update(np.ascontiguousarray(one.codebook, dtype=np.float32).tobytes())
+            for name, tensor in sorted(one.vae.state_dict().items()):
+                content.update(name.encode())
+                content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return f"sha256:{content.hexdigest()}"
+
+
+def shares_of(num: int, parts: int) -> list[int]:
+    """A number in parts as equal as can be, the larger ones first."""
+    return [num // parts + (at < num % parts) for at in range(parts)]
 
 
 @dataclass(frozen=True)
@@ -154,7 +182,7 @@ class ReferenceRows:
 
 
 def imputed(model: Model, rows: np.ndarray) -> np.ndarray:
-    """One draw of x for each row, shape (m, D), from what the model makes of the cells that are there."""
+    """One draw of x for each row, shape (m, D), from what the model's first network makes of the cells that are there."""
     x = model.input.encode(rows)
     generator = torch.Generator().manual_seed(0)
     drawn = []
@@ -205,7 +233,7 @@ class Calibration:
         if suspect is None:
             suspect = np.full(rows.shape[1], np.inf)
         some = max(MIN_COLUMN_ROWS, COLUMN_CELLS // rows.shape[1])
-        estimates, columns = model.explained(rows[:some], suspect, pool)
+        estimates, columns, _ = model.explained(rows[:some], suspect, pool)
         rest = model.estimates(rows[some:], pool)
         scores = np.sort(np.concatenate([estimates.log_likelihood, rest.log_likelihood]))
         sketch = ColumnSketch.fit(np.where(holes[:some], np.nan, columns.log_likelihood), suspect)
@@ -274,7 +302,7 @@ def golden_estimates(model: Model, calibration: Calibration, rows: np.ndarray) -
 
 
 def calibrated(
-    vae: VAE,
+    vaes: Sequence[VAE],
     spec: InputSpec,
     estimator: Estimator,
     pilot: np.ndarray,
@@ -282,7 +310,7 @@ def calibrated(
     percentiles: tuple[float, float] = (25.0, 75.0),
     pool: Executor | None = None,
 ) -> tuple[Model, Calibration]:
-    """A network made ready to score: its codebook, the ends at which its estimator stops, and its calibration.
+    """Networks made ready to score as one: its codebook, the ends at which its estimator stops, and its calibration.
 
     The ends come from a band of the pilot rows' scores and are frozen before the first calibration row is scored. If they
     came from the calibration rows, those would be stopped by a band that they themselves made, and other rows would not be.
@@ -296,7 +324,8 @@ def calibrated(
     """
     Band.fit(np.zeros(len(rows)), percentiles)  # too few rows are refused before any are scored
     plain = replace(estimator, ends=None, typical_error=0.0)
-    model = Model(vae, spec, plain, codebook.build(vae, spec.encode(pilot)))
+    first, *others = [Member(vae, codebook.build(vae, spec.encode(pilot))) for vae in vaes]
+    model = Model(first.vae, spec, plain, first.codebook, tuple(others))
     if len(pilot):
         model = replace(model, estimator=piloted(model, pilot, percentiles, pool))
     return model, Calibration.fit(model, rows, percentiles, pool, suspects(model, pilot, pool))
@@ -315,22 +344,26 @@ def suspects(model: Model, pilot: np.ndarray, pool: Executor | None) -> np.ndarr
 def piloted(model: Model, pilot: np.ndarray, percentiles: tuple[float, float], pool: Executor | None) -> Estimator:
     """The model's estimator with what a first, fixed number of samples of the pilot rows says.
 
-    That is how large the error of an estimate usually is, how it falls with more samples and, where the estimator stops at
-    ends, where they are: none where there are too few rows for a band.
+    That is how large the error of an estimate of one network usually is, how it falls with more samples and, where the
+    estimator stops at ends, where they are: none where there are too few rows for a band.
     """
+    alone = replace(model, others=())
     few, some = (
-        fixed_estimates(model, number, pilot, pool) for number in (TYPICAL_SAMPLES // FEWER_TIMES, TYPICAL_SAMPLES)
+        fixed_estimates(alone, number, pilot, pool) for number in (TYPICAL_SAMPLES // FEWER_TIMES, TYPICAL_SAMPLES)
     )
     # The median of the ratios is deaf to the few rows on which either error is a guess.
     ratio = np.median(few.std_error / np.maximum(some.std_error, 1e-12))
     decay = float(np.clip(2.0 * np.log(max(ratio, 1e-12)) / np.log(FEWER_TIMES), *DECAYS))
     ends: tuple[float, ...] | None = None
-    if model.estimator.stops_at_ends:
+    tolerance = model.estimator.tolerance
+    if model.others:  # no member's estimate alone is clear of the ends of all members' band
+        tolerance = max(tolerance, 0.5 * END_TOLERANCE)
+    elif model.estimator.stops_at_ends:
         with contextlib.suppress(CalibrationError):
             band = Band.fit(np.sort(some.log_likelihood), percentiles)
             ends = (band.low, band.high)
     error = float(np.sqrt((some.std_error**2).mean()))
-    return replace(model.estimator, ends=ends, typical_error=error, typical_decay=decay)
+    return replace(model.estimator, ends=ends, tolerance=tolerance, typical_error=error, typical_decay=decay)
 
 
 def fixed_estimates(model: Model, samples: int, rows: np.ndarray, pool: Executor | None) -> Estimates:

@@ -9,20 +9,23 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from service.density.columns import ColumnEstimates
-from service.density.estimator import Estimates, Tiling, go_on, padded, worker_pool
-from service.density.importance import normalized_weights
+from service.density.columns import ColumnDraws, ColumnEstimates
+from service.density.estimator import Estimates, Tiling, WeightedDraws, go_on, padded, worker_pool
 from service.density.quasirandom import row_generator
 from service.errors import CalibrationError, DamagedModelError, InputError
-from service.expectation import expected_cells, expected_rows
+from service.expectation import MemberDraws, Part, expected_cells, expected_rows, numbers
+from service.model import Member, shares_of
 from service.settings import cpu_quota
 from service.store import Published, Store
+from service.vae.likelihoods import Likelihood
+from service.vae.network import VAE
 from service.vae.prior import base_points
 from service.validity.band import SIDES, Band, Side, Verdict
 from service.validity.columns import ColumnSketch
@@ -134,6 +137,19 @@ class Likelihoods:
     log_likelihood: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class RowPart:
+    """A network's outputs, shape (S, P), for draws of z for one row, and their log weights, (S,), among all networks'."""
+
+    likelihood: Likelihood
+    output: Tensor
+    log_weights: np.ndarray
+
+    def of_one_row(self) -> Part:
+        """The same as a batch of one."""
+        return Part(self.likelihood, self.output[None], np.exp(self.log_weights)[None])
+
+
 Answer = Scores | Reconstructions | Encodings | Likelihoods
 A = TypeVar("A", bound=Answer)
 
@@ -177,7 +193,8 @@ class Scorer:
         self.calibration = published.calibration
         self.calibration.check_belongs_to(self.model)
         self.band = self.calibration.band()
-        self.model.vae.to(device or torch.device("cpu"))
+        for one in self.model.members:
+            one.vae.to(device or torch.device("cpu"))
         self.pool = worker_pool(threads) if threads > 1 else None
         self.by_pattern: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self.patterns = threading.Lock()
@@ -232,8 +249,9 @@ class Scorer:
         holes = np.isnan(rows)
         # Rows stop once clear of the pilot band's ends; this band's are not quite those, and may need a closer look.
         ends, columns = (band.low, band.high), None
+        draws: Sequence[ColumnDraws] = ()
         if explain:
-            estimates, columns = self.model.explained(rows, self.sketch().suspect, self.pool, ends, checkpoint)
+            estimates, columns, draws = self.model.explained(rows, self.sketch().suspect, self.pool, ends, checkpoint)
         else:
             estimates = self.model.estimates(rows, self.pool, ends, checkpoint)
         judged = judgements(self.calibration.scores, band, estimates, slice(None))
@@ -260,7 +278,7 @@ class Scorer:
             low=low,
             high=high,
         )
-        return scores if columns is None else self.explained(scores, rows, columns, explain)
+        return scores if columns is None else self.explained(scores, rows, columns, draws, explain)
 
     # Columns to blame
 
@@ -276,11 +294,17 @@ class Scorer:
             )
         return self.calibration.columns
 
-    def explained(self, scores: Scores, rows: np.ndarray, columns: ColumnEstimates, count: int) -> ExplainedScores:
+    def explained(
+        self, scores: Scores, rows: np.ndarray, columns: ColumnEstimates, draws: Sequence[ColumnDraws], count: int
+    ) -> ExplainedScores:
         """The columns most to blame, at most `count` of each of the rows, (B, D), and what was expected there."""
         sketch = self.sketch()
         chosen = sketch.most_to_blame(columns.log_likelihood, count)  # (B, N)
-        expected = expected_cells(self.model.input, self.model.vae.likelihood, self.decoded, rows, columns, chosen)
+        members = [
+            MemberDraws(one.vae.likelihood, partial(self.decoded, one.vae), drawn)
+            for one, drawn in zip(self.model.members, draws, strict=True)
+        ]
+        expected = expected_cells(self.model.input, members, rows, chosen)
 
         def there(values: np.ndarray) -> np.ndarray:
             return np.where(chosen < 0, np.nan, np.take_along_axis(values, np.maximum(chosen, 0), axis=1))
@@ -338,20 +362,17 @@ class Scorer:
         """
         spec, rows = self.model.input, self.rows(rows)
         x = spec.encode(rows)
-        vae, estimator = self.model.vae, self.model.estimator
+        estimator, members = self.model.estimator, self.model.members
         means, observed, features = [], [], []
         with torch.inference_mode():
+            drawing = [estimator.draws(one.vae, one.codebook, x, POSTERIOR_DRAWS) for one in members]
             done = 0
-            for weighted in estimator.draws(vae, self.model.codebook, x, POSTERIOR_DRAWS):
-                weights = normalized_weights(weighted.log_weights)  # (S, few)
-                for index in range(weighted.rows):
-                    row = x[done]
-                    output = self.decoded(weighted.z[:, index])  # (S, P)
-                    share = weights[:, index, None]
-                    means.append(expected_rows(spec, vae.likelihood, output[:, None], share)[0])
-                    given = spec.by_column(numbers(vae.likelihood.log_prob(output, torch.from_numpy(row).to(output))))
-                    features.append(log_mean(given + np.log(numbers(share))))
-                    observed.append(spec.decode(numbers(self.posterior_draws(output, weights[:, index], row, draws))))
+            for tiles in zip(*drawing, strict=True):
+                for index in range(tiles[0].rows):
+                    parts = self.posterior(tiles, index)
+                    means.append(expected_rows(spec, [one.of_one_row() for one in parts])[0])
+                    features.append(self.feature_log_likelihood(parts, x[done]))
+                    observed.append(spec.decode(self.posterior_draws(parts, x[done], draws)))
                     done += 1
         width = spec.features
         measures = spec.transform.log_measures(rows)
@@ -363,36 +384,81 @@ class Scorer:
             feature_log_likelihood=np.where(measures == 0.0, np.minimum(feature, 0.0), feature),
         )
 
-    def posterior_draws(self, output: Tensor, weights: Tensor, row: np.ndarray, draws: int) -> Tensor:
-        """X given z for `draws` of the decoder's outputs, shape (S, D), picked by their weights: shape (draws, D)."""
+    def posterior(self, tiles: Sequence[WeightedDraws], index: int) -> list[RowPart]:
+        """What each network's draws for a row, number `index` of the tiles, say of it."""
+        log_masses = [numbers(tile.log_weights[:, index]) - np.log(len(tile.log_weights)) for tile in tiles]
+        total = np.logaddexp.reduce(np.concatenate(log_masses))
+        return [
+            RowPart(one.vae.likelihood, self.decoded(one.vae, tile.z[:, index]), masses - total)
+            for one, tile, masses in zip(self.model.members, tiles, log_masses, strict=True)
+        ]
+
+    def feature_log_likelihood(self, parts: Sequence[RowPart], row: np.ndarray) -> np.ndarray:
+        """log of the weighted mean of p(x_j | z) for each column of one of the network's rows, shape (D,)."""
+        given = [
+            self.model.input.by_column(
+                numbers(one.likelihood.log_prob(one.output, torch.from_numpy(row).to(one.output)))
+            )
+            + one.log_weights[:, None]
+            for one in parts
+        ]
+        return np.logaddexp.reduce(np.concatenate(given), axis=0)
+
+    def posterior_draws(self, parts: Sequence[RowPart], row: np.ndarray, draws: int) -> np.ndarray:
+        """x given z for so many of the draws of z, picked by their weights: shape (draws, D'), in the network's units."""
         seed = int(row_generator(row, self.model.estimator.seed + 1).integers(2**62))
         generator = torch.Generator().manual_seed(seed)
+        drawn = np.zeros((draws, len(row)))
         if not draws:
-            return output[:0]
-        picks = torch.multinomial(weights.cpu(), draws, replacement=True, generator=generator)
-        return self.model.vae.likelihood.sample(output[picks.to(output.device)], generator)
+            return drawn
+        weights = torch.from_numpy(np.exp(np.concatenate([one.log_weights for one in parts])))
+        picks = torch.multinomial(weights, draws, replacement=True, generator=generator)
+        start = 0
+        for one in parts:
+            mine = (picks >= start) & (picks < start + len(one.output))
+            chosen = (picks[mine] - start).to(one.output.device)
+            drawn[mine.numpy()] = numbers(one.likelihood.sample(one.output[chosen], generator))
+            start += len(one.output)
+        return drawn
 
     def sample(self, num: int, seed: int, of: str = "observation") -> Samples:
-        """Ancestral samples: z from the prior, then x given z (`observation`) or E[x | z] (`mean`)."""
+        """Ancestral samples: z from the prior, then x given z (`observation`) or E[x | z] (`mean`).
+
+        Of an ensemble, equal parts from each network, one after the other.
+        """
         generator = torch.Generator().manual_seed(seed)
+        latents, samples = [], []
         with torch.inference_mode():
-            latents = self.model.vae.prior.draw(num, generator)
-            output = self.decoded(latents.to(self.model.vae.device, self.model.vae.dtype))
-            if of == "mean":
-                return Samples(seed, latents.double().numpy(), self.means(output))
-            x = self.model.vae.likelihood.sample(output, generator)
-        return Samples(seed, latents.double().numpy(), self.model.input.decode(numbers(x)))
+            for one, part in zip(self.model.members, shares_of(num, len(self.model.members)), strict=True):
+                z = one.vae.prior.draw(part, generator)
+                output = self.decoded(one.vae, z.to(one.vae.device, one.vae.dtype))
+                latents.append(numbers(z))
+                samples.append(
+                    self.means(one.vae, output)
+                    if of == "mean"
+                    else self.model.input.decode(numbers(one.vae.likelihood.sample(output, generator)))
+                )
+        return Samples(seed, np.concatenate(latents), np.concatenate(samples))
 
-    def means(self, output: Tensor) -> np.ndarray:
-        """E[x | z] for the decoder's outputs, shape (N, P), in the units of the training data: shape (N, D)."""
-        return expected_rows(
-            self.model.input, self.model.vae.likelihood, output[None], output.new_ones((1, len(output)))
-        )
+    def means(self, vae: VAE, output: Tensor) -> np.ndarray:
+        """E[x | z] for a decoder's outputs, shape (N, P), in the units of the training data: shape (N, D)."""
+        return expected_rows(self.model.input, [Part(vae.likelihood, output[:, None], np.ones((len(output), 1)))])
 
-    def encode(self, rows: np.ndarray, draws: int = 0) -> Encodings:
-        """q(z | x) of each row, and draws from it by the row's own seed."""
+    def member(self, number: int) -> Member:
+        """One of the model's networks.
+
+        Raises:
+            InputError: there are not so many.
+        """
+        members = self.model.members
+        if not 0 <= number < len(members):
+            raise InputError(f"member {number} is not there: the model has {len(members)}, counted from 0")
+        return members[number]
+
+    def encode(self, rows: np.ndarray, draws: int = 0, member: int = 0) -> Encodings:
+        """q(z | x) of each row, and draws from it by the row's own seed; of an ensemble, by one of its networks."""
         x = self.model.input.encode(self.rows(rows))
-        vae = self.model.vae
+        vae = self.member(member).vae
         length = Tiling.of(vae).rows
         means, stds = [np.zeros((0, self.latents))], [np.zeros((0, self.latents))]
         with torch.inference_mode():
@@ -407,8 +473,9 @@ class Scorer:
         drawn = mean[:, None] + std[:, None] * np.reshape(noise, (len(x), draws, self.latents))
         return Encodings(mean, std, drawn)
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """E[x | z] for latents of shape (B, L): shape (B, D)."""
+    def decode(self, latents: np.ndarray, member: int = 0) -> np.ndarray:
+        """E[x | z] for latents of shape (B, L): shape (B, D); of an ensemble, by one of its networks."""
+        vae = self.member(member).vae
         z = np.asarray(latents)
         if z.ndim != 2 or z.shape[1] != self.latents:
             raise InputError(f"the latents have shape {z.shape}, the model reads (rows, {self.latents})")
@@ -417,13 +484,13 @@ class Scorer:
         if not np.isfinite(z).all():
             raise InputError("some latents are not finite float32 numbers")
         with torch.inference_mode():
-            output = self.decoded(torch.from_numpy(z).to(self.model.vae.device, self.model.vae.dtype))
-            means = self.means(output)
+            output = self.decoded(vae, torch.from_numpy(z).to(vae.device, vae.dtype))
+            means = self.means(vae, output)
         if not np.isfinite(means).all():
             raise InputError("some latents are so far out that the decoder overflows")
         return means
 
-    def manifold(self, size: int, axes: tuple[int, int] = (0, 1)) -> Manifold:
+    def manifold(self, size: int, axes: tuple[int, int] = (0, 1), member: int = 0) -> Manifold:
         """E[x | z] over a grid of prior quantiles u = (i + 0.5) / size of two latents, the others at their means.
 
         The first axis runs along a row, the second from row to row, given the first where they depend on each other.
@@ -432,17 +499,16 @@ class Scorer:
             raise InputError("the model has one latent, a manifold needs two")
         if axes[0] == axes[1] or not all(0 <= axis < self.latents for axis in axes):
             raise InputError(f"axes are two different latents from 0 to {self.latents - 1}")
-        latents = self.model.vae.prior.plane(axes, base_points(size)).numpy()
-        return Manifold(axes, latents, self.decode(latents))
+        latents = self.member(member).vae.prior.plane(axes, base_points(size)).numpy()
+        return Manifold(axes, latents, self.decode(latents, member))
 
-    def decoded(self, z: Tensor) -> Tensor:
-        """The decoder's output for z, shape (N, L), through tiles of a fixed shape: shape (N, D)."""
-        length = Tiling.of(self.model.vae).evaluations
-        vae = self.model.vae
+    def decoded(self, vae: VAE, z: Tensor) -> Tensor:
+        """A decoder's output for z, shape (N, L), through tiles of a fixed shape: shape (N, P)."""
+        length = Tiling.of(vae).evaluations
         outputs = [z.new_zeros((0, vae.likelihood.sizes(vae.architecture.features)[1]))]
         for tile in z.split(length):
             full = torch.cat([tile, tile.new_zeros((length - len(tile), tile.shape[1]))])
-            outputs.append(self.model.vae.decoder(full)[: len(tile)])
+            outputs.append(vae.decoder(full)[: len(tile)])
         return torch.cat(outputs)
 
 
@@ -484,14 +550,3 @@ def torch_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, but torch sees no GPU")
     return torch.device(name)
-
-
-def numbers(tensor: Tensor) -> np.ndarray:
-    """A tensor as a float64 array."""
-    return tensor.double().cpu().numpy()
-
-
-def log_mean(weighted: np.ndarray) -> np.ndarray:
-    """log of the sum of exp over the draws, shape (S, D): shape (D,)."""
-    result: np.ndarray = np.logaddexp.reduce(weighted, axis=0)
-    return result

@@ -34,7 +34,7 @@ from service.data.columns import Frozen
 from service.data.schema import InputSpec
 from service.density.estimator import Estimator
 from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError, UnavailableError
-from service.model import Calibration, Golden, Model, ReferenceRows
+from service.model import Calibration, Golden, Member, Model, ReferenceRows
 from service.shelf import MANIFEST, NAME, VERSION, LocalShelf, Shelf, shelf_of
 from service.vae.network import VAE, Architecture
 from service.validity.columns import ColumnSketch
@@ -44,6 +44,7 @@ FILES = ("card.json", "weights.safetensors", "calibration.safetensors")
 ALIASES = "aliases.json"
 PRODUCTION = "production"  # the alias that a bare name means
 MAX_FILE_BYTES = 2**30
+MAX_MEMBERS = 100
 MAX_MANIFEST = MAX_ALIASES = 2**20
 ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
@@ -67,6 +68,7 @@ class Card(Frozen):
     vouch: str = __version__
     description: str = ""
     architecture: Architecture
+    members: int = Field(1, ge=1, le=MAX_MEMBERS)  # networks of it, whose densities are averaged
     input: InputSpec
     estimator: Estimator
     calibration: CalibrationCard
@@ -259,9 +261,10 @@ class Store:
             raise DamagedModelError(f"{reference}: card.json cannot be read: {first_line(error)}") from error
         if (card.name, card.version) != (reference.name, reference.version):
             raise DamagedModelError(f"{reference}: card.json is that of {card.name}@{card.version}")
-        vae = load_network(card, contents["weights.safetensors"])
-        calibration, codebook, golden = load_calibration(card, contents["calibration.safetensors"])
-        model = Model(vae, card.input, card.estimator, codebook)
+        vaes = load_networks(card, contents["weights.safetensors"])
+        calibration, codebooks, golden = load_calibration(card, contents["calibration.safetensors"])
+        first, *others = (Member(vae, codebook) for vae, codebook in zip(vaes, codebooks, strict=True))
+        model = Model(first.vae, card.input, card.estimator, first.codebook, tuple(others))
         try:
             calibration.check_belongs_to(model)
         except CalibrationError as error:
@@ -294,6 +297,7 @@ class Store:
             created=datetime.now(UTC).replace(microsecond=0),
             description=description,
             architecture=model.vae.architecture,
+            members=len(model.members),
             input=model.input,
             estimator=model.estimator,
             calibration=CalibrationCard(
@@ -307,12 +311,19 @@ class Store:
         contents = {
             "card.json": (card.model_dump_json(indent=2) + "\n").encode(),
             "weights.safetensors": save_tensors(
-                {key: tensor.detach().cpu().contiguous() for key, tensor in model.vae.state_dict().items()}
+                {
+                    prefix_of(number) + key: tensor.detach().cpu().contiguous()
+                    for number, one in enumerate(model.members)
+                    for key, tensor in one.vae.state_dict().items()
+                }
             ),
             "calibration.safetensors": save_tensors(
                 {
                     "scores": torch.from_numpy(calibration.scores),
-                    "codebook": torch.from_numpy(model.codebook),
+                    **{
+                        f"{prefix_of(number)}codebook": torch.from_numpy(one.codebook)
+                        for number, one in enumerate(model.members)
+                    },
                     **{f"golden.{key}": torch.tensor(array) for key, array in golden.arrays().items()},
                     **reference_tensors(calibration.reference),
                     **sketch_tensors(calibration.columns),
@@ -412,23 +423,34 @@ def manifest_of(contents: dict[str, bytes]) -> bytes:
     return (Manifest(files=files).model_dump_json(indent=2) + "\n").encode()
 
 
-def load_network(card: Card, content: bytes) -> VAE:
-    """The network of a card with its weights, ready for inference."""
+def prefix_of(member: int) -> str:
+    """What the names of a network's tensors begin with; nothing for the first one's."""
+    return f"member.{member}." if member else ""
+
+
+def load_networks(card: Card, content: bytes) -> list[VAE]:
+    """The networks of a card with their weights, ready for inference."""
     try:
-        vae = VAE(card.architecture)
-        vae.load_state_dict(load_tensors(content))
+        tensors, vaes = load_tensors(content), []
+        for member in reversed(range(card.members)):  # the first one, without a prefix, takes what is left
+            prefix = prefix_of(member)
+            own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+            vae = VAE(card.architecture)
+            vae.load_state_dict(own)
+            vaes.append(vae.eval().requires_grad_(False))
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise DamagedModelError(
             f"{card.name}@{card.version}: weights.safetensors does not fit the card: {first_line(error)}"
         ) from error
-    return vae.eval().requires_grad_(False)
+    return vaes[::-1]
 
 
-def load_calibration(card: Card, content: bytes) -> tuple[Calibration, np.ndarray, Golden | None]:
-    """The validation scores, the codebook and the golden rows of a card; older versions have no golden rows."""
+def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.ndarray], Golden | None]:
+    """The validation scores, the codebooks and the golden rows of a card; older versions have no golden rows."""
     try:
         tensors = load_tensors(content)
-        scores, codebook = tensors["scores"].numpy().astype(np.float64), tensors["codebook"].numpy()
+        scores = tensors["scores"].numpy().astype(np.float64)
+        codebooks = [tensors[f"{prefix_of(member)}codebook"].numpy() for member in range(card.members)]
         golden = golden_of({key: tensor.numpy() for key, tensor in tensors.items()})
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         fingerprint = header["__metadata__"]["fingerprint"]
@@ -439,11 +461,12 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, np.ndarra
         raise DamagedModelError(
             f"{card.name}@{card.version}: the validation scores are not {card.calibration.rows} in order"
         )
-    shape = (max(1, len(codebook)), card.architecture.latents)
-    if codebook.shape != shape or not (np.isfinite(codebook).all() and np.isfinite(scores).all()):
-        raise DamagedModelError(f"{card.name}@{card.version}: the codebook does not fit the card")
+    for codebook in codebooks:
+        shape = (max(1, len(codebook)), card.architecture.latents)
+        if codebook.shape != shape or not (np.isfinite(codebook).all() and np.isfinite(scores).all()):
+            raise DamagedModelError(f"{card.name}@{card.version}: the codebook does not fit the card")
     calibration = Calibration(scores, card.calibration.percentiles, fingerprint, reference, sketch)
-    return calibration, codebook, golden
+    return calibration, codebooks, golden
 
 
 def reference_tensors(reference: ReferenceRows | None) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -42,7 +43,7 @@ class Recipe:
 
     `hide` is the share of a table's training rows that have cells hidden, so that any may be missing later. The prior
     `auto` fits a network with each, within the same minutes, and keeps the one with the better bound on the validation
-    rows.
+    rows. `ensemble` networks are fitted from different starts, and their densities averaged.
     """
 
     likelihood: LikelihoodName | None = None
@@ -51,6 +52,7 @@ class Recipe:
     hidden: tuple[int, ...] | None = None
     activation: ActivationName = "silu"
     prior: PriorName = "normal"
+    ensemble: int = 1
     fit: FitOptions = FitOptions()
     estimator: Estimator = Estimator()
     augment: float = 0.0
@@ -255,9 +257,9 @@ def fit_and_publish(
     data_digest: str,
 ) -> tuple[Reference, FitReport]:
     """Fit a network to rows of known units, calibrate and publish it."""
-    vae, report, bounds = fitted(spec, split, architecture, recipe, on_epoch)
+    vaes, report, bounds = fitted(spec, split, architecture, recipe, on_epoch)
     model, calibration = calibrated(
-        vae.eval().requires_grad_(False),
+        vaes,
         spec,
         recipe.estimator,
         spec.rows(split.validation if split.pilot is None else split.pilot),
@@ -282,24 +284,33 @@ def fitted(
     architecture: Architecture,
     recipe: Recipe,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
-) -> tuple[VAE, FitReport, dict[str, float]]:
-    """The network with the better prior, how its fit went, and the validation bound with each prior that was tried."""
+) -> tuple[list[VAE], FitReport, dict[str, float]]:
+    """Networks with the better prior, how the first one's fit went, and its validation bound with each prior tried."""
     rows, judged = network_rows(spec, split.train), network_rows(spec, split.validation)
     augment = augmentation_of(spec, split.train, recipe)
     hide = hidden_cells(spec.transform.widths, recipe.hide) if isinstance(spec.transform, Mixed) else None
     priors = ("normal", "mixture") if recipe.prior == "auto" else (recipe.prior,)
-    minutes = None if recipe.fit.minutes is None else recipe.fit.minutes / len(priors)
-    tried: dict[str, tuple[VAE, FitReport]] = {}
-    for at, prior in enumerate(priors):
-        torch.manual_seed(recipe.fit.seed)  # the layers' initial weights have no generator of their own
+    fits = len(priors) + recipe.ensemble - 1
+    minutes = None if recipe.fit.minutes is None else recipe.fit.minutes / fits
+    done = count()
+
+    def fitted_with(prior: str, seed: int) -> tuple[VAE, FitReport]:
+        torch.manual_seed(seed)  # the layers' initial weights have no generator of their own
         vae = VAE(replace(architecture, prior_components=MIXTURE_COMPONENTS if prior == "mixture" else 0))
-        told = partial(tell_part, on_epoch, at, len(priors))
-        tried[prior] = vae, fit(vae, rows, judged, replace(recipe.fit, minutes=minutes), told, augment, hide)
+        told = partial(tell_part, on_epoch, next(done), fits)
+        report = fit(vae, rows, judged, replace(recipe.fit, minutes=minutes, seed=seed), told, augment, hide)
+        return vae.eval().requires_grad_(False), report
+
+    tried: dict[str, tuple[VAE, FitReport]] = {}
+    for prior in priors:
+        tried[prior] = fitted_with(prior, recipe.fit.seed)
         if tried[prior][1].stopped == "interrupted":
             break
     bounds = {prior: report.validation.bound for prior, (_, report) in tried.items()}
     best = max(bounds, key=lambda prior: bounds[prior])
-    return *tried[best], bounds
+    vae, report = tried[best]
+    others = [fitted_with(best, recipe.fit.seed + member)[0] for member in range(1, recipe.ensemble)]
+    return [vae, *others], report, bounds
 
 
 def tell_part(on_epoch: Callable[[Progress], None], part: int, parts: int, progress: Progress) -> None:
@@ -360,7 +371,7 @@ def recalibrate(
     order = np.random.default_rng(0).permutation(len(rows))
     pilot, rest = np.split(order, [round(PILOT_SHARE * len(rows))])
     model, calibration = calibrated(
-        old.vae,
+        [one.vae for one in old.members],
         old.input,
         estimator or old.estimator,
         rows[pilot],

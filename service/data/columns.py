@@ -524,6 +524,24 @@ def learnt_number(column: ColumnKind, cells: np.ndarray) -> NumberColumn:
     )
 
 
+def plain_number(name: str, cells: np.ndarray) -> NumberColumn:
+    """A column of numbers as it comes: centred and scaled, neither bent nor with atoms; densities are per unit of it."""
+    values = cells[~np.isnan(cells)].astype(np.float32).astype(np.float64)
+    if not len(values):
+        raise DataError(f"column {name!r} has no value in the training rows: ignore it")
+    spread = float(values.std())
+    return NumberColumn(
+        name=name,
+        kind="real",
+        scale=Straight(),
+        center=float(values.mean()),
+        spread=spread if spread > 1e-7 * max(1e-30, float(np.abs(values).max())) else 1.0,
+        resolution=1.0,
+        low=float(values.min()),
+        high=float(values.max()),
+    )
+
+
 def atoms_of(values: np.ndarray) -> np.ndarray:
     """Values that come far more often than those next to them, and hold a share of the column, ascending."""
     distinct, counts = np.unique(values, return_counts=True)

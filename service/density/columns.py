@@ -50,12 +50,20 @@ class ColumnEstimates:
     """log p(x_j | x_-j) of B rows, shape (B, D), nats, with standard errors; NaN for holes.
 
     `reliable` says where the tail of the weights gives no reason to distrust them; elsewhere they may be too high.
-    `draws` are weighted draws of p(z | x), for each row; `without` those of p(z | x_-j) where column j was hidden.
     """
 
     log_likelihood: np.ndarray
     std_error: np.ndarray
     reliable: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnDraws:
+    """What the estimates of B rows' columns rest on: weighted draws of p(z | x) for each row, `draws`.
+
+    `without` has those of p(z | x_-j) where column j was hidden.
+    """
+
     draws: Sequence[Draws]
     without: Sequence[dict[int, Draws]]
 
@@ -72,7 +80,7 @@ def estimate_with_columns(
     band_ends: tuple[float, ...] = (),
     checkpoint: Callable[[], None] = go_on,
     incomplete: np.ndarray | None = None,
-) -> tuple[Estimates, ColumnEstimates]:
+) -> tuple[Estimates, ColumnEstimates, ColumnDraws]:
     """What `Estimator.estimate` says of rows, and what it takes to say which column is to blame.
 
     Args:
@@ -97,8 +105,8 @@ def estimate_with_columns(
     found_rows = estimator.by_block(vae, x, band_ends, incomplete, found, pool)
     rows, *arrays, without = zip(*found_rows, strict=True) if found_rows else ((),) * 5
     values, errors, reliable = (np.array(array).reshape(len(rows), len(widths)) for array in arrays)
-    columns = ColumnEstimates(values, errors, reliable.astype(bool), [row.draws for row in rows], without)
-    return estimates_of(rows), columns
+    columns = ColumnEstimates(values, errors, reliable.astype(bool))
+    return estimates_of(rows), columns, ColumnDraws([row.draws for row in rows], without)
 
 
 class Columns:

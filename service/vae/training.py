@@ -17,6 +17,9 @@ from service.vae.augmentation import Augmentation
 from service.vae.likelihoods import LOG_2PI, normal_like
 from service.vae.network import VAE, DiagonalNormal
 
+LOOK_STEPS = (
+    20  # of the optimizer, at least, between two looks at the validation rows, which cost as much as some steps
+)
 Stopped = Literal["epochs", "minutes", "patience", "interrupted"]
 ACTIVE_VARIANCE = 0.01  # of the posterior's mean over rows; below it a latent carries nothing (Burda et al., 2016)
 
@@ -125,10 +128,13 @@ def fit(
     run = Run(vae, options, generator, augment, hide)
     best, best_weights, best_epoch = None, vae.state_dict(), 0
     stopped: Stopped = "epochs"
+    epochs_a_look = math.ceil(LOOK_STEPS / max(1, len(train) // options.batch_size))
     epoch = 0
     try:
         for epoch in range(1, options.epochs + 1):
             train_bound = run.epoch(train, epoch)
+            if epoch % epochs_a_look and epoch < options.epochs and not run.clock.is_over():
+                continue
             judged = evaluate(run.average, validation, options.importance_samples, options.seed)
             if best is None or objective(judged, options.beta) > objective(best, options.beta):
                 best, best_epoch, best_weights = judged, epoch, copy.deepcopy(run.average.state_dict())

@@ -38,13 +38,16 @@ class ColumnSketch:
     def p_values(self, log_likelihood: np.ndarray) -> np.ndarray:
         """(1 + validation cells as unlikely or more) / (n + 1), rounded up to a rank that was kept: (B, D) to (B, D).
 
-        NaN for holes, 1 for a column of which no validation row had a cell.
+        NaN for holes, 1 for a column of which no validation row had a cell. Columns that lack some cells lend the others
+        their smallest p-value, so that those whose cells are all beyond any other tie.
         """
         given = log_likelihood.astype(np.float32)
         at_most = (self.values[None] <= given[:, None]).sum(axis=1)  # of those that were kept
         above = np.vstack([ranks(self.counts), self.counts + 1])  # the rank of the next one
         worst = np.take_along_axis(above, np.where(self.counts > 0, at_most, RANKS), axis=0)
-        return np.where(np.isnan(given), np.nan, worst / (self.counts + 1.0))
+        usual = self.counts[2 * self.counts >= self.counts.max()]
+        p_values = np.maximum(worst / (self.counts + 1.0), 1.0 / (usual.min() + 1.0))
+        return np.where(np.isnan(given), np.nan, p_values)
 
     def most_to_blame(self, log_likelihood: np.ndarray, count: int) -> np.ndarray:
         """The columns of the smallest p-values, ties by how far below the median: shape (B, count); -1 for none."""

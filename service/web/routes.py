@@ -30,6 +30,7 @@ Percentiles = Annotated[
     str | None, Query(description="another band for this request, from the same validation scores, such as 1,99")
 ]
 Explain = Annotated[int, Query(ge=0, description="how many of the columns most to blame, for each row")]
+MemberNumber = Annotated[int, Query(ge=0, le=99, description="of an ensemble's networks, whose latents these are")]
 Draws = Annotated[int, Query(ge=0, description="draws for each row")]
 
 
@@ -84,8 +85,7 @@ async def score(
 ) -> Response:
     """Verdict and log p(x) of each row, with the columns most to blame."""
     service = service_of(request)
-    limited("explain", explain, service.settings.max_draws)
-    wanted = Wanted(band_of(percentiles), explain)
+    wanted = Wanted(band_of(percentiles), count_of("explain", explain, service.settings.max_draws))
     if media_type(request.headers.get("content-type", "")) == NDJSON:
         answers.negotiate(accepted(request), (NDJSON,))
         return await scored_lines(service, request, await service.scorer(model), wanted)
@@ -93,7 +93,7 @@ async def score(
     scorer = await service.scorer(model)
     wanted.check(scorer)
     batch = await batch_of(request, service, scorer)
-    limited("rows times explain", len(batch) * explain, service.settings.max_rows)
+    limited("rows times explain", len(batch) * wanted.explain, service.settings.max_rows)
     scores = await service.score(request, scorer, batch.rows, wanted)
     return await encoded(
         request,
@@ -139,16 +139,21 @@ async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -
 @router.post(
     "/encode", **options(schemas.EncodingsAnswer, ROWS_PROBLEMS, NPY), openapi_extra=takes("Instances", *ROW_TYPES)
 )
-async def encode(request: Request, model: Model = None, draws: Draws = 0) -> Response:
+async def encode(request: Request, model: Model = None, draws: Draws = 0, member: MemberNumber = 0) -> Response:
     """q(z given x) of each row: mean and standard deviation per latent, with draws."""
     service = service_of(request)
     kind = answers.negotiate(accepted(request), (JSON, NPY))
     scorer = await service.scorer(model)
+    scorer.member(member)
     limited("draws", draws, service.settings.max_draws)
     batch = await batch_of(request, service, scorer)
     limited("rows times draws", len(batch) * draws, service.settings.max_rows)
     answer = await service.on_rows(
-        request, scorer, batch.rows, lambda rows, _: scorer.encode(rows, draws), ("encode", scorer, draws)
+        request,
+        scorer,
+        batch.rows,
+        lambda rows, _: scorer.encode(rows, draws, member),
+        ("encode", scorer, draws, member),
     )
     return await encoded(
         request, answer.mean.size, answers.encodings_response, kind, model_id(scorer), answer, batch.warnings
@@ -158,16 +163,17 @@ async def encode(request: Request, model: Model = None, draws: Draws = 0) -> Res
 @router.post(
     "/decode", **options(schemas.MeansAnswer, ROWS_PROBLEMS, NPY, PNG, CSV), openapi_extra=takes("Latents", NPY)
 )
-async def decode(request: Request, model: Model = None) -> Response:
+async def decode(request: Request, model: Model = None, member: MemberNumber = 0) -> Response:
     """E[x given z] for latents z."""
     service = service_of(request)
     scorer = await service.scorer(model)
+    scorer.member(member)
     kind = answers.negotiate(accepted(request), array_types(scorer))
     body = await body_of(request)
     content_type = request.headers.get("content-type", "")
     parse = partial(parse_latents, body, content_type, scorer.latents, service.settings.max_rows)
     latents = await parsed(request, len(body), parse)
-    means = await service.once(request, lambda: scorer.decode(latents), len(latents))
+    means = await service.once(request, lambda: scorer.decode(latents, member), len(latents))
     return await encoded(request, means.size, answers.means_response, kind, model_id(scorer), means, scorer.model.input)
 
 
@@ -205,15 +211,19 @@ async def manifold(
     request: Request,
     model: Model = None,
     size: Annotated[int, Query(ge=1, description="the grid is size x size")] = 20,
-    axes: Annotated[str, Query(pattern=r"^\d{1,4},\d{1,4}$", description="two latents; the others are 0")] = "0,1",
+    axes: Annotated[
+        str, Query(pattern=r"^\d{1,4},\d{1,4}$", description="two latents; the others are at their means")
+    ] = "0,1",
+    member: MemberNumber = 0,
 ) -> Response:
     """E[x given z] over a grid of prior quantiles of two latents."""
     service = service_of(request)
     scorer = await service.scorer(model)
+    scorer.member(member)
     kind = answers.negotiate(accepted(request), array_types(scorer))
     limited("size", size, service.settings.max_grid)
     first, second = map(int, axes.split(","))
-    grid = await service.once(request, lambda: scorer.manifold(size, (first, second)), size * size)
+    grid = await service.once(request, lambda: scorer.manifold(size, (first, second), member), size * size)
     return await encoded(
         request, grid.means.size, answers.manifold_response, kind, model_id(scorer), grid, scorer.model.input
     )
@@ -313,6 +323,14 @@ async def batch_of(request: Request, service: Service, scorer: Scorer) -> Batch:
 def accepted(request: Request) -> str:
     """The Accept header, which may come in several lines."""
     return ",".join(request.headers.getlist("accept"))
+
+
+def count_of(name: str, text: str | int, limit: int) -> int:
+    """A whole number of a lean route's query."""
+    if not str(text).isascii() or not str(text).isdecimal() or len(str(text)) > 9:
+        raise InputError(f"{name}: expected a whole number from 0 to {limit:,}")
+    limited(name, int(text), limit)
+    return int(text)
 
 
 def limited(name: str, value: int, limit: int) -> None:

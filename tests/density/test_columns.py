@@ -23,7 +23,7 @@ def with_columns(vae, x, suspect=np.inf, estimator=None, widths=None, **options)
     codes = codebook.build(vae, np.nan_to_num(x))
     return estimate_with_columns(
         estimator or Estimator(), vae, codes, x, widths, np.full(len(widths), suspect), measures, **options
-    )
+    )[:2]
 
 
 def exact_conditionals(analysis, x):
@@ -116,14 +116,15 @@ def test_a_row_s_columns_are_the_same_in_any_company(likelihood):
     codes, measures = codebook.build(vae, np.nan_to_num(x)), np.zeros((40, 3))
 
     def found(rows):
-        return estimate_with_columns(Estimator(), vae, codes, x[rows], [2, 3, 4], suspect, measures[rows])[1]
+        return estimate_with_columns(Estimator(), vae, codes, x[rows], [2, 3, 4], suspect, measures[rows])[1:]
 
-    together = found(np.arange(40))
+    together, draws = found(np.arange(40))
     for row in range(40):
-        alone = found(np.array([row]))
+        alone, own_draws = found(np.array([row]))
         np.testing.assert_array_equal(alone.log_likelihood[0], together.log_likelihood[row])
         np.testing.assert_array_equal(alone.std_error[0], together.std_error[row])
-        assert alone.without[0].keys() == together.without[row].keys()
+        assert own_draws.without[0].keys() == draws.without[row].keys()
+        assert torch.equal(own_draws.draws[0].z, draws.draws[row].z)
 
 
 def test_holes_have_no_conditional(factor_analysis):
