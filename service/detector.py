@@ -34,7 +34,7 @@ from service.data.columns import (
 from service.data.schema import FLOAT32_MAX, InputSpec, Mixed
 from service.density import codebook
 from service.density.estimator import SETTINGS, Estimator, SettingName, worker_pool
-from service.errors import VouchError
+from service.errors import DataError, VouchError
 from service.model import Member, Model
 from service.settings import cpu_quota
 from service.trainer import TABLE_FIT, PriorName, Recipe, Split, fitted, table_architecture
@@ -205,6 +205,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         """The columns, learnt from the rows."""
         if self.columns == "inferred":
             return learn(detected(infer(table)), table)
+        if all(is_missing(cell) for cells in table.columns for cell in cells.tolist()):
+            raise DataError("the rows have no value in any column")
         return tuple(
             learn(Schema(columns=(ColumnKind(name=name, kind="category"),)), table)[0]
             if cells.dtype == object

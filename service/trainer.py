@@ -366,16 +366,28 @@ def recalibrate(
 
     A random tenth of the rows are the pilot rows; the rest calibrate.
     """
+    order = np.random.default_rng(0).permutation(len(data.array))
+    pilot, rest = np.split(data.array[order], [round(PILOT_SHARE * len(order))])
+    return recalibrate_on(store, published, pilot, rest, data.digest(), estimator, percentiles)
+
+
+def recalibrate_on(
+    store: Store,
+    published: Published,
+    pilot: np.ndarray,
+    rows: np.ndarray,
+    data_digest: str,
+    estimator: Estimator | None = None,
+    percentiles: tuple[float, float] | None = None,
+) -> Reference:
+    """The same on pilot rows and rows to calibrate on that are apart already."""
     old = published.model
-    rows = old.input.rows(data.array)
-    order = np.random.default_rng(0).permutation(len(rows))
-    pilot, rest = np.split(order, [round(PILOT_SHARE * len(rows))])
     model, calibration = calibrated(
         [one.vae for one in old.members],
         old.input,
         estimator or old.estimator,
-        rows[pilot],
-        rows[rest],
+        old.input.rows(pilot),
+        old.input.rows(rows),
         percentiles or published.calibration.percentiles,
         worker_pool(cpu_quota()),
     )
@@ -384,6 +396,6 @@ def recalibrate(
         model,
         calibration,
         training=published.card.training,
-        calibration_data={"digest": data.digest(), "rows": len(rest), "from": str(published.reference)},
+        calibration_data={"digest": data_digest, "rows": len(rows), "from": str(published.reference)},
         description=published.card.description,
     )

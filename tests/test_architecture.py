@@ -14,6 +14,7 @@ FLOORS = [
     ["model", "shelf", "expectation"],
     ["store"],
     ["scorer", "trainer"],
+    ["tabular", "detector"],
     ["web"],
     ["cli"],
 ]

@@ -16,7 +16,7 @@ ROWS = digits().reshape(-1, 64).astype(np.float32)
 
 def ready(scorer, pilot, setting="standard", rows=ROWS[200:400]):
     model = scorer.model
-    return calibrated(model.vae, model.input, Estimator.of(setting), pilot, rows)
+    return calibrated([model.vae], model.input, Estimator.of(setting), pilot, rows)
 
 
 def test_the_ends_come_from_the_pilot_rows_alone(digit_scorer):
