@@ -65,6 +65,7 @@ def prepared(name: str, folder: Path, store: Path, rows: int, seed: int = 0) -> 
     order = np.random.default_rng(seed).permutation(len(table))
     held = len(order) // 5
     known = table.select(np.sort(order[held:]))
+    store.mkdir(parents=True, exist_ok=True)
     if name not in Store(store).names():
         train_table(Store(store), name, known, Recipe(prior="auto", fit=TABLE_FIT), description="for a benchmark")
     scorer = load_scorer(Store(store), name, "cpu")

@@ -191,12 +191,12 @@ def train(
         def on_schema(kinds: Schema) -> None:
             err.print(f"{data}: {len(table):,} rows", schema_table(kinds, table), sep="\n")
 
-        with epoch_bar() as on_epoch:
+        with epoch_bar() as on_epoch, naming(data):
             reference, report = train_table(Store(store), name, table, recipe, kinds, on_epoch, description, on_schema)
     else:
         rows = read(data, key, split_names(columns))
         err.print(f"{data}: {len(rows.array):,} rows of {' x '.join(map(str, rows.array.shape[1:]))}")
-        with epoch_bar() as on_epoch:
+        with epoch_bar() as on_epoch, naming(data):
             reference, report = train_model(Store(store), name, rows, recipe, on_epoch, description)
     print_report(reference, report)
 
@@ -432,17 +432,22 @@ def rows_for(spec: InputSpec, path: Path, key: str | None) -> Rows:
     if key is not None or not is_table(path):
         return read(path, key)
     table = read_table(path)
-    try:
+    with naming(path):
         return Rows(spec.array(table), spec.columns)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
 
 
 def checked_rows(path: Path, rows: Rows, scorer: Scorer) -> np.ndarray:
     """The file's rows as the model reads them; an error names the file."""
-    try:
+    with naming(path):
         return scorer.rows(rows.array)
-    except InputError as error:
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what is wrong with a file's rows name the file."""
+    try:
+        yield
+    except (DataError, InputError) as error:
         raise DataError(f"{path}: {one_line(error)}") from error
 
 

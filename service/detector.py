@@ -19,6 +19,7 @@ except ImportError as error:
     raise ImportError("VAEDetector needs the extra: pip install 'vouch[sklearn]'") from error
 
 from service.data.columns import (
+    FLOAT32_MAX,
     CategoryColumn,
     ColumnKind,
     Kind,
@@ -31,7 +32,7 @@ from service.data.columns import (
     learn,
     plain_number,
 )
-from service.data.schema import FLOAT32_MAX, InputSpec, Mixed
+from service.data.schema import InputSpec, Mixed
 from service.density import codebook
 from service.density.estimator import SETTINGS, Estimator, SettingName, worker_pool
 from service.errors import DataError, VouchError

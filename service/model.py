@@ -12,7 +12,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from service.data.schema import FLOAT32_MAX, InputSpec
+from service.data.columns import FLOAT32_MAX
+from service.data.schema import InputSpec
 from service.density import codebook
 from service.density.columns import ColumnDraws, ColumnEstimates, estimate_with_columns
 from service.density.ensemble import averaged, averaged_columns
@@ -28,7 +29,7 @@ GOLDEN_ROWS = 8
 REFERENCE_ROWS = 1_000
 ENOUGH_ROWS = 200
 IMPUTING_DRAWS = 64
-SUSPECT_SHARE = 0.02  # of valid cells, whose estimates may cost a second look
+SUSPECT_SHARE = 0.005  # of valid cells, that may cost a second look
 MIN_COLUMN_ROWS, COLUMN_CELLS = 1_000, 2_000_000  # by which columns are calibrated: so many cells, but never fewer rows
 
 
@@ -104,7 +105,7 @@ class Model:
             for one in self.members
         ]  # fmt: skip
         estimates, columns, draws = zip(*found, strict=True)
-        return averaged(estimates), averaged_columns(estimates, columns), list(draws)
+        return averaged(estimates), averaged_columns(columns), list(draws)
 
     def drawn(self, num: int, seed: int) -> np.ndarray:
         """Rows drawn from the model, shape (num, D), float32, in the units of the training data."""

@@ -205,6 +205,7 @@ def train_table(
     Raises:
         DataError, TrainingError, CalibrationError: before anything is written.
     """
+    table.check_range()
     parts = Split.shuffled(np.arange(len(table)), recipe)
     check_sizes(parts, recipe)
     kinds = schema or infer(table)

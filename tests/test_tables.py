@@ -78,7 +78,7 @@ def complete(rows):
 def test_columns_are_what_they_look_like(scorer):
     kinds = {column.name: column.kind for column in scorer.model.input.transform.columns}
     assert kinds == {
-        "height": "real", "income": "positive", "age": "count", "gain": "count", "city": "category", "member": "binary",
+        "height": "real", "income": "positive", "age": "count", "gain": "real", "city": "category", "member": "binary",
         "grade": "ordinal",
     }  # fmt: skip
     assert dict(zip(COLUMNS, scorer.model.input.transform.columns, strict=True))["gain"].atoms == (0.0,)

@@ -29,7 +29,10 @@ MAX_CELLS = 256  # values of a category that have a place of their own: those th
 MAX_TEXT = 200  # characters of a category's value; longer ones are cut
 FEW_VALUES = 20  # numbers with no more distinct values are ordinal
 MIN_ATOM_SHARE, ATOM_EXCESS, ATOM_NEIGHBOURS, MAX_ATOMS = 0.01, 5.0, 5, 16
+MAX_STEPS = 1_000  # of a count; where there are more, a density does as well, on any scale
+STEP_NOISE = 0.1  # of a step, that a float32 may be off
 GAIN_OF_BENDING = 0.1  # nats a row by which a curved scale must fit better than a straight one
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 FAR = 1e15
 NO_VALUE = 1e30  # of a column whose values are numbers: none of them
 DATE_FORMATS = (
@@ -76,6 +79,16 @@ class Table:
                 if isinstance(cell, str) and not is_number(cell):
                     raise DataError(f"row {row}, column {name}: text, expected a number")
         return np.stack(self.columns, axis=1).astype(np.float64)
+
+    def check_range(self) -> None:
+        """Refuse numbers that no float32 holds.
+
+        Raises:
+            DataError: names the first one's place.
+        """
+        for name, cells in zip(self.names, self.columns, strict=True):
+            if cells.dtype != object and (too_large := np.abs(cells) > FLOAT32_MAX).any():
+                raise DataError(f"row {int(too_large.argmax())}, column {name!r}: a number too large for float32")
 
     def digest(self) -> str:
         """sha256 of names and cells: what the card says a model was trained on."""
@@ -212,11 +225,31 @@ def number_kind(cells: np.ndarray) -> tuple[Kind, str]:
         return "binary", "two values"
     if len(distinct) <= FEW_VALUES and len(values) >= 5 * len(distinct):
         return "ordinal", f"{len(distinct)} values in an order"
-    if whole and distinct[0] >= 0:
-        return "count", "whole numbers from 0"
+    step = step_of(values)
+    if step is not None and distinct[0] >= 0:
+        return "count", "whole numbers from 0" if step == 1 else f"whole steps of {step:g} from 0"
     if distinct[0] > 0 and bending_gain(values, Bent.positive(values)) > GAIN_OF_BENDING:
         return "positive", "above 0 and skewed"
     return "real", ""
+
+
+def step_of(values: np.ndarray) -> float | None:
+    """The unit of which all numbers are multiples, if there is one and none is more than MAX_STEPS of them.
+
+    In whatever unit a column is told, it is one of few steps or it is not.
+    """
+    with np.errstate(over="ignore"):
+        distinct = np.unique(values.astype(np.float32)).astype(np.float64)
+    largest = float(np.abs(distinct).max())
+    if len(distinct) < 2 or not math.isfinite(largest):
+        return None
+    smallest = float(np.diff(distinct).min())
+    if largest > MAX_STEPS * smallest:
+        return None
+    span = float(distinct[-1] - distinct[0])
+    step = span / round(span / smallest)
+    multiples = distinct / step
+    return float(f"{step:.5g}") if (np.abs(multiples - np.rint(multiples)) < STEP_NOISE).all() else None
 
 
 # Scales
@@ -311,7 +344,7 @@ class NumberColumn(Frozen):
     """A column of numbers.
 
     x = (scale(v) - center) / spread, over the training cells that are no atoms; `resolution` is the smallest step between
-    their values, `low` and `high` the smallest and largest of all.
+    their values, `low` and `high` the smallest and largest of all. Counts are whole numbers of `step`.
     """
 
     name: str
@@ -322,6 +355,7 @@ class NumberColumn(Frozen):
     resolution: float
     low: float
     high: float
+    step: float = 1.0
     atoms: tuple[float, ...] = ()
 
     @property
@@ -342,7 +376,7 @@ class NumberColumn(Frozen):
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Values, shape (B,), to the network's columns, (B, width): which atom or none, and the number."""
-        number = (self.scale.forward(values) - self.center) / self.spread
+        number = (self.scale.forward(values / self.step) - self.center) / self.spread
         number = np.where(np.isnan(values), np.nan, np.clip(np.nan_to_num(number), -FAR, FAR))
         if not self.atoms:
             return number[:, None]
@@ -364,13 +398,16 @@ class NumberColumn(Frozen):
 
     def cells(self, values: np.ndarray) -> list[float | int | None]:
         """Values of rows as people have them."""
-        as_number = int if self.kind == "count" else float
-        return [None if math.isnan(value) else as_number(value) for value in values.tolist()]
+        # As short as tells a float32, which is what they are.
+        short = [None if math.isnan(value) else float(str(np.float32(value))) for value in values.tolist()]
+        if self.kind != "count" or not self.step.is_integer():
+            return list(short)
+        return [None if value is None else plain(value) for value in short]
 
     def number(self, x: np.ndarray) -> np.ndarray:
         """The network's numbers to values."""
         values = self.scale.backward(np.nan_to_num(x) * self.spread + self.center)
-        return np.maximum(np.rint(values), 0.0) if self.kind == "count" else values
+        return self.step * np.maximum(np.rint(values), 0.0) if self.kind == "count" else values
 
     def log_measure(self, values: np.ndarray) -> np.ndarray:
         """What turns a log density of x into one of v, times the resolution: shape (B,), nats; 0 for masses and holes."""
@@ -500,13 +537,17 @@ def learnt_number(column: ColumnKind, cells: np.ndarray) -> NumberColumn:
     values = cells[~np.isnan(cells)].astype(np.float32).astype(np.float64)
     if not len(values):
         raise DataError(f"column {column.name!r} has no value in the training rows: ignore it")
-    if column.kind == "count" and (values.min() < 0 or (values != np.rint(values)).any()):
-        raise DataError(f"column {column.name!r} holds numbers that are no counts")
+    step = 1.0
+    if column.kind == "count":
+        step = step_of(values) or 1.0
+        multiples = values / step
+        if values.min() < 0 or (np.abs(multiples - np.rint(multiples)) > STEP_NOISE).any():
+            raise DataError(f"column {column.name!r} holds numbers that are no counts")
     atoms = atoms_of(values)
     rest = values[~np.isin(values, atoms)]
     distinct = np.unique(rest)
-    scale = count_scale(rest) if column.kind == "count" else number_scale(rest, column.kind)
-    on_scale = scale.forward(rest)
+    scale = count_scale(rest / step) if column.kind == "count" else number_scale(rest, column.kind)
+    on_scale = scale.forward(rest / step)
     spread = float(on_scale.std())
     largest = float(np.abs(values).max())
     steps = np.diff(distinct)
@@ -520,6 +561,7 @@ def learnt_number(column: ColumnKind, cells: np.ndarray) -> NumberColumn:
         resolution=max(float(steps.min()) if len(steps) else 1.0, finest),
         low=float(values.min()),
         high=float(values.max()),
+        step=step,
         atoms=tuple(atoms.tolist()),
     )
 

@@ -11,10 +11,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from service.data.columns import CategoryColumn, Frozen, LearntColumn, Table, plain
+from service.data.columns import FLOAT32_MAX, CategoryColumn, Frozen, LearntColumn, Table, plain
 from service.errors import Fault, InputError
-
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Binary(Frozen):

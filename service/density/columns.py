@@ -4,9 +4,11 @@ With draws z_s of a proposal and weights w_s = p(x, z_s) / q(z_s), columns indep
 
     log p(x_j | x_-j) = log p(x) - log p(x_-j),    p(x_-j) ~= mean of w_s / p(x_j | z_s)
 
-The draws came from a proposal that saw x_j. Where x_j is far from what the others say, hardly any of them lie where
-p(z | x_-j) has its mass, and the estimate is too kind; the tail of the divided weights says so (as it does in leave-one-out
-cross-validation: Vehtari, Gelman and Gabry, 2017). There the column is hidden and the row is estimated again without it.
+Where x_j is far from what the others say, this is not enough. The draws came from a proposal that saw x_j: hardly any of
+them lie where p(z | x_-j) has its mass, and the estimate is too kind (as it is in leave-one-out cross-validation: Vehtari,
+Gelman and Gabry, 2017). And a wrong cell makes right ones look wrong. A row with a suspicious column is therefore estimated
+again without its worst columns, one at a time. That without which the others are the likeliest is to blame; the others are
+then judged without it, and so on.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from service.density import importance
-from service.density.codebook import codebook_of
+from service.density.codebook import Codebook, codebook_of
 from service.density.estimator import (
     END_TOLERANCE,
     Block,
@@ -41,27 +43,31 @@ from service.vae.alike import VECTOR
 from service.vae.network import VAE
 
 KEPT_DRAWS = 128  # of a row, that are looked at column by column, even where its score needs fewer
-MAX_HIDDEN = 3  # columns of a row for which it is estimated again
+MAX_CANDIDATES = 3  # columns of a row that are hidden, one at a time, to find one to blame
+MAX_BLAMED = 3  # columns of a row without which the others are judged
 HIDDEN_SAMPLES = 256  # draws at most, of a row without a column
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnEstimates:
-    """log p(x_j | x_-j) of B rows, shape (B, D), nats, with standard errors; NaN for holes.
+    """log p(x_j | others) of B rows, shape (B, D), nats, with standard errors; NaN for holes.
 
-    `reliable` says where the tail of the weights gives no reason to distrust them; elsewhere they may be too high.
+    The others are all columns but those that are blamed before this one: those of `log_likelihood` below what is suspect.
+    `log_others` is log p(others). `reliable` says where the tail of the weights gives no reason to distrust the estimates;
+    elsewhere they may be too high.
     """
 
     log_likelihood: np.ndarray
     std_error: np.ndarray
     reliable: np.ndarray
+    log_others: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnDraws:
-    """What the estimates of B rows' columns rest on: weighted draws of p(z | x) for each row, `draws`.
+    """What the estimates of B rows' columns rest on: weighted draws of z given each row's columns that are not blamed.
 
-    `without` has those of p(z | x_-j) where column j was hidden.
+    `without` has those of p(z | others) for a column j that was hidden for them.
     """
 
     draws: Sequence[Draws]
@@ -85,124 +91,195 @@ def estimate_with_columns(
 
     Args:
         widths: how many of the network's columns each of the D columns is.
-        suspect: log p(x_j | x_-j) below which a column's estimate is looked at twice, shape (D,), nats.
+        suspect: log p(x_j | others) below which a column is suspicious, shape (D,), nats.
         measures: what log p(x_j) is more in the units in which everything is told, shape (B, D), nats.
     """
     book = codebook_of(vae, codes)
 
-    def found(block: BlockOfRows) -> list[tuple[Row, np.ndarray, np.ndarray, np.ndarray, dict[int, Draws]]]:
+    def found(block: BlockOfRows) -> list[tuple[Row, Case]]:
         with one_thread(), torch.inference_mode(False), torch.no_grad():
             more = measures[block.chosen]
             rows = Block(
                 block.estimator, vae, book, block.x, block.band_ends, None, checkpoint, more.sum(axis=1), KEPT_DRAWS
             )
             rows.sample(block.estimator.first_samples)
-            columns = Columns(rows, widths, more)
-            columns.look_twice(suspect)
-            parts = (columns.values, columns.errors, ~columns.doubtful, columns.without)
-            return list(zip(rows.rows, *parts, strict=True))
+            draw_enough(rows)
+            cases = [Case.of(*one) for one in zip(rows.rows, block.x, more, strict=True)]
+            judge = Judge(vae, book, without_ends(block.estimator), widths, suspect, checkpoint)
+            judge.leave_out(cases, rows.tiling)
+            judge.find_blame(cases)
+            return list(zip(rows.rows, cases, strict=True))
 
-    found_rows = estimator.by_block(vae, x, band_ends, incomplete, found, pool)
-    rows, *arrays, without = zip(*found_rows, strict=True) if found_rows else ((),) * 5
-    values, errors, reliable = (np.array(array).reshape(len(rows), len(widths)) for array in arrays)
-    columns = ColumnEstimates(values, errors, reliable.astype(bool))
-    return estimates_of(rows), columns, ColumnDraws([row.draws for row in rows], without)
+    both = estimator.by_block(vae, x, band_ends, incomplete, found, pool)
+    rows, cases = zip(*both, strict=True) if both else ((), ())
+    shape = (len(cases), len(widths))
+    columns = ColumnEstimates(
+        np.array([case.values for case in cases]).reshape(shape),
+        np.array([case.errors for case in cases]).reshape(shape),
+        ~np.array([case.doubtful for case in cases], dtype=bool).reshape(shape),
+        np.array([case.log_others for case in cases]).reshape(shape),
+    )
+    return estimates_of(rows), columns, ColumnDraws([case.draws for case in cases], [case.without for case in cases])
 
 
-class Columns:
-    """The columns of a block of rows whose draws are done."""
+def draw_enough(block: Block) -> None:
+    """More draws for rows whose scores need few; they follow the others in the same sequence."""
+    by_size: dict[int, list[int]] = {}
+    for index, row in enumerate(block.rows):
+        by_size.setdefault(len(row.draws.log_weights), []).append(index)
+    for size in sorted(by_size):
+        if size < KEPT_DRAWS:
+            for chosen, z, log_weights in block.drawn(by_size[size], size, KEPT_DRAWS - size):
+                block.keep(chosen, z, log_weights)
 
-    def __init__(self, block: Block, widths: Sequence[int], measures: np.ndarray) -> None:
-        self.block, self.measures = block, measures
+
+@dataclass
+class Case:
+    """What is known of a row's columns so far, each an array of shape (D,).
+
+    `row` is the estimate without the columns that are blamed, `x` (D',) the row as it came.
+    """
+
+    row: Row
+    x: np.ndarray
+    measures: np.ndarray
+    values: np.ndarray
+    errors: np.ndarray
+    doubtful: np.ndarray
+    log_others: np.ndarray
+    blamed: list[int]
+    without: dict[int, Draws]
+
+    @staticmethod
+    def of(row: Row, x: np.ndarray, measures: np.ndarray) -> Case:
+        """A row of which nothing is known but its score."""
+        nothing = np.full(len(measures), np.nan)
+        return Case(row, x, measures, nothing, nothing.copy(), nothing != 0, nothing.copy(), [], {})
+
+    @property
+    def draws(self) -> Draws:
+        """Of p(z | the columns that are not blamed)."""
+        return self.row.draws
+
+    def suspicious(self, suspect: np.ndarray) -> list[int]:
+        """Columns that look suspicious, not blamed yet, the worst first; at most MAX_CANDIDATES."""
+        usual = np.where(np.isfinite(suspect), suspect, 0.0)
+        short = np.where(self.values < suspect, usual - self.values, -np.inf)
+        short[self.blamed] = -np.inf
+        worst = np.argsort(-short, kind="stable")[:MAX_CANDIDATES]
+        return [int(column) for column in worst if short[column] > -np.inf]
+
+    def know(self, column: int, without: Row) -> None:
+        """log p(x_j | others) as the difference of two estimates, with and without column j."""
+        difference = self.row.log_likelihood - without.log_likelihood
+        # Both kinds are too kind where they fail: an estimate of log p(others) that is too low is no reason to forgive.
+        if without.reliable or difference < self.values[column]:
+            self.values[column] = difference
+            self.errors[column] = np.hypot(self.row.std_error, without.std_error)
+            self.doubtful[column] = not (without.reliable and self.row.reliable)
+            self.log_others[column] = without.log_likelihood
+            self.without[column] = without.draws
+
+
+class Judge:
+    """Looks at the columns of rows whose draws are done."""
+
+    def __init__(
+        self,
+        vae: VAE,
+        book: Codebook,
+        estimator: Estimator,
+        widths: Sequence[int],
+        suspect: np.ndarray,
+        checkpoint: Callable[[], None],
+    ) -> None:
+        self.vae, self.book, self.estimator, self.suspect = vae, book, estimator, suspect
+        self.checkpoint = checkpoint
         self.starts = np.cumsum([0, *widths[:-1]])
         self.owner = np.repeat(np.arange(len(widths)), widths)
-        shape = (len(block.rows), len(widths))
-        self.values, self.errors = np.zeros(shape), np.zeros(shape)
-        self.doubtful = np.zeros(shape, dtype=bool)  # an estimate that is not to be trusted
-        self.without: list[dict[int, Draws]] = [{} for _ in block.rows]
-        self.draw_enough()
-        self.leave_out()
 
-    def draw_enough(self) -> None:
-        """More draws for rows whose scores need few; they follow the others in the same sequence."""
-        by_size = self.by_size()
-        for size, rows in by_size.items():
-            if size < KEPT_DRAWS:
-                for chosen, z, log_weights in self.block.drawn(rows, size, KEPT_DRAWS - size):
-                    self.block.keep(chosen, z, log_weights)
+    # By the draws there are
 
-    def by_size(self) -> dict[int, list[int]]:
-        """The rows that have kept so many draws, by that number."""
-        sizes = [len(row.draws.log_weights) for row in self.block.rows]
-        return {size: [index for index, one in enumerate(sizes) if one == size] for size in sorted(set(sizes))}
+    def leave_out(self, cases: Sequence[Case], tiling: Tiling) -> None:
+        """Estimates by the rows' own draws of all columns that are not blamed: in tiles of rows that have as many."""
+        for size in sorted({len(case.draws.log_weights) for case in cases}):
+            alike = [case for case in cases if len(case.draws.log_weights) == size]
+            group = tiling.group(size)
+            for start in range(0, len(alike), group):
+                self.checkpoint()
+                self.leave_out_of(alike[start : start + group], group)
 
-    def leave_out(self) -> None:
-        """Estimates by the rows' own draws: tiles of rows that have as many."""
-        for size, rows in self.by_size().items():
-            group = self.block.tiling.group(size)
-            for start in range(0, len(rows), group):
-                self.block.checkpoint()
-                self.leave_out_of(rows[start : start + group], group)
-
-    def leave_out_of(self, rows: list[int], group: int) -> None:
+    def leave_out_of(self, cases: list[Case], group: int) -> None:
         """The same for a tile of at most `group` rows."""
-        filled = rows + [rows[-1]] * (group - len(rows))
-        z = torch.stack([self.block.rows[index].draws.z for index in filled], dim=1)  # (S, B, L)
-        log_weights = torch.stack([self.block.rows[index].draws.log_weights for index in filled], dim=1)
-        terms = self.by_column(z, filled)  # (S, B, D)
-        divided = log_weights[..., None] - terms
+        filled = cases + [cases[-1]] * (group - len(cases))
+        log_weights = torch.stack([case.draws.log_weights for case in filled], dim=1)  # (S, B)
+        divided = log_weights[..., None] - self.by_column(filled)  # (S, B, D)
         values = log_weights.logsumexp(dim=0)[:, None] - divided.logsumexp(dim=0)
         errors = importance.ratio_std_error(log_weights[..., None], divided)
-        count, width = len(rows), len(self.starts)
-        holes = np.logical_and.reduceat(np.isnan(self.block.block[rows]), self.starts, axis=1)
-        self.values[rows] = np.where(holes, np.nan, values[:count, :width].cpu().numpy() + self.measures[rows])
-        self.errors[rows] = np.where(holes, np.nan, errors[:count, :width].cpu().numpy())
         samples = len(divided)
         tail, size = khat(divided.flatten(1)), importance.ess(divided.flatten(1))
-        trusted = is_usual(tail, size, samples) | (size >= (1.0 - 1e-6) * samples)
-        self.doubtful[rows] = ~holes & ~trusted.view(len(filled), -1)[:count, :width].cpu().numpy()
+        trusted = (is_usual(tail, size, samples) | (size >= (1.0 - 1e-6) * samples)).view(values.shape)
+        arrays = (part[:, : len(self.starts)].cpu().numpy() for part in (values, errors, ~trusted))
+        for case, value, error, doubtful in zip(cases, *arrays, strict=False):
+            judged = ~np.logical_and.reduceat(np.isnan(case.x), self.starts)
+            judged[case.blamed] = False
+            case.values[judged] = (value + case.measures)[judged]
+            case.errors[judged], case.doubtful[judged] = error[judged], doubtful[judged]
+            case.log_others[judged] = case.row.log_likelihood - case.values[judged]
+            case.doubtful &= judged | np.isin(np.arange(len(judged)), case.blamed)
 
-    def by_column(self, z: Tensor, rows: list[int]) -> Tensor:
-        """log p(x_j | z) in the network's units for some rows: z of shape (S, B, L) to (S, B, D), float64.
+    def by_column(self, cases: Sequence[Case]) -> Tensor:
+        """log p(x_j | z) in the network's units for the rows' draws: shape (S, B, D), float64.
 
         D is filled up with columns that say nothing, to whole vectors, in which all elements round alike.
         """
-        vae = self.block.vae
-        terms = vae.likelihood.log_prob(vae.decoder(z), self.block.x[rows]).double()
+        z = torch.stack([case.draws.z for case in cases], dim=1)  # (S, B, L)
+        x = torch.from_numpy(np.stack([case.x for case in cases])).to(z)
+        terms = self.vae.likelihood.log_prob(self.vae.decoder(z), x).double()
         if len(self.starts) < terms.shape[-1]:
             together = np.add.reduceat(terms.cpu().numpy(), self.starts, axis=-1)
             terms = torch.from_numpy(together).to(terms.device)
         return F.pad(terms, (0, -terms.shape[-1] % VECTOR))
 
-    def look_twice(self, suspect: np.ndarray) -> None:
-        """Estimate rows again without the columns that look worst, where their estimates are not to be trusted."""
-        usual = np.where(np.isfinite(suspect), suspect, 0.0)
-        is_suspect = self.doubtful & (self.values < suspect)
-        short = np.where(is_suspect, usual - self.values, -np.inf)  # (B, D)
-        worst = np.argsort(-short, axis=1, kind="stable")[:, :MAX_HIDDEN]
-        pairs = [(row, int(column)) for row, few in enumerate(worst) for column in few if is_suspect[row, column]]
-        length = few_rows(self.block.vae).rows
-        for start in range(0, len(pairs), length):
-            self.hide(pairs[start : start + length])
+    # With columns hidden
 
-    def hide(self, pairs: list[tuple[int, int]]) -> None:
-        """log p(x_j | x_-j) as the difference of two estimates, for pairs of a row and a column, at most a block."""
-        block, rows, columns = self.block, [row for row, _ in pairs], [column for _, column in pairs]
-        x = np.where(self.owner == np.array(columns)[:, None], np.float32(np.nan), block.block[rows])
-        hidden = Block(
-            without_ends(block.estimator), block.vae, block.book, x, (), None, block.checkpoint,
-            self.measures[rows].sum(axis=1) - self.measures[rows, columns], KEPT_DRAWS, few_rows(block.vae),
-        )  # fmt: skip
-        hidden.sample(hidden.estimator.first_samples, may_restart=False)
-        for (row, column), again in zip(pairs, hidden.rows, strict=True):
-            whole = block.rows[row]
-            difference = whole.log_likelihood - again.log_likelihood
-            # Both kinds are too kind where they fail: an estimate of log p(x_-j) that is too low is no reason to forgive.
-            if again.reliable or difference < self.values[row, column]:
-                self.values[row, column] = difference
-                self.errors[row, column] = np.hypot(whole.std_error, again.std_error)
-                self.doubtful[row, column] = not (again.reliable and whole.reliable)
-                self.without[row][column] = again.draws
+    def find_blame(self, cases: Sequence[Case]) -> None:
+        """Blame columns, one after the other, while some look suspicious."""
+        open_cases = list(cases)
+        for _ in range(MAX_BLAMED):
+            candidates = [(case, column) for case in open_cases for column in case.suspicious(self.suspect)]
+            hidden = self.without_columns([(case, [*case.blamed, column]) for case, column in candidates])
+            found: dict[int, list[tuple[int, Row]]] = {}
+            for (case, column), row in zip(candidates, hidden, strict=True):
+                case.know(column, row)
+                found.setdefault(id(case), []).append((column, row))
+            open_cases = [case for case in open_cases if id(case) in found and self.blames(case, found[id(case)])]
+            self.leave_out(open_cases, few_rows(self.vae))
+
+    def blames(self, case: Case, found: list[tuple[int, Row]]) -> bool:
+        """Blame the worst of some columns, by estimates of the row without each, if it is suspicious still."""
+        rows = dict(found)
+        worst = next((column for column in case.suspicious(self.suspect) if column in rows), None)
+        if worst is None:
+            return False
+        case.blamed.append(worst)
+        case.row = rows[worst]
+        return True
+
+    def without_columns(self, wanted: Sequence[tuple[Case, list[int]]]) -> list[Row]:
+        """Estimates of rows with columns hidden, in order, in blocks of their own."""
+        rows: list[Row] = []
+        tiling = few_rows(self.vae)
+        for start in range(0, len(wanted), tiling.rows):
+            part = wanted[start : start + tiling.rows]
+            x = np.stack([np.where(np.isin(self.owner, out), np.float32(np.nan), case.x) for case, out in part])
+            measures = np.array([np.delete(case.measures, out).sum() for case, out in part])
+            block = Block(
+                self.estimator, self.vae, self.book, x, (), None, self.checkpoint, measures, KEPT_DRAWS, tiling
+            )
+            block.sample(self.estimator.first_samples, may_restart=False)
+            rows += block.rows
+        return rows
 
 
 def few_rows(vae: VAE) -> Tiling:

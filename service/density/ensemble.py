@@ -37,19 +37,17 @@ def averaged(members: Sequence[Estimates]) -> Estimates:
     )
 
 
-def averaged_columns(rows: Sequence[Estimates], columns: Sequence[ColumnEstimates]) -> ColumnEstimates:
-    """log p(x_j | x_-j) under the mean density, from the members' log p(x) and log p(x_j | x_-j), shape (B, D)."""
+def averaged_columns(columns: Sequence[ColumnEstimates]) -> ColumnEstimates:
+    """log p(x_j | others) under the mean density, from those of its members and log p(others), shape (B, D)."""
     if len(columns) == 1:
         return columns[0]
-    whole, _ = mean_density(np.stack([one.log_likelihood for one in rows]))
-    without = np.stack(
-        [one.log_likelihood[:, None] - few.log_likelihood for one, few in zip(rows, columns, strict=True)]
-    )
-    log_without, shares = mean_density(without)
+    together, _ = mean_density(np.stack([one.log_others + one.log_likelihood for one in columns]))
+    log_others, shares = mean_density(np.stack([one.log_others for one in columns]))
     return ColumnEstimates(
-        whole[:, None] - log_without,
-        mixed_error(shares, [few.std_error for few in columns]),
-        np.logical_and.reduce([few.reliable for few in columns]),
+        together - log_others,
+        mixed_error(shares, [one.std_error for one in columns]),
+        np.logical_and.reduce([one.reliable for one in columns]),
+        log_others,
     )
 
 
