@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: serve test format lint types tests fuzz loadtest evaluate bench estimator density bundled pictures clean
+.PHONY: serve test format lint types tests fuzz loadtest evaluate bench estimator density adbench cells bundled pictures clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/vouch serve
@@ -51,8 +51,15 @@ estimator: $(VENV)/test.done ## an hour: how right the estimates of log p(x) are
 density: $(VENV)/test.done   ## half an hour of training on the fixed binarization, and its test log-likelihood
 	$(BIN)/python benchmarks/density.py --data $(DATA)
 
+adbench: $(VENV)/bench.done  ## three hours: VAEDetector beside PyOD's detectors on 22 sets
+	$(BIN)/python benchmarks/adbench.py --data $(DATA) --out adbench.jsonl
+	$(BIN)/python benchmarks/adbench.py --out adbench.jsonl --report
+
+cells: $(VENV)/test.done     ## an hour: which cell is wrong, and rows with holes, beside simpler ways
+	$(BIN)/python benchmarks/cells.py --data $(DATA)
+
 bundled: $(VENV)/test.done   ## train the bundled models anew, as new versions
-	$(BIN)/python scripts/train_bundled.py mnist mnist-2d --data $(DATA)
+	$(BIN)/python scripts/train_bundled.py mnist mnist-2d adult --data $(DATA)
 
 pictures: $(VENV)/test.done  ## the pictures of the README
 	$(BIN)/python scripts/pictures.py
@@ -67,6 +74,10 @@ $(VENV)/serve.done: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/test.done: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install $(PIP_OPTIONS) -e '.[dev]'
 	touch $@ $(VENV)/serve.done
+
+$(VENV)/bench.done: $(VENV)/test.done
+	$(PIP) install $(PIP_OPTIONS) -e '.[bench]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

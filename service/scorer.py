@@ -31,7 +31,7 @@ from service.validity.band import SIDES, Band, Side, Verdict
 from service.validity.columns import ColumnSketch
 from service.validity.conformal import percentile, two_sided_p_value
 
-MAX_PATTERNS = 256  # of missing cells, whose reference scores are kept in memory
+MAX_PATTERNS = 256  # of missing cells, of which it is kept in memory what validation rows are like
 POSTERIOR_DRAWS = 256  # of z, weighted, that a reconstruction rests on
 
 
@@ -132,9 +132,10 @@ class Manifold:
 
 @dataclass(frozen=True, slots=True)
 class Likelihoods:
-    """log p(x) of B rows and nothing else, nats: shape (B,)."""
+    """log p(x) of B rows, shape (B,), and of their columns given the others, (B, D), or (B, 0); nats."""
 
     log_likelihood: np.ndarray
+    columns: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,19 @@ class RowPart:
         return Part(self.likelihood, self.output[None], np.exp(self.log_weights)[None])
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What validation rows with some cells hidden are like: their scores, ascending, and perhaps their columns."""
+
+    scores: np.ndarray
+    columns: ColumnSketch | None = None
+
+    def is_enough(self, with_columns: bool) -> bool:
+        """Whether what is asked is known."""
+        return len(self.scores) > 0 and (self.columns is not None or not with_columns)
+
+
+NOTHING = Beside(np.zeros(0))
 Answer = Scores | Reconstructions | Encodings | Likelihoods
 A = TypeVar("A", bound=Answer)
 
@@ -196,7 +210,7 @@ class Scorer:
         for one in self.model.members:
             one.vae.to(device or torch.device("cpu"))
         self.pool = worker_pool(threads) if threads > 1 else None
-        self.by_pattern: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self.by_pattern: OrderedDict[bytes, Beside] = OrderedDict()
         self.patterns = threading.Lock()
 
     @property
@@ -255,11 +269,13 @@ class Scorer:
         else:
             estimates = self.model.estimates(rows, self.pool, ends, checkpoint)
         judged = judgements(self.calibration.scores, band, estimates, slice(None))
+        patterns = []
         for pattern in distinct_patterns(holes):
             chosen = (holes == pattern).all(axis=1)
-            beside = self.reference_scores(pattern, checkpoint)
-            own_band = Band.fit(beside, band.percentiles)
-            for whole, theirs in zip(judged, judgements(beside, own_band, estimates, chosen), strict=True):
+            beside = self.beside(pattern, explain > 0, checkpoint)
+            patterns.append((chosen, beside))
+            own_band = Band.fit(beside.scores, band.percentiles)
+            for whole, theirs in zip(judged, judgements(beside.scores, own_band, estimates, chosen), strict=True):
                 whole[chosen] = theirs
         sides, certain, percentiles_, p_values, low, high = judged
         scores = Scores(
@@ -278,7 +294,7 @@ class Scorer:
             low=low,
             high=high,
         )
-        return scores if columns is None else self.explained(scores, rows, columns, draws, explain)
+        return scores if columns is None else self.explained(scores, rows, columns, draws, explain, patterns)
 
     # Columns to blame
 
@@ -295,11 +311,24 @@ class Scorer:
         return self.calibration.columns
 
     def explained(
-        self, scores: Scores, rows: np.ndarray, columns: ColumnEstimates, draws: Sequence[ColumnDraws], count: int
+        self,
+        scores: Scores,
+        rows: np.ndarray,
+        columns: ColumnEstimates,
+        draws: Sequence[ColumnDraws],
+        count: int,
+        patterns: Sequence[tuple[np.ndarray, Beside]],
     ) -> ExplainedScores:
-        """The columns most to blame, at most `count` of each of the rows, (B, D), and what was expected there."""
-        sketch = self.sketch()
-        chosen = sketch.most_to_blame(columns.log_likelihood, count)  # (B, N)
+        """The columns most to blame, at most `count` of each of the rows, (B, D), and what was expected there.
+
+        `patterns` says which rows, by a mask (B,), are to be compared with other validation rows than complete ones.
+        """
+        p_values = self.sketch().p_values(columns.log_likelihood)
+        chosen = self.sketch().most_to_blame(columns.log_likelihood, count)  # (B, N)
+        for alike, beside in patterns:
+            assert beside.columns is not None
+            p_values[alike] = beside.columns.p_values(columns.log_likelihood[alike])
+            chosen[alike] = beside.columns.most_to_blame(columns.log_likelihood[alike], count)
         members = [
             MemberDraws(one.vae.likelihood, partial(self.decoded, one.vae), drawn)
             for one, drawn in zip(self.model.members, draws, strict=True)
@@ -317,7 +346,7 @@ class Scorer:
             column_log_likelihood=there(columns.log_likelihood),
             column_std_error=there(columns.std_error),
             column_reliable=there(columns.reliable) > 0,
-            column_p_value=there(sketch.p_values(columns.log_likelihood)),
+            column_p_value=there(p_values),
             expected=expected[..., 0],
             expected_low=expected[..., 1],
             expected_high=expected[..., 2],
@@ -326,33 +355,45 @@ class Scorer:
 
     # Rows with holes
 
-    def unknown_patterns(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The masks of missing cells, shape (D,), among checked rows (B, D) for which there are no reference scores yet."""
-        return [pattern for pattern in distinct_patterns(np.isnan(rows)) if pattern.tobytes() not in self.by_pattern]
+    def unknown_patterns(self, rows: np.ndarray, with_columns: bool = False) -> list[np.ndarray]:
+        """The masks of missing cells, shape (D,), among checked rows (B, D) of which too little is remembered."""
+        return [
+            pattern
+            for pattern in distinct_patterns(np.isnan(rows))
+            if not self.by_pattern.get(pattern.tobytes(), NOTHING).is_enough(with_columns)
+        ]
 
     def reference_rows(self, pattern: np.ndarray) -> np.ndarray:
         """The validation rows beside which rows with such holes are judged, shape (k, D)."""
         assert self.calibration.reference is not None
         return self.calibration.reference.with_holes(pattern)
 
-    def remember(self, pattern: np.ndarray, log_likelihood: np.ndarray) -> np.ndarray:
-        """Keep the scores of a pattern's reference rows, shape (k,), in order; the least used are forgotten."""
-        scores: np.ndarray = np.sort(log_likelihood)
+    def likelihoods(self, rows: np.ndarray, with_columns: bool, checkpoint: Callable[[], None] = go_on) -> Likelihoods:
+        """log p(x) of checked rows, shape (B, D), and of their columns, if they are wanted."""
+        if not with_columns:
+            log_likelihood = self.model.estimates(rows, self.pool, (), checkpoint).log_likelihood
+            return Likelihoods(log_likelihood, np.zeros((len(rows), 0)))
+        estimates, columns, _ = self.model.explained(rows, self.sketch().suspect, self.pool, (), checkpoint)
+        return Likelihoods(estimates.log_likelihood, columns.log_likelihood)
+
+    def remember(self, pattern: np.ndarray, found: Likelihoods) -> Beside:
+        """Keep what a pattern's reference rows are like; the least used are forgotten."""
+        columns = ColumnSketch.fit(found.columns, self.sketch().suspect) if found.columns.size else None
+        beside = Beside(np.sort(found.log_likelihood), columns)
         with self.patterns:
-            self.by_pattern[pattern.tobytes()] = scores
+            self.by_pattern[pattern.tobytes()] = beside
             while len(self.by_pattern) > MAX_PATTERNS:
                 self.by_pattern.popitem(last=False)
-        return scores
+        return beside
 
-    def reference_scores(self, pattern: np.ndarray, checkpoint: Callable[[], None]) -> np.ndarray:
-        """The scores of validation rows with the same cells hidden, ascending: remembered, or estimated now."""
+    def beside(self, pattern: np.ndarray, with_columns: bool, checkpoint: Callable[[], None]) -> Beside:
+        """What validation rows with the same cells hidden are like: remembered, or estimated now."""
         with self.patterns:
-            known = self.by_pattern.get(pattern.tobytes())
-            if known is not None:
+            known = self.by_pattern.get(pattern.tobytes(), NOTHING)
+            if known.is_enough(with_columns):
                 self.by_pattern.move_to_end(pattern.tobytes())
                 return known
-        estimates = self.model.estimates(self.reference_rows(pattern), self.pool, (), checkpoint)
-        return self.remember(pattern, estimates.log_likelihood)
+        return self.remember(pattern, self.likelihoods(self.reference_rows(pattern), with_columns, checkpoint))
 
     def reconstruct(self, rows: np.ndarray, draws: int = 0) -> Reconstructions:
         """E[x | z] over p(z | x), by the importance weights, with draws and each column's log p(x_j | z).

@@ -115,6 +115,22 @@ def test_holes_are_not_blamed_and_a_row_of_holes_blames_nothing(scorer, rows):
     assert (scores.columns[4] == -1).all()
 
 
+def test_p_values_of_rows_with_holes_are_by_validation_rows_with_the_same_holes(scorer, rows):
+    holed = rows.copy()
+    holed[:, [0, 2]] = np.nan
+    scorer.by_pattern.clear()
+    plain = scorer.score(holed[:100])
+    (beside,) = scorer.by_pattern.values()
+    assert beside.columns is None
+    scores = scorer.score(holed, explain=len(COLUMNS) - 2)
+    (beside,) = scorer.by_pattern.values()
+    assert len(beside.scores) == beside.columns.counts[1]
+    np.testing.assert_array_equal(plain.p_value, scores.p_value[:100])
+    for level in (0.05, 0.2):
+        share = (scores.column_p_value <= level).mean()
+        assert 0.6 * level < share < level + 3 * np.sqrt(level / len(rows))
+
+
 def test_a_version_without_columns_says_that_it_must_be_calibrated_again(scorer, rows):
     published = replace(scorer.published, calibration=replace(scorer.calibration, columns=None))
     with pytest.raises(CalibrationError, match="calibrate it again"):

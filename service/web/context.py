@@ -127,7 +127,7 @@ class Service:
             self.drift.add(scorer, scores)
             return scores
 
-        await self.learn_patterns(request, scorer, rows)
+        await self.learn_patterns(request, scorer, rows, wanted.explain > 0)
         more = EXPLAINING_EVALUATIONS if wanted.explain else 0
         scores = await self.on_rows(request, scorer, rows, compute, (scorer, wanted), more)
         self.note(request, scorer, scores)
@@ -135,7 +135,7 @@ class Service:
             self.shadow.compare(self, scorer, rows, scores)
         return scores
 
-    async def learn_patterns(self, request: Request, scorer: Scorer, rows: np.ndarray) -> None:
+    async def learn_patterns(self, request: Request, scorer: Scorer, rows: np.ndarray, with_columns: bool) -> None:
         """Score the validation rows beside which rows with holes are judged, where such holes are new.
 
         It is the request's own work, by cost and by deadline, and by as much as may wait at a time: whoever sends ever new
@@ -145,18 +145,19 @@ class Service:
             return
 
         def compute(batch: np.ndarray, checkpoint: Checkpoint) -> Likelihoods:
-            return Likelihoods(scorer.model.estimates(batch, None, (), checkpoint).log_likelihood)
+            return scorer.likelihoods(batch, with_columns, checkpoint)
 
-        spent = 0
-        for pattern in scorer.unknown_patterns(rows):
+        spent, more = 0, EXPLAINING_EVALUATIONS if with_columns else 0
+        for pattern in scorer.unknown_patterns(rows, with_columns):
             reference = scorer.reference_rows(pattern)
-            spent += scorer.model.row_cost * len(reference)
-            if spent > self.inference.max_cost and spent > scorer.model.row_cost * len(reference):
+            cost = (scorer.model.row_cost + more) * len(reference)
+            spent += cost
+            if spent > self.inference.max_cost and spent > cost:
                 raise OverloadedError(
                     "the rows have more new patterns of missing cells than may be learnt at a time", 1.0
                 )
-            found = await self.on_rows(request, scorer, reference, compute, (scorer, "reference"))
-            scorer.remember(pattern, found.log_likelihood)
+            group = (scorer, "reference", with_columns)
+            scorer.remember(pattern, await self.on_rows(request, scorer, reference, compute, group, more))
 
     async def on_rows(
         self,
