@@ -1,10 +1,11 @@
-"""The rows in examples/: a few real digits and a few images that are none.
+"""The rows in examples/: a few real digits and a few images that are none; rows of the census, some with a wrong cell.
 
 python scripts/make_examples.py --data ../shared/data
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,7 @@ EXAMPLES = Path("examples")
 
 @fail_in_one_line
 def main(data: Annotated[Path, typer.Option(help="folder of the real data")] = DATA) -> None:
-    """Write PNG files, a JSON body and an npy body."""
+    """Write PNG files, a JSON body, an npy body and a CSV table."""
     test = load_mnist(data).test
     labels = read(data / "mnist.npz", "y_test").array.reshape(-1)
     digits = {f"digit-{label}": test[np.flatnonzero(labels == label)[3]] for label in range(10)}
@@ -45,6 +46,24 @@ def main(data: Annotated[Path, typer.Option(help="folder of the real data")] = D
     rows = [seven.reshape(-1).tolist(), others["boot"].reshape(-1).tolist()]
     (EXAMPLES / "rows.json").write_text(json.dumps({"instances": rows}, separators=(",", ":")) + "\n")
     np.save(EXAMPLES / "digits.npy", np.stack(list(digits.values())))
+    write_census(data / "mixed" / "adult.csv")
+
+
+def write_census(path: Path) -> None:
+    """Rows as they came, one of them with holes, and three of them again with one cell that cannot be."""
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    holed = next(row for row in rows if "?" in row)
+    wrong = {"hours-per-week": "400", "relationship": "Wife", "workclass": "Astronaut"}
+    spoilt = [
+        [wrong[name] if name == column else cell for name, cell in zip(header, row, strict=True)]
+        for column, row in zip(wrong, rows, strict=False)
+    ]
+    with (EXAMPLES / "adult.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows[:4], holed, *spoilt])
+    named = {name: int(cell) if cell.isdecimal() else cell for name, cell in zip(header, spoilt[0], strict=True)}
+    body = {"instances": [named | {"native-country": None}]}
+    (EXAMPLES / "adult.json").write_text(json.dumps(body, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def test_every_setting_and_endpoint_is_in_the_readme(bundled):
 
 def test_the_bundled_models_are_small_and_ready(bundled):
     ready = bundled.get("/readyz").json()
-    assert (ready["status"], ready["models"]) == ("ok", {"mnist": "ready", "mnist-2d": "ready"})
+    assert (ready["status"], ready["models"]) == ("ok", {"adult": "ready", "mnist": "ready", "mnist-2d": "ready"})
     for version in (REPOSITORY / "model_store").glob("*/*/"):
         sizes = [file.stat().st_size for file in version.iterdir()]
         assert max(sizes) < 5e6
