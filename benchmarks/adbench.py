@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 MOST = 10_000  # rows of a kind
+MEASURES = {"auroc": "AUROC", "auprc": "AUPRC", "fit_s": "Seconds to fit", "score_s": "Seconds to score"}
 Scoring = Callable[[np.ndarray], np.ndarray]  # rows to how strange they are
 
 
@@ -135,7 +137,7 @@ def table_of(results: Iterable[Result], measure: str) -> Table:
     """Means over seeds for every set and detector, the best of a set marked, and means over the sets."""
     results = list(results)
     names = [name for name in DETECTORS if any(result.name == name for result in results)]
-    table = Table("set", *names, title=measure)
+    table = Table("set", *names, box=box.MARKDOWN)
     by_set: dict[str, list[float]] = {}
     for data in sorted({result.data for result in results}):
         by_set[data] = [
@@ -146,7 +148,6 @@ def table_of(results: Iterable[Result], measure: str) -> Table:
     for data, values in by_set.items():
         table.add_row(data, *(f"{v:.3f}{' *' if v == best(values) else ''}" for v in values))
     whole = np.array(list(by_set.values()))
-    table.add_section()
     table.add_row("mean", *(f"{value:.4f}" for value in whole.mean(axis=0)))
     if best is max:
         first = whole[:, :1]
@@ -158,8 +159,8 @@ def table_of(results: Iterable[Result], measure: str) -> Table:
 def report(results: list[Result]) -> None:
     """The tables of a file of results."""
     console = Console(width=200)
-    for measure in ("auroc", "auprc", "fit_s", "score_s"):
-        console.print(table_of(results, measure))
+    for measure, title in MEASURES.items():
+        console.print(f"\n{title}\n", table_of(results, measure))
     seeds = sorted({result.seed for result in results})
     for name in DETECTORS:
         means = [

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table as Printed
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -200,8 +201,10 @@ def blame(name: str, data: Data, console: Console) -> None:
     several, is_spoilt = spoilt(data.test, data, np.random.default_rng(0).random(data.test.shape) < SPOILT_SHARE)
     single, is_single = spoilt(data.test, data, one_each(data.test.shape))
     rows = is_single.any(axis=1)
-    table = Printed("", "average precision", "blamed first", "numbers: error / sd", "categories: error", "seconds")
-    table.title = f"{name}: {int(is_spoilt.sum())} of {is_spoilt.size} cells spoilt; {int(rows.sum())} rows with one"
+    table = Printed(
+        "", "average precision", "blamed first", "numbers: error / sd", "categories: error", "seconds", box=box.MARKDOWN
+    )
+    console.print(f"{name}: {int(is_spoilt.sum())} of {is_spoilt.size} cells spoilt; {int(rows.sum())} rows with one\n")
     spread = np.nanstd(data.train.astype(np.float64), axis=0)
     categories = np.array(data.is_category)
     for label, make in (
@@ -245,8 +248,8 @@ def holes(name: str, data: Data, console: Console, patterns: int) -> None:
     scorer, rows = data.scorer, data.test
     generator = np.random.default_rng(3)
     width = rows.shape[1]
-    table = Printed("cells hidden", "rows", "accepted", "standard error")
-    table.title = f"{name}: valid rows accepted, in per cent"
+    table = Printed("cells hidden", "rows", "accepted", "standard error", box=box.MARKDOWN)
+    console.print(f"\n{name}: valid rows accepted, in per cent\n")
     complete = (scorer.score(rows).sides == 0).mean()
     table.add_row("0", str(len(rows)), f"{100 * complete:.1f}", f"{50 / np.sqrt(len(rows)):.1f}")
     usual = sorted({max(1, round(share * HIDDEN_SHARE * width)) for share in (0.25, 0.5, 1.0, 1.5)})
@@ -271,8 +274,8 @@ def holes(name: str, data: Data, console: Console, patterns: int) -> None:
         "IterativeImputer": chained.transform((holed[:, numeric] - center) / spread),
         "Vouch": (scorer.reconstruct(holed).mean[:, numeric] - center) / spread,
     }
-    table = Printed("filled in by", "root mean square error / sd", "mean absolute error / sd")
-    table.title = f"{name}: numbers, {100 * HIDDEN_SHARE:.0f} % of all cells hidden, {len(rows)} rows"
+    table = Printed("filled in by", "root mean square error / sd", "mean absolute error / sd", box=box.MARKDOWN)
+    console.print(f"\n{name}: numbers, {100 * HIDDEN_SHARE:.0f} % of all cells hidden, {len(rows)} rows\n")
     for label, values in filled.items():
         error = (values - truth)[hidden[:, numeric]]
         table.add_row(label, f"{np.sqrt((error**2).mean()):.4f}", f"{np.abs(error).mean():.4f}")
