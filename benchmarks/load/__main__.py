@@ -110,7 +110,7 @@ def run(parts: dict[str, tuple[str, Callable[[], list[str]]]]) -> None:
 
 def keep(title: str, text: str) -> None:
     """Put a part into the results, in place of what it said before."""
-    before = RESULTS.read_text() if RESULTS.exists() else "# What `make loadtest` printed\n\n"
+    before = RESULTS.read_text() if RESULTS.exists() else "# What the benchmarks printed\n\n"
     head, *sections = before.split("\n## ")
     others = [section for section in sections if not section.startswith(f"{title}\n")]
     RESULTS.write_text("\n## ".join([head, *(section.rstrip() + "\n" for section in [*others, text[3:]])]))
