@@ -334,12 +334,13 @@ def calibrated(
 
 def suspects(model: Model, pilot: np.ndarray, pool: Executor | None) -> np.ndarray:
     """Below what log p(x_j | x_-j) of a column is suspicious, shape (D,), nats: few of the pilot rows' cells are."""
-    rows = pilot[:MIN_COLUMN_ROWS]
-    nowhere, everywhere = np.full(model.input.features, -np.inf), np.full(model.input.features, np.inf)
-    values = model.explained(rows, nowhere, pool)[1].log_likelihood
+    if not len(pilot):
+        return np.full(model.input.features, np.inf)
+    nowhere = np.full(model.input.features, -np.inf)
+    values = model.explained(pilot[:MIN_COLUMN_ROWS], nowhere, pool)[1].log_likelihood
     ordered, counts = np.sort(values, axis=0), (~np.isnan(values)).sum(axis=0)
     chosen = (SUSPECT_SHARE * counts).astype(int)
-    return np.where(counts > 0, ordered[chosen, np.arange(len(counts))], np.inf) if len(rows) else everywhere
+    return np.where(counts > 0, ordered[chosen, np.arange(len(counts))], np.inf)
 
 
 def piloted(model: Model, pilot: np.ndarray, percentiles: tuple[float, float], pool: Executor | None) -> Estimator:

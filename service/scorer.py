@@ -324,11 +324,12 @@ class Scorer:
         `patterns` says which rows, by a mask (B,), are to be compared with other validation rows than complete ones.
         """
         p_values = self.sketch().p_values(columns.log_likelihood)
-        chosen = self.sketch().most_to_blame(columns.log_likelihood, count)  # (B, N)
+        chosen = self.sketch().most_to_blame(columns.log_likelihood, p_values, count)  # (B, N)
         for alike, beside in patterns:
             assert beside.columns is not None
-            p_values[alike] = beside.columns.p_values(columns.log_likelihood[alike])
-            chosen[alike] = beside.columns.most_to_blame(columns.log_likelihood[alike], count)
+            given = columns.log_likelihood[alike]
+            p_values[alike] = beside.columns.p_values(given)
+            chosen[alike] = beside.columns.most_to_blame(given, p_values[alike], count)
         members = [
             MemberDraws(one.vae.likelihood, partial(self.decoded, one.vae), drawn)
             for one, drawn in zip(self.model.members, draws, strict=True)

@@ -154,7 +154,8 @@ class Case:
     def of(row: Row, x: np.ndarray, measures: np.ndarray) -> Case:
         """A row of which nothing is known but its score."""
         nothing = np.full(len(measures), np.nan)
-        return Case(row, x, measures, nothing, nothing.copy(), nothing != 0, nothing.copy(), [], {})
+        doubtful = np.zeros(len(measures), dtype=bool)
+        return Case(row, x, measures, nothing, nothing.copy(), doubtful, nothing.copy(), [], {})
 
     @property
     def draws(self) -> Draws:
@@ -226,7 +227,6 @@ class Judge:
             case.values[judged] = (value + case.measures)[judged]
             case.errors[judged], case.doubtful[judged] = error[judged], doubtful[judged]
             case.log_others[judged] = case.row.log_likelihood - case.values[judged]
-            case.doubtful &= judged | np.isin(np.arange(len(judged)), case.blamed)
 
     def by_column(self, cases: Sequence[Case]) -> Tensor:
         """log p(x_j | z) in the network's units for the rows' draws: shape (S, B, D), float64.
@@ -249,16 +249,15 @@ class Judge:
         for _ in range(MAX_BLAMED):
             candidates = [(case, column) for case in open_cases for column in case.suspicious(self.suspect)]
             hidden = self.without_columns([(case, [*case.blamed, column]) for case, column in candidates])
-            found: dict[int, list[tuple[int, Row]]] = {}
+            found: dict[int, dict[int, Row]] = {}
             for (case, column), row in zip(candidates, hidden, strict=True):
                 case.know(column, row)
-                found.setdefault(id(case), []).append((column, row))
-            open_cases = [case for case in open_cases if id(case) in found and self.blames(case, found[id(case)])]
+                found.setdefault(id(case), {})[column] = row
+            open_cases = [case for case in open_cases if self.blames(case, found.get(id(case), {}))]
             self.leave_out(open_cases, few_rows(self.vae))
 
-    def blames(self, case: Case, found: list[tuple[int, Row]]) -> bool:
+    def blames(self, case: Case, rows: dict[int, Row]) -> bool:
         """Blame the worst of some columns, by estimates of the row without each, if it is suspicious still."""
-        rows = dict(found)
         worst = next((column for column in case.suspicious(self.suspect) if column in rows), None)
         if worst is None:
             return False

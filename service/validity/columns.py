@@ -49,9 +49,9 @@ class ColumnSketch:
         p_values = np.maximum(worst / (self.counts + 1.0), 1.0 / (usual.min() + 1.0))
         return np.where(np.isnan(given), np.nan, p_values)
 
-    def most_to_blame(self, log_likelihood: np.ndarray, count: int) -> np.ndarray:
+    def most_to_blame(self, log_likelihood: np.ndarray, p_values: np.ndarray, count: int) -> np.ndarray:
         """The columns of the smallest p-values, ties by how far below the median: shape (B, count); -1 for none."""
-        p_values, short = self.p_values(log_likelihood), self.median - log_likelihood
+        short = self.median - log_likelihood
         order = np.lexsort((-short, p_values), axis=1)[:, :count]  # NaN last
         return np.where(np.isnan(np.take_along_axis(p_values, order, axis=1)), -1, order)
 
