@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from service.trainer import PriorName
     from service.vae.network import ActivationName, LikelihoodName
     from service.vae.training import FitReport, Progress
+    from service.validity.band import Band
+    from service.validity.conformal import Tail
 
 # torch takes a second to import: commands import what they need, so that --help and errors are instant.
 
@@ -55,6 +57,13 @@ StoreOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", envvar="VOUCH_DEVICE", help="auto, cpu or cuda")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="NAME, NAME@VERSION or NAME@ALIAS")]
+FalseAlarmOption = Annotated[
+    float | None,
+    typer.Option("--false-alarm", help="instead of percentiles: the share of valid rows to refuse, such as 0.01"),
+]
+TailOption = Annotated[
+    str | None, typer.Option("--tail", help="low: refuse only what is too unlikely; both: what is too likely, too")
+]
 KeyOption = Annotated[str | None, typer.Option("--key", help="which array of an .npz file")]
 ColumnsOption = Annotated[str | None, typer.Option("--columns", help="columns of a table to use: a,b,c")]
 DataArgument = Annotated[Path, typer.Argument(help=".npz, .npy, .csv, .parquet, idx (.gz), or a folder of images")]
@@ -137,7 +146,9 @@ def train(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     validation_share: Annotated[float, typer.Option(min=0.01, max=0.5, help="of the rows, to stop early by")] = 0.1,
     calibration_share: Annotated[float, typer.Option(min=0.01, max=0.8, help="of the rows, to calibrate on")] = 0.2,
-    percentiles: Annotated[str, typer.Option(help="ends of the band of valid rows")] = "25,75",
+    percentiles: Annotated[str | None, typer.Option(help="ends of the band of valid rows; default: 25,75")] = None,
+    false_alarm: FalseAlarmOption = None,
+    tail: TailOption = None,
     estimator: Annotated[str, typer.Option(help="fast, standard or thorough: how log p(x) is estimated")] = "standard",
     description: Annotated[str, typer.Option(help="a line for the card")] = "",
 ) -> None:
@@ -176,7 +187,7 @@ def train(
         ),
         estimator=Estimator.of(setting_name(estimator)),
         augment=augment,
-        percentiles=percentile_pair(percentiles),
+        percentiles=band_option(percentiles, false_alarm, tail) or Recipe().percentiles,
         validation_share=validation_share,
         calibration_share=calibration_share,
     )
@@ -231,6 +242,8 @@ def calibrate(
     store: StoreOption = "model_store",
     key: KeyOption = None,
     percentiles: Annotated[str | None, typer.Option(help="ends of the band; default: as they are")] = None,
+    false_alarm: FalseAlarmOption = None,
+    tail: TailOption = None,
     estimator: Annotated[str | None, typer.Option(help="fast, standard or thorough; default: as it is")] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -244,12 +257,11 @@ def calibrate(
     published.model.vae.to(torch_device(device))
     chosen = None if estimator is None else Estimator.of(setting_name(estimator))
     rows = rows_for(published.card.input, data, key)
-    pair = None if percentiles is None else percentile_pair(percentiles)
-    reference = recalibrate(models, published, rows, chosen, pair)
-    card = models.load(reference).card.calibration
+    reference = recalibrate(models, published, rows, chosen, band_option(percentiles, false_alarm, tail))
+    band = models.load(reference).calibration.band()
     err.print(
-        f"published {reference}: band {card.band[0]:.2f} to {card.band[1]:.2f} nats, percentiles "
-        f"{card.percentiles[0]:g} to {card.percentiles[1]:g} of {card.rows:,} rows"
+        f"published {reference}: band {band.low:.2f} to {band.high:.2f} nats, percentiles {band.percentiles[0]:g} to "
+        f"{band.percentiles[1]:g} of {band.rows:,} rows, accepts {accepted(band)}"
     )
 
 
@@ -261,6 +273,14 @@ def score(
     store: StoreOption = "model_store",
     key: KeyOption = None,
     percentiles: Annotated[str | None, typer.Option(help="another band, such as 1,99")] = None,
+    false_alarm: FalseAlarmOption = None,
+    tail: TailOption = None,
+    fdr: Annotated[
+        float | None,
+        typer.Option(
+            help="mark discoveries: the expected share of valid rows among them is at most this, such as 0.05"
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first rows")] = None,
     explain: Annotated[int, typer.Option(min=0, help="the columns most to blame, so many for each row")] = 0,
     output: Annotated[
@@ -275,10 +295,14 @@ def score(
         raise DataError(f"{output}: expected a name that ends in .csv or .jsonl")
     scorer = scorer_of(store, model, device)
     rows = checked_rows(data, rows_for(scorer.model.input, data, key), scorer)
-    band = None if percentiles is None else percentile_pair(percentiles)
+    band = band_option(percentiles, false_alarm, tail)
     scores = scorer.score(rows[:limit], band, explain=explain)
+    discoveries = None if fdr is None else scores.discoveries(fdr, tail_name(tail) or "low")
     is_json = output is not None and output.suffix == ".jsonl"
-    text = (scores_json_lines if is_json else scores_csv)(scores, scorer.model.input)
+    if is_json:
+        text = scores_json_lines(scores, scorer.model.input, discoveries)
+    else:
+        text = scores_csv(scores, scorer.model.input, None, discoveries)
     if output is None:
         sys.stdout.write(text)
     else:
@@ -286,8 +310,16 @@ def score(
     invalid = int((scores.sides != 0).sum())
     err.print(
         f"{len(scores):,} rows, {invalid:,} invalid ({100 * invalid / len(scores):.1f} %); {scorer.published.reference}, "
-        f"band {scores.band.low:.2f} to {scores.band.high:.2f} nats"
+        f"band {scores.band.low:.2f} to {scores.band.high:.2f} nats, accepts {accepted(scores.band)}"
     )
+    if discoveries is not None:
+        found = int(discoveries.chosen.sum())
+        err.print(
+            f"{found:,} discoveries by {discoveries.procedure}: at most {100 * discoveries.level:g} % of them are valid "
+            "rows, in expectation"
+        )
+        if warning := discoveries.warning():
+            err.print(f"warning: {warning}")
 
 
 @app.command()
@@ -348,7 +380,7 @@ def models(
                 card.architecture.likelihood,
                 str(card.architecture.latents),
                 card.estimator.setting,
-                f"{card.calibration.band[0]:.2f} to {card.calibration.band[1]:.2f}",
+                " to ".join(f"{end:.2f}" for end in card.calibration.band if end is not None),
                 f"{card.calibration.rows:,} rows",
                 ", ".join(notes),
             )
@@ -501,12 +533,39 @@ def widths(text: str) -> tuple[int, ...]:
 
 
 def percentile_pair(text: str) -> tuple[float, float]:
-    """25,75 as numbers; their order and range are the band's business."""
+    """25,75 as numbers; their order is the band's business."""
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise DataError("--percentiles: expected two numbers such as 25,75") from None
+        low = high = 100.0
+    if high >= 100:
+        raise DataError("--percentiles: expected two numbers below 100 such as 25,75")
     return low, high
+
+
+def band_option(percentiles: str | None, false_alarm: float | None, tail: str | None) -> tuple[float, float] | None:
+    """The percentiles that are meant, if any are."""
+    from service.validity.band import percentiles_of
+
+    if false_alarm is not None:
+        if percentiles is not None:
+            raise DataError("--percentiles and --false-alarm: expected one of them")
+        return percentiles_of(false_alarm, tail_name(tail) or "both")
+    return None if percentiles is None else percentile_pair(percentiles)
+
+
+def tail_name(text: str | None) -> Tail | None:
+    """One of the tails."""
+    match text:
+        case None | "low" | "both":
+            return text
+    raise DataError("--tail: expected low or both")
+
+
+def accepted(band: Band) -> str:
+    """What share of valid rows a band accepts."""
+    share = band.accepted
+    return f"{100 * share.expected:.4g} % of valid rows ({100 * share.low:.4g} to {100 * share.high:.4g})"
 
 
 def likelihood_name(text: str | None) -> LikelihoodName | None:

@@ -299,7 +299,7 @@ class Golden:
 def golden_estimates(model: Model, calibration: Calibration, rows: np.ndarray) -> Estimates:
     """Estimates of golden rows, as the service has them."""
     band = calibration.band()
-    return model.estimates(rows, None, (band.low, band.high))
+    return model.estimates(rows, None, band.ends)
 
 
 def calibrated(
@@ -363,7 +363,7 @@ def piloted(model: Model, pilot: np.ndarray, percentiles: tuple[float, float], p
     elif model.estimator.stops_at_ends:
         with contextlib.suppress(CalibrationError):
             band = Band.fit(np.sort(some.log_likelihood), percentiles)
-            ends = (band.low, band.high)
+            ends = band.ends
     error = float(np.sqrt((some.std_error**2).mean()))
     return replace(model.estimator, ends=ends, tolerance=tolerance, typical_error=error, typical_decay=decay)
 

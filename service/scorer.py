@@ -29,7 +29,7 @@ from service.vae.network import VAE
 from service.vae.prior import base_points
 from service.validity.band import SIDES, Band, Side, Verdict
 from service.validity.columns import ColumnSketch
-from service.validity.conformal import percentile, two_sided_p_value
+from service.validity.conformal import Discoveries, Tail, low_p_value, percentile, two_sided_p_value
 
 MAX_PATTERNS = 256  # of missing cells, of which it is kept in memory what validation rows are like
 POSTERIOR_DRAWS = 256  # of z, weighted, that a reconstruction rests on
@@ -39,8 +39,9 @@ POSTERIOR_DRAWS = 256  # of z, weighted, that a reconstruction rests on
 class Scores:
     """Verdicts on B rows and what they rest on; arrays of shape (B,).
 
-    `khat` is NaN where there is no tail to fit. `missing` counts a row's missing cells. Such a row is judged beside
-    validation rows with the same cells hidden: `low` and `high` are the ends of its own band.
+    `khat` is NaN where there is no tail to fit. `p_value` is two-sided, `low_p_value` is small only for unlikely rows.
+    `missing` counts a row's missing cells. Such a row is judged beside validation rows with the same cells hidden: `low`
+    and `high` are the ends of its own band.
     """
 
     band: Band
@@ -54,12 +55,18 @@ class Scores:
     num_samples: np.ndarray
     percentile: np.ndarray
     p_value: np.ndarray
+    low_p_value: np.ndarray
     missing: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
     def __len__(self) -> int:
         return len(self.log_likelihood)
+
+    def discoveries(self, level: float, tail: Tail = "low") -> Discoveries:
+        """The rows to reject together so that at most a share `level` of them are valid, in expectation."""
+        p_values = self.low_p_value if tail == "low" else self.p_value
+        return Discoveries.of(p_values, level, tail, self.band.rows)
 
     @property
     def side(self) -> list[Side]:
@@ -262,7 +269,7 @@ class Scorer:
         rows = self.rows(rows)
         holes = np.isnan(rows)
         # Rows stop once clear of the pilot band's ends; this band's are not quite those, and may need a closer look.
-        ends, columns = (band.low, band.high), None
+        ends, columns = band.ends, None
         draws: Sequence[ColumnDraws] = ()
         if explain:
             estimates, columns, draws = self.model.explained(rows, self.sketch().suspect, self.pool, ends, checkpoint)
@@ -277,7 +284,7 @@ class Scorer:
             own_band = Band.fit(beside.scores, band.percentiles)
             for whole, theirs in zip(judged, judgements(beside.scores, own_band, estimates, chosen), strict=True):
                 whole[chosen] = theirs
-        sides, certain, percentiles_, p_values, low, high = judged
+        sides, certain, percentiles_, p_values, low_p_values, low, high = judged
         scores = Scores(
             band=band,
             sides=sides,
@@ -290,6 +297,7 @@ class Scorer:
             num_samples=estimates.num_samples,
             percentile=percentiles_,
             p_value=p_values,
+            low_p_value=low_p_values,
             missing=holes.sum(axis=1),
             low=low,
             high=high,
@@ -571,6 +579,7 @@ def judgements(
         band.certain(log_likelihood, estimates.std_error[rows], estimates.reliable[rows]),
         percentile(sorted_scores, log_likelihood),
         two_sided_p_value(sorted_scores, log_likelihood),
+        low_p_value(sorted_scores, log_likelihood),
         np.full(len(log_likelihood), band.low),
         np.full(len(log_likelihood), band.high),
     )

@@ -54,7 +54,7 @@ class CalibrationCard(Frozen):
 
     rows: int
     percentiles: tuple[float, float]
-    band: tuple[float, float]
+    band: tuple[float, float | None]  # None for no high end
     data: dict[str, Any] = {}
 
 
@@ -303,7 +303,7 @@ class Store:
             calibration=CalibrationCard(
                 rows=len(calibration.scores),
                 percentiles=calibration.percentiles,
-                band=(band.low, band.high),
+                band=band.ends_or_none,
                 data=calibration_data,
             ),
             training=training,

@@ -12,6 +12,7 @@ import numpy as np
 
 from service.data.schema import InputSpec
 from service.scorer import ExplainedScores, Scores
+from service.validity.conformal import Discoveries
 
 SCORE_COLUMNS = (
     *("verdict", "side", "certain", "reliable", "log_likelihood", "std_error", "ess", "khat"),
@@ -69,18 +70,24 @@ def blamed_column(
     }
 
 
-def score_lists(scores: Scores, spec: InputSpec) -> tuple[list[str], Iterator[list[Any]]]:
+def score_lists(
+    scores: Scores, spec: InputSpec, discoveries: Discoveries | None = None
+) -> tuple[list[str], Iterator[list[Any]]]:
     """The names of a score's parts, and each row's, with None for no khat; `missing` where the model reads holes."""
     names = [*SCORE_COLUMNS, *(["missing"] if spec.reads_holes else [])]
     columns = [getattr(scores, name) for name in names]
+    if discoveries is not None:
+        names, columns = [*names, "discovery"], [*columns, discoveries.chosen]
     lists = [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]
     # NaN alone differs from itself.
     return names, ([None if value != value else value for value in row] for row in zip(*lists, strict=True))  # noqa: PLR0124
 
 
-def scores_csv(scores: Scores, spec: InputSpec, ids: Sequence[Any] | None = None) -> str:
+def scores_csv(
+    scores: Scores, spec: InputSpec, ids: Sequence[Any] | None = None, discoveries: Discoveries | None = None
+) -> str:
     """The scores as a CSV table, with the number or the id of each row, and five columns for each column to blame."""
-    names, rows = score_lists(scores, spec)
+    names, rows = score_lists(scores, spec, discoveries)
     header, keys = ["row" if ids is None else "id", *names], range(len(scores)) if ids is None else ids
     table = ([key, *row] for key, row in zip(keys, rows, strict=True))
     if isinstance(scores, ExplainedScores):
@@ -101,9 +108,9 @@ def cells_of(blamed: list[dict[str, Any]], number: int) -> list[Any]:
     return cells + [None] * (number * len(BLAMED_COLUMNS) - len(cells))
 
 
-def scores_json_lines(scores: Scores, spec: InputSpec) -> str:
+def scores_json_lines(scores: Scores, spec: InputSpec, discoveries: Discoveries | None = None) -> str:
     """The scores as JSON, a line each."""
-    names, rows = score_lists(scores, spec)
+    names, rows = score_lists(scores, spec, discoveries)
     documents = [{"row": index, **dict(zip(names, row, strict=True))} for index, row in enumerate(rows)]
     if isinstance(scores, ExplainedScores):
         for document, columns in zip(documents, blamed_columns(scores, spec), strict=True):

@@ -1,7 +1,11 @@
-"""The band of log p(x) inside which a row is valid, ended by order statistics of validation rows."""
+"""The band of log p(x) inside which a row is valid, ended by order statistics of validation rows.
+
+A rate of false alarms is a band, too: half of it below and half above, or all of it below.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -9,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from service.errors import CalibrationError
+from service.validity.conformal import Acceptance, Tail
 
 Side = Literal["below", "inside", "above"]
 Verdict = Literal["valid", "invalid"]
@@ -22,11 +27,17 @@ UNRELIABLE_WIDTH = 9.0
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """The interval [low, high] of log p(x), nats, between two percentiles of the validation rows; its ends are valid."""
+    """The interval [low, high] of log p(x), nats, between two percentiles of the validation rows; its ends are valid.
+
+    Where the second is 100 there is no high end (`percentiles_of` a rate). `between` of the n + 1 places that a new row may
+    take among the n `rows` are inside.
+    """
 
     percentiles: tuple[float, float]
     low: float
     high: float
+    between: int
+    rows: int
 
     @staticmethod
     def fit(sorted_scores: np.ndarray, percentiles: tuple[float, float]) -> Band:
@@ -39,15 +50,44 @@ class Band:
             CalibrationError: the percentiles are out of order or range, or n is too small for a rank of at least 1.
         """
         a, b = percentiles
-        if not 0 < a < b < 100:
+        if not 0 < a < b <= 100:
             raise CalibrationError(f"percentiles {a:g},{b:g}: expected two numbers with 0 < first < second < 100")
         n = len(sorted_scores)
-        from_below, from_above = rank(n, exact(a)), rank(n, 100 - exact(b))
-        if from_below < 1 or from_above < 1:
-            tail = min(exact(a), 100 - exact(b))
-            needed = -(-100 // tail) - 1
-            raise CalibrationError(f"percentiles {a:g},{b:g} need at least {needed:,} validation rows, there are {n:,}")
-        return Band((float(a), float(b)), float(sorted_scores[from_below - 1]), float(sorted_scores[n - from_above]))
+        tails = exact(a), 100 - exact(b)
+        from_below, from_above = (rank(n, tail) for tail in tails)
+        if from_below < 1 or (from_above < 1 and b < 100):
+            needed = -(-100 // min(tail for tail in tails if tail)) - 1
+            raise CalibrationError(
+                f"percentiles {a:g},{b:g} need at least {needed:,} validation rows, there are {n:,}: they allow no "
+                f"false alarms rarer than {1 / (n + 1):.3g} on a side"
+            )
+        return Band(
+            (float(a), float(b)),
+            float(sorted_scores[from_below - 1]),
+            float(sorted_scores[n - from_above]) if from_above else math.inf,
+            n + 1 - from_below - from_above,
+            n,
+        )
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """Its one or two ends."""
+        return tuple(end for end in self.ends_or_none if end is not None)
+
+    @property
+    def ends_or_none(self) -> tuple[float, float | None]:
+        """Both, None for no high end."""
+        return self.low, self.high if math.isfinite(self.high) else None
+
+    @property
+    def tail(self) -> Tail:
+        """`low` where rows that are too likely are valid, too."""
+        return "both" if math.isfinite(self.high) else "low"
+
+    @property
+    def accepted(self) -> Acceptance:
+        """The share of valid rows that fall inside."""
+        return Acceptance.of(self.between, self.rows)
 
     def sides(self, log_likelihood: np.ndarray) -> np.ndarray:
         """-1 below, 0 inside, 1 above: shape (B,), int."""
@@ -67,3 +107,15 @@ def rank(n: int, percent: Fraction) -> int:
 def exact(percent: float) -> Fraction:
     """The decimal number that was written: 0.1 is a tenth, not the float next to it."""
     return Fraction(repr(float(percent)))
+
+
+def percentiles_of(false_alarm: float, tail: Tail = "both") -> tuple[float, float]:
+    """The percentiles outside which a share `false_alarm` of valid rows is: below, or half of it on each side.
+
+    Raises:
+        CalibrationError: it is no share.
+    """
+    if not 0 < false_alarm < 1:
+        raise CalibrationError(f"a false alarm rate of {false_alarm:g}: expected a number above 0 and below 1")
+    percent = 100 * exact(false_alarm)
+    return (float(percent), 100.0) if tail == "low" else (float(percent / 2), float(100 - percent / 2))

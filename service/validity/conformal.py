@@ -6,12 +6,28 @@ Shafer, 2005).
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
 import numpy as np
+
+from service.errors import CalibrationError
+
+Tail = Literal["low", "both"]
+CONFIDENCE = 0.95
+BISECTIONS = 60
 
 
 def percentile(sorted_scores: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Share of validation rows with a lower score, 0 to 100: shape (B,)."""
     return 100.0 * np.searchsorted(sorted_scores, scores, side="left") / len(sorted_scores)
+
+
+def low_p_value(sorted_scores: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(1 + validation rows with as low a score or a lower one) / (n + 1): shape (B,)."""
+    return (1 + np.searchsorted(sorted_scores, scores, side="right")) / (len(sorted_scores) + 1)
 
 
 def two_sided_p_value(sorted_scores: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -20,3 +36,100 @@ def two_sided_p_value(sorted_scores: np.ndarray, scores: np.ndarray) -> np.ndarr
     at_most = np.searchsorted(sorted_scores, scores, side="right")
     at_least = n - np.searchsorted(sorted_scores, scores, side="left")
     return np.minimum(1.0, 2.0 * (1 + np.minimum(at_most, at_least)) / (n + 1))
+
+
+def smallest_p_value(rows: int, tail: Tail) -> float:
+    """What no p-value by so many validation rows can be below."""
+    return min(1.0, (1.0 if tail == "low" else 2.0) / (rows + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """The share of valid rows between two of n ascending validation scores.
+
+    Before the scores are known it is `expected`; those that there are make it some share that nobody can know, between
+    `low` and `high` with probability CONFIDENCE (Vovk, 2012). With ties it is more.
+    """
+
+    expected: float
+    low: float
+    high: float
+
+    @staticmethod
+    @lru_cache(1024)
+    def of(between: int, rows: int) -> Acceptance:
+        """Where a new row may come into `between` of the n + 1 places among n rows: Beta(between, n + 1 - between)."""
+        tail = (1.0 - CONFIDENCE) / 2.0
+        return Acceptance(
+            between / (rows + 1), *(beta_quantile(between, rows + 1 - between, level) for level in (tail, 1.0 - tail))
+        )
+
+
+def beta_quantile(a: int, b: int, level: float) -> float:
+    """The quantile of Beta(a, b), whole numbers: where P(Binomial(a + b - 1, x) >= a) is the level."""
+    n = a + b - 1
+    middle, reach = a / (n + 1), 8.0 * math.sqrt(a * b / (n + 1) ** 2 / (n + 2)) + 20.0 / n
+    successes = np.arange(a, min(n, a + int(12.0 * math.sqrt(n)) + 100) + 1)  # of more there is no chance within reach
+    first = math.lgamma(n + 1) - math.lgamma(a + 1) - math.lgamma(n - a + 1)
+    log_ways = first + np.concatenate([[0.0], np.cumsum(np.log((n - successes[:-1]) / (successes[:-1] + 1)))])
+    low, high = max(0.0, middle - reach), min(1.0, middle + reach)
+    for _ in range(BISECTIONS):
+        x = 0.5 * (low + high)
+        reached = np.exp(log_ways + successes * math.log(x) + (n - successes) * math.log1p(-x)).sum()
+        low, high = (x, high) if reached < level else (low, x)
+    return high
+
+
+@dataclass(frozen=True, slots=True)
+class Discoveries:
+    """Which of m rows to reject so that the expected share of valid ones among them is at most `level`.
+
+    `chosen` is of shape (m,), bool. `needed` rows must have the smallest p-value that there can be before any is chosen;
+    if that is more than m, none can be.
+    """
+
+    level: float
+    tail: Tail
+    chosen: np.ndarray
+    needed: int
+
+    @staticmethod
+    def of(p_values: np.ndarray, level: float, tail: Tail, validation_rows: int) -> Discoveries:
+        """By p-values, shape (m,), of one tail or of both, by so many validation rows.
+
+        Benjamini and Hochberg's (1995) step-up: it holds for one-sided conformal p-values by the same validation rows
+        (Bates et al., 2023). Two-sided ones may depend on each other in other ways: for them the level is divided by
+        Benjamini and Yekutieli's (2001) constant.
+
+        Raises:
+            CalibrationError: the level is no share.
+        """
+        if not 0 < level < 1:
+            raise CalibrationError(f"a false discovery rate of {level:g}: expected a number above 0 and below 1")
+        count = len(p_values)
+        divisor = 1.0 if tail == "low" else float((1.0 / np.arange(1, count + 1)).sum())
+        smallest = smallest_p_value(validation_rows, tail)
+        needed = max(1, int(np.ceil(smallest * count * divisor / level - 1e-9)))
+        # A hair more than the level, since a p-value that is equal to it counts, and products round.
+        limits = level * (1.0 + 1e-12) * np.arange(1, count + 1) / (count * divisor)
+        held = np.flatnonzero(np.sort(p_values) <= limits)
+        chosen = p_values <= (np.sort(p_values)[held[-1]] if held.size else -1.0)
+        return Discoveries(level, tail, chosen, needed)
+
+    @property
+    def procedure(self) -> str:
+        """Whose it is."""
+        return "Benjamini-Hochberg" if self.tail == "low" else "Benjamini-Yekutieli"
+
+    def warning(self) -> str | None:
+        """Says when too few validation rows were there for anything to be found."""
+        if self.needed <= max(1, len(self.chosen) // 10) or self.chosen.any():
+            return None
+        return (
+            f"a false discovery rate of {self.level:g} among {len(self.chosen):,} rows: with so few validation rows, "
+            + (
+                "no row can be a discovery"
+                if self.needed > len(self.chosen)
+                else f"none is a discovery unless {self.needed:,} are more unusual than every validation row"
+            )
+        )

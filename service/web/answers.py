@@ -16,6 +16,8 @@ from service.data.schema import InputSpec
 from service.errors import NotAcceptableError
 from service.scorer import Encodings, ExplainedScores, Manifold, Reconstructions, Samples, Scores
 from service.tabular import blamed_columns, rows_csv, scores_csv
+from service.validity.band import Band
+from service.validity.conformal import CONFIDENCE, Discoveries
 
 JSON, NPY, PNG, NDJSON = "application/json", "application/x-npy", "image/png", "application/x-ndjson"
 CSV = "text/csv"
@@ -47,6 +49,7 @@ class Score(msgspec.Struct, omit_defaults=True):
     band: tuple[float, float] | msgspec.UnsetType = msgspec.UNSET
     columns: Any = msgspec.UNSET
     id: Any = msgspec.UNSET
+    discovery: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 def negotiate(accept: str, offered: Sequence[str]) -> str:
@@ -126,7 +129,9 @@ def csv_response(text: str, headers: dict[str, str] | None = None) -> Response:
     return Response(text, 200, headers, f"{CSV}; charset=utf-8; header=present")
 
 
-def score_list(scores: Scores, ids: list[Any] | None, spec: InputSpec) -> list[Score]:
+def score_list(
+    scores: Scores, ids: list[Any] | None, spec: InputSpec, discoveries: Discoveries | None = None
+) -> list[Score]:
     """The scores, row by row."""
     unset = [msgspec.UNSET] * len(scores)
     columns = zip(
@@ -144,6 +149,7 @@ def score_list(scores: Scores, ids: list[Any] | None, spec: InputSpec) -> list[S
         *holes_of(scores),
         blamed_columns(scores, spec) if isinstance(scores, ExplainedScores) else unset,
         unset if ids is None else [msgspec.UNSET if one is None else one for one in ids],
+        unset if discoveries is None else discoveries.chosen.tolist(),
         strict=True,
     )
     return [Score(*row) for row in columns]
@@ -157,27 +163,61 @@ def holes_of(scores: Scores) -> tuple[list[Any], list[Any]]:
 
 
 def scores_answer(
-    kind: str, model: ModelId, scores: Scores, ids: list[Any] | None, spec: InputSpec, warnings: Sequence[str]
+    kind: str,
+    model: ModelId,
+    scores: Scores,
+    ids: list[Any] | None,
+    spec: InputSpec,
+    warnings: Sequence[str],
+    discoveries: Discoveries | None,
 ) -> Response:
     """POST /score."""
     if kind == NPY:
-        return scores_npy_response(scores)
+        return scores_npy_response(scores, discoveries)
     if kind == CSV:
-        return csv_response(scores_csv(scores, spec, ids))
-    return scores_response(model, scores, ids, spec, warnings)
+        return csv_response(scores_csv(scores, spec, ids, discoveries))
+    return scores_response(model, scores, ids, spec, warnings, discoveries)
 
 
 def scores_response(
-    model: ModelId, scores: Scores, ids: list[Any] | None, spec: InputSpec, warnings: Sequence[str]
+    model: ModelId,
+    scores: Scores,
+    ids: list[Any] | None,
+    spec: InputSpec,
+    warnings: Sequence[str],
+    discoveries: Discoveries | None,
 ) -> Response:
     """The scores as JSON."""
-    band = scores.band
     document = {
         "model": model,
-        "band": {"percentiles": band.percentiles, "log_likelihood": (band.low, band.high)},
-        "scores": score_list(scores, ids, spec),
+        "band": band_document(scores.band),
+        "scores": score_list(scores, ids, spec, discoveries),
     }
+    if discoveries is not None:
+        document["fdr"] = {
+            "level": discoveries.level,
+            "tail": discoveries.tail,
+            "procedure": discoveries.procedure,
+            "discoveries": int(discoveries.chosen.sum()),
+            "needed": discoveries.needed,
+        }
+        warnings = [*warnings, *filter(None, [discoveries.warning()])]
     return json_response(document | ({"warnings": warnings} if warnings else {}))
+
+
+def band_document(band: Band) -> dict[str, Any]:
+    """A band with what it promises; null for no end."""
+    accepted = band.accepted
+    return {
+        "percentiles": band.percentiles,
+        "log_likelihood": band.ends_or_none,
+        "accepts": {
+            "expected": accepted.expected,
+            "interval": (accepted.low, accepted.high),
+            "confidence": CONFIDENCE,
+            "rows": band.rows,
+        },
+    }
 
 
 # A score as an npy record; names as in the JSON.
@@ -198,15 +238,18 @@ SCORE_DTYPE = np.dtype(
 EXPLAINED = ("column_log_likelihood", "column_p_value", "expected", "expected_low", "expected_high")
 
 
-def scores_npy_response(scores: Scores) -> Response:
+def scores_npy_response(scores: Scores, discoveries: Discoveries | None) -> Response:
     """The scores as records: `valid` for the verdict, `side` -1, 0 or 1, NaN for no khat, columns by their numbers."""
     dtype = SCORE_DTYPE
+    columns = {"valid": scores.sides == 0, "side": scores.sides}
     if isinstance(scores, ExplainedScores):
         number = scores.columns.shape[1]
         more = [("columns", "i4", (number,)), *((name, "f8", (number,)) for name in EXPLAINED)]
         dtype = np.dtype([*SCORE_DTYPE.descr, *more])
+    if discoveries is not None:
+        dtype = np.dtype([*dtype.descr, ("discovery", "?")])
+        columns["discovery"] = discoveries.chosen
     records = np.zeros(len(scores), dtype)
-    columns = {"valid": scores.sides == 0, "side": scores.sides}
     for name in dtype.names or ():
         records[name] = columns[name] if name in columns else getattr(scores, name)
     return npy_response(records)

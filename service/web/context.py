@@ -20,6 +20,7 @@ from service.density.estimator import Tiling
 from service.errors import DeadlineError, InputError, MediaTypeError, OverloadedError, TooLargeError
 from service.scorer import Answer, Likelihoods, Scorer, Scores, joined, part
 from service.settings import Settings
+from service.validity.conformal import Tail
 from service.web.access import KeyRing
 from service.web.answers import ModelId
 from service.web.batching import Checkpoint, InferenceThreads, Task
@@ -69,10 +70,12 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a request wants of its scores: another band, and so many columns to blame."""
+    """What a request wants of its scores: another band, so many columns to blame, and a bound on false discoveries."""
 
     percentiles: tuple[float, float] | None = None
     explain: int = 0
+    fdr: float | None = None
+    fdr_tail: Tail = "low"
 
     def check(self, scorer: Scorer) -> None:
         """Refuse what the calibration cannot give, before any row is read."""

@@ -12,9 +12,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import ValidationError
 
 from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError
-from service.scorer import Scorer
+from service.scorer import Scorer, Scores
 from service.store import Catalog, Reference
-from service.validity.band import SIDES
+from service.validity.band import SIDES, percentiles_of
+from service.validity.conformal import Discoveries, Tail
 from service.web import answers, schemas
 from service.web.answers import CSV, JSON, NDJSON, NPY, PNG
 from service.web.context import Service, Wanted, body_of, encoded, model_id, parsed, service_of
@@ -28,6 +29,21 @@ Model = Annotated[str | None, Query(description="NAME, NAME@VERSION or NAME@ALIA
 Seed = Annotated[int | None, Query(ge=0, le=MAX_SEED, description="for the same draws again")]
 Percentiles = Annotated[
     str | None, Query(description="another band for this request, from the same validation scores, such as 1,99")
+]
+FalseAlarm = Annotated[
+    str | None,
+    Query(description="instead of percentiles: the share of valid rows that may be called invalid, such as 0.01"),
+]
+TailOf = Annotated[
+    str | None,
+    Query(
+        description="low: only rows that are too unlikely; both: too likely ones, too",
+        json_schema_extra={"enum": ["low", "both"]},
+    ),
+]
+Fdr = Annotated[
+    str | None,
+    Query(description="marks rows as discoveries so that the expected share of valid ones among them is at most this"),
 ]
 Explain = Annotated[int, Query(ge=0, description="how many of the columns most to blame, for each row")]
 MemberNumber = Annotated[int, Query(ge=0, le=99, description="of an ensemble's networks, whose latents these are")]
@@ -81,13 +97,26 @@ ROW_TYPES = (NPY, "image/png", "image/jpeg", "text/csv")
     openapi_extra=takes("Instances", *ROW_TYPES, NDJSON),
 )
 async def score(
-    request: Request, model: Model = None, percentiles: Percentiles = None, explain: Explain = 0
+    request: Request,
+    model: Model = None,
+    percentiles: Percentiles = None,
+    false_alarm: FalseAlarm = None,
+    tail: TailOf = None,
+    fdr: Fdr = None,
+    explain: Explain = 0,
 ) -> Response:
     """Verdict and log p(x) of each row, with the columns most to blame."""
     service = service_of(request)
-    wanted = Wanted(band_of(percentiles), count_of("explain", explain, service.settings.max_draws))
+    wanted = Wanted(
+        band_of(percentiles, false_alarm, tail),
+        count_of("explain", explain, service.settings.max_draws),
+        share_of("fdr", fdr),
+        tail_of(tail) or "low",
+    )
     if media_type(request.headers.get("content-type", "")) == NDJSON:
         answers.negotiate(accepted(request), (NDJSON,))
+        if wanted.fdr is not None:
+            raise InputError("fdr: is about all rows of a request together; a stream of lines has no end to wait for")
         return await scored_lines(service, request, await service.scorer(model), wanted)
     kind = answers.negotiate(accepted(request), (JSON, NPY, CSV))
     scorer = await service.scorer(model)
@@ -105,6 +134,7 @@ async def score(
         batch.ids,
         scorer.model.input,
         batch.warnings,
+        discoveries_of(scores, wanted),
     )
 
 
@@ -344,17 +374,48 @@ def array_types(scorer: Scorer) -> tuple[str, ...]:
     return (JSON, NPY, PNG) if scorer.model.input.kind == "image" else (JSON, NPY, CSV)
 
 
-def band_of(percentiles: str | None) -> tuple[float, float] | None:
-    """`1,99` as numbers; whether they can be given is the calibration's to say."""
+def band_of(percentiles: str | None, false_alarm: str | None, tail: str | None) -> tuple[float, float] | None:
+    """`1,99`, or the percentiles of a rate of false alarms; whether they can be given is the calibration's to say."""
+    rate = share_of("false_alarm", false_alarm)
+    if rate is not None:
+        if percentiles is not None:
+            raise InputError("percentiles and false_alarm: expected one of them")
+        return percentiles_of(rate, tail_of(tail) or "both")
     if percentiles is None:
         return None
     try:
         low, high = (float(part) for part in percentiles.split(","))
     except ValueError:
         raise InputError("percentiles: expected two numbers such as 1,99") from None
-    if math.isnan(low) or math.isnan(high):
+    if math.isnan(low) or math.isnan(high) or high >= 100:
         raise InputError("percentiles: expected two numbers such as 1,99")
     return low, high
+
+
+def share_of(name: str, text: str | None) -> float | None:
+    """A number above 0 and below 1."""
+    if text is None:
+        return None
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise InputError(f"{name}: expected a number above 0 and below 1, such as 0.01")
+    return share
+
+
+def tail_of(text: str | None) -> Tail | None:
+    """Which rows are strange."""
+    match text:
+        case None | "low" | "both":
+            return text
+    raise InputError("tail: expected low or both")
+
+
+def discoveries_of(scores: Scores, wanted: Wanted) -> Discoveries | None:
+    """The rows to mark, where the request asks for that."""
+    return None if wanted.fdr is None else scores.discoveries(wanted.fdr, wanted.fdr_tail)
 
 
 def alias_body(body: bytes) -> schemas.AliasBody:

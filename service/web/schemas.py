@@ -25,11 +25,21 @@ class ModelId(Answer):
     digest: str = Field(description="sha256 of the version's manifest, which holds those of its files")
 
 
+class AcceptsAnswer(Answer):
+    """The share of valid rows, like the validation rows, that the band accepts; with ties it is more."""
+
+    expected: float = Field(description="over all sets of so many validation rows")
+    interval: tuple[float, float] = Field(description="where it is, with this set, with probability `confidence`")
+    confidence: float
+    rows: int = Field(description="validation rows")
+
+
 class BandAnswer(Answer):
     """The interval of log_likelihood inside which a row is valid, ends included."""
 
-    percentiles: tuple[float, float]
-    log_likelihood: tuple[float, float]
+    percentiles: tuple[float, float] = Field(description="100, with null for an end: no row is too likely")
+    log_likelihood: tuple[float, float | None]
+    accepts: AcceptsAnswer
 
 
 class ExpectedNumber(Answer):
@@ -85,7 +95,21 @@ class ScoreAnswer(Answer):
     columns: list[BlamedAnswer] | None = Field(
         None, description="with ?explain=N, the columns most to blame, of the smallest p_value first"
     )
+    discovery: bool | None = Field(None, description="with ?fdr=, whether the row is one")
     id: str | int | float | None = None
+
+
+class FdrAnswer(Answer):
+    """Which rows of a request are discoveries: the expected share of valid rows among them is at most `level`."""
+
+    level: float
+    tail: Literal["low", "both"]
+    procedure: Literal["Benjamini-Hochberg", "Benjamini-Yekutieli"]
+    discoveries: int
+    needed: int = Field(
+        description="rows that must be more unusual than every validation row before any can be a discovery; above the "
+        "number of rows, none can be"
+    )
 
 
 class ScoresAnswer(Answer):
@@ -94,6 +118,7 @@ class ScoresAnswer(Answer):
     model: ModelId
     band: BandAnswer
     scores: list[ScoreAnswer]
+    fdr: FdrAnswer | None = None
     warnings: list[str] = []
 
 
