@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from service.trainer import PriorName
     from service.vae.network import ActivationName, LikelihoodName
     from service.vae.training import FitReport, Progress
-    from service.validity.band import Band
-    from service.validity.conformal import Tail
+    from service.validity.conformal import Acceptance, Tail
 
 # torch takes a second to import: commands import what they need, so that --help and errors are instant.
 
@@ -261,7 +260,7 @@ def calibrate(
     band = models.load(reference).calibration.band()
     err.print(
         f"published {reference}: band {band.low:.2f} to {band.high:.2f} nats, percentiles {band.percentiles[0]:g} to "
-        f"{band.percentiles[1]:g} of {band.rows:,} rows, accepts {accepted(band)}"
+        f"{band.percentiles[1]:g} of {band.rows:,} rows, accepts {accepted(band.accepted)}"
     )
 
 
@@ -275,6 +274,9 @@ def score(
     percentiles: Annotated[str | None, typer.Option(help="another band, such as 1,99")] = None,
     false_alarm: FalseAlarmOption = None,
     tail: TailOption = None,
+    rule: Annotated[
+        str, typer.Option(help="band: verdicts by log p(x); combined: by all evidence, at a rate of false alarms")
+    ] = "band",
     fdr: Annotated[
         float | None,
         typer.Option(
@@ -295,8 +297,11 @@ def score(
         raise DataError(f"{output}: expected a name that ends in .csv or .jsonl")
     scorer = scorer_of(store, model, device)
     rows = checked_rows(data, rows_for(scorer.model.input, data, key), scorer)
-    band = band_option(percentiles, false_alarm, tail)
-    scores = scorer.score(rows[:limit], band, explain=explain)
+    combined = is_combined(rule)
+    if combined and (percentiles is not None or tail is not None):
+        raise DataError("--rule combined: goes by --false-alarm; --percentiles and --tail are the band's")
+    band = None if combined else band_option(percentiles, false_alarm, tail)
+    scores = scorer.score(rows[:limit], band, explain=explain, combined=combined, false_alarm=false_alarm)
     discoveries = None if fdr is None else scores.discoveries(fdr, tail_name(tail) or "low")
     is_json = output is not None and output.suffix == ".jsonl"
     if is_json:
@@ -307,10 +312,13 @@ def score(
         sys.stdout.write(text)
     else:
         write_atomically(output, text.encode())
-    invalid = int((scores.sides != 0).sum())
+    invalid = int((~scores.valid).sum())
+    judged_by = f"band {scores.band.low:.2f} to {scores.band.high:.2f} nats, accepts {accepted(scores.band.accepted)}"
+    if scores.rule is not None:
+        judged_by = f"{100 * scores.rule.false_alarm:.4g} % false alarms, accepts {accepted(scores.rule.accepted)}"
     err.print(
         f"{len(scores):,} rows, {invalid:,} invalid ({100 * invalid / len(scores):.1f} %); {scorer.published.reference}, "
-        f"band {scores.band.low:.2f} to {scores.band.high:.2f} nats, accepts {accepted(scores.band)}"
+        + judged_by
     )
     if discoveries is not None:
         found = int(discoveries.chosen.sum())
@@ -562,9 +570,15 @@ def tail_name(text: str | None) -> Tail | None:
     raise DataError("--tail: expected low or both")
 
 
-def accepted(band: Band) -> str:
-    """What share of valid rows a band accepts."""
-    share = band.accepted
+def is_combined(rule: str) -> bool:
+    """Which of the rules."""
+    if rule not in ("band", "combined"):
+        raise DataError("--rule: expected band or combined")
+    return rule == "combined"
+
+
+def accepted(share: Acceptance) -> str:
+    """What share of valid rows a rule accepts."""
     return f"{100 * share.expected:.4g} % of valid rows ({100 * share.low:.4g} to {100 * share.high:.4g})"
 
 

@@ -36,13 +36,15 @@ from service.data.schema import InputSpec, Mixed
 from service.density import codebook
 from service.density.estimator import SETTINGS, Estimator, SettingName, worker_pool
 from service.errors import DataError, VouchError
-from service.model import Member, Model
+from service.evidence import Known, weights_of
+from service.model import Member, Model, known_rows
 from service.settings import cpu_quota
 from service.trainer import TABLE_FIT, PriorName, Recipe, Split, fitted, table_architecture
 from service.vae.columns import Real
 from service.vae.network import Architecture
 from service.vae.training import FitOptions
 from service.validity.band import rank
+from service.validity.evidence import Combination
 
 USUAL_FALSE_ALARM = 5  # per cent of held-out rows that are refused where contamination is "auto"
 MIN_ROWS = 2
@@ -53,7 +55,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     """Outliers are rows of low log p(x) under a variational autoencoder of the rows that it was fitted to.
 
     NaN and None are missing cells. Scores are importance-sampled estimates of log p(x) of the cells that are there, in
-    nats.
+    nats; or, with the rule `combined`, how little all evidence together (`service.evidence`) speaks against a row.
 
     Parameters:
         columns: `plain`: numbers are standardised and have normal likelihoods, text is a category; `inferred`: columns are
@@ -68,6 +70,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         importance_samples: of the IWAE bound that is fitted.
         estimator: `fast`, `standard` or `thorough`: how log p(x) is estimated.
         validation_fraction: share of the rows that are held out to stop early by.
+        rule: `log_likelihood` or `combined`: what `score_samples` returns.
         contamination: share of outliers among the rows to fit, above 0 and at most 0.5, which places the threshold among
             their scores; `auto` takes them for valid and refuses at most a twentieth of held-out rows.
         random_state: makes a fit repeatable.
@@ -92,6 +95,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         importance_samples: int = TABLE_FIT.importance_samples,
         estimator: SettingName = "fast",
         validation_fraction: float = 0.1,
+        rule: Literal["log_likelihood", "combined"] = "log_likelihood",
         contamination: float | str = "auto",
         random_state: Any = None,
     ) -> None:
@@ -105,6 +109,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         self.importance_samples = importance_samples
         self.estimator = estimator
         self.validation_fraction = validation_fraction
+        self.rule = rule
         self.contamination = contamination
         self.random_state = random_state
 
@@ -129,7 +134,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
-        """log p(x) of each row, nats, shape (n,): the lower, the more of an outlier."""
+        """log p(x) of each row, nats, or less the combined surprise: shape (n,): the lower, the more of an outlier."""
         check_is_fitted(self)
         return self.score_table(self.table(X, reset=False))
 
@@ -157,7 +162,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
         rows = spec.rows(np.clip(spec.array(table), -FLOAT32_MAX, FLOAT32_MAX))
         architecture: Architecture | None = None
-        members, bounds, held_out = [], [], []
+        members, bounds, held_out, usual = [], [], [], []
+        pool = worker_pool(cpu_quota())
         for number in range(self.ensemble):
             recipe = self.recipe(seed + number, len(names), bool(np.isnan(rows).any()))
             if architecture is None:
@@ -172,11 +178,24 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             members.append(Member(vae, codebook.build(vae, spec.encode(split.validation))))
             bounds.append(report.validation.bound)
             alone = Model(vae, spec, Estimator.of(self.estimator), members[-1].codebook)
-            held_out.append(alone.estimates(split.validation, worker_pool(cpu_quota())).log_likelihood)
+            if self.rule == "log_likelihood":
+                held_out.append(alone.estimates(split.validation, pool).log_likelihood)
+                continue
+            known = known_rows(alone, split.train, split.validation, pool)
+            assert known is not None
+            usual.append(known.usual)
+            statistics = alone.look(split.validation, None, alone.witnesses(known), pool).statistics
+            assert statistics is not None
+            held_out.append(statistics)
         first, *others = members
         self.model_ = Model(first.vae, spec, Estimator.of(self.estimator), first.codebook, tuple(others))
         self.validation_bound_ = float(np.mean(bounds))
-        return np.concatenate(held_out)
+        if self.rule == "log_likelihood":
+            return np.concatenate(held_out)
+        self.witnesses_ = self.model_.witnesses(replace(Known.of(rows, spec.features), usual=np.mean(usual, axis=0)))
+        statistics = np.concatenate(held_out)
+        self.combination_ = Combination(np.sort(statistics, axis=0), np.zeros(0), *weights_of(spec))
+        return -self.combination_.combine(statistics)
 
     def recipe(self, seed: int, columns: int, has_holes: bool) -> Recipe:
         """How a member is fitted."""
@@ -217,9 +236,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         )
 
     def score_table(self, table: Table) -> np.ndarray:
-        """log p(x) of a table's rows."""
-        rows = np.clip(self.model_.input.array(table), -FLOAT32_MAX, FLOAT32_MAX)
-        return self.model_.estimates(self.model_.input.rows(rows), worker_pool(cpu_quota())).log_likelihood
+        """What the rule makes of a table's rows."""
+        model, pool = self.model_, worker_pool(cpu_quota())
+        rows = model.input.rows(np.clip(model.input.array(table), -FLOAT32_MAX, FLOAT32_MAX))
+        if self.rule == "log_likelihood":
+            return model.estimates(rows, pool).log_likelihood
+        statistics = model.look(rows, None, self.witnesses_, pool).statistics
+        assert statistics is not None
+        return -self.combination_.combine(statistics)
 
     def table(self, X: Any, reset: bool) -> Table:  # noqa: N803
         """Rows as a table; text only where they are a data frame."""
@@ -254,6 +278,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             raise ValueError("columns: expected plain or inferred")
         if self.estimator not in SETTINGS:
             raise ValueError(f"estimator: expected one of {', '.join(SETTINGS)}")
+        if self.rule not in ("log_likelihood", "combined"):
+            raise ValueError("rule: expected log_likelihood or combined")
         if self.prior not in ("normal", "mixture", "auto"):
             raise ValueError("prior: expected normal, mixture or auto")
         if not 0 < self.validation_fraction < 1:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,12 @@ import torch
 from service.data.columns import FLOAT32_MAX
 from service.data.schema import InputSpec
 from service.density import codebook
-from service.density.columns import ColumnDraws, ColumnEstimates, estimate_with_columns
+from service.density.columns import ColumnDraws, ColumnEstimates, estimate_with_columns, nothing_seen
 from service.density.ensemble import averaged, averaged_columns
-from service.density.estimator import END_TOLERANCE, TYPICAL_SAMPLES, Estimates, Estimator, go_on
+from service.density.estimator import END_TOLERANCE, TYPICAL_SAMPLES, Block, Estimates, Estimator, go_on
+from service.density.evidence import estimate_with_witness
 from service.errors import CalibrationError, DamagedModelError
+from service.evidence import Evidence, Known, Witnesses
 from service.vae.network import VAE
 from service.validity.band import Band
 from service.validity.columns import ColumnSketch
@@ -39,6 +42,19 @@ class Member:
 
     vae: VAE
     codebook: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is found of B rows: estimates of log p(x) and, where wanted, of their columns with each member's draws.
+
+    `statistics`, of shape (B, K), are those of `service.evidence`.
+    """
+
+    estimates: Estimates
+    columns: ColumnEstimates | None = None
+    draws: Sequence[ColumnDraws] = ()
+    statistics: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -89,23 +105,54 @@ class Model:
         pool: Executor | None = None,
         band_ends: tuple[float, ...] = (),
         checkpoint: Callable[[], None] = go_on,
-    ) -> tuple[Estimates, ColumnEstimates, list[ColumnDraws]]:
+    ) -> tuple[Estimates, ColumnEstimates, Sequence[ColumnDraws]]:
         """The same estimates, log p(x_j | x_-j) of each column, and each member's draws.
 
         Args:
             suspect: below what a column's estimate is looked at twice, shape (D,), nats.
         """
+        look = self.look(rows, suspect, None, pool, band_ends, checkpoint)
+        assert look.columns is not None
+        return look.estimates, look.columns, look.draws
+
+    def look(
+        self,
+        rows: np.ndarray,
+        suspect: np.ndarray | None,
+        witnesses: Witnesses | None,
+        pool: Executor | None = None,
+        band_ends: tuple[float, ...] = (),
+        checkpoint: Callable[[], None] = go_on,
+    ) -> Look:
+        """The same estimates, with what `suspect` lets say of columns and what `witnesses` see; None leaves it out."""
+        if suspect is None and witnesses is None:
+            return Look(self.estimates(rows, pool, band_ends, checkpoint))
         x, measures = self.input.encode(rows), self.input.transform.log_measures(rows)
         incomplete = np.isnan(rows).any(axis=1)
-        found = [
-            estimate_with_columns(
-                self.estimator, one.vae, one.codebook, x, self.input.widths, suspect, measures, pool, band_ends,
-                checkpoint, incomplete,
-            )
-            for one in self.members
-        ]  # fmt: skip
-        estimates, columns, draws = zip(*found, strict=True)
-        return averaged(estimates), averaged_columns(columns), list(draws)
+        found: list[tuple[Any, ...]] = []
+        for number, one in enumerate(self.members):
+            observe: Callable[[Block], list[Any]] = nothing_seen if witnesses is None else witnesses.observer(number)
+            network = self.estimator, one.vae, one.codebook, x
+            how = pool, band_ends, checkpoint, incomplete
+            if suspect is None:
+                estimates, seen = estimate_with_witness(*network, observe, measures.sum(axis=1), *how)
+                found.append((estimates, None, None, seen))
+            else:
+                found.append(
+                    estimate_with_columns(*network, self.input.widths, suspect, measures, *how, observe=observe)
+                )
+        each, columns, draws, seen_by = zip(*found, strict=True)
+        together = averaged(each)
+        return Look(
+            together,
+            None if suspect is None else averaged_columns(columns),
+            [] if suspect is None else list(draws),
+            None if witnesses is None else witnesses.statistics(rows, together.log_likelihood, seen_by),
+        )
+
+    def witnesses(self, known: Known) -> Witnesses:
+        """The networks, beside known rows."""
+        return Witnesses(self.input, known, [one.vae for one in self.members])
 
     def drawn(self, num: int, seed: int) -> np.ndarray:
         """Rows drawn from the model, shape (num, D), float32, in the units of the training data."""
@@ -201,7 +248,7 @@ class Calibration:
     """Scores of complete validation rows, ascending, with the band that is the default and the model that gave them.
 
     `reference` holds some of the rows, for models that read rows with holes; `columns` what log p(x_j | x_-j) is in each
-    column, which older versions lack.
+    column, and `evidence` what further statistics are, which older versions lack.
     """
 
     scores: np.ndarray
@@ -209,6 +256,7 @@ class Calibration:
     fingerprint: str
     reference: ReferenceRows | None = None
     columns: ColumnSketch | None = None
+    evidence: Evidence | None = None
 
     @staticmethod
     def fit(
@@ -217,11 +265,13 @@ class Calibration:
         percentiles: tuple[float, float] = (25.0, 75.0),
         pool: Executor | None = None,
         suspect: np.ndarray | None = None,
+        known: Known | None = None,
     ) -> Calibration:
         """Score valid rows that were not trained on, shape (n, D), with the estimator that will serve.
 
         Args:
             suspect: of other rows (`suspects`); by default every column is looked at twice.
+            known: rows beside which evidence is gathered; without any, there is none.
 
         Raises:
             CalibrationError: too few rows for the percentiles.
@@ -234,11 +284,15 @@ class Calibration:
         if suspect is None:
             suspect = np.full(rows.shape[1], np.inf)
         some = max(MIN_COLUMN_ROWS, COLUMN_CELLS // rows.shape[1])
-        estimates, columns, _ = model.explained(rows[:some], suspect, pool)
-        rest = model.estimates(rows[some:], pool)
-        scores = np.sort(np.concatenate([estimates.log_likelihood, rest.log_likelihood]))
-        sketch = ColumnSketch.fit(np.where(holes[:some], np.nan, columns.log_likelihood), suspect)
-        return Calibration(scores, percentiles, model.fingerprint, reference, sketch)
+        witnesses = None if known is None else model.witnesses(known)
+        first, rest = model.look(rows[:some], suspect, witnesses, pool), model.look(rows[some:], None, witnesses, pool)
+        scores = np.sort(np.concatenate([look.estimates.log_likelihood for look in (first, rest)]))
+        assert first.columns is not None
+        sketch = ColumnSketch.fit(np.where(holes[:some], np.nan, first.columns.log_likelihood), suspect)
+        evidence = None
+        if first.statistics is not None and rest.statistics is not None and known is not None:
+            evidence = Evidence.fit(known, np.concatenate([first.statistics, rest.statistics]), model.input)
+        return Calibration(scores, percentiles, model.fingerprint, reference, sketch, evidence)
 
     def band(self, percentiles: tuple[float, float] | None = None) -> Band:
         """The band between the default percentiles, or others."""
@@ -310,6 +364,7 @@ def calibrated(
     rows: np.ndarray,
     percentiles: tuple[float, float] = (25.0, 75.0),
     pool: Executor | None = None,
+    known: np.ndarray | None = None,
 ) -> tuple[Model, Calibration]:
     """Networks made ready to score as one: its codebook, the ends at which its estimator stops, and its calibration.
 
@@ -319,6 +374,8 @@ def calibrated(
     Args:
         pilot: valid rows that the network was not fitted to and that are not among `rows`, shape (m, D).
         rows: valid rows to calibrate on, shape (n, D).
+        known: valid rows that the networks were fitted to, shape (m, D), to look for neighbours among; by default the
+            pilot rows.
 
     Raises:
         CalibrationError: too few rows for the percentiles.
@@ -329,7 +386,30 @@ def calibrated(
     model = Model(first.vae, spec, plain, first.codebook, tuple(others))
     if len(pilot):
         model = replace(model, estimator=piloted(model, pilot, percentiles, pool))
-    return model, Calibration.fit(model, rows, percentiles, pool, suspects(model, pilot, pool))
+    near = known_rows(model, pilot if known is None else known, pilot, pool)
+    return model, Calibration.fit(model, rows, percentiles, pool, suspects(model, pilot, pool), near)
+
+
+def known_rows(model: Model, rows: np.ndarray, pilot: np.ndarray, pool: Executor | None) -> Known | None:
+    """Some of the rows, to look for neighbours among, and what is usual of the pilot rows; None without any."""
+    if not len(rows) or not len(pilot):
+        return None
+    known = Known.of(rows, model.input.features)
+    witnesses = model.witnesses(known)
+    x, some = model.input, pilot[:MIN_COLUMN_ROWS]
+    seen = [
+        estimate_with_witness(
+            model.estimator,
+            one.vae,
+            one.codebook,
+            x.encode(some),
+            witnesses.observer(number),
+            x.log_measure(some),
+            pool,
+        )[1]
+        for number, one in enumerate(model.members)
+    ]
+    return replace(known, usual=Known.usual_of(witnesses.together(seen).given_back))
 
 
 def suspects(model: Model, pilot: np.ndarray, pool: Executor | None) -> np.ndarray:

@@ -9,30 +9,68 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from service.data.schema import InputSpec
 from service.density.columns import ColumnDraws, ColumnEstimates
 from service.density.estimator import Estimates, Tiling, WeightedDraws, go_on, padded, worker_pool
 from service.density.quasirandom import row_generator
 from service.errors import CalibrationError, DamagedModelError, InputError
+from service.evidence import Evidence, Witnesses, names_of
 from service.expectation import MemberDraws, Part, expected_cells, expected_rows, numbers
-from service.model import Member, shares_of
+from service.model import Look, Member, shares_of
 from service.settings import cpu_quota
 from service.store import Published, Store
 from service.vae.likelihoods import Likelihood
 from service.vae.network import VAE
 from service.vae.prior import base_points
-from service.validity.band import SIDES, Band, Side, Verdict
+from service.validity.band import INTERVAL_WIDTH, SIDES, UNRELIABLE_WIDTH, Band, Side, Verdict, exact, rank
 from service.validity.columns import ColumnSketch
-from service.validity.conformal import Discoveries, Tail, low_p_value, percentile, two_sided_p_value
+from service.validity.conformal import Acceptance, Discoveries, Tail, low_p_value, percentile, two_sided_p_value
 
+USUAL_FALSE_ALARM = 0.01  # of the combined rule
 MAX_PATTERNS = 256  # of missing cells, of which it is kept in memory what validation rows are like
 POSTERIOR_DRAWS = 256  # of z, weighted, that a reconstruction rests on
+
+
+@dataclass(frozen=True, slots=True)
+class CombinedRule:
+    """The rule that looks at several statistics: a row is invalid whose combined p-value is at most `false_alarm`.
+
+    `rows` is how many validation rows it is by, and `statistics` the names of what is combined.
+    """
+
+    false_alarm: float
+    rows: int
+    statistics: tuple[str, ...]
+
+    @staticmethod
+    def of(evidence: Evidence, spec: InputSpec, false_alarm: float | None = None) -> CombinedRule:
+        """At a rate of false alarms; by default the usual one, or the smallest that so many rows allow.
+
+        Raises:
+            CalibrationError: the rate is none, or too small for them.
+        """
+        rate = max(USUAL_FALSE_ALARM, 1.0 / (evidence.rows + 1)) if false_alarm is None else false_alarm
+        if not 0 < rate < 1:
+            raise CalibrationError(f"a false alarm rate of {rate:g}: expected a number above 0 and below 1")
+        if false_alarm is not None and rank(evidence.rows, 100 * exact(rate)) < 1:
+            needed = -(-1 // exact(rate)) - 1
+            raise CalibrationError(
+                f"a combined false alarm rate of {rate:g} needs at least {needed:,} validation rows for the combination, "
+                f"there are {evidence.rows:,}"
+            )
+        return CombinedRule(rate, evidence.rows, tuple(names_of(spec)))
+
+    @property
+    def accepted(self) -> Acceptance:
+        """The share of valid rows that it accepts."""
+        return Acceptance.of(self.rows + 1 - max(1, rank(self.rows, 100 * exact(self.false_alarm))), self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +78,16 @@ class Scores:
     """Verdicts on B rows and what they rest on; arrays of shape (B,).
 
     `khat` is NaN where there is no tail to fit. `p_value` is two-sided, `low_p_value` is small only for unlikely rows.
+    `valid` is the verdict: that the row is inside the band or, where a `rule` was asked for, that its `combined_p_value` is
+    above the rate. Then `evidence` (B, E) has the p-value of each of the rule's statistics; else NaN, and (B, 0).
     `missing` counts a row's missing cells. Such a row is judged beside validation rows with the same cells hidden: `low`
     and `high` are the ends of its own band.
     """
 
     band: Band
+    rule: CombinedRule | None
     sides: np.ndarray
+    valid: np.ndarray
     certain: np.ndarray
     reliable: np.ndarray
     log_likelihood: np.ndarray
@@ -59,12 +101,16 @@ class Scores:
     missing: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    combined_p_value: np.ndarray
+    evidence: np.ndarray
 
     def __len__(self) -> int:
         return len(self.log_likelihood)
 
     def discoveries(self, level: float, tail: Tail = "low") -> Discoveries:
         """The rows to reject together so that at most a share `level` of them are valid, in expectation."""
+        if self.rule is not None:
+            return Discoveries.of(self.combined_p_value, level, "low", self.rule.rows)
         p_values = self.low_p_value if tail == "low" else self.p_value
         return Discoveries.of(p_values, level, tail, self.band.rows)
 
@@ -75,8 +121,8 @@ class Scores:
 
     @property
     def verdict(self) -> list[Verdict]:
-        """`valid` inside the band, ends included; `invalid` outside."""
-        return ["valid" if side == 0 else "invalid" for side in self.sides.tolist()]
+        """`valid` inside the band, ends included, or by the combined evidence; else `invalid`."""
+        return ["valid" if one else "invalid" for one in self.valid.tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +185,25 @@ class Manifold:
 
 @dataclass(frozen=True, slots=True)
 class Likelihoods:
-    """log p(x) of B rows, shape (B,), and of their columns given the others, (B, D), or (B, 0); nats."""
+    """log p(x) of B rows, shape (B,), and of their columns given the others, (B, D), nats, and statistics, (B, K).
+
+    What was not wanted is of shape (B, 0).
+    """
 
     log_likelihood: np.ndarray
     columns: np.ndarray
+    statistics: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What is to be known of rows beside log p(x)."""
+
+    columns: bool = False
+    evidence: bool = False
+
+
+PLAIN = Detail()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +221,17 @@ class RowPart:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What validation rows with some cells hidden are like: their scores, ascending, and perhaps their columns."""
+    """What validation rows with some cells hidden are like: their scores, ascending, and perhaps columns and evidence."""
 
     scores: np.ndarray
     columns: ColumnSketch | None = None
+    evidence: Evidence | None = None
 
-    def is_enough(self, with_columns: bool) -> bool:
+    def is_enough(self, detail: Detail) -> bool:
         """Whether what is asked is known."""
-        return len(self.scores) > 0 and (self.columns is not None or not with_columns)
+        if detail.evidence and self.evidence is None:
+            return False
+        return len(self.scores) > 0 and (self.columns is not None or not detail.columns)
 
 
 NOTHING = Beside(np.zeros(0))
@@ -252,6 +316,8 @@ class Scorer:
         percentiles: tuple[float, float] | None = None,
         checkpoint: Callable[[], None] = go_on,
         explain: int = 0,
+        combined: bool = False,
+        false_alarm: float | None = None,
     ) -> Scores:
         """Estimate log p(x) of each row and place it among the validation rows.
 
@@ -259,35 +325,41 @@ class Scorer:
             percentiles: another band for this call, from the same validation scores.
             checkpoint: called every few milliseconds of work; what it raises ends the call.
             explain: how many columns to blame; then the answer is `ExplainedScores`.
+            combined: judge by all evidence instead of the band.
+            false_alarm: the share of valid rows that may be called invalid then; by default CombinedRule's.
 
         Raises:
             InputError: rows that cannot be read.
-            CalibrationError: percentiles that the number of validation rows cannot give, or columns that no calibration
-                knows.
+            CalibrationError: percentiles that the number of validation rows cannot give, or columns or evidence that no
+                calibration knows.
         """
         band = self.band if percentiles is None else self.calibration.band(percentiles)
+        rule = self.rule(false_alarm) if combined else None
         rows = self.rows(rows)
         holes = np.isnan(rows)
         # Rows stop once clear of the pilot band's ends; this band's are not quite those, and may need a closer look.
-        ends, columns = band.ends, None
-        draws: Sequence[ColumnDraws] = ()
-        if explain:
-            estimates, columns, draws = self.model.explained(rows, self.sketch().suspect, self.pool, ends, checkpoint)
-        else:
-            estimates = self.model.estimates(rows, self.pool, ends, checkpoint)
+        detail = Detail(explain > 0, combined)
+        look = self.look(rows, detail, band.ends, checkpoint)
+        estimates = look.estimates
         judged = judgements(self.calibration.scores, band, estimates, slice(None))
         patterns = []
         for pattern in distinct_patterns(holes):
             chosen = (holes == pattern).all(axis=1)
-            beside = self.beside(pattern, explain > 0, checkpoint)
+            beside = self.beside(pattern, detail, checkpoint)
             patterns.append((chosen, beside))
             own_band = Band.fit(beside.scores, band.percentiles)
             for whole, theirs in zip(judged, judgements(beside.scores, own_band, estimates, chosen), strict=True):
                 whole[chosen] = theirs
         sides, certain, percentiles_, p_values, low_p_values, low, high = judged
+        valid, combined_p_value, evidence = sides == 0, np.full(len(rows), np.nan), np.zeros((len(rows), 0))
+        if rule is not None:
+            combined_p_value, certain, evidence = self.weighed(look, rule, patterns)
+            valid = combined_p_value > rule.false_alarm * (1.0 + 1e-12)
         scores = Scores(
             band=band,
+            rule=rule,
             sides=sides,
+            valid=valid,
             certain=certain,
             reliable=estimates.reliable,
             log_likelihood=estimates.log_likelihood,
@@ -301,8 +373,73 @@ class Scorer:
             missing=holes.sum(axis=1),
             low=low,
             high=high,
+            combined_p_value=combined_p_value,
+            evidence=evidence,
         )
-        return scores if columns is None else self.explained(scores, rows, columns, draws, explain, patterns)
+        if look.columns is None:
+            return scores
+        return self.explained(scores, rows, look.columns, look.draws, explain, patterns)
+
+    def look(
+        self, rows: np.ndarray, detail: Detail, ends: tuple[float, ...], checkpoint: Callable[[], None] = go_on
+    ) -> Look:
+        """What the model finds of checked rows, shape (B, D)."""
+        suspect = self.sketch().suspect if detail.columns else None
+        witnesses = self.witnesses if detail.evidence else None
+        return self.model.look(rows, suspect, witnesses, self.pool, ends, checkpoint)
+
+    # All evidence together
+
+    def evidence(self) -> Evidence:
+        """What further statistics of validation rows are like.
+
+        Raises:
+            CalibrationError: this version has none.
+        """
+        if self.calibration.evidence is None:
+            raise CalibrationError(
+                f"{self.published.reference} was calibrated without evidence to combine, or on too few rows: calibrate it "
+                "again"
+            )
+        return self.calibration.evidence
+
+    def rule(self, false_alarm: float | None = None) -> CombinedRule:
+        """The combined rule at a rate of false alarms.
+
+        Raises:
+            CalibrationError: this version has no evidence, or too little for that rate.
+        """
+        return CombinedRule.of(self.evidence(), self.model.input, false_alarm)
+
+    @cached_property
+    def witnesses(self) -> Witnesses:
+        """The networks, beside the known rows of the evidence."""
+        return self.model.witnesses(self.evidence().known)
+
+    def weighed(
+        self, look: Look, rule: CombinedRule, patterns: Sequence[tuple[np.ndarray, Beside]]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Combined p-values of B rows, whether no error of log p(x) could turn the verdict, and all p-values, (B, E).
+
+        `patterns` says which rows, by a mask (B,), are to be compared with other validation rows than complete ones.
+        """
+        assert look.statistics is not None
+        spec, estimates = self.model.input, look.estimates
+        width = np.where(estimates.reliable, INTERVAL_WIDTH, UNRELIABLE_WIDTH) * estimates.std_error
+        complete = np.ones(len(width), dtype=bool)
+        for alike, _ in patterns:
+            complete &= ~alike
+        compared = [(complete, self.evidence()), *((alike, beside.evidence) for alike, beside in patterns)]
+        p_value, certain = np.ones(len(width)), np.ones(len(width), dtype=bool)
+        evidence = np.ones((len(width), len(rule.statistics)))
+        for chosen, with_those in compared:
+            assert with_those is not None
+            statistics = look.statistics[chosen]
+            p_value[chosen] = with_those.combination.p_value(statistics)
+            evidence[chosen] = with_those.p_values(statistics, spec)
+            shifts = [with_those.combination.p_value(shifted(statistics, sign * width[chosen])) for sign in (-1, 1)]
+            certain[chosen] = (shifts[0] > rule.false_alarm) == (shifts[1] > rule.false_alarm)
+        return p_value, certain, evidence
 
     # Columns to blame
 
@@ -364,12 +501,12 @@ class Scorer:
 
     # Rows with holes
 
-    def unknown_patterns(self, rows: np.ndarray, with_columns: bool = False) -> list[np.ndarray]:
+    def unknown_patterns(self, rows: np.ndarray, detail: Detail = PLAIN) -> list[np.ndarray]:
         """The masks of missing cells, shape (D,), among checked rows (B, D) of which too little is remembered."""
         return [
             pattern
             for pattern in distinct_patterns(np.isnan(rows))
-            if not self.by_pattern.get(pattern.tobytes(), NOTHING).is_enough(with_columns)
+            if not self.by_pattern.get(pattern.tobytes(), NOTHING).is_enough(detail)
         ]
 
     def reference_rows(self, pattern: np.ndarray) -> np.ndarray:
@@ -377,32 +514,37 @@ class Scorer:
         assert self.calibration.reference is not None
         return self.calibration.reference.with_holes(pattern)
 
-    def likelihoods(self, rows: np.ndarray, with_columns: bool, checkpoint: Callable[[], None] = go_on) -> Likelihoods:
-        """log p(x) of checked rows, shape (B, D), and of their columns, if they are wanted."""
-        if not with_columns:
-            log_likelihood = self.model.estimates(rows, self.pool, (), checkpoint).log_likelihood
-            return Likelihoods(log_likelihood, np.zeros((len(rows), 0)))
-        estimates, columns, _ = self.model.explained(rows, self.sketch().suspect, self.pool, (), checkpoint)
-        return Likelihoods(estimates.log_likelihood, columns.log_likelihood)
+    def likelihoods(self, rows: np.ndarray, detail: Detail, checkpoint: Callable[[], None] = go_on) -> Likelihoods:
+        """log p(x) of checked rows, shape (B, D), and what else is wanted of them."""
+        look, nothing = self.look(rows, detail, (), checkpoint), np.zeros((len(rows), 0))
+        return Likelihoods(
+            look.estimates.log_likelihood,
+            nothing if look.columns is None else look.columns.log_likelihood,
+            nothing if look.statistics is None else look.statistics,
+        )
 
     def remember(self, pattern: np.ndarray, found: Likelihoods) -> Beside:
         """Keep what a pattern's reference rows are like; the least used are forgotten."""
         columns = ColumnSketch.fit(found.columns, self.sketch().suspect) if found.columns.size else None
-        beside = Beside(np.sort(found.log_likelihood), columns)
+        evidence = None
+        if found.statistics.size:
+            evidence = Evidence.fit(self.evidence().known, found.statistics, self.model.input)
         with self.patterns:
+            before = self.by_pattern.get(pattern.tobytes(), NOTHING)
+            beside = Beside(np.sort(found.log_likelihood), columns or before.columns, evidence or before.evidence)
             self.by_pattern[pattern.tobytes()] = beside
             while len(self.by_pattern) > MAX_PATTERNS:
                 self.by_pattern.popitem(last=False)
         return beside
 
-    def beside(self, pattern: np.ndarray, with_columns: bool, checkpoint: Callable[[], None]) -> Beside:
+    def beside(self, pattern: np.ndarray, detail: Detail, checkpoint: Callable[[], None]) -> Beside:
         """What validation rows with the same cells hidden are like: remembered, or estimated now."""
         with self.patterns:
             known = self.by_pattern.get(pattern.tobytes(), NOTHING)
-            if known.is_enough(with_columns):
+            if known.is_enough(detail):
                 self.by_pattern.move_to_end(pattern.tobytes())
                 return known
-        return self.remember(pattern, self.likelihoods(self.reference_rows(pattern), with_columns, checkpoint))
+        return self.remember(pattern, self.likelihoods(self.reference_rows(pattern), detail, checkpoint))
 
     def reconstruct(self, rows: np.ndarray, draws: int = 0) -> Reconstructions:
         """E[x | z] over p(z | x), by the importance weights, with draws and each column's log p(x_j | z).
@@ -567,6 +709,14 @@ def distinct_patterns(holes: np.ndarray) -> list[np.ndarray]:
     if not holes.any():
         return []
     return [pattern for pattern in np.unique(holes, axis=0) if pattern.any()]
+
+
+def shifted(statistics: np.ndarray, nats: np.ndarray) -> np.ndarray:
+    """Statistics of rows whose log p(x) is so much more: both sides of it come first."""
+    moved = statistics.copy()
+    moved[:, 0] -= nats
+    moved[:, 1] += nats
+    return moved
 
 
 def judgements(

@@ -76,9 +76,18 @@ class Settings(BaseSettings):
     drain_s: float = Field(5.0, ge=0, description="seconds of serving after SIGTERM, while /readyz says 503")
     request_timeout_s: float = Field(120.0, gt=0, description="deadline of a request; X-Request-Timeout shortens it")
     loaded_versions: int = Field(8, ge=1, description="most model versions held in memory beside the served ones")
+    drift_level: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="probability with which the drift monitor of a model may ever speak without reason",
+    )
+    drift_folder: Path | None = Field(
+        None, description="folder that keeps the drift monitors' state for the next start; one for each replica"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe log line")
 
-    @field_validator("store_cache", "api_keys_file", mode="before")
+    @field_validator("store_cache", "api_keys_file", "drift_folder", mode="before")
     @classmethod
     def empty_is_none(cls, value: object) -> object:
         """An empty variable switches off what a path would switch on."""

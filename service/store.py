@@ -34,11 +34,14 @@ from service.data.columns import Frozen
 from service.data.schema import InputSpec
 from service.density.estimator import Estimator
 from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError, UnavailableError
+from service.evidence import Evidence, Known, weights_of
 from service.model import Calibration, Golden, Member, Model, ReferenceRows
 from service.shelf import MANIFEST, NAME, VERSION, LocalShelf, Shelf, shelf_of
 from service.vae.network import VAE, Architecture
 from service.validity.columns import ColumnSketch
+from service.validity.evidence import Combination
 
+COMBINATION = tuple(field.name for field in dataclasses.fields(Combination))
 SKETCH = tuple(field.name for field in dataclasses.fields(ColumnSketch))
 FILES = ("card.json", "weights.safetensors", "calibration.safetensors")
 ALIASES = "aliases.json"
@@ -327,6 +330,7 @@ class Store:
                     **{f"golden.{key}": torch.tensor(array) for key, array in golden.arrays().items()},
                     **reference_tensors(calibration.reference),
                     **sketch_tensors(calibration.columns),
+                    **evidence_tensors(calibration.evidence),
                 },
                 metadata={"fingerprint": calibration.fingerprint},
             ),
@@ -454,7 +458,7 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.n
         golden = golden_of({key: tensor.numpy() for key, tensor in tensors.items()})
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         fingerprint = header["__metadata__"]["fingerprint"]
-        reference, sketch = reference_of(tensors), sketch_of(tensors)
+        reference, sketch, evidence = reference_of(tensors), sketch_of(tensors), evidence_of(tensors, card.input)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DamagedModelError(f"{card.name}@{card.version}: calibration.safetensors cannot be read") from error
     if scores.shape != (card.calibration.rows,) or not len(scores) or not (np.diff(scores) >= 0).all():
@@ -465,7 +469,7 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.n
         shape = (max(1, len(codebook)), card.architecture.latents)
         if codebook.shape != shape or not (np.isfinite(codebook).all() and np.isfinite(scores).all()):
             raise DamagedModelError(f"{card.name}@{card.version}: the codebook does not fit the card")
-    calibration = Calibration(scores, card.calibration.percentiles, fingerprint, reference, sketch)
+    calibration = Calibration(scores, card.calibration.percentiles, fingerprint, reference, sketch, evidence)
     return calibration, codebooks, golden
 
 
@@ -493,6 +497,38 @@ def sketch_of(tensors: dict[str, torch.Tensor]) -> ColumnSketch | None:
     if f"columns.{SKETCH[0]}" not in tensors:
         return None
     return ColumnSketch(*(tensors[f"columns.{name}"].numpy() for name in SKETCH))
+
+
+def evidence_tensors(evidence: Evidence | None) -> dict[str, torch.Tensor]:
+    """The evidence of a calibration that has some; rows of small whole numbers, such as pixels, as bytes."""
+    if evidence is None:
+        return {}
+    rows = evidence.known.rows
+    small = np.where(np.isfinite(rows), rows, -1.0).astype(np.uint8, casting="unsafe")
+    arrays = {
+        "rows": small if np.array_equal(small.astype(rows.dtype), rows) else rows,
+        "usual": evidence.known.usual,
+        **{name: getattr(evidence.combination, name) for name in COMBINATION},
+    }
+    return {f"evidence.{name}": torch.tensor(array) for name, array in arrays.items()}
+
+
+def evidence_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> Evidence | None:
+    """And back.
+
+    Raises:
+        ValueError: it does not fit the input.
+    """
+    if "evidence.rows" not in tensors:
+        return None
+    arrays = {name: tensors[f"evidence.{name}"].numpy() for name in ("rows", "usual", *COMBINATION)}
+    known = Known(arrays["rows"].astype(np.float32), arrays["usual"].astype(np.float64))
+    combination = Combination(*(arrays[name].astype(np.float64) for name in COMBINATION))
+    sides = len(weights_of(spec)[0])
+    shapes = known.rows.shape[1:], known.usual.shape, combination.parts.shape[1:], combination.weights.shape
+    if shapes != ((spec.features,), (2, spec.features), (sides,), (sides,)):
+        raise ValueError("evidence of other shapes")
+    return Evidence(known, combination)
 
 
 def golden_of(tensors: dict[str, np.ndarray]) -> Golden | None:

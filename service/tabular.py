@@ -76,6 +76,9 @@ def score_lists(
     """The names of a score's parts, and each row's, with None for no khat; `missing` where the model reads holes."""
     names = [*SCORE_COLUMNS, *(["missing"] if spec.reads_holes else [])]
     columns = [getattr(scores, name) for name in names]
+    if scores.rule is not None:
+        names = [*names, "combined_p_value", *(f"p_value_{name}" for name in scores.rule.statistics)]
+        columns = [*columns, scores.combined_p_value, *scores.evidence.T]
     if discoveries is not None:
         names, columns = [*names, "discovery"], [*columns, discoveries.chosen]
     lists = [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]

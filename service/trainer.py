@@ -267,6 +267,7 @@ def fit_and_publish(
         spec.rows(split.calibration),
         recipe.percentiles,
         worker_pool(cpu_quota()),
+        spec.rows(split.train),
     )
     reference = store.publish(
         name,
@@ -382,7 +383,7 @@ def recalibrate_on(
     percentiles: tuple[float, float] | None = None,
 ) -> Reference:
     """The same on pilot rows and rows to calibrate on that are apart already."""
-    old = published.model
+    old, evidence = published.model, published.calibration.evidence
     model, calibration = calibrated(
         [one.vae for one in old.members],
         old.input,
@@ -391,6 +392,7 @@ def recalibrate_on(
         old.input.rows(rows),
         percentiles or published.calibration.percentiles,
         worker_pool(cpu_quota()),
+        None if evidence is None else evidence.known.rows,
     )
     return store.publish(
         published.reference.name,

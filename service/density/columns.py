@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,11 @@ class ColumnDraws:
     without: Sequence[dict[int, Draws]]
 
 
+def nothing_seen(block: Block) -> list[None]:
+    """An observer of rows who looks away."""
+    return [None] * len(block.rows)
+
+
 def estimate_with_columns(
     estimator: Estimator,
     vae: VAE,
@@ -86,17 +92,19 @@ def estimate_with_columns(
     band_ends: tuple[float, ...] = (),
     checkpoint: Callable[[], None] = go_on,
     incomplete: np.ndarray | None = None,
-) -> tuple[Estimates, ColumnEstimates, ColumnDraws]:
+    observe: Callable[[Block], Sequence[Any]] = nothing_seen,
+) -> tuple[Estimates, ColumnEstimates, ColumnDraws, list[Any]]:
     """What `Estimator.estimate` says of rows, and what it takes to say which column is to blame.
 
     Args:
         widths: how many of the network's columns each of the D columns is.
         suspect: log p(x_j | others) below which a column is suspicious, shape (D,), nats.
         measures: what log p(x_j) is more in the units in which everything is told, shape (B, D), nats.
+        observe: what else to note of the rows of a block that has its draws.
     """
     book = codebook_of(vae, codes)
 
-    def found(block: BlockOfRows) -> list[tuple[Row, Case]]:
+    def found(block: BlockOfRows) -> list[tuple[Row, Case, Any]]:
         with one_thread(), torch.inference_mode(False), torch.no_grad():
             more = measures[block.chosen]
             rows = Block(
@@ -104,14 +112,15 @@ def estimate_with_columns(
             )
             rows.sample(block.estimator.first_samples)
             draw_enough(rows)
+            seen = observe(rows)
             cases = [Case.of(*one) for one in zip(rows.rows, block.x, more, strict=True)]
             judge = Judge(vae, book, without_ends(block.estimator), widths, suspect, checkpoint)
             judge.leave_out(cases, rows.tiling)
             judge.find_blame(cases)
-            return list(zip(rows.rows, cases, strict=True))
+            return list(zip(rows.rows, cases, seen, strict=True))
 
-    both = estimator.by_block(vae, x, band_ends, incomplete, found, pool)
-    rows, cases = zip(*both, strict=True) if both else ((), ())
+    all_found = estimator.by_block(vae, x, band_ends, incomplete, found, pool)
+    rows, cases, seen = zip(*all_found, strict=True) if all_found else ((), (), ())
     shape = (len(cases), len(widths))
     columns = ColumnEstimates(
         np.array([case.values for case in cases]).reshape(shape),
@@ -119,7 +128,8 @@ def estimate_with_columns(
         ~np.array([case.doubtful for case in cases], dtype=bool).reshape(shape),
         np.array([case.log_others for case in cases]).reshape(shape),
     )
-    return estimates_of(rows), columns, ColumnDraws([case.draws for case in cases], [case.without for case in cases])
+    draws = ColumnDraws([case.draws for case in cases], [case.without for case in cases])
+    return estimates_of(rows), columns, draws, list(seen)
 
 
 def draw_enough(block: Block) -> None:

@@ -14,10 +14,10 @@ from starlette.responses import Response
 from service.data.images import grid, png
 from service.data.schema import InputSpec
 from service.errors import NotAcceptableError
-from service.scorer import Encodings, ExplainedScores, Manifold, Reconstructions, Samples, Scores
+from service.scorer import CombinedRule, Encodings, ExplainedScores, Manifold, Reconstructions, Samples, Scores
 from service.tabular import blamed_columns, rows_csv, scores_csv
 from service.validity.band import Band
-from service.validity.conformal import CONFIDENCE, Discoveries
+from service.validity.conformal import CONFIDENCE, Acceptance, Discoveries
 
 JSON, NPY, PNG, NDJSON = "application/json", "application/x-npy", "image/png", "application/x-ndjson"
 CSV = "text/csv"
@@ -50,6 +50,7 @@ class Score(msgspec.Struct, omit_defaults=True):
     columns: Any = msgspec.UNSET
     id: Any = msgspec.UNSET
     discovery: bool | msgspec.UnsetType = msgspec.UNSET
+    evidence: Any = msgspec.UNSET
 
 
 def negotiate(accept: str, offered: Sequence[str]) -> str:
@@ -150,6 +151,7 @@ def score_list(
         blamed_columns(scores, spec) if isinstance(scores, ExplainedScores) else unset,
         unset if ids is None else [msgspec.UNSET if one is None else one for one in ids],
         unset if discoveries is None else discoveries.chosen.tolist(),
+        unset if scores.rule is None else evidence_of(scores, scores.rule),
         strict=True,
     )
     return [Score(*row) for row in columns]
@@ -193,6 +195,13 @@ def scores_response(
         "band": band_document(scores.band),
         "scores": score_list(scores, ids, spec, discoveries),
     }
+    if scores.rule is not None:
+        rule = scores.rule
+        document["rule"] = {
+            "name": "combined",
+            "false_alarm": rule.false_alarm,
+            "accepts": accepts(rule.accepted, rule.rows),
+        }
     if discoveries is not None:
         document["fdr"] = {
             "level": discoveries.level,
@@ -207,17 +216,28 @@ def scores_response(
 
 def band_document(band: Band) -> dict[str, Any]:
     """A band with what it promises; null for no end."""
-    accepted = band.accepted
     return {
         "percentiles": band.percentiles,
         "log_likelihood": band.ends_or_none,
-        "accepts": {
-            "expected": accepted.expected,
-            "interval": (accepted.low, accepted.high),
-            "confidence": CONFIDENCE,
-            "rows": band.rows,
-        },
+        "accepts": accepts(band.accepted, band.rows),
     }
+
+
+def accepts(accepted: Acceptance, rows: int) -> dict[str, Any]:
+    """The share of valid rows that a rule accepts, by so many validation rows."""
+    return {
+        "expected": accepted.expected,
+        "interval": (accepted.low, accepted.high),
+        "confidence": CONFIDENCE,
+        "rows": rows,
+    }
+
+
+def evidence_of(scores: Scores, rule: CombinedRule) -> list[dict[str, float]]:
+    """The p-value of each statistic of each row, and of all combined."""
+    names = ("combined", *rule.statistics)
+    rows = zip(scores.combined_p_value.tolist(), scores.evidence.tolist(), strict=True)
+    return [dict(zip(names, (combined, *parts), strict=True)) for combined, parts in rows]
 
 
 # A score as an npy record; names as in the JSON.
@@ -241,11 +261,15 @@ EXPLAINED = ("column_log_likelihood", "column_p_value", "expected", "expected_lo
 def scores_npy_response(scores: Scores, discoveries: Discoveries | None) -> Response:
     """The scores as records: `valid` for the verdict, `side` -1, 0 or 1, NaN for no khat, columns by their numbers."""
     dtype = SCORE_DTYPE
-    columns = {"valid": scores.sides == 0, "side": scores.sides}
+    columns = {"valid": scores.valid, "side": scores.sides}
     if isinstance(scores, ExplainedScores):
         number = scores.columns.shape[1]
         more = [("columns", "i4", (number,)), *((name, "f8", (number,)) for name in EXPLAINED)]
         dtype = np.dtype([*SCORE_DTYPE.descr, *more])
+    if scores.rule is not None:
+        names = scores.rule.statistics
+        dtype = np.dtype([*dtype.descr, ("combined_p_value", "f8"), *((f"p_value_{name}", "f8") for name in names)])
+        columns |= {f"p_value_{name}": values for name, values in zip(names, scores.evidence.T, strict=True)}
     if discoveries is not None:
         dtype = np.dtype([*dtype.descr, ("discovery", "?")])
         columns["discovery"] = discoveries.chosen

@@ -85,7 +85,9 @@ def service_with(settings: Settings) -> Service:
     )
     shadow = None if settings.shadow is None else Shadow(settings.shadow, settings.shadow_share)
     keys = KeyRing(settings.api_keys_file)
-    return Service(settings, registry, inference, keys, metrics, DriftMonitor(), shadow)
+    return Service(
+        settings, registry, inference, keys, metrics, DriftMonitor(settings.drift_level, settings.drift_folder), shadow
+    )
 
 
 @asynccontextmanager
@@ -101,6 +103,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     following.cancel()
     service.loader.shutdown(wait=False, cancel_futures=True)
     await asyncio.to_thread(service.inference.stop)
+    await asyncio.to_thread(service.drift.save)
     log.info("stopped")
 
 

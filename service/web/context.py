@@ -17,8 +17,9 @@ from starlette.types import Scope
 
 from service.density.columns import KEPT_DRAWS
 from service.density.estimator import Tiling
+from service.density.evidence import BOUND_DRAWS, WITNESS_DRAWS
 from service.errors import DeadlineError, InputError, MediaTypeError, OverloadedError, TooLargeError
-from service.scorer import Answer, Likelihoods, Scorer, Scores, joined, part
+from service.scorer import Answer, Detail, Likelihoods, Scorer, Scores, joined, part
 from service.settings import Settings
 from service.validity.conformal import Tail
 from service.web.access import KeyRing
@@ -70,12 +71,29 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a request wants of its scores: another band, so many columns to blame, and a bound on false discoveries."""
+    """What a request wants of its scores.
+
+    Another band, so many columns to blame, verdicts by all evidence combined at a rate of false alarms, and a bound on the
+    rate of false discoveries.
+    """
 
     percentiles: tuple[float, float] | None = None
     explain: int = 0
+    combined: bool = False
+    false_alarm: float | None = None
     fdr: float | None = None
     fdr_tail: Tail = "low"
+
+    @property
+    def detail(self) -> Detail:
+        """What is to be known of rows beside log p(x)."""
+        return Detail(self.explain > 0, self.combined)
+
+    @property
+    def more_evaluations(self) -> int:
+        """What that costs a row, in decoder evaluations."""
+        explaining = EXPLAINING_EVALUATIONS if self.explain else 0
+        return explaining + (WITNESS_DRAWS + BOUND_DRAWS if self.combined else 0)
 
     def check(self, scorer: Scorer) -> None:
         """Refuse what the calibration cannot give, before any row is read."""
@@ -83,6 +101,8 @@ class Wanted:
             scorer.calibration.band(self.percentiles)
         if self.explain:
             scorer.sketch()
+        if self.combined:
+            scorer.rule(self.false_alarm)
 
 
 AS_IT_IS = Wanted()
@@ -125,20 +145,26 @@ class Service:
         """Score checked rows, shape (B, D), together with those of other requests, and count them."""
 
         def compute(batch: np.ndarray, checkpoint: Checkpoint) -> Scores:
-            scores = scorer.score(batch, wanted.percentiles, checkpoint, wanted.explain)
+            scores = scorer.score(
+                batch, wanted.percentiles, checkpoint, wanted.explain, wanted.combined, wanted.false_alarm
+            )
             self.metrics.count_scores(str(scorer.published.reference), scores)  # once for all requests of the batch
-            self.drift.add(scorer, scores)
             return scores
 
-        await self.learn_patterns(request, scorer, rows, wanted.explain > 0)
-        more = EXPLAINING_EVALUATIONS if wanted.explain else 0
-        scores = await self.on_rows(request, scorer, rows, compute, (scorer, wanted), more)
+        await self.learn_patterns(request, scorer, rows, wanted)
+        scores = await self.on_rows(request, scorer, rows, compute, (scorer, wanted), wanted.more_evaluations)
         self.note(request, scorer, scores)
+        # A stream's blocks are one request; they are no retries of each other.
+        request_id = None if is_streamed(request) else request.scope["state"]["request_id"]
+        if len(scores) < FEW:
+            self.drift.add(scorer, scores, request_id)
+        else:
+            await asyncio.to_thread(self.drift.add, scorer, scores, request_id)
         if self.shadow is not None:
             self.shadow.compare(self, scorer, rows, scores)
         return scores
 
-    async def learn_patterns(self, request: Request, scorer: Scorer, rows: np.ndarray, with_columns: bool) -> None:
+    async def learn_patterns(self, request: Request, scorer: Scorer, rows: np.ndarray, wanted: Wanted) -> None:
         """Score the validation rows beside which rows with holes are judged, where such holes are new.
 
         It is the request's own work, by cost and by deadline, and by as much as may wait at a time: whoever sends ever new
@@ -148,10 +174,10 @@ class Service:
             return
 
         def compute(batch: np.ndarray, checkpoint: Checkpoint) -> Likelihoods:
-            return scorer.likelihoods(batch, with_columns, checkpoint)
+            return scorer.likelihoods(batch, wanted.detail, checkpoint)
 
-        spent, more = 0, EXPLAINING_EVALUATIONS if with_columns else 0
-        for pattern in scorer.unknown_patterns(rows, with_columns):
+        spent, more = 0, wanted.more_evaluations
+        for pattern in scorer.unknown_patterns(rows, wanted.detail):
             reference = scorer.reference_rows(pattern)
             cost = (scorer.model.row_cost + more) * len(reference)
             spent += cost
@@ -159,7 +185,7 @@ class Service:
                 raise OverloadedError(
                     "the rows have more new patterns of missing cells than may be learnt at a time", 1.0
                 )
-            group = (scorer, "reference", with_columns)
+            group = (scorer, "reference", wanted.detail)
             scorer.remember(pattern, await self.on_rows(request, scorer, reference, compute, group, more))
 
     async def on_rows(
@@ -275,7 +301,7 @@ class Service:
             "log", {"model": str(published.reference), "digest": published.digest, "rows": 0, "invalid": 0}
         )
         entry["rows"] += len(scores)
-        entry["invalid"] += int(np.count_nonzero(scores.sides))
+        entry["invalid"] += int(np.count_nonzero(~scores.valid))
 
 
 def no_part(answer: Any, rows: slice) -> Any:

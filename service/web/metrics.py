@@ -49,6 +49,12 @@ class Metrics:
         self.p_value = RowHistogram("vouch_p_value", "p_value of scored rows; uniform where nothing drifts", TENTHS)
         self.reload_failures = self.counter("vouch_reload_failures", "Versions of the store that could not be served")
         self.held_back = self.gauge("vouch_held_back", "What is new in the store and cannot be served")
+        self.drift_capital = self.gauge(
+            "vouch_drift_log_capital", "Of the bets that served rows are unlike the validation rows, nats", "model"
+        )
+        self.drifts = self.gauge(
+            "vouch_drifts", "1: the bets paid; served rows are unlike the validation rows", "model"
+        )
         self.shadow_rows = self.counter(
             "vouch_shadow_rows", "Rows scored by a second version, too", "model", "shadow", "verdicts"
         )
@@ -63,9 +69,9 @@ class Metrics:
         """A counter in this registry."""
         return Counter(name, text, labels, registry=self.registry)
 
-    def gauge(self, name: str, text: str) -> Gauge:
+    def gauge(self, name: str, text: str, *labels: str) -> Gauge:
         """A gauge in this registry."""
-        return Gauge(name, text, registry=self.registry)
+        return Gauge(name, text, labels, registry=self.registry)
 
     def histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         """A histogram in this registry."""

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError
 from service.scorer import Scorer, Scores
 from service.store import Catalog, Reference
-from service.validity.band import SIDES, percentiles_of
+from service.validity.band import percentiles_of
 from service.validity.conformal import Discoveries, Tail
 from service.web import answers, schemas
 from service.web.answers import CSV, JSON, NDJSON, NPY, PNG
@@ -33,6 +33,13 @@ Percentiles = Annotated[
 FalseAlarm = Annotated[
     str | None,
     Query(description="instead of percentiles: the share of valid rows that may be called invalid, such as 0.01"),
+]
+RuleOf = Annotated[
+    str | None,
+    Query(
+        description="band: verdicts by log_likelihood; combined: by all evidence, at a rate of false alarms",
+        json_schema_extra={"enum": ["band", "combined"]},
+    ),
 ]
 TailOf = Annotated[
     str | None,
@@ -102,14 +109,20 @@ async def score(
     percentiles: Percentiles = None,
     false_alarm: FalseAlarm = None,
     tail: TailOf = None,
+    rule: RuleOf = None,
     fdr: Fdr = None,
     explain: Explain = 0,
 ) -> Response:
     """Verdict and log p(x) of each row, with the columns most to blame."""
     service = service_of(request)
+    combined = is_combined(rule)
+    if combined and (percentiles is not None or tail is not None):
+        raise InputError("rule=combined: goes by false_alarm; percentiles and tail are the band's")
     wanted = Wanted(
-        band_of(percentiles, false_alarm, tail),
+        band_of(percentiles, None if combined else false_alarm, tail),
         count_of("explain", explain, service.settings.max_draws),
+        combined,
+        share_of("false_alarm", false_alarm) if combined else None,
         share_of("fdr", fdr),
         tail_of(tail) or "low",
     )
@@ -297,11 +310,24 @@ async def move_alias(request: Request, name: str) -> Response:
 
 @router.get("/drift", response_model=schemas.DriftsAnswer, responses=problems(404, 503))
 async def drift(request: Request, model: Model = None) -> Response:
-    """The rows served since the start beside what valid rows would look like; all served models, or one."""
+    """The rows served since the start, or since the state that was kept, beside what valid rows would look like.
+
+    `drifts` says that they are no more like the validation rows. All served models, or one.
+    """
     service = service_of(request)
     names = [model] if model is not None else [n for n, state in service.registry.status().items() if state == "ready"]
     scorers = [await service.scorer(name) for name in names]
     return answers.json_response({"drift": [drift_of(service, scorer) for scorer in scorers]})
+
+
+@router.post("/drift", response_model=schemas.DriftsAnswer, responses=problems(404, 503))
+async def restart_drift(request: Request, model: Model = None) -> Response:
+    """Let a model's drift monitor begin anew, after it spoke and was heard (scope admin)."""
+    service = service_of(request)
+    service.keys.keys.check(request.headers.get("authorization"), request.headers.get("x-api-key"), "admin")
+    scorer = await service.scorer(model)
+    await asyncio.to_thread(service.drift.restart, scorer)
+    return answers.json_response({"drift": [drift_of(service, scorer)]})
 
 
 @lean.get("/livez", response_model=schemas.StatusAnswer, responses=problems_of_probes())
@@ -334,6 +360,9 @@ async def metrics(request: Request) -> Response:
     service.metrics.queue.set(service.inference.waiting_cost)
     service.metrics.rate.set(service.inference.rate())
     service.metrics.held_back.set(len(service.registry.held_back))
+    for reference, (log_capital, drifts) in service.drift.capitals().items():
+        service.metrics.drift_capital.labels(str(reference)).set(log_capital)
+        service.metrics.drifts.labels(str(reference)).set(drifts)
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -403,6 +432,13 @@ def share_of(name: str, text: str | None) -> float | None:
     if not 0 < share < 1:
         raise InputError(f"{name}: expected a number above 0 and below 1, such as 0.01")
     return share
+
+
+def is_combined(rule: str | None) -> bool:
+    """Whether all evidence is to be combined."""
+    if rule not in (None, "band", "combined"):
+        raise InputError("rule: expected band or combined")
+    return rule == "combined"
 
 
 def tail_of(text: str | None) -> Tail | None:
@@ -481,13 +517,4 @@ def described(service: Service, name: str, with_card: bool = True) -> dict[str, 
 
 def drift_of(service: Service, scorer: Scorer) -> dict[str, Any]:
     """GET /drift, for one model."""
-    tally = service.drift.tally(scorer.published.reference)
-    low, high = scorer.band.percentiles
-    shares = (low / 100, (high - low) / 100, 1 - high / 100)
-    return {
-        "model": model_id(scorer),
-        "rows": int(tally.sides.sum()),
-        "sides": dict(zip(SIDES, tally.sides.tolist(), strict=True)),
-        "expected_shares": dict(zip(SIDES, shares, strict=True)),
-        "p_value_deciles": tally.p_values,
-    }
+    return {"model": model_id(scorer), **service.drift.document(scorer)}

@@ -72,7 +72,7 @@ class BlamedAnswer(Answer):
 class ScoreAnswer(Answer):
     """The verdict on one row."""
 
-    verdict: Literal["valid", "invalid"]
+    verdict: Literal["valid", "invalid"] = Field(description="by the band or, with ?rule=combined, by all evidence")
     side: Literal["below", "inside", "above"]
     certain: bool = Field(
         description="the estimate's interval (3 standard errors; 9 where it is not reliable) holds neither end"
@@ -95,8 +95,19 @@ class ScoreAnswer(Answer):
     columns: list[BlamedAnswer] | None = Field(
         None, description="with ?explain=N, the columns most to blame, of the smallest p_value first"
     )
+    evidence: dict[str, float] | None = Field(
+        None, description="with ?rule=combined, the conformal p_value of all evidence and of each statistic"
+    )
     discovery: bool | None = Field(None, description="with ?fdr=, whether the row is one")
     id: str | int | float | None = None
+
+
+class RuleAnswer(Answer):
+    """The combined rule: a row is invalid whose combined p_value is at most `false_alarm`."""
+
+    name: Literal["combined"]
+    false_alarm: float
+    accepts: AcceptsAnswer
 
 
 class FdrAnswer(Answer):
@@ -118,6 +129,7 @@ class ScoresAnswer(Answer):
     model: ModelId
     band: BandAnswer
     scores: list[ScoreAnswer]
+    rule: RuleAnswer | None = None
     fdr: FdrAnswer | None = None
     warnings: list[str] = []
 
@@ -233,13 +245,30 @@ class StatusAnswer(Answer):
 
 
 class DriftAnswer(Answer):
-    """Served rows of one model against its calibration rows since the start of this process."""
+    """Served rows of one model against its calibration rows since the start of this process, or of the state it was given.
+
+    `drifts` comes of a test martingale: while served rows are like the validation rows, the probability that it ever says
+    so is at most `level`.
+    """
 
     model: ModelId
     rows: int
     sides: dict[str, int]
     expected_shares: dict[str, float] = Field(description="of valid rows, by the calibration's percentiles")
     p_value_deciles: list[int] = Field(description="rows by p_value, ten equal bins from 0; level where nothing drifts")
+    drifts: bool
+    direction: Literal["low", "high"] | None = Field(description="which likelihoods pile up")
+    alarm_row: int | None = Field(description="of the watched rows, the one at which it was noticed")
+    watched_rows: int = Field(description="complete rows; others cannot be ranked among them")
+    log_capital: float = Field(
+        description="of the martingale, nats: 0 at its start, and seldom more while nothing drifts"
+    )
+    peak_log_capital: float
+    limit: float = Field(description="of the log capital, above which it is drift")
+    level: float
+    restarts: int = Field(
+        description="how often POST /drift made it begin anew; each start may spend less of the level"
+    )
 
 
 class DriftsAnswer(Answer):

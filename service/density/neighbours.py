@@ -1,0 +1,80 @@
+"""How far rows are from the nearest of known rows: numbers by their range, categories by equality (after Gower, 1971).
+
+Column by column it is between 0 and 1 among known rows, whatever the units. Cells that are missing are left out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from service.density.estimator import one_thread
+
+FAR = 1e6  # ranges
+CANDIDATES = 8  # by rounded distances, of which the exact ones are taken
+ROWS_AT_ONCE = 64
+
+
+class Neighbours:
+    """Known rows, shape (m, D), with which columns are categories, (D,); NaN is a missing cell."""
+
+    def __init__(self, known: np.ndarray, is_category: np.ndarray) -> None:
+        numbers = known[:, ~is_category].astype(np.float64)
+        with np.errstate(all="ignore"):
+            low = np.fmin.reduce(numbers, axis=0, initial=np.inf)
+            span = np.fmax.reduce(numbers, axis=0, initial=-np.inf) - low
+        self.is_category = is_category
+        self.low = np.where(np.isfinite(low), low, 0.0)
+        self.span = np.where(np.isfinite(span) & (span > 0), span, 1.0)
+        numbers = self.scaled(known)
+        self.has = ~np.isnan(numbers)
+        self.numbers = np.where(self.has, numbers, 0.0)
+        self.codes = known[:, is_category]
+        self.rounded = torch.from_numpy(np.ascontiguousarray(self.numbers, dtype=np.float32))
+        self.squares = torch.from_numpy(np.square(self.numbers).astype(np.float32))
+        self.there = None if self.has.all() else torch.from_numpy(self.has.astype(np.float32))
+
+    def scaled(self, rows: np.ndarray) -> np.ndarray:
+        """The numbers of rows, by their range."""
+        return np.clip((rows[:, ~self.is_category].astype(np.float64) - self.low) / self.span, -FAR, FAR)
+
+    def distances(self, rows: np.ndarray) -> np.ndarray:
+        """Root mean square distance of each row's cells, shape (B, D), from those of the nearest known row: shape (B,)."""
+        with one_thread():
+            parts = [self.of_some(rows[start : start + ROWS_AT_ONCE]) for start in range(0, len(rows), ROWS_AT_ONCE)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def of_some(self, rows: np.ndarray) -> np.ndarray:
+        """The same for a few rows."""
+        numbers, codes = self.scaled(rows), rows[:, self.is_category]
+        rough = self.rough(numbers, codes)
+        count = min(CANDIDATES, len(self.numbers))
+        candidates = np.argpartition(rough, count - 1, axis=1)[:, :count]
+        return self.exact(numbers, codes, candidates).min(axis=1)
+
+    def rough(self, numbers: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Squared distances from all known rows, up to rounding: shape (B, m)."""
+        has = ~np.isnan(numbers)
+        x = torch.from_numpy(np.where(has, numbers, 0.0).astype(np.float32))
+        here = torch.from_numpy(has.astype(np.float32))
+        total = here @ self.squares.mT - 2.0 * x @ self.rounded.mT
+        square = x.square()
+        total += square.sum(dim=1)[:, None] if self.there is None else square @ self.there.mT
+        shared = here.sum(dim=1)[:, None] if self.there is None else here @ self.there.mT
+        distance, count = total.numpy(), np.broadcast_to(shared.numpy(), total.shape).copy()
+        for mine, theirs in zip(codes.T, self.codes.T, strict=True):
+            both = ~np.isnan(mine)[:, None] & ~np.isnan(theirs)
+            distance += both & (mine[:, None] != theirs)
+            count += both
+        return np.where(count > 0, distance / np.maximum(count, 1.0), np.inf)
+
+    def exact(self, numbers: np.ndarray, codes: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Distances from some known rows, shape (B, C) both."""
+        difference = numbers[:, None] - np.where(self.has, self.numbers, np.nan)[candidates]
+        mine, theirs = codes[:, None], self.codes[candidates]
+        both = ~np.isnan(mine) & ~np.isnan(theirs)
+        squares = np.concatenate([np.square(difference), np.where(both, mine != theirs, np.nan)], axis=2)
+        there = ~np.isnan(squares)
+        count = there.sum(axis=2)
+        distance = np.sqrt(np.where(there, squares, 0.0).sum(axis=2) / np.maximum(count, 1))
+        return np.where(count > 0, distance, 1.0)
