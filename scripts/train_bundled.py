@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from mnist import DATA, load_mnist
@@ -20,7 +21,7 @@ from service.cli import epoch_bar, fail_in_one_line, print_report
 from service.data.readers import Rows
 from service.data.tables import read_table
 from service.errors import DataError
-from service.store import Store
+from service.store import Published, Reference, Store
 from service.trainer import TABLE_FIT, Recipe, Split, recalibrate_on, train_on_split, train_table
 from service.vae.training import FitOptions
 
@@ -57,6 +58,13 @@ MODELS = {
 }
 
 
+def again(
+    store: Store, published: Published, pilot: np.ndarray, rows: np.ndarray, known: np.ndarray, digest: str
+) -> Reference:
+    """The same network, calibrated anew."""
+    return recalibrate_on(store, published, pilot, rows, digest, known=known)
+
+
 @fail_in_one_line
 def main(
     names: Annotated[list[str], typer.Argument(help="which of: " + ", ".join([*MODELS, *TABLES]))],
@@ -64,7 +72,7 @@ def main(
     store: Annotated[Path, typer.Option(help="the model store")] = Path("model_store"),
     minutes: Annotated[float, typer.Option(help="time for each model")] = 30.0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 2,
-    recalibrate: Annotated[bool, typer.Option("--recalibrate", help="keep the networks of image models")] = False,
+    recalibrate: Annotated[bool, typer.Option("--recalibrate", help="keep the networks")] = False,
 ) -> None:
     """Train and publish the bundled models."""
     torch.set_num_threads(threads)
@@ -74,8 +82,15 @@ def main(
     for name in sorted(set(names) & set(TABLES)):
         recipe, path, description = TABLES[name]
         recipe = replace(recipe, fit=replace(recipe.fit, minutes=minutes))
+        table = read_table(data / path)
+        if recalibrate:
+            published = Store(store).load(Store(store).resolve(name))
+            rows = published.model.input.array(table)
+            split = Split.shuffled(rows, recipe)  # as it was when the network was trained
+            digest = published.card.calibration.data["digest"]
+            print(again(Store(store), published, split.validation, split.calibration, split.train, digest))
+            continue
         with epoch_bar() as on_epoch:
-            table = read_table(data / path)
             print_report(*train_table(Store(store), name, table, recipe, None, on_epoch, description))
     image_names = [name for name in names if name in MODELS]
     if not image_names:
@@ -87,7 +102,7 @@ def main(
         if recalibrate:
             published = Store(store).load(Store(store).resolve(name))
             digest = published.card.calibration.data["digest"]
-            print(recalibrate_on(Store(store), published, images.pilot, images.calibration, digest))
+            print(again(Store(store), published, images.pilot, images.calibration, images.train, digest))
             continue
         recipe = replace(recipe, fit=replace(recipe.fit, minutes=minutes))  # the same, in the time given
         with epoch_bar() as on_epoch:

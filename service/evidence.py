@@ -53,8 +53,8 @@ class Statistic:
     images_only: bool = False
 
 
-# That a row is unlikely, or like no known row, says most, on whatever data. The others speak up when they are sure: each
-# counts a thirtieth, so that what a tenth of valid rows show is drowned by what the first two say.
+# That a row is unlikely, or like no known row, says most, on whatever data. Each of the others counts a thirtieth: what one
+# valid row in thirty shows is then no more than what the first two say of any.
 ASIDE = 1.0 / 30.0
 STATISTICS = (
     Statistic("nearest_row", 1.0, 0.01),

@@ -381,9 +381,15 @@ def recalibrate_on(
     data_digest: str,
     estimator: Estimator | None = None,
     percentiles: tuple[float, float] | None = None,
+    known: np.ndarray | None = None,
 ) -> Reference:
-    """The same on pilot rows and rows to calibrate on that are apart already."""
+    """The same on pilot rows and rows to calibrate on that are apart already.
+
+    `known` are rows that the network was fitted to, to look for neighbours among; by default those that are known.
+    """
     old, evidence = published.model, published.calibration.evidence
+    if known is None and evidence is not None:
+        known = evidence.known.rows
     model, calibration = calibrated(
         [one.vae for one in old.members],
         old.input,
@@ -392,7 +398,7 @@ def recalibrate_on(
         old.input.rows(rows),
         percentiles or published.calibration.percentiles,
         worker_pool(cpu_quota()),
-        None if evidence is None else evidence.known.rows,
+        None if known is None else old.input.rows(known),
     )
     return store.publish(
         published.reference.name,

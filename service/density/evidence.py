@@ -134,9 +134,10 @@ def encoder_bound(block: Block) -> Tensor:
 
 @cache
 def bound_points(latents: int) -> Tensor:
-    """The same standard normal draws for all rows, each with its mirror image: shape (BOUND_DRAWS, L)."""
+    """The same standard normal draws for all rows, of mean 0 and variance 1 on each axis: shape (BOUND_DRAWS, L)."""
     engine = torch.quasirandom.SobolEngine(latents, scramble=True, seed=0)
     half = normal_quantile(engine.draw(BOUND_DRAWS // 2, dtype=torch.float64).clamp(1e-9, 1 - 1e-9))
+    half = half / half.square().mean(dim=0).sqrt()
     return torch.cat([half, -half])
 
 

@@ -3,9 +3,10 @@
     surprise of a statistic     -log of the share of valid rows that are as strange, or stranger
     combination                 log of the weighted sum of exp(surprise): a weighted harmonic mean of those shares
 
-One strange statistic is enough (Wilson, 2019), and one that has little to say takes nothing from the others. Half of the
-validation rows tell what is surprising; where a row's combination stands among those of the other half is a conformal
-p-value, whatever the statistics have to do with each other.
+One strange statistic is enough (Wilson, 2019), and one that has little to say takes nothing from the others. Statistics of
+full weight go on to surprise beyond what any validation row showed; those of less weight are believed no further than that,
+so that few validation rows let them say little. Half of the validation rows tell what is surprising; where a row's
+combination stands among those of the other half is a conformal p-value, whatever the statistics have to do with each other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 TAIL_SHARE = 0.25  # of the rows, beyond which surprise goes on along a straight line
 MIN_TAIL = 3
+FULL_WEIGHT = 1.0
 MIN_ROWS = 8
 
 
@@ -45,13 +47,12 @@ class Combination:
 
         Beyond most of the rows it grows as the mean excess over them says, as in an exponential tail.
         """
-        return np.stack(
-            [
-                surprise(known, values, scale)
-                for known, values, scale in zip(self.parts.T, statistics.T, self.scales, strict=True)
-            ],
-            axis=1,
-        )
+        columns = [
+            surprise(known, values, scale)
+            for known, values, scale in zip(self.parts.T, statistics.T, self.scales, strict=True)
+        ]
+        most = np.where(self.weights >= FULL_WEIGHT, np.inf, np.log(len(self.parts) + 1.0))
+        return np.minimum(np.stack(columns, axis=1), most)
 
     def combine(self, statistics: np.ndarray) -> np.ndarray:
         """The combination for rows, shape (B, K): shape (B,)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import tempfile
@@ -220,7 +221,7 @@ class DriftMonitor:
         if self.folder is None or not self.path(reference).exists():
             return None
         try:
-            with np.load(self.path(reference), allow_pickle=False) as stored:
+            with np.load(io.BytesIO(self.path(reference).read_bytes()), allow_pickle=False) as stored:
                 watch = Watch.of_arrays({name: stored[name] for name in stored.files})
         except Exception as error:  # whatever a damaged file may do to zip and npy readers
             log.error("the drift state cannot be read: begun anew", extra={"model": str(reference), "why": repr(error)})

@@ -86,3 +86,41 @@ def test_lines_have_no_end_to_wait_for(client):
 def test_tables_have_their_rates_too(client):
     answer = asked(client, "model=wine&false_alarm=0.2&fdr=0.1", data_of("wine").array[:5])
     assert len(answer.scores) == 5
+
+
+def test_the_combined_rule_gives_evidence(client, digit_scorer):
+    rows = np.concatenate([digits()[:20], np.zeros((2, 8, 8))]).astype(np.uint8)
+    answer = asked(client, "rule=combined&false_alarm=0.05", rows)
+    scores = digit_scorer.score(rows, combined=True, false_alarm=0.05)
+    assert answer.rule.false_alarm == 0.05
+    assert answer.rule.accepts.rows == scores.rule.rows
+    assert [score.verdict for score in answer.scores] == scores.verdict
+    names = ("combined", *scores.rule.statistics)
+    assert list(answer.scores[0].evidence) == list(names)
+    assert [score.evidence["combined"] for score in answer.scores] == scores.combined_p_value.tolist()
+    both = asked(client, "rule=combined&fdr=0.3&explain=1", rows)
+    assert [score.discovery for score in both.scores] == scores.discoveries(0.3).chosen.tolist()
+    assert len(both.scores[0].columns) == 1
+    text = client.post("/score?rule=combined", content=npy(rows), headers=NPY | {"accept": "text/csv"}).text
+    assert "combined_p_value,p_value_log_likelihood" in text.splitlines()[0]
+    records = np.load(
+        io.BytesIO(
+            client.post(
+                "/score?rule=combined", content=npy(rows), headers=NPY | {"accept": NPY["content-type"]}
+            ).content
+        )
+    )
+    assert records["combined_p_value"].tolist() == scores.combined_p_value.tolist()
+    line = client.post(
+        "/score?rule=combined", content="[" + "0," * 63 + "0]", headers={"content-type": "application/x-ndjson"}
+    )
+    assert line.json()["evidence"]["combined"] == scores.combined_p_value[-1]
+
+
+@pytest.mark.parametrize(
+    "query", ["rule=x", "rule=combined&percentiles=5,95", "rule=combined&tail=low", "rule=combined&false_alarm=0.00001"]
+)
+def test_what_the_combined_rule_cannot_do_is_refused(client, query):
+    answer = client.post(f"/score?{query}", content=npy(digits()[:2]), headers=NPY)
+    assert answer.status_code == 422
+    assert answer.json()["detail"]
