@@ -1,4 +1,4 @@
-"""The command line: `vouch train`, `calibrate`, `score`, `sample`, `models`, `promote`, `serve`.
+"""The command line: `vouch train`, `calibrate`, `score`, `evaluate`, `sample`, `models`, `promote`, `serve`.
 
 Bad input ends with one line on stderr and exit status 2, and leaves nothing half-written.
 """
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from service.data.readers import Rows
     from service.data.schema import InputSpec
     from service.density.estimator import SettingName
+    from service.evaluation import RuleOnSet
     from service.scorer import Samples, Scorer
     from service.store import Reference, Store
     from service.trainer import PriorName
@@ -332,6 +333,45 @@ def score(
 
 @app.command()
 @fail_in_one_line
+def evaluate(
+    valid: Annotated[Path, typer.Option(help="valid rows that the model has not seen")],
+    invalid: Annotated[list[str], typer.Option(help="NAME=FILE of invalid rows; as often as you have sets")],
+    model: ModelOption = None,
+    store: StoreOption = "model_store",
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first rows of each file")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG to draw: caught over false alarms, a panel for each set")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """For every rule: false alarms, the share of each invalid set that is caught, AUROC and AUPRC; and which to choose."""
+    from service.evaluation import RATES, evaluated, recommendation
+
+    scorer = scorer_of(store, model, device)
+    sets = dict(named_file(text) for text in invalid)
+    if len(sets) < len(invalid):
+        raise DataError("--invalid: names a set twice")
+    if picture is not None and picture.suffix != ".png":
+        raise DataError(f"{picture}: expected a name that ends in .png")
+
+    def read_rows(path: Path) -> np.ndarray:
+        return checked_rows(path, rows_for(scorer.model.input, path, None), scorer)[:limit]
+
+    results = evaluated(scorer, read_rows(valid), {name: read_rows(path) for name, path in sets.items()})
+    heads = [f"{100 * rate:g} %" for rate in RATES]
+    table = Table("invalid set", "rule", "AUROC", "AUPRC", *(f"caught at {head}" for head in heads), "false alarms")
+    for one in results:
+        shares = [f"{100 * share:.1f}" for share in one.caught]
+        alarms = ", ".join(f"{100 * share:.1f}" for share in one.alarms)
+        table.add_row(one.name, one.rule, f"{one.auroc:.4f}", f"{one.auprc:.4f}", *shares, alarms)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print(recommendation(results))
+    if picture is not None:
+        write_atomically(picture, drawn_rules(results))
+
+
+@app.command()
+@fail_in_one_line
 def sample(
     model: ModelOption = None,
     store: StoreOption = "model_store",
@@ -522,6 +562,41 @@ def schema_table(kinds: Schema, data: TableData) -> Table:
         missing = sum(map(is_missing, cells))
         shown.add_row(column.name, column.kind, f"{100 * missing / len(cells):.1f} %" if missing else "", column.why)
     return shown
+
+
+def named_file(text: str) -> tuple[str, Path]:
+    """NAME=FILE."""
+    name, separator, path = text.partition("=")
+    if not (separator and name.strip() and path.strip()):
+        raise DataError("--invalid: expected NAME=FILE")
+    return name.strip(), Path(path.strip())
+
+
+def drawn_rules(results: list[RuleOnSet]) -> bytes:
+    """What each rule catches over its false alarms, as a PNG."""
+    try:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise DataError("--picture needs the extra: pip install 'vouch[plots]'") from None
+    names = list(dict.fromkeys(one.name for one in results))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3.2), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for one in (one for one in results if one.name == name):
+            axis.plot(one.alarms, one.caught, "o-", label=one.rule, markersize=4)
+        axis.set(title=name, xlabel="false alarms among valid rows", xscale="symlog", ylim=(-0.03, 1.03))
+        axis.set_xscale("symlog", linthresh=0.01)
+        axis.set_xticks([0.01, 0.05, 0.1, 0.5], ["1 %", "5 %", "10 %", "50 %"])
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("share of invalid rows caught")
+    axes[0][-1].legend(loc="lower right", fontsize=8)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    plt.close(figure)
+    return buffer.getvalue()
 
 
 def split_names(columns: str | None) -> list[str] | None:

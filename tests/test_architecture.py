@@ -15,7 +15,7 @@ FLOORS = [
     ["model"],
     ["store"],
     ["scorer", "trainer"],
-    ["tabular", "detector"],
+    ["tabular", "detector", "evaluation"],
     ["web"],
     ["cli"],
 ]

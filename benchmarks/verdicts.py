@@ -1,0 +1,348 @@
+"""What verdicts promise and what they catch: the combined rule, false alarms over many resplits, false discoveries, drift.
+
+    python benchmarks/verdicts.py --data FOLDER [--part images] [--part alarms] [--part drift] ...
+
+images       `mnist` on fifteen kinds of images that are none of its digits: AUROC of the combined rule and of log p(x).
+alarms       Realised false alarms of every rule over 200 resplits of valid rows into validation and fresh ones.
+discoveries  Realised false discovery rate over 200 mixtures of valid rows and known outliers.
+drift        Valid streams that ever alarm, and how soon a doubled share below the fifth percentile is noticed.
+cost         Time of a score under the combined rule, of that of the score alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
+
+from service import load
+from service.data.readers import read
+from service.data.tables import read_table
+from service.errors import CalibrationError
+from service.evidence import weights_of
+from service.scorer import Scorer
+from service.validity.band import Band, exact, percentiles_of, rank
+from service.validity.conformal import Discoveries, low_p_value
+from service.validity.evidence import Combination
+from service.validity.martingale import Martingale, Ranks, log_limit
+
+RATES = (0.5, 0.1, 0.05, 0.01)
+RESPLITS = 200
+CONSOLE = Console(width=160)
+
+
+# Images
+
+
+def digits_of(folder: Path) -> np.ndarray:
+    """The test digits, uint8."""
+    return read(folder / "mnist.npz", "x_test").array
+
+
+def invalid_images(digits: np.ndarray, fashion: np.ndarray) -> dict[str, np.ndarray]:
+    """Fifteen kinds of images, each of the shape of `digits`, (N, 28, 28), floats 0..255."""
+    generator = np.random.default_rng(0)
+    count, plain = len(digits), digits.astype(np.float64)
+    sparse = np.where(generator.random(plain.shape) < 0.1, 255.0, 0.0)
+    greys = np.broadcast_to(generator.integers(1, 256, size=(count, 1, 1)), plain.shape).astype(np.float64)
+    shuffled = generator.permuted(plain.reshape(count, -1), axis=1).reshape(plain.shape)
+    return {
+        "Fashion-MNIST": fashion[:count].astype(np.float64),
+        "inverted": 255.0 - plain,
+        "uniform noise": generator.integers(0, 256, size=plain.shape).astype(np.float64),
+        "sparse noise": sparse,
+        "blank black": np.zeros_like(plain),
+        "constant grey": greys,
+        "shuffled pixels": shuffled,
+        "rotated by 90 degrees": np.rot90(plain, axes=(1, 2)).copy(),
+        "white occlusion": occluded(plain, 255.0, generator),
+        "black occlusion": occluded(plain, 0.0, generator),
+        "blurred": each(plain, blurred),
+        "dimmed": 0.4 * plain,
+        "mean of two digits": 0.5 * (plain + plain[generator.permutation(count)]),
+        "8 x 8 digits, enlarged": each(
+            load_digits().images[generator.permutation(1797)[:count]] * (255.0 / 16), enlarged
+        ),
+        "flipped": plain[:, :, ::-1].copy(),
+    }
+
+
+def occluded(images: np.ndarray, value: float, generator: np.random.Generator) -> np.ndarray:
+    """A square of 10 x 10 pixels laid over each, somewhere near the middle."""
+    changed = images.copy()
+    for image, (top, left) in zip(changed, generator.integers(4, 14, size=(len(images), 2)), strict=True):
+        image[top : top + 10, left : left + 10] = value
+    return changed
+
+
+def each(images: np.ndarray, function: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """What a function makes of each image."""
+    pictures = (Image.fromarray(np.rint(image).clip(0, 255).astype(np.uint8)) for image in images)
+    return np.stack([np.asarray(function(picture), dtype=np.float64) for picture in pictures])
+
+
+def blurred(image: Image.Image) -> Image.Image:
+    """By a normal of 1.5 pixels."""
+    from PIL import ImageFilter
+
+    return image.filter(ImageFilter.GaussianBlur(1.5))
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """To the size of a digit."""
+    return image.resize((28, 28), Image.Resampling.BILINEAR)
+
+
+def images(folder: Path, store: str, count: int) -> None:
+    """The table of fifteen kinds."""
+    scorer, digits = load("mnist", store, "cpu"), digits_of(folder)
+    fashion = read(folder / "fashion_mnist.npz", "x_test").array
+    generator = np.random.default_rng(1)
+    chosen = generator.permutation(len(digits))
+    valid, basis = digits[chosen[count : 3 * count]], digits[chosen[:count]]
+    spec = scorer.model.input
+    good = scorer.score(valid, combined=True)
+    table = Table(
+        *("kind", "combined", "log p(x), one-sided", "two-sided", "caught at 1 %", "unchanged by the threshold"),
+        box=box.MARKDOWN,
+    )
+    means = []
+    for kind, pictures in invalid_images(basis, fashion).items():
+        rows = scorer.rows(pictures)
+        bad = scorer.score(rows, combined=True)
+        same = (spec.encode(rows) == spec.encode(scorer.rows(basis[: len(rows)]))).all(axis=1).mean()
+        areas = [
+            area(-good.combined_p_value, -bad.combined_p_value),
+            area(-good.log_likelihood, -bad.log_likelihood),
+            area(-good.p_value, -bad.p_value),
+        ]
+        means.append(areas)
+        table.add_row(
+            kind,
+            *(f"{one:.4f}" for one in areas),
+            f"{100 * (bad.combined_p_value <= 0.01).mean():.1f} %",
+            f"{100 * same:.1f} %",
+        )
+    table.add_row("mean", *(f"{one:.4f}" for one in np.mean(means, axis=0)))
+    alarms = ", ".join(f"{100 * (good.combined_p_value <= rate).mean():.1f} % at {100 * rate:g} %" for rate in RATES)
+    CONSOLE.print(
+        f"\n{scorer.published.reference}, {len(valid):,} test digits, {count} of each kind; false alarms: {alarms}\n"
+    )
+    CONSOLE.print(table)
+
+
+def area(valid: np.ndarray, invalid: np.ndarray) -> float:
+    """How often an invalid row is the stranger one."""
+    return float(roc_auc_score(np.repeat([0, 1], [len(valid), len(invalid)]), np.concatenate([valid, invalid])))
+
+
+# Promises
+
+
+def valid_rows(name: str, folder: Path, store: str, count: int) -> tuple[Scorer, np.ndarray]:
+    """A bundled model and valid rows that its networks were not fitted to."""
+    scorer = load(name, store, "cpu")
+    if name == "mnist":
+        return scorer, scorer.rows(digits_of(folder)[:count])
+    # The model's own rows are as valid as any, and there are as many as one likes.
+    return scorer, scorer.rows(scorer.model.drawn(count, seed=5))
+
+
+def alarms(folder: Path, store: str, count: int) -> None:
+    """Realised rates over resplits: half of the rows validate, the others are fresh."""
+    table = Table("rows", "rule", *(f"at {100 * rate:g} %" for rate in RATES), box=box.MARKDOWN)
+    for name in ("mnist", "adult"):
+        scorer, rows = valid_rows(name, folder, store, count)
+        look = scorer.model.look(rows, None, scorer.witnesses, scorer.pool)
+        assert look.statistics is not None
+        found = resplit(look.estimates.log_likelihood, look.statistics, weights_of(scorer.model.input))
+        for rule, rates in found.items():
+            cells = []
+            for rate, realised in zip(RATES, rates, strict=True):
+                promised = promise(rule, rate, len(rows) // 2)
+                # Resplits of the same rows depend on each other: the error is that of one split in two parts, at least.
+                error = np.sqrt(rate * (1 - rate) / len(rows) * 2)
+                cells.append(f"{100 * np.mean(realised):.2f} of {100 * promised:.2f} (+-{100 * error:.2f})")
+            table.add_row(f"{name}, {len(rows):,}", rule, *cells)
+    CONSOLE.print(
+        f"\nFalse alarms in per cent of fresh valid rows, over {RESPLITS} resplits, of what so many rows allow\n"
+    )
+    CONSOLE.print(table)
+
+
+def promise(rule: str, rate: float, rows: int) -> float:
+    """What a rate comes to with so many validation rows."""
+    if rule == "band, both sides":
+        return 2 * rank(rows, 50 * exact(rate)) / (rows + 1)
+    judging = rows - rows // 2 if rule == "combined" else rows
+    return rank(judging, 100 * exact(rate)) / (judging + 1)
+
+
+def resplit(
+    log_likelihood: np.ndarray, statistics: np.ndarray, weights: tuple[np.ndarray, np.ndarray]
+) -> dict[str, list[list[float]]]:
+    """The realised rates of each rule, at each of RATES, in each resplit."""
+    rules = ("band, both sides", "band, low side", "combined")
+    found: dict[str, list[list[float]]] = {rule: [[] for _ in RATES] for rule in rules}
+    generator = np.random.default_rng(0)
+    half = len(log_likelihood) // 2
+    for _ in range(RESPLITS):
+        order = generator.permutation(len(log_likelihood))
+        known, fresh = order[:half], order[half:]
+        scores = np.sort(log_likelihood[known])
+        combined = Combination.fit(statistics[known], *weights).p_value(statistics[fresh])
+        for at, rate in enumerate(RATES):
+            for rule, tail in (("band, both sides", "both"), ("band, low side", "low")):
+                band = Band.fit(scores, percentiles_of(rate, tail))  # type: ignore[arg-type]
+                found[rule][at].append(float((band.sides(log_likelihood[fresh]) != 0).mean()))
+            found["combined"][at].append(float((combined <= rate * (1 + 1e-12)).mean()))
+    return found
+
+
+def discoveries(folder: Path, store: str, count: int) -> None:
+    """Realised false discovery rates: a tenth of each mixture are Fashion-MNIST images."""
+    scorer, rows = valid_rows("mnist", folder, store, count)
+    outliers = scorer.rows(read(folder / "fashion_mnist.npz", "x_test").array[: count // 5])
+    weights = weights_of(scorer.model.input)
+    looks = [scorer.model.look(part, None, scorer.witnesses, scorer.pool) for part in (rows, outliers)]
+    (good, bad), (good_all, bad_all) = (
+        [look.estimates.log_likelihood for look in looks],
+        [look.statistics for look in looks],
+    )
+    assert good_all is not None and bad_all is not None  # noqa: PT018
+    generator = np.random.default_rng(0)
+    half, size = len(good) // 2, 500
+    table = Table("rule", "level", "false discoveries", "standard error", "power", box=box.MARKDOWN)
+    found: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    for _ in range(RESPLITS):
+        order = generator.permutation(len(good))
+        known, fresh, strange = order[:half], order[half:][:size], generator.permutation(len(bad))[: size // 9]
+        is_valid = np.repeat([True, False], [len(fresh), len(strange)])
+        combination = Combination.fit(good_all[known], *weights)
+        p_values = {
+            "log p(x), low side": (
+                low_p_value(np.sort(good[known]), np.concatenate([good[fresh], bad[strange]])),
+                half,
+            ),
+            "combined": (combination.p_value(np.concatenate([good_all[fresh], bad_all[strange]])), half - half // 2),
+        }
+        for rule, (values, validation_rows) in p_values.items():
+            for level in (0.05, 0.1, 0.2):
+                chosen = Discoveries.of(values, level, "low", validation_rows).chosen
+                false = (chosen & is_valid).sum() / max(1, chosen.sum())
+                found.setdefault((rule, level), []).append((false, (chosen & ~is_valid).sum() / (~is_valid).sum()))
+    for (rule, level), pairs in found.items():
+        false_rates, powers = np.array(pairs).T
+        error = false_rates.std() / np.sqrt(RESPLITS)
+        table.add_row(rule, f"{level:g}", f"{false_rates.mean():.4f}", f"{error:.4f}", f"{powers.mean():.3f}")
+    CONSOLE.print(f"\nFalse discoveries among {size} digits and {size // 9} pieces of clothing, {RESPLITS} mixtures\n")
+    CONSOLE.print(table)
+
+
+# Drift
+
+
+def drift(streams: int, length: int, shifted: int) -> None:
+    """How often valid streams alarm, and how soon a doubled share below the fifth percentile is noticed."""
+    generator = np.random.default_rng(0)
+    limit, alarmed = log_limit(0.01), 0
+    for _ in range(streams):
+        alarmed += martingale_path(generator, generator.normal(size=length)).max() >= limit
+    CONSOLE.print(f"\n{alarmed} of {streams} valid streams of {length:,} rows ever alarm at the 1 % level")
+    delays = []
+    for _ in range(shifted):
+        after = generator.normal(size=2_000)
+        uniform = generator.random(2_000)
+        low = generator.random(2_000) < 0.1  # below the fifth percentile, of which valid rows have a twentieth
+        after = np.where(low, quantile(0.05 * uniform), quantile(0.05 + 0.95 * uniform))
+        path = martingale_path(generator, np.concatenate([generator.normal(size=5_000), after]))
+        over = np.flatnonzero(path >= limit)
+        delays.append(over[0] - 5_000 + 1 if over.size else np.inf)
+    late = np.array(delays)
+    CONSOLE.print(
+        f"twice the share below the fifth percentile, after 5,000 valid rows: noticed within 1,000 rows in "
+        f"{100 * (late <= 1_000).mean():.1f} % of {shifted} streams; median {np.median(late):.0f}, nine tenths within "
+        f"{np.quantile(late, 0.9):.0f} rows"
+    )
+
+
+def martingale_path(generator: np.random.Generator, scores: np.ndarray) -> np.ndarray:
+    """Log capital along a stream, beside 1,000 validation rows of the same pool."""
+    ranks = Ranks(0.0, 1.0)
+    for cell in ranks.cells(generator.normal(size=1_000)).tolist():
+        ranks.add(cell)
+    return Martingale().bet(ranks.p_values(scores, generator.random(len(scores))))
+
+
+def quantile(probability: np.ndarray) -> np.ndarray:
+    """Of a standard normal."""
+    return np.sqrt(2.0) * torch.erfinv(torch.from_numpy(2.0 * probability - 1.0)).numpy()
+
+
+# Cost
+
+
+def cost(folder: Path, store: str) -> None:
+    """Medians of paired times on one core, 64 rows at a time."""
+    torch.set_num_threads(1)
+    for name in ("mnist", "adult"):
+        scorer = load(name, store, "cpu", threads=1)
+        if name == "mnist":
+            rows = scorer.rows(digits_of(folder)[:384])
+        else:
+            whole = scorer.rows(scorer.model.input.array(read_table(folder / "mixed" / "adult.csv")))
+            rows = whole[~np.isnan(whole).any(axis=1)][:384]
+        scorer.score(rows[:64], combined=True)  # what is set up once
+        ratios, plain = [], []
+        for batch in np.split(rows, 6):
+            start = time.perf_counter()
+            scorer.score(batch)
+            between = time.perf_counter()
+            scorer.score(batch, combined=True)
+            ratios.append((time.perf_counter() - between) / (between - start))
+            plain.append(1e3 * (between - start) / 64)
+        CONSOLE.print(
+            f"{scorer.published.reference}: score {np.median(plain):.2f} ms a row; under the combined rule "
+            f"{np.median(ratios):.3f} of that ({min(ratios):.3f} to {max(ratios):.3f})"
+        )
+
+
+def main() -> None:
+    """Run the parts that are asked for, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--store", default="model_store")
+    parser.add_argument("--rows", type=int, default=500, help="images of each invalid kind")
+    parser.add_argument("--valid", type=int, default=4_000, help="valid rows to resplit")
+    parser.add_argument("--streams", type=int, default=1_000)
+    parser.add_argument("--length", type=int, default=20_000)
+    parser.add_argument("--shifted", type=int, default=200)
+    parts: dict[str, Callable[[argparse.Namespace], None]] = {
+        "images": lambda options: images(options.data, options.store, options.rows),
+        "alarms": lambda options: alarms(options.data, options.store, options.valid),
+        "discoveries": lambda options: discoveries(options.data, options.store, options.valid),
+        "drift": lambda options: drift(options.streams, options.length, options.shifted),
+        "cost": lambda options: cost(options.data, options.store),
+    }
+    parser.add_argument("--part", choices=list(parts), action="append")
+    options = parser.parse_args()
+    try:
+        for part in options.part or parts:
+            parts[part](options)
+    except (CalibrationError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
