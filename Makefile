@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: serve test format lint types tests fuzz loadtest evaluate bench estimator density adbench cells bundled pictures clean
+.PHONY: serve test format lint types tests fuzz loadtest evaluate bench estimator density adbench cells verdicts bundled pictures clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/vouch serve
@@ -58,11 +58,14 @@ adbench: $(VENV)/bench.done  ## three hours: VAEDetector beside PyOD's detectors
 cells: $(VENV)/test.done     ## an hour: which cell is wrong, and rows with holes, beside simpler ways
 	$(BIN)/python benchmarks/cells.py --data $(DATA)
 
+verdicts: $(VENV)/test.done  ## half an hour: what verdicts promise and what they catch; `pictures` draws some of it
+	$(BIN)/python benchmarks/verdicts.py --data $(DATA)
+
 bundled: $(VENV)/test.done   ## train the bundled models anew, as new versions
 	$(BIN)/python scripts/train_bundled.py mnist mnist-2d adult --data $(DATA)
 
-pictures: $(VENV)/test.done  ## the pictures of the README
-	$(BIN)/python scripts/pictures.py
+pictures: $(VENV)/test.done  ## the pictures of the README and the docs
+	$(BIN)/python scripts/pictures.py --data $(DATA)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

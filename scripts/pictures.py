@@ -1,4 +1,4 @@
-"""The pictures of the README, and the rows in examples/ with their verdicts.
+"""The pictures of the README and the docs, and the rows in examples/ with their verdicts.
 
 python scripts/pictures.py
 """
@@ -12,10 +12,15 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import typer
+from mnist import DATA
 
 from service import load
-from service.cli import fail_in_one_line
+from service.cli import drawn_rules, fail_in_one_line
 from service.data.images import grid, png, read_image
+from service.data.readers import read
+from service.evaluation import evaluated
+from service.scorer import Scorer
+from service.validity.martingale import Martingale, Ranks, log_limit
 
 EXAMPLES = Path("examples")
 
@@ -24,8 +29,9 @@ EXAMPLES = Path("examples")
 def main(
     store: Annotated[Path, typer.Option(help="the model store")] = Path("model_store"),
     out: Annotated[Path, typer.Option(help="folder of the pictures")] = Path("docs/pictures"),
+    data: Annotated[Path, typer.Option(help="folder that holds mnist.npz and fashion_mnist.npz")] = DATA,
 ) -> None:
-    """Draw the example images with their verdicts, and the manifold of mnist-2d."""
+    """Draw the example images with their verdicts, the manifold of mnist-2d, and what docs/verdicts.md explains."""
     mpl.use("Agg")
     out.mkdir(parents=True, exist_ok=True)
     draw_verdicts(store, out / "verdicts.png")
@@ -33,6 +39,76 @@ def main(
     (out / "manifold.png").write_bytes(png(grid(manifold.means.reshape(-1, 28, 28), gap=0)))
     samples = load("mnist", store, "cpu").sample(48, seed=7)
     (out / "samples.png").write_bytes(png(grid(samples.samples.reshape(-1, 28, 28), columns=12, gap=2)))
+    draw_p_values(load("mnist", store, "cpu"), out / "p_value.png")
+    draw_drift(out / "drift.png")
+    if not (data / "mnist.npz").exists():
+        print(f"{data}: no data, so rules.png stays as it is")
+        return
+    draw_rules(load("mnist", store, "cpu"), data, out / "rules.png")
+
+
+def draw_p_values(scorer: Scorer, path: Path) -> None:
+    """Validation scores with the band, and where a digit and a boot come to lie."""
+    known, band = scorer.calibration.scores, scorer.band
+    figure, axis = plt.subplots(figsize=(8.5, 3.4))
+    axis.hist(known, bins=120, range=(-150, 0), color="0.75")
+    axis.axvspan(band.low, band.high, color="tab:green", alpha=0.15)
+    top = axis.get_ylim()[1]
+    axis.text((band.low + band.high) / 2, 0.94 * top, "band 25-75: valid", ha="center", color="tab:green")
+    digit, boot = (sorted((EXAMPLES / kind).glob("*.png")) for kind in ("valid", "invalid"))
+    for file, colour, height in ((digit[0], "tab:blue", 0.6), (boot[0], "tab:red", 0.6)):
+        scores = scorer.score(read_image(file.read_bytes()).pixels[None])
+        place = max(-149.0, float(scores.log_likelihood[0]))
+        arrow = "" if place == scores.log_likelihood[0] else "far to the left: "
+        axis.axvline(place, color=colour)
+        axis.text(
+            place + 1,
+            height * top,
+            f"{arrow}{file.stem}\nlog p(x) {scores.log_likelihood[0]:.0f}\n{scores.percentile[0]:.2g} % are less likely\n"
+            f"p_value {scores.p_value[0]:.2g}",
+            color=colour,
+            fontsize=9,
+        )
+    axis.set(xlabel="log p(x) of validation rows, nats", ylabel="rows", xlim=(-150, 0))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_drift(path: Path) -> None:
+    """Some streams' capital: valid rows, then rows of which twice as many are below the fifth percentile."""
+    generator = np.random.default_rng(3)
+    figure, axis = plt.subplots(figsize=(8.5, 3.2))
+    for _ in range(8):
+        ranks = Ranks(0.5, 0.1)
+        for cell in ranks.cells(generator.random(1_000)).tolist():
+            ranks.add(cell)
+        late = np.where(
+            generator.random(2_000) < 0.1, 0.05 * generator.random(2_000), 0.05 + 0.95 * generator.random(2_000)
+        )
+        scores = np.concatenate([generator.random(3_000), late])
+        path_of_capital = Martingale().bet(ranks.p_values(scores, generator.random(len(scores))))
+        axis.plot(path_of_capital / np.log(10), linewidth=1)
+    axis.axhline(log_limit(0.01) / np.log(10), color="k", linestyle="--")
+    axis.axvline(3_000, color="0.6")
+    axis.text(50, log_limit(0.01) / np.log(10) + 0.2, "limit", va="bottom")
+    axis.text(3_050, -1.6, "from here on, twice the share\nbelow the fifth percentile", va="center")
+    axis.set(xlabel="rows served", ylabel="log10 of the capital", xlim=(0, 5_000), ylim=(-2.5, 8))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_rules(scorer: Scorer, data: Path, path: Path) -> None:
+    """What `vouch evaluate --picture` draws, of three kinds of invalid images."""
+    digits = read(data / "mnist.npz", "x_test").array
+    sets = {
+        "Fashion-MNIST": read(data / "fashion_mnist.npz", "x_test").array[:300],
+        "digits at half brightness": (digits[1000:1300] * 0.45).round(),
+        "digits, 10 x 10 pixels blackened": digits[1300:1600].copy(),
+    }
+    sets["digits, 10 x 10 pixels blackened"][:, 9:19, 9:19] = 0
+    path.write_bytes(drawn_rules(evaluated(scorer, digits[:1000], sets)))
 
 
 def draw_verdicts(store: Path, path: Path) -> None:

@@ -61,7 +61,8 @@ def run(command: str, address: str) -> str:
 def abridged(value: Any, depth: int = 0) -> Any:
     """The beginning of long lists and of digests, objects down to the second level or so, numbers to six digits."""
     if isinstance(value, dict):
-        shallow = ("columns", "expected")  # which cell is to blame, and what belonged there, is what is asked for
+        # Which cell is to blame, what belonged there, and what speaks against a row, is what is asked for.
+        shallow = ("columns", "expected", "evidence", "accepts")
         return (
             "..." if depth > 1 else {key: abridged(item, depth + (key not in shallow)) for key, item in value.items()}
         )

@@ -29,7 +29,17 @@ from service.store import Published, Store
 from service.vae.likelihoods import Likelihood
 from service.vae.network import VAE
 from service.vae.prior import base_points
-from service.validity.band import INTERVAL_WIDTH, SIDES, UNRELIABLE_WIDTH, Band, Side, Verdict, exact, rank
+from service.validity.band import (
+    INTERVAL_WIDTH,
+    SIDES,
+    UNRELIABLE_WIDTH,
+    Band,
+    Side,
+    Verdict,
+    exact,
+    percentiles_of,
+    rank,
+)
 from service.validity.columns import ColumnSketch
 from service.validity.conformal import Acceptance, Discoveries, Tail, low_p_value, percentile, two_sided_p_value
 
@@ -318,6 +328,7 @@ class Scorer:
         explain: int = 0,
         combined: bool = False,
         false_alarm: float | None = None,
+        tail: Tail = "both",
     ) -> Scores:
         """Estimate log p(x) of each row and place it among the validation rows.
 
@@ -326,13 +337,17 @@ class Scorer:
             checkpoint: called every few milliseconds of work; what it raises ends the call.
             explain: how many columns to blame; then the answer is `ExplainedScores`.
             combined: judge by all evidence instead of the band.
-            false_alarm: the share of valid rows that may be called invalid then; by default CombinedRule's.
+            false_alarm: the share of valid rows that may be called invalid; by default the calibration's, or the usual one
+                of the combined rule.
+            tail: of a false alarm rate of the band: `low` for unlikely rows alone.
 
         Raises:
             InputError: rows that cannot be read.
             CalibrationError: percentiles that the number of validation rows cannot give, or columns or evidence that no
                 calibration knows.
         """
+        if false_alarm is not None and not combined:
+            percentiles = percentiles_of(false_alarm, tail)
         band = self.band if percentiles is None else self.calibration.band(percentiles)
         rule = self.rule(false_alarm) if combined else None
         rows = self.rows(rows)

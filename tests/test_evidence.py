@@ -127,3 +127,11 @@ def test_sizes_tell_simple_images_from_noise():
     images = np.stack([np.zeros((28, 28)), np.full((28, 28), 77), np.random.default_rng(0).integers(0, 256, (28, 28))])
     sizes = compressed_sizes(images)
     assert sizes[0] <= sizes[1] < 60 < 700 < sizes[2]
+
+
+def test_a_rate_of_the_band_can_be_asked_for_in_process(digit_scorer):
+    rows = digits()[:30]
+    low = digit_scorer.score(rows, false_alarm=0.1, tail="low")
+    assert low.band.percentiles == (10.0, 100.0)
+    assert digit_scorer.score(rows, false_alarm=0.1).band.percentiles == (5.0, 95.0)
+    assert (low.valid == (low.low_p_value > 0.1 * (1 + 1e-12))).all()

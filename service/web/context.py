@@ -35,6 +35,7 @@ TINY = 2**13
 EXPLAINING_EVALUATIONS = 2 * KEPT_DRAWS
 MAX_INTERVALS = 64  # of a request's parts; a stream has more of them than anybody will look at
 FEW = 500  # rows of scores, or numbers, that are written in less time than another thread takes to wake up
+FEW_WATCHED = 100  # rows that the drift monitor takes in less time than that
 P = ParamSpec("P")
 A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
@@ -156,7 +157,7 @@ class Service:
         self.note(request, scorer, scores)
         # A stream's blocks are one request; they are no retries of each other.
         request_id = None if is_streamed(request) else request.scope["state"]["request_id"]
-        if len(scores) < FEW:
+        if len(scores) < FEW_WATCHED:
             self.drift.add(scorer, scores, request_id)
         else:
             await asyncio.to_thread(self.drift.add, scorer, scores, request_id)
