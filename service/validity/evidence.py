@@ -4,8 +4,8 @@
     combination                 log of the weighted sum of exp(surprise): a weighted harmonic mean of those shares
 
 One strange statistic is enough (Wilson, 2019), and one that has little to say takes nothing from the others. Statistics of
-full weight go on to surprise beyond what any validation row showed; those of less weight are believed no further than that,
-so that few validation rows let them say little. Half of the validation rows tell what is surprising; where a row's
+full weight go on to surprise beyond what any validation row showed; those of less weight are believed a little further than
+that, so that few validation rows let them say little. Half of the validation rows tell what is surprising; where a row's
 combination stands among those of the other half is a conformal p-value, whatever the statistics have to do with each other.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 TAIL_SHARE = 0.25  # of the rows, beyond which surprise goes on along a straight line
 MIN_TAIL = 3
 FULL_WEIGHT = 1.0
+BELIEVED = 1.5  # times the largest surprise that n rows can show, log(n + 1)
 MIN_ROWS = 8
 
 
@@ -51,7 +52,7 @@ class Combination:
             surprise(known, values, scale)
             for known, values, scale in zip(self.parts.T, statistics.T, self.scales, strict=True)
         ]
-        most = np.where(self.weights >= FULL_WEIGHT, np.inf, np.log(len(self.parts) + 1.0))
+        most = np.where(self.weights >= FULL_WEIGHT, np.inf, BELIEVED * np.log(len(self.parts) + 1.0))
         return np.minimum(np.stack(columns, axis=1), most)
 
     def combine(self, statistics: np.ndarray) -> np.ndarray:
