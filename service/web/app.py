@@ -167,6 +167,7 @@ def document_bodies(app: FastAPI, service: Service) -> None:
                 schemas.Instances,
                 schemas.Latents,
                 schemas.AliasBody,
+                schemas.RestartBody,
                 schemas.Problem,
                 schemas.ProtocolRequest,
             ):

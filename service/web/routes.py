@@ -6,10 +6,10 @@ import asyncio
 import math
 import secrets
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError
 from service.scorer import Scorer, Scores
@@ -23,6 +23,7 @@ from service.web.lean import LeanRoute, only_known_parameters
 from service.web.parsing import Batch, media_type, parse_latents, parse_rows
 from service.web.streaming import scored_lines
 
+B = TypeVar("B", bound=BaseModel)
 MAX_SEED = 2**53 - 1  # what JSON numbers hold exactly everywhere
 
 Model = Annotated[str | None, Query(description="NAME, NAME@VERSION or NAME@ALIAS; default: the store's default")]
@@ -295,10 +296,8 @@ async def one_model(request: Request, name: str) -> Response:
 async def move_alias(request: Request, name: str) -> Response:
     """Let an alias name a version (scope admin). With `expected`, only if it names that one now."""
     service = service_of(request)
-    service.keys.keys.check(request.headers.get("authorization"), request.headers.get("x-api-key"), "admin")
-    if media_type(request.headers.get("content-type", "")) != JSON:
-        raise MediaTypeError("the content type is not spoken, expected application/json")
-    body = alias_body(await body_of(request))
+    check_admin(request, service)
+    body = read_body(await body_of(request), schemas.AliasBody, "the alias cannot be moved")
     registry = service.registry
     await asyncio.to_thread(registry.refresh)
     # A version that cannot be loaded is refused here, and the one that takes over is warm before it does.
@@ -320,11 +319,17 @@ async def drift(request: Request, model: Model = None) -> Response:
     return answers.json_response({"drift": [drift_of(service, scorer) for scorer in scorers]})
 
 
-@router.post("/drift", response_model=schemas.DriftsAnswer, responses=problems(404, 503))
+@router.post(
+    "/drift",
+    response_model=schemas.DriftsAnswer,
+    responses=problems(400, 404, 413, 415, 422, 503),
+    openapi_extra=takes("RestartBody"),
+)
 async def restart_drift(request: Request, model: Model = None) -> Response:
     """Let a model's drift monitor begin anew, after it spoke and was heard (scope admin)."""
     service = service_of(request)
-    service.keys.keys.check(request.headers.get("authorization"), request.headers.get("x-api-key"), "admin")
+    check_admin(request, service)
+    read_body(await body_of(request), schemas.RestartBody, "the drift monitor cannot begin anew")
     scorer = await service.scorer(model)
     await asyncio.to_thread(service.drift.restart, scorer)
     return answers.json_response({"drift": [drift_of(service, scorer)]})
@@ -454,20 +459,27 @@ def discoveries_of(scores: Scores, wanted: Wanted) -> Discoveries | None:
     return None if wanted.fdr is None else scores.discoveries(wanted.fdr, wanted.fdr_tail)
 
 
-def alias_body(body: bytes) -> schemas.AliasBody:
-    """The body of an alias move."""
+def check_admin(request: Request, service: Service) -> None:
+    """Refuse who has no key of scope `admin`, where keys are set, and bodies that are no JSON."""
+    service.keys.keys.check(request.headers.get("authorization"), request.headers.get("x-api-key"), "admin")
+    if media_type(request.headers.get("content-type", "")) != JSON:
+        raise MediaTypeError("the content type is not spoken, expected application/json")
+
+
+def read_body(body: bytes, kind: type[B], refused: str) -> B:
+    """A small JSON body; `refused` says what cannot be done if it is not what was expected."""
     try:
-        return schemas.AliasBody.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         problems_found = error.errors(include_input=False, include_url=False)
         if problems_found[0]["type"] == "json_invalid":
             raise MalformedError("the body is not JSON") from None
-        fields = schemas.AliasBody.model_fields
+        fields = kind.model_fields
         faults = [
             Fault(item["msg"], None, next((name for name in item["loc"][:1] if name in fields), None))
             for item in problems_found[: InputError.MAX_FAULTS]
         ]
-        raise InputError("the alias cannot be moved", faults) from None
+        raise InputError(refused, faults) from None
 
 
 def all_models(service: Service) -> dict[str, Any]:

@@ -227,6 +227,12 @@ class AliasBody(Answer):
     expected: str | None = Field(None, description="the version that the alias must name now; otherwise 409")
 
 
+class RestartBody(Answer):
+    """POST /drift."""
+
+    restart: Literal[True]
+
+
 class AliasAnswer(Answer):
     """The model's aliases after the move."""
 
