@@ -26,7 +26,7 @@ def put_examples(document: dict[str, Any], scorer: Scorer) -> None:
         "/reconstruct": {"instances": [instance]},
         "/encode": {"instances": [instance]},
         "/decode": {"latents": [[0.0] * scorer.latents]},
-        "/drift": {"restart": True},
+        "/models/{name}/drift": {"restart": True},
         "/models/{name}/aliases": {"alias": "candidate", "version": scorer.published.reference.version},
     }
     for path, body in bodies.items():

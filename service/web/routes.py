@@ -320,17 +320,17 @@ async def drift(request: Request, model: Model = None) -> Response:
 
 
 @router.post(
-    "/drift",
+    "/models/{name}/drift",
     response_model=schemas.DriftsAnswer,
     responses=problems(400, 404, 413, 415, 422, 503),
     openapi_extra=takes("RestartBody"),
 )
-async def restart_drift(request: Request, model: Model = None) -> Response:
-    """Let a model's drift monitor begin anew, after it spoke and was heard (scope admin)."""
+async def restart_drift(request: Request, name: str) -> Response:
+    """Let the drift monitor of the version that is served begin anew, after it spoke and was heard (scope admin)."""
     service = service_of(request)
     check_admin(request, service)
     read_body(await body_of(request), schemas.RestartBody, "the drift monitor cannot begin anew")
-    scorer = await service.scorer(model)
+    scorer = await service.scorer(service.registry.known(name))
     await asyncio.to_thread(service.drift.restart, scorer)
     return answers.json_response({"drift": [drift_of(service, scorer)]})
 

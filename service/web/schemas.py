@@ -228,7 +228,7 @@ class AliasBody(Answer):
 
 
 class RestartBody(Answer):
-    """POST /drift."""
+    """POST /models/{name}/drift."""
 
     restart: Literal[True]
 
@@ -273,7 +273,7 @@ class DriftAnswer(Answer):
     limit: float = Field(description="of the log capital, above which it is drift")
     level: float
     restarts: int = Field(
-        description="how often POST /drift made it begin anew; each start may spend less of the level"
+        description="how often POST /models/NAME/drift made it begin anew; each start may spend less of the level"
     )
 
 

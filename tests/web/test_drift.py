@@ -47,7 +47,7 @@ def test_noise_is_noticed_kept_over_a_restart_and_begun_anew_by_hand(tiny_store,
     with running_service(tiny_store, tmp_path / "log", **settings) as client:
         again = drift_of(client)
         assert (again.drifts, again.rows, again.alarm_row) == (True, 180, spoken.alarm_row)
-        anew = client.post("/drift?model=digits", json={"restart": True}).json()["drift"][0]
+        anew = client.post("/models/digits/drift", json={"restart": True}).json()["drift"][0]
         assert (anew["drifts"], anew["restarts"], anew["rows"], anew["log_capital"]) == (
             False,
             1,
@@ -56,8 +56,8 @@ def test_noise_is_noticed_kept_over_a_restart_and_begun_anew_by_hand(tiny_store,
         )
         assert anew["limit"] > spoken.limit
         for body in ({}, {"restart": False}, {"restart": True, "more": 1}):
-            assert client.post("/drift?model=digits", json=body).status_code == 422
-        assert client.post("/drift?model=digits", content="{}").status_code == 415
+            assert client.post("/models/digits/drift", json=body).status_code == 422
+        assert client.post("/models/digits/drift", content="{}").status_code == 415
         assert drift_of(client).restarts == 1
 
 
