@@ -55,21 +55,19 @@ def draw_p_values(scorer: Scorer, path: Path) -> None:
     axis.axvspan(band.low, band.high, color="tab:green", alpha=0.15)
     top = axis.get_ylim()[1]
     axis.text((band.low + band.high) / 2, 0.94 * top, "band 25-75: valid", ha="center", color="tab:green")
-    digit, boot = (sorted((EXAMPLES / kind).glob("*.png")) for kind in ("valid", "invalid"))
-    for file, colour, height in ((digit[0], "tab:blue", 0.6), (boot[0], "tab:red", 0.6)):
-        scores = scorer.score(read_image(file.read_bytes()).pixels[None])
-        place = max(-149.0, float(scores.log_likelihood[0]))
-        arrow = "" if place == scores.log_likelihood[0] else "far to the left: "
+    for file, colour, height in (("valid/digit-0", "tab:blue", 0.6), ("invalid/blank", "tab:red", 0.6)):
+        scores = scorer.score(read_image((EXAMPLES / f"{file}.png").read_bytes()).pixels[None])
+        place = float(scores.log_likelihood[0])
         axis.axvline(place, color=colour)
         axis.text(
             place + 1,
             height * top,
-            f"{arrow}{file.stem}\nlog p(x) {scores.log_likelihood[0]:.0f}\n{scores.percentile[0]:.2g} % are less likely\n"
+            f"{file.partition('/')[2]}: log p(x) {place:.0f}\n{scores.percentile[0]:.1f} % of valid rows\nare less likely\n"
             f"p_value {scores.p_value[0]:.2g}",
             color=colour,
             fontsize=9,
         )
-    axis.set(xlabel="log p(x) of validation rows, nats", ylabel="rows", xlim=(-150, 0))
+    axis.set(xlabel="log p(x) of validation rows, nats", ylabel="rows", xlim=(-150, 12))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
