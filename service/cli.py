@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
 
@@ -261,7 +261,7 @@ def calibrate(
     reference = recalibrate(models, published, rows, chosen, band_option(percentiles, false_alarm, tail))
     band = models.load(reference).calibration.band()
     err.print(
-        f"published {reference}: band {band.low:.2f} to {band.high:.2f} nats, percentiles {band.percentiles[0]:g} to "
+        f"published {reference}: band {interval(band.ends)} nats, percentiles {band.percentiles[0]:g} to "
         f"{band.percentiles[1]:g} of {band.rows:,} rows, accepts {accepted(band.accepted)}"
     )
 
@@ -315,7 +315,7 @@ def score(
     else:
         write_atomically(output, text.encode())
     invalid = int((~scores.valid).sum())
-    judged_by = f"band {scores.band.low:.2f} to {scores.band.high:.2f} nats, accepts {accepted(scores.band.accepted)}"
+    judged_by = f"band {interval(scores.band.ends)} nats, accepts {accepted(scores.band.accepted)}"
     if scores.rule is not None:
         judged_by = f"{100 * scores.rule.false_alarm:.4g} % false alarms, accepts {accepted(scores.rule.accepted)}"
     err.print(
@@ -429,7 +429,7 @@ def models(
                 card.architecture.likelihood,
                 str(card.architecture.latents),
                 card.estimator.setting,
-                " to ".join(f"{end:.2f}" for end in card.calibration.band if end is not None),
+                interval(end for end in card.calibration.band if end is not None),
                 f"{card.calibration.rows:,} rows",
                 ", ".join(notes),
             )
@@ -653,6 +653,12 @@ def is_combined(rule: str) -> bool:
     if rule not in ("band", "combined"):
         raise DataError("--rule: expected band or combined")
     return rule == "combined"
+
+
+def interval(ends: Iterable[float]) -> str:
+    """A band by its two ends, or its low one."""
+    shown = [f"{end:.2f}" for end in ends]
+    return " to ".join(shown) if len(shown) > 1 else f"from {shown[0]}"
 
 
 def accepted(share: Acceptance) -> str:
