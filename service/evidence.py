@@ -25,6 +25,7 @@ MAX_KNOWN_ROWS, MAX_KNOWN_CELLS = 4096, 2**20
 USUAL_SPREAD = (50.0, 5.0)  # percentiles of a column's term, whose distance is its spread
 LEAST_SPREAD = 1.0  # nats
 NOTHING = 1e-9
+WHITE = 255.0
 
 StatisticName = Literal[
     "log_likelihood",
@@ -158,7 +159,9 @@ class Witnesses:
 
     def __init__(self, spec: InputSpec, known: Known, vaes: Sequence[VAE]) -> None:
         self.spec, self.known = spec, known
-        self.neighbours = Neighbours(coordinates(spec, known.rows), categories(spec))
+        # A pixel that is black in all known rows would otherwise make the slightest grey there a long way.
+        span = WHITE if spec.kind == "image" else None
+        self.neighbours = Neighbours(coordinates(spec, known.rows), categories(spec), span)
         self.encodings = [encodings(vae, spec.encode(known.rows)) for vae in vaes]
 
     def observer(self, number: int) -> Callable[[Block], list[Seen]]:
@@ -186,7 +189,7 @@ class Witnesses:
             "bound_gap": lambda: np.arcsinh(witness.gap),
             "nearest_encoding": lambda: logarithm(witness.latent_distance),
             "compressed_size": lambda: logarithm(compressed_sizes(rows.reshape(-1, *self.spec.shape))),
-            "discarded": lambda: np.abs(rows - self.spec.decode(self.spec.encode(rows))).mean(axis=1) / 255.0,
+            "discarded": lambda: np.abs(rows - self.spec.decode(self.spec.encode(rows))).mean(axis=1) / WHITE,
         }
         columns = [-log_likelihood, log_likelihood]
         for one in chosen_statistics(self.spec):

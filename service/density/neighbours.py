@@ -16,16 +16,19 @@ ROWS_AT_ONCE = 64
 
 
 class Neighbours:
-    """Known rows, shape (m, D), with which columns are categories, (D,); NaN is a missing cell."""
+    """Known rows, shape (m, D), with which columns are categories, (D,); NaN is a missing cell.
 
-    def __init__(self, known: np.ndarray, is_category: np.ndarray) -> None:
+    `span` is the range of all numbers, where they share one, such as pixels; by default each column has that of its own.
+    """
+
+    def __init__(self, known: np.ndarray, is_category: np.ndarray, span: float | None = None) -> None:
         numbers = known[:, ~is_category].astype(np.float64)
         with np.errstate(all="ignore"):
             low = np.fmin.reduce(numbers, axis=0, initial=np.inf)
-            span = np.fmax.reduce(numbers, axis=0, initial=-np.inf) - low
+            spans = np.fmax.reduce(numbers, axis=0, initial=-np.inf) - low
         self.is_category = is_category
         self.low = np.where(np.isfinite(low), low, 0.0)
-        self.span = np.where(np.isfinite(span) & (span > 0), span, 1.0)
+        self.span = np.where(np.isfinite(spans) & (spans > 0), spans, 1.0) if span is None else span
         numbers = self.scaled(known)
         self.has = ~np.isnan(numbers)
         self.numbers = np.where(self.has, numbers, 0.0)

@@ -135,3 +135,9 @@ def test_a_row_s_distance_does_not_depend_on_its_company():
     assert [neighbours.distances(rows[at : at + 1])[0] for at in (0, 63, 64, 149)] == together[
         [0, 63, 64, 149]
     ].tolist()
+
+
+def test_numbers_may_share_a_range():
+    known = np.array([[0.0, 0.0], [200.0, 0.0]])
+    found = Neighbours(known, np.zeros(2, dtype=bool), 255.0).distances(np.array([[200.0, 51.0]]))
+    assert found == pytest.approx(np.sqrt(0.5 * 0.2**2))
