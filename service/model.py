@@ -310,7 +310,7 @@ class Calibration:
 class Golden:
     """Rows with the scores that they had when their version was published: whoever loads it can see that it scores alike.
 
-    The rows are drawn from the model, so that no real one need be kept for this: `rows` (K, D), float32, in the units of the
+    The rows are drawn from the model, so that no real one is kept for this: `rows` (K, D), float32, in the units of the
     training data, `log_likelihood` and `std_error` (K,), float64, nats.
     """
 
