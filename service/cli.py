@@ -303,7 +303,9 @@ def score(
     if combined and (percentiles is not None or tail is not None):
         raise DataError("--rule combined: goes by --false-alarm; --percentiles and --tail are the band's")
     band = None if combined else band_option(percentiles, false_alarm, tail)
-    scores = scorer.score(rows[:limit], band, explain=explain, combined=combined, false_alarm=false_alarm)
+    scores = scorer.score(
+        rows[:limit], band, explain=explain, combined=combined, false_alarm=false_alarm if combined else None
+    )
     discoveries = None if fdr is None else scores.discoveries(fdr, tail_name(tail) or "low")
     is_json = output is not None and output.suffix == ".jsonl"
     if is_json:

@@ -50,3 +50,13 @@ def test_the_command_prints_and_draws(tiny_store, tmp_path):
         failed = vouch("evaluate", *options, "--invalid", bad)
         assert failed.returncode == 2
         assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_the_tail_of_a_rate_is_the_one_that_was_asked_for(tiny_store, tmp_path):
+    np.save(tmp_path / "valid.npy", digits()[:20])
+    options = ["--store", str(tiny_store), "--model", "digits", "--false-alarm", "0.1"]
+    low = vouch("score", tmp_path / "valid.npy", *options, "--tail", "low")
+    assert low.returncode == 0, low.stderr
+    assert "band from " in low.stderr
+    assert "above" not in low.stdout
+    assert " to " in vouch("score", tmp_path / "valid.npy", *options).stderr
