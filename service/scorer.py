@@ -77,6 +77,10 @@ class CombinedRule:
             )
         return CombinedRule(rate, evidence.rows, tuple(names_of(spec)))
 
+    def are_valid(self, p_values: np.ndarray) -> np.ndarray:
+        """Which rows it accepts, by their combined p-values: shape (B,), bool. A hair's room is for rounding."""
+        return p_values > self.false_alarm * (1.0 + 1e-12)
+
     @property
     def accepted(self) -> Acceptance:
         """The share of valid rows that it accepts."""
@@ -369,7 +373,7 @@ class Scorer:
         valid, combined_p_value, evidence = sides == 0, np.full(len(rows), np.nan), np.zeros((len(rows), 0))
         if rule is not None:
             combined_p_value, certain, evidence = self.weighed(look, rule, patterns)
-            valid = combined_p_value > rule.false_alarm * (1.0 + 1e-12)
+            valid = rule.are_valid(combined_p_value)
         scores = Scores(
             band=band,
             rule=rule,
@@ -452,8 +456,11 @@ class Scorer:
             statistics = look.statistics[chosen]
             p_value[chosen] = with_those.combination.p_value(statistics)
             evidence[chosen] = with_those.p_values(statistics, spec)
-            shifts = [with_those.combination.p_value(shifted(statistics, sign * width[chosen])) for sign in (-1, 1)]
-            certain[chosen] = (shifts[0] > rule.false_alarm) == (shifts[1] > rule.false_alarm)
+            less, more = (
+                rule.are_valid(with_those.combination.p_value(shifted(statistics, sign * width[chosen])))
+                for sign in (-1, 1)
+            )
+            certain[chosen] = less == more
         return p_value, certain, evidence
 
     # Columns to blame

@@ -295,18 +295,23 @@ def already_there(name: str, version: str) -> ModelConflictError:
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Put a file into the cache, whole or not at all; a cache that cannot be written is none."""
+    """Put a file into the cache; a cache that cannot be written is none."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
-                file.write(content)
-            except OSError:
-                Path(file.name).unlink()
-                raise
-        Path(file.name).replace(path)
+        write_whole(path, content)
     except OSError as error:
         log.warning("a file of the store is not kept in the cache", extra={"error": str(error)})
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, in a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            file.write(content)
+        except OSError:
+            Path(file.name).unlink()
+            raise
+    Path(file.name).replace(path)
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -178,18 +178,6 @@ def scores_answer(
         return scores_npy_response(scores, discoveries)
     if kind == CSV:
         return csv_response(scores_csv(scores, spec, ids, discoveries))
-    return scores_response(model, scores, ids, spec, warnings, discoveries)
-
-
-def scores_response(
-    model: ModelId,
-    scores: Scores,
-    ids: list[Any] | None,
-    spec: InputSpec,
-    warnings: Sequence[str],
-    discoveries: Discoveries | None,
-) -> Response:
-    """The scores as JSON."""
     document = {
         "model": model,
         "band": band_document(scores.band),

@@ -161,6 +161,8 @@ class Service:
             self.drift.add(scorer, scores, request_id)
         else:
             await asyncio.to_thread(self.drift.add, scorer, scores, request_id)
+        if self.drift.is_due():
+            await asyncio.to_thread(self.drift.save)
         if self.shadow is not None:
             self.shadow.compare(self, scorer, rows, scores)
         return scores

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from service.scorer import Scorer, Scores
+from service.shelf import write_whole
 from service.store import Reference
 from service.validity.band import SIDES
 from service.validity.martingale import BETS, Martingale, Ranks, log_limit
@@ -148,8 +147,6 @@ class DriftMonitor:
             uniforms = self.random.random(len(scores))
             if watch.add(scorer, scores, uniforms, self.level):
                 log.warning("drift", extra={"model": str(reference), **self.told(watch)})
-            if self.folder is not None and time.monotonic() - self.saved_at > SAVE_EVERY_S:
-                self.save_all()
 
     def is_known(self, reference: Reference, request_id: str, scores: Scores) -> bool:
         """Whether such a request was there lately."""
@@ -201,7 +198,7 @@ class DriftMonitor:
         """Let a version's martingale begin anew, which only a person should wish."""
         with self.lock:
             self.watch_of(scorer).restart()
-            self.save_all()
+        self.save()
 
     def capitals(self) -> dict[Reference, tuple[float, bool]]:
         """Log capital of each version's martingale, and whether it has spoken."""
@@ -229,22 +226,26 @@ class DriftMonitor:
             return None
         return watch if watch.digest == scorer.published.digest else None
 
-    def save(self) -> None:
-        """Keep all watches for the next start."""
-        with self.lock:
-            self.save_all()
+    def is_due(self) -> bool:
+        """Whether the watches are to be kept again."""
+        return self.folder is not None and time.monotonic() - self.saved_at > SAVE_EVERY_S
 
-    def save_all(self) -> None:
-        """The same; the lock is held. A full disk ends no request."""
-        self.saved_at = time.monotonic()
+    def save(self) -> None:
+        """Keep all watches for the next start. Nobody waits for the disk meanwhile, and a full one ends no request."""
         if self.folder is None:
             return
-        for reference, watch in self.watches.items():
+        with self.lock:
+            self.saved_at = time.monotonic()
+            contents = {reference: packed(watch) for reference, watch in self.watches.items()}
+        for reference, content in contents.items():
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".drift-")
-                with os.fdopen(descriptor, "wb") as file:
-                    np.savez(file, **watch.arrays())  # type: ignore[arg-type]
-                Path(temporary).replace(self.path(reference))
+                write_whole(self.path(reference), content)
             except OSError as error:
                 log.error("the drift state cannot be kept", extra={"model": str(reference), "why": repr(error)})
+
+
+def packed(watch: Watch) -> bytes:
+    """A watch as the content of an npz file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **watch.arrays())  # type: ignore[arg-type]
+    return buffer.getvalue()
