@@ -25,7 +25,7 @@ from mnist import DATA, Mnist, load_mnist
 from service.cli import epoch_bar, fail_in_one_line, print_report
 from service.data.readers import Rows
 from service.store import Store
-from service.trainer import Recipe, Split, train_on_split
+from service.trainer import Recipe, Split, train_on_splits
 from service.vae.training import FitOptions
 
 STORE = Path("build/audited")
@@ -76,8 +76,8 @@ def train_missing(store: Path, latents: list[int], images: Mnist, threshold: boo
             continue
         with epoch_bar() as on_epoch:
             digest = Rows(split.train).digest()
-            reference, report = train_on_split(
-                Store(store), name, split, None, recipe(number), on_epoch, "audited", digest
+            reference, report = train_on_splits(
+                Store(store), name, [split], None, recipe(number), on_epoch, "audited", digest
             )
         print_report(reference, report)
 

@@ -38,7 +38,7 @@ from service.model import Model
 from service.settings import cpu_quota
 from service.trainer import Recipe, Split
 from service.validity.band import exact, rank
-from service.validity.conformal import Discoveries, low_p_value, two_sided_p_value
+from service.validity.conformal import Discoveries, Places
 from service.validity.evidence import Combination
 from service.validity.martingale import Martingale, Ranks, log_limit
 
@@ -244,8 +244,8 @@ def resplit(looked: Looked) -> dict[str, list[list[float]]]:
         combined = Combination.fit(looked.statistics[known], *looked.weights).p_value(looked.statistics[fresh])
         for at, rate in enumerate(RATES):
             p_values = {
-                "band, both sides": two_sided_p_value(scores, looked.log_likelihood[fresh]),
-                "band, low side": low_p_value(scores, looked.log_likelihood[fresh]),
+                "band, both sides": Places.of(scores, looked.log_likelihood[fresh]).two_sided_p_value,
+                "band, low side": Places.of(scores, looked.log_likelihood[fresh]).low_p_value,
                 "combined": combined,
             }
             for rule, values in p_values.items():
@@ -277,7 +277,7 @@ def discoveries(folder: Path, store: str, count: int) -> None:
         combination = Combination.fit(good_all[known], *weights)
         p_values = {
             "log p(x), low side": (
-                low_p_value(np.sort(good[known]), np.concatenate([good[fresh], bad[strange]])),
+                Places.of(np.sort(good[known]), np.concatenate([good[fresh], bad[strange]])).low_p_value,
                 half,
             ),
             "combined": (combination.p_value(np.concatenate([good_all[fresh], bad_all[strange]])), half - half // 2),

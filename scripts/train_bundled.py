@@ -22,7 +22,7 @@ from service.data.readers import Rows
 from service.data.tables import read_table
 from service.errors import DataError
 from service.store import Published, Reference, Store
-from service.trainer import TABLE_FIT, Recipe, Split, recalibrate_on, train_on_split, train_table
+from service.trainer import TABLE_FIT, Recipe, Split, recalibrate_on, train_on_splits, train_table
 from service.vae.training import FitOptions
 
 TABLES = {
@@ -106,8 +106,8 @@ def main(
             continue
         recipe = replace(recipe, fit=replace(recipe.fit, minutes=minutes))  # the same, in the time given
         with epoch_bar() as on_epoch:
-            reference, report = train_on_split(
-                Store(store), name, split, None, recipe, on_epoch, description, Rows(split.train).digest()
+            reference, report = train_on_splits(
+                Store(store), name, [split], None, recipe, on_epoch, description, Rows(split.train).digest()
             )
         print_report(reference, report)
     if "mnist" in Store(store).names():

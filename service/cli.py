@@ -146,7 +146,19 @@ def train(
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     validation_share: Annotated[float, typer.Option(min=0.01, max=0.5, help="of the rows, to stop early by")] = 0.1,
-    calibration_share: Annotated[float, typer.Option(min=0.01, max=0.8, help="of the rows, to calibrate on")] = 0.2,
+    calibration_share: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=0.8, help="of the rows, to calibrate on; default: 0.2, or all by --folds"),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=100,
+            help="for few rows: so many networks, each fitted without a fold of the rows and calibrated on it; all serve "
+            "together, as much slower",
+        ),
+    ] = None,
     percentiles: Annotated[str | None, typer.Option(help="ends of the band of valid rows; default: 25,75")] = None,
     false_alarm: FalseAlarmOption = None,
     tail: TailOption = None,
@@ -163,6 +175,10 @@ def train(
     from service.vae.training import FitOptions
 
     checked_name(name)
+    if folds is not None and (ensemble > 1 or calibration_share is not None):
+        raise DataError(
+            "--folds: its networks are an ensemble, calibrated on all rows; leave out --ensemble and --calibration-share"
+        )
     is_mixed = is_table(data) and likelihood is None and threshold is None
     if schema is not None and not is_mixed:
         raise DataError("--schema goes with a table of named columns, without --likelihood")
@@ -190,7 +206,8 @@ def train(
         augment=augment,
         percentiles=band_option(percentiles, false_alarm, tail) or Recipe().percentiles,
         validation_share=validation_share,
-        calibration_share=calibration_share,
+        calibration_share=calibration_share or Recipe().calibration_share,
+        folds=folds or 1,
     )
     if is_mixed:
         if key is not None:
@@ -211,6 +228,12 @@ def train(
         with epoch_bar() as on_epoch, naming(data):
             reference, report = train_model(Store(store), name, rows, recipe, on_epoch, description)
     print_report(reference, report)
+    if recipe.folds > 1:
+        band = Store(store).load(reference).calibration.band()
+        err.print(
+            f"{band.folds} networks serve together, and a score costs as much as {band.folds}: each is calibrated on rows "
+            f"that it has not seen, {band.rows:,} in all; accepts {accepted(band.accepted)}"
+        )
 
 
 @app.command()
@@ -298,6 +321,8 @@ def score(
     if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise DataError(f"{output}: expected a name that ends in .csv or .jsonl")
     scorer = scorer_of(store, model, device)
+    if fdr is not None:
+        scorer.calibration.check_has_no_folds()
     rows = checked_rows(data, rows_for(scorer.model.input, data, key), scorer)
     combined = is_combined(rule)
     if combined and (percentiles is not None or tail is not None):
@@ -665,7 +690,10 @@ def interval(ends: Iterable[float]) -> str:
 
 def accepted(share: Acceptance) -> str:
     """What share of valid rows a rule accepts."""
-    return f"{100 * share.expected:.4g} % of valid rows ({100 * share.low:.4g} to {100 * share.high:.4g})"
+    if share.interval is None:
+        return f"about {100 * share.expected:.4g} % of valid rows (proved: {100 * share.proven:.4g} at least)"
+    low, high = share.interval
+    return f"{100 * share.expected:.4g} % of valid rows ({100 * low:.4g} to {100 * high:.4g})"
 
 
 def likelihood_name(text: str | None) -> LikelihoodName | None:

@@ -173,7 +173,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             order = np.random.default_rng(recipe.fit.seed).permutation(len(rows))
             held = min(max(1, round(self.validation_fraction * len(rows))), len(rows) - 1)
             split = Split(train=rows[order[held:]], validation=rows[order[:held]], calibration=rows[:0])
-            (vae,), report, _ = fitted(spec, split, architecture, recipe)
+            (vae,), report, _ = fitted(spec, [split], architecture, recipe)
             architecture = vae.architecture
             members.append(Member(vae, codebook.build(vae, spec.encode(split.validation))))
             bounds.append(report.validation.bound)

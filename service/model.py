@@ -48,10 +48,11 @@ class Member:
 class Look:
     """What is found of B rows: estimates of log p(x) and, where wanted, of their columns with each member's draws.
 
-    `statistics`, of shape (B, K), are those of `service.evidence`.
+    `by_member` are the estimates by each network alone. `statistics`, of shape (B, K), are those of `service.evidence`.
     """
 
     estimates: Estimates
+    by_member: Sequence[Estimates]
     columns: ColumnEstimates | None = None
     draws: Sequence[ColumnDraws] = ()
     statistics: np.ndarray | None = None
@@ -75,6 +76,11 @@ class Model:
         """All networks with their codebooks."""
         return (Member(self.vae, self.codebook), *self.others)
 
+    def alone(self, number: int) -> Model:
+        """One of the networks by itself."""
+        one = self.members[number]
+        return replace(self, vae=one.vae, codebook=one.codebook, others=())
+
     def estimates(
         self,
         rows: np.ndarray,
@@ -82,7 +88,17 @@ class Model:
         band_ends: tuple[float, ...] = (),
         checkpoint: Callable[[], None] = go_on,
     ) -> Estimates:
-        """Estimate log p(x) of checked rows (`InputSpec.rows`), shape (B, D), in the units of the training data.
+        """Estimate log p(x) of checked rows, as `estimates_by_member` does, by all networks together."""
+        return averaged(self.estimates_by_member(rows, pool, band_ends, checkpoint))
+
+    def estimates_by_member(
+        self,
+        rows: np.ndarray,
+        pool: Executor | None = None,
+        band_ends: tuple[float, ...] = (),
+        checkpoint: Callable[[], None] = go_on,
+    ) -> list[Estimates]:
+        """Estimate log p(x) of checked rows (`InputSpec.rows`), shape (B, D), in the units of the training data, by each.
 
         Args:
             band_ends: of the band that the rows are judged by, in the same units: samples stop doubling where a row's
@@ -91,12 +107,10 @@ class Model:
         """
         x, measure = self.input.encode(rows), self.input.log_measure(rows)
         incomplete = np.isnan(rows).any(axis=1)
-        return averaged(
-            [
-                self.estimator.estimate(one.vae, one.codebook, x, pool, band_ends, checkpoint, measure, incomplete)
-                for one in self.members
-            ]
-        )
+        return [
+            self.estimator.estimate(one.vae, one.codebook, x, pool, band_ends, checkpoint, measure, incomplete)
+            for one in self.members
+        ]
 
     def explained(
         self,
@@ -126,7 +140,8 @@ class Model:
     ) -> Look:
         """The same estimates, with what `suspect` lets say of columns and what `witnesses` see; None leaves it out."""
         if suspect is None and witnesses is None:
-            return Look(self.estimates(rows, pool, band_ends, checkpoint))
+            by_member = self.estimates_by_member(rows, pool, band_ends, checkpoint)
+            return Look(averaged(by_member), by_member)
         x, measures = self.input.encode(rows), self.input.transform.log_measures(rows)
         incomplete = np.isnan(rows).any(axis=1)
         found: list[tuple[Any, ...]] = []
@@ -145,6 +160,7 @@ class Model:
         together = averaged(each)
         return Look(
             together,
+            list(each),
             None if suspect is None else averaged_columns(columns),
             [] if suspect is None else list(draws),
             None if witnesses is None else witnesses.statistics(rows, together.log_likelihood, seen_by),
@@ -199,15 +215,16 @@ def shares_of(num: int, parts: int) -> list[int]:
 class ReferenceRows:
     """Validation rows beside which rows with holes are judged: `rows`, float32, and which cells were `holes`, both (m, D).
 
-    What was a hole is filled with a draw from p(x_j | the other cells).
+    What was a hole is filled with a draw from p(x_j | the other cells). `folds` (m,) says which fold each is of, if of any.
     """
 
     rows: np.ndarray
     holes: np.ndarray
+    folds: np.ndarray | None = None
 
     @staticmethod
     def of(model: Model, rows: np.ndarray) -> ReferenceRows:
-        """Of validation rows, shape (m, D)."""
+        """Of validation rows, shape (m, D), that are of no folds."""
         holes = np.isnan(rows)
         incomplete = holes.any(axis=1)
         filled = rows.copy()
@@ -224,9 +241,16 @@ class ReferenceRows:
 
         Those that had all others, where there are enough; otherwise all, with what was filled in.
         """
-        usable = ~(self.holes & ~pattern).any(axis=1)
-        rows = self.rows[usable] if usable.sum() >= min(ENOUGH_ROWS, len(self.rows)) else self.rows
-        return np.where(pattern, np.float32(np.nan), rows)
+        return np.where(pattern, np.float32(np.nan), self.rows[self.usable(pattern)])
+
+    def folds_with_holes(self, pattern: np.ndarray) -> np.ndarray | None:
+        """Which fold each of those rows is of, shape (k,), where there are some."""
+        return None if self.folds is None else self.folds[self.usable(pattern)]
+
+    def usable(self, pattern: np.ndarray) -> np.ndarray:
+        """A mask of those rows, shape (m,)."""
+        had_all_others = ~(self.holes & ~pattern).any(axis=1)
+        return had_all_others | (had_all_others.sum() < min(ENOUGH_ROWS, len(self.rows)))
 
 
 def imputed(model: Model, rows: np.ndarray) -> np.ndarray:
@@ -248,7 +272,8 @@ class Calibration:
     """Scores of complete validation rows, ascending, with the band that is the default and the model that gave them.
 
     `reference` holds some of the rows, for models that read rows with holes; `columns` what log p(x_j | x_-j) is in each
-    column, and `evidence` what further statistics are, which older versions lack.
+    column, and `evidence` what further statistics are, which older versions lack. `folds` (n,), 0 to K - 1, says which fold
+    each score is of, if each is by the network that was fitted without its fold (`service.validity.folds`).
     """
 
     scores: np.ndarray
@@ -257,6 +282,7 @@ class Calibration:
     reference: ReferenceRows | None = None
     columns: ColumnSketch | None = None
     evidence: Evidence | None = None
+    folds: np.ndarray | None = None
 
     @staticmethod
     def fit(
@@ -296,7 +322,17 @@ class Calibration:
 
     def band(self, percentiles: tuple[float, float] | None = None) -> Band:
         """The band between the default percentiles, or others."""
-        return Band.fit(self.scores, percentiles or self.percentiles)
+        return Band.fit(self.scores, percentiles or self.percentiles, self.num_folds)
+
+    @property
+    def num_folds(self) -> int:
+        """How many folds there are; 1 where all scores are by the same networks."""
+        return 1 if self.folds is None else int(self.folds.max()) + 1
+
+    def check_has_no_folds(self) -> None:
+        """Refuse what is proved only for validation rows that are compared with all rows by the same networks."""
+        if self.folds is not None:
+            raise CalibrationError("a false discovery rate cannot be held by a version that is calibrated by folds")
 
     def check_belongs_to(self, model: Model) -> None:
         """Refuse thresholds of another estimator: an estimate rises with its number of samples, and so would they."""
@@ -381,13 +417,20 @@ def calibrated(
         CalibrationError: too few rows for the percentiles.
     """
     Band.fit(np.zeros(len(rows)), percentiles)  # too few rows are refused before any are scored
-    plain = replace(estimator, ends=None, typical_error=0.0)
-    first, *others = [Member(vae, codebook.build(vae, spec.encode(pilot))) for vae in vaes]
-    model = Model(first.vae, spec, plain, first.codebook, tuple(others))
+    model = ready(vaes, spec, estimator, [pilot] * len(vaes))
     if len(pilot):
         model = replace(model, estimator=piloted(model, pilot, percentiles, pool))
     near = known_rows(model, pilot if known is None else known, pilot, pool)
     return model, Calibration.fit(model, rows, percentiles, pool, suspects(model, pilot, pool), near)
+
+
+def ready(vaes: Sequence[VAE], spec: InputSpec, estimator: Estimator, pilots: Sequence[np.ndarray]) -> Model:
+    """Networks with codebooks, each by its pilot rows, shape (m, D), and an estimator that knows nothing of them yet."""
+    first, *others = [
+        Member(vae, codebook.build(vae, spec.encode(pilot))) for vae, pilot in zip(vaes, pilots, strict=True)
+    ]
+    plain = replace(estimator, ends=None, typical_error=0.0)
+    return Model(first.vae, spec, plain, first.codebook, tuple(others))
 
 
 def known_rows(model: Model, rows: np.ndarray, pilot: np.ndarray, pool: Executor | None) -> Known | None:
@@ -429,7 +472,7 @@ def piloted(model: Model, pilot: np.ndarray, percentiles: tuple[float, float], p
     That is how large the error of an estimate of one network usually is, how it falls with more samples and, where the
     estimator stops at ends, where they are: none where there are too few rows for a band.
     """
-    alone = replace(model, others=())
+    alone = model.alone(0)
     few, some = (
         fixed_estimates(alone, number, pilot, pool) for number in (TYPICAL_SAMPLES // FEWER_TIMES, TYPICAL_SAMPLES)
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from service.data.schema import InputSpec
 from service.density.columns import ColumnDraws, ColumnEstimates
-from service.density.estimator import Estimates, Tiling, WeightedDraws, go_on, padded, worker_pool
+from service.density.estimator import Tiling, WeightedDraws, go_on, padded, worker_pool
 from service.density.quasirandom import row_generator
 from service.errors import CalibrationError, DamagedModelError, InputError
 from service.evidence import Evidence, Witnesses, names_of
@@ -29,19 +29,10 @@ from service.store import Published, Store
 from service.vae.likelihoods import Likelihood
 from service.vae.network import VAE
 from service.vae.prior import base_points
-from service.validity.band import (
-    INTERVAL_WIDTH,
-    SIDES,
-    UNRELIABLE_WIDTH,
-    Band,
-    Side,
-    Verdict,
-    exact,
-    percentiles_of,
-    rank,
-)
+from service.validity.band import SIDES, Band, Side, Verdict, exact, margins, percentiles_of, rank
 from service.validity.columns import ColumnSketch
-from service.validity.conformal import Acceptance, Discoveries, Tail, low_p_value, percentile, two_sided_p_value
+from service.validity.conformal import Acceptance, Discoveries, Places, Tail
+from service.validity.folds import leads, places_by_folds
 
 USUAL_FALSE_ALARM = 0.01  # of the combined rule
 MAX_PATTERNS = 256  # of missing cells, of which it is kept in memory what validation rows are like
@@ -95,7 +86,7 @@ class Scores:
     `valid` is the verdict: that the row is inside the band or, where a `rule` was asked for, that its `combined_p_value` is
     above the rate. Then `evidence` (B, E) has the p-value of each of the rule's statistics; else NaN, and (B, 0).
     `missing` counts a row's missing cells. Such a row is judged beside validation rows with the same cells hidden: `low`
-    and `high` are the ends of its own band.
+    and `high` are the ends of its own band. By folds every row has one.
     """
 
     band: Band
@@ -122,11 +113,24 @@ class Scores:
         return len(self.log_likelihood)
 
     def discoveries(self, level: float, tail: Tail = "low") -> Discoveries:
-        """The rows to reject together so that at most a share `level` of them are valid, in expectation."""
+        """The rows to reject together so that at most a share `level` of them are valid, in expectation.
+
+        Nothing of this is proved for p-values by folds (`Calibration.check_has_no_folds`).
+
+        Raises:
+            CalibrationError: the level is none.
+        """
         if self.rule is not None:
             return Discoveries.of(self.combined_p_value, level, "low", self.rule.rows)
         p_values = self.low_p_value if tail == "low" else self.p_value
         return Discoveries.of(p_values, level, tail, self.band.rows)
+
+    def sides_of(self, percentiles: tuple[float, float]) -> np.ndarray:
+        """The sides of another band: -1 below, 0 inside, 1 above, shape (B,), int. A hair's room is for rounding."""
+        low, high = percentiles[0] / 100.0, 1.0 - percentiles[1] / 100.0
+        is_low = self.low_p_value <= low * (1.0 + 1e-12)
+        is_high = (self.p_value <= 2.0 * high * (1.0 + 1e-12)) & (self.p_value < 2.0 * self.low_p_value)
+        return is_high.astype(int) - is_low.astype(int)
 
     @property
     def side(self) -> list[Side]:
@@ -199,12 +203,13 @@ class Manifold:
 
 @dataclass(frozen=True, slots=True)
 class Likelihoods:
-    """log p(x) of B rows, shape (B,), and of their columns given the others, (B, D), nats, and statistics, (B, K).
+    """log p(x) of B rows, shape (B,), by each network, (B, V), and of their columns given the others, (B, D), nats.
 
-    What was not wanted is of shape (B, 0).
+    `statistics` are of shape (B, K). What was not wanted is of shape (B, 0).
     """
 
     log_likelihood: np.ndarray
+    by_member: np.ndarray
     columns: np.ndarray
     statistics: np.ndarray
 
@@ -235,9 +240,13 @@ class RowPart:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What validation rows with some cells hidden are like: their scores, ascending, and perhaps columns and evidence."""
+    """What validation rows are like, perhaps with some cells hidden: their scores, ascending, and what else is known.
+
+    `folds` says which fold each score is of, where there are some.
+    """
 
     scores: np.ndarray
+    folds: np.ndarray | None = None
     columns: ColumnSketch | None = None
     evidence: Evidence | None = None
 
@@ -360,14 +369,15 @@ class Scorer:
         detail = Detail(explain > 0, combined)
         look = self.look(rows, detail, band.ends, checkpoint)
         estimates = look.estimates
-        judged = judgements(self.calibration.scores, band, estimates, slice(None))
+        everything = Beside(self.calibration.scores, self.calibration.folds)
+        judged = judgements(everything, band, look, np.full(len(rows), True))
         patterns = []
         for pattern in distinct_patterns(holes):
             chosen = (holes == pattern).all(axis=1)
             beside = self.beside(pattern, detail, checkpoint)
             patterns.append((chosen, beside))
-            own_band = Band.fit(beside.scores, band.percentiles)
-            for whole, theirs in zip(judged, judgements(beside.scores, own_band, estimates, chosen), strict=True):
+            own_band = Band.fit(beside.scores, band.percentiles, band.folds)
+            for whole, theirs in zip(judged, judgements(beside, own_band, look, chosen), strict=True):
                 whole[chosen] = theirs
         sides, certain, percentiles_, p_values, low_p_values, low, high = judged
         valid, combined_p_value, evidence = sides == 0, np.full(len(rows), np.nan), np.zeros((len(rows), 0))
@@ -444,7 +454,7 @@ class Scorer:
         """
         assert look.statistics is not None
         spec, estimates = self.model.input, look.estimates
-        width = np.where(estimates.reliable, INTERVAL_WIDTH, UNRELIABLE_WIDTH) * estimates.std_error
+        width = margins(estimates.std_error, estimates.reliable)
         complete = np.ones(len(width), dtype=bool)
         for alike, _ in patterns:
             complete &= ~alike
@@ -541,19 +551,30 @@ class Scorer:
         look, nothing = self.look(rows, detail, (), checkpoint), np.zeros((len(rows), 0))
         return Likelihoods(
             look.estimates.log_likelihood,
+            np.stack([one.log_likelihood for one in look.by_member], axis=1),
             nothing if look.columns is None else look.columns.log_likelihood,
             nothing if look.statistics is None else look.statistics,
         )
 
     def remember(self, pattern: np.ndarray, found: Likelihoods) -> Beside:
         """Keep what a pattern's reference rows are like; the least used are forgotten."""
+        assert self.calibration.reference is not None
+        scores, folds = found.log_likelihood, self.calibration.reference.folds_with_holes(pattern)
+        if folds is not None:
+            scores = np.take_along_axis(found.by_member, folds[:, None], axis=1)[:, 0]
+        order = np.argsort(scores, kind="stable")
         columns = ColumnSketch.fit(found.columns, self.sketch().suspect) if found.columns.size else None
         evidence = None
         if found.statistics.size:
             evidence = Evidence.fit(self.evidence().known, found.statistics, self.model.input)
         with self.patterns:
             before = self.by_pattern.get(pattern.tobytes(), NOTHING)
-            beside = Beside(np.sort(found.log_likelihood), columns or before.columns, evidence or before.evidence)
+            beside = Beside(
+                scores[order],
+                None if folds is None else folds[order],
+                columns or before.columns,
+                evidence or before.evidence,
+            )
             self.by_pattern[pattern.tobytes()] = beside
             while len(self.by_pattern) > MAX_PATTERNS:
                 self.by_pattern.popitem(last=False)
@@ -741,19 +762,30 @@ def shifted(statistics: np.ndarray, nats: np.ndarray) -> np.ndarray:
     return moved
 
 
-def judgements(
-    sorted_scores: np.ndarray, band: Band, estimates: Estimates, rows: slice | np.ndarray
-) -> tuple[np.ndarray, ...]:
-    """Sides, certain, percentiles, p-values and the band's ends for some rows beside validation scores: an array each."""
-    log_likelihood = estimates.log_likelihood[rows]
+def judgements(beside: Beside, band: Band, look: Look, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Sides, certain, percentiles, p-values and the band's ends for some rows, by a mask, (B,): an array each."""
+    log_likelihood = look.estimates.log_likelihood[rows]
+    if beside.folds is None:
+        places = Places.of(beside.scores, log_likelihood)
+        certain = band.certain(log_likelihood, look.estimates.std_error[rows], look.estimates.reliable[rows])
+        low, high = np.full(len(log_likelihood), band.low), np.full(len(log_likelihood), band.high)
+    else:
+        by_each = np.stack([one.log_likelihood[rows] for one in look.by_member])  # (V, B)
+        margin = np.stack([margins(one.std_error[rows], one.reliable[rows]) for one in look.by_member])
+        places, less, more = (
+            places_by_folds(beside.scores, beside.folds, by_each + shift) for shift in (0.0, -margin, margin)
+        )
+        certain = band.sides_of(less) == band.sides_of(more)
+        lower, higher = leads(beside.scores, beside.folds, by_each, band.outside)
+        low, high = log_likelihood - lower, log_likelihood + higher
     return (
-        band.sides(log_likelihood),
-        band.certain(log_likelihood, estimates.std_error[rows], estimates.reliable[rows]),
-        percentile(sorted_scores, log_likelihood),
-        two_sided_p_value(sorted_scores, log_likelihood),
-        low_p_value(sorted_scores, log_likelihood),
-        np.full(len(log_likelihood), band.low),
-        np.full(len(log_likelihood), band.high),
+        band.sides_of(places),
+        certain,
+        places.percentile,
+        places.two_sided_p_value,
+        places.low_p_value,
+        low,
+        high,
     )
 
 

@@ -323,6 +323,7 @@ class Store:
             "calibration.safetensors": save_tensors(
                 {
                     "scores": torch.from_numpy(calibration.scores),
+                    **({} if calibration.folds is None else {"folds": torch.from_numpy(calibration.folds)}),
                     **{
                         f"{prefix_of(number)}codebook": torch.from_numpy(one.codebook)
                         for number, one in enumerate(model.members)
@@ -469,7 +470,10 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.n
         shape = (max(1, len(codebook)), card.architecture.latents)
         if codebook.shape != shape or not (np.isfinite(codebook).all() and np.isfinite(scores).all()):
             raise DamagedModelError(f"{card.name}@{card.version}: the codebook does not fit the card")
-    calibration = Calibration(scores, card.calibration.percentiles, fingerprint, reference, sketch, evidence)
+    folds = tensors["folds"].numpy() if "folds" in tensors else None
+    if folds is not None and (folds.shape != scores.shape or set(folds.tolist()) != set(range(card.members))):
+        raise DamagedModelError(f"{card.name}@{card.version}: the folds are not those of {card.members} networks")
+    calibration = Calibration(scores, card.calibration.percentiles, fingerprint, reference, sketch, evidence, folds)
     return calibration, codebooks, golden
 
 
@@ -477,14 +481,16 @@ def reference_tensors(reference: ReferenceRows | None) -> dict[str, torch.Tensor
     """The reference rows of a calibration that has some."""
     if reference is None:
         return {}
-    return {"reference.rows": torch.tensor(reference.rows), "reference.holes": torch.tensor(reference.holes)}
+    arrays = {"rows": reference.rows, "holes": reference.holes, "folds": reference.folds}
+    return {f"reference.{name}": torch.tensor(array) for name, array in arrays.items() if array is not None}
 
 
 def reference_of(tensors: dict[str, torch.Tensor]) -> ReferenceRows | None:
     """And back."""
     if "reference.rows" not in tensors:
         return None
-    return ReferenceRows(tensors["reference.rows"].numpy(), tensors["reference.holes"].numpy())
+    folds = tensors["reference.folds"].numpy() if "reference.folds" in tensors else None
+    return ReferenceRows(tensors["reference.rows"].numpy(), tensors["reference.holes"].numpy(), folds)
 
 
 def sketch_tensors(sketch: ColumnSketch | None) -> dict[str, torch.Tensor]:

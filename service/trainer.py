@@ -6,7 +6,7 @@ Never imported by the running service.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -20,6 +20,7 @@ from service.data.readers import Rows
 from service.data.schema import Binary, Grey, InputSpec, Mixed, Standard, Transform
 from service.density.estimator import Estimator, worker_pool
 from service.errors import CalibrationError, DataError
+from service.folds import calibrated_by_folds
 from service.model import calibrated
 from service.settings import cpu_quota
 from service.store import Published, Reference, Store
@@ -43,7 +44,8 @@ class Recipe:
 
     `hide` is the share of a table's training rows that have cells hidden, so that any may be missing later. The prior
     `auto` fits a network with each, within the same minutes, and keeps the one with the better bound on the validation
-    rows. `ensemble` networks are fitted from different starts, and their densities averaged.
+    rows. `ensemble` networks are fitted from different starts, and their densities averaged. With `folds` above 1 there are
+    so many networks, each fitted without one fold of the rows, on which it is calibrated.
     """
 
     likelihood: LikelihoodName | None = None
@@ -53,6 +55,7 @@ class Recipe:
     activation: ActivationName = "silu"
     prior: PriorName = "normal"
     ensemble: int = 1
+    folds: int = 1
     fit: FitOptions = FitOptions()
     estimator: Estimator = Estimator()
     augment: float = 0.0
@@ -83,6 +86,27 @@ class Split:
         order = np.random.default_rng(recipe.fit.seed).permutation(len(rows))
         parts = np.split(rows[order], [calibration, calibration + validation])
         return Split(train=parts[2], validation=parts[1], calibration=parts[0])
+
+    @staticmethod
+    def by_folds(rows: np.ndarray, recipe: Recipe) -> list[Split]:
+        """For each network its fold to calibrate on, and the other rows, shape (N, ...), to fit to, in random order.
+
+        Folds are of one size; up to K - 1 rows that are left over calibrate nothing.
+        """
+        generator, size = np.random.default_rng(recipe.fit.seed), len(rows) // recipe.folds
+        order = generator.permutation(len(rows))
+        splits = []
+        for fold in range(recipe.folds):
+            held = slice(fold * size, (fold + 1) * size)
+            rest = generator.permutation(np.delete(order, held))
+            validation = max(1, round(recipe.validation_share * len(rest)))
+            splits.append(Split(rows[rest[validation:]], rows[rest[:validation]], rows[order[held]]))
+        return splits
+
+    @staticmethod
+    def all_of(rows: np.ndarray, recipe: Recipe) -> list[Split]:
+        """One for each network that is calibrated by itself."""
+        return Split.by_folds(rows, recipe) if recipe.folds > 1 else [Split.shuffled(rows, recipe)]
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Split:
         """What a function makes of each part."""
@@ -184,8 +208,8 @@ def train(
     Raises:
         DataError, TrainingError, CalibrationError: before anything is written.
     """
-    split = Split.shuffled(data.array, recipe)
-    return train_on_split(store, name, split, data.columns, recipe, on_epoch, description, data.digest())
+    splits = Split.all_of(data.array, recipe)
+    return train_on_splits(store, name, splits, data.columns, recipe, on_epoch, description, data.digest())
 
 
 def train_table(
@@ -206,23 +230,23 @@ def train_table(
         DataError, TrainingError, CalibrationError: before anything is written.
     """
     table.check_range()
-    parts = Split.shuffled(np.arange(len(table)), recipe)
+    parts = Split.all_of(np.arange(len(table)), recipe)
     check_sizes(parts, recipe)
     kinds = schema or infer(table)
-    transform = Mixed(columns=learn(kinds, table.select(parts.train)))
+    transform = Mixed(columns=learn(kinds, table.select(fitted_rows(parts))))
     on_schema(kinds)
     names = tuple(column.name for column in transform.columns)
     spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
     rows = spec.array(table)
-    split = parts.map(lambda chosen: rows[chosen])
+    splits = [split.map(lambda chosen: rows[chosen]) for split in parts]
     architecture = table_architecture(transform, recipe)
-    return fit_and_publish(store, name, split, spec, architecture, recipe, on_epoch, description, table.digest())
+    return fit_and_publish(store, name, splits, spec, architecture, recipe, on_epoch, description, table.digest())
 
 
-def train_on_split(
+def train_on_splits(
     store: Store,
     name: str,
-    split: Split,
+    splits: Sequence[Split],
     columns: tuple[str, ...] | None,
     recipe: Recipe,
     on_epoch: Callable[[Progress], None],
@@ -230,26 +254,33 @@ def train_on_split(
     data_digest: str,
 ) -> tuple[Reference, FitReport]:
     """Fit, calibrate and publish on rows that are split already."""
-    check_sizes(split, recipe)
-    spec, likelihood = input_of(Rows(split.train, columns), recipe)
+    check_sizes(splits, recipe)
+    spec, likelihood = input_of(Rows(fitted_rows(splits), columns), recipe)
     architecture = architecture_of(spec.features, likelihood, recipe)
-    return fit_and_publish(store, name, split, spec, architecture, recipe, on_epoch, description, data_digest)
+    return fit_and_publish(store, name, splits, spec, architecture, recipe, on_epoch, description, data_digest)
 
 
-def check_sizes(split: Split, recipe: Recipe) -> None:
+def fitted_rows(splits: Sequence[Split]) -> np.ndarray:
+    """The rows that the units of the input are learnt from: by folds all, for there is one input for all networks."""
+    first, *others = splits
+    return np.concatenate([first.train, first.validation, first.calibration]) if others else first.train
+
+
+def check_sizes(splits: Sequence[Split], recipe: Recipe) -> None:
     """Refuse too few rows before any time is spent."""
-    if len(split.train) < MIN_TRAINING_ROWS or not len(split.validation):
+    split = splits[0]
+    if len(split.train) < MIN_TRAINING_ROWS or not len(split.validation) or not len(split.calibration):
         raise DataError(
-            f"{len(split.train)} rows are left to train on and {len(split.validation)} to stop early by, "
-            f"expected at least {MIN_TRAINING_ROWS} and 1"
+            f"{len(split.train)} rows are left to train on, {len(split.validation)} to stop early by and "
+            f"{len(split.calibration)} to calibrate on, expected at least {MIN_TRAINING_ROWS}, 1 and 1"
         )
-    check_calibration_size(len(split.calibration), recipe.percentiles)
+    check_calibration_size(sum(len(one.calibration) for one in splits), recipe)
 
 
 def fit_and_publish(
     store: Store,
     name: str,
-    split: Split,
+    splits: Sequence[Split],
     spec: InputSpec,
     architecture: Architecture,
     recipe: Recipe,
@@ -257,24 +288,24 @@ def fit_and_publish(
     description: str,
     data_digest: str,
 ) -> tuple[Reference, FitReport]:
-    """Fit a network to rows of known units, calibrate and publish it."""
-    vaes, report, bounds = fitted(spec, split, architecture, recipe, on_epoch)
-    model, calibration = calibrated(
-        vaes,
-        spec,
-        recipe.estimator,
-        spec.rows(split.validation if split.pilot is None else split.pilot),
-        spec.rows(split.calibration),
-        recipe.percentiles,
-        worker_pool(cpu_quota()),
-        spec.rows(split.train),
-    )
+    """Fit networks to rows of known units, calibrate and publish them."""
+    vaes, report, bounds = fitted(spec, splits, architecture, recipe, on_epoch)
+    split, by_folds = splits[0], {"folds": recipe.folds} if recipe.folds > 1 else {}
+    pilots = [spec.rows(one.validation if one.pilot is None else one.pilot) for one in splits]
+    calibrating = [spec.rows(one.calibration) for one in splits]
+    percentiles, pool = recipe.percentiles, worker_pool(cpu_quota())
+    if by_folds:
+        model, calibration = calibrated_by_folds(vaes, spec, recipe.estimator, pilots, calibrating, percentiles, pool)
+    else:
+        model, calibration = calibrated(
+            vaes, spec, recipe.estimator, pilots[0], calibrating[0], percentiles, pool, spec.rows(split.train)
+        )
     reference = store.publish(
         name,
         model,
         calibration,
-        training=training_record(split, recipe.fit, report, data_digest) | {"validation_bounds": bounds},
-        calibration_data={"digest": data_digest, "rows": len(split.calibration), "held_back": True},
+        training=training_record(split, recipe.fit, report, data_digest) | {"validation_bounds": bounds} | by_folds,
+        calibration_data={"digest": data_digest, "rows": len(calibration.scores), "held_back": True} | by_folds,
         description=description,
     )
     return reference, report
@@ -282,21 +313,26 @@ def fit_and_publish(
 
 def fitted(
     spec: InputSpec,
-    split: Split,
+    splits: Sequence[Split],
     architecture: Architecture,
     recipe: Recipe,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[list[VAE], FitReport, dict[str, float]]:
-    """Networks with the better prior, how the first one's fit went, and its validation bound with each prior tried."""
-    rows, judged = network_rows(spec, split.train), network_rows(spec, split.validation)
-    augment = augmentation_of(spec, split.train, recipe)
+    """Networks with the better prior, how the first one's fit went, and its validation bound with each prior tried.
+
+    Each is fitted to a split of its own, or all to the only one.
+    """
+    members = splits if len(splits) > 1 else [*splits] * recipe.ensemble
+    augment = augmentation_of(spec, splits[0].train, recipe)
     hide = hidden_cells(spec.transform.widths, recipe.hide) if isinstance(spec.transform, Mixed) else None
     priors = ("normal", "mixture") if recipe.prior == "auto" else (recipe.prior,)
-    fits = len(priors) + recipe.ensemble - 1
+    fits = len(priors) + len(members) - 1
     minutes = None if recipe.fit.minutes is None else recipe.fit.minutes / fits
     done = count()
 
-    def fitted_with(prior: str, seed: int) -> tuple[VAE, FitReport]:
+    def fitted_with(prior: str, member: int) -> tuple[VAE, FitReport]:
+        rows, judged = network_rows(spec, members[member].train), network_rows(spec, members[member].validation)
+        seed = recipe.fit.seed + member
         torch.manual_seed(seed)  # the layers' initial weights have no generator of their own
         vae = VAE(replace(architecture, prior_components=MIXTURE_COMPONENTS if prior == "mixture" else 0))
         told = partial(tell_part, on_epoch, next(done), fits)
@@ -305,13 +341,13 @@ def fitted(
 
     tried: dict[str, tuple[VAE, FitReport]] = {}
     for prior in priors:
-        tried[prior] = fitted_with(prior, recipe.fit.seed)
+        tried[prior] = fitted_with(prior, 0)
         if tried[prior][1].stopped == "interrupted":
             break
     bounds = {prior: report.validation.bound for prior, (_, report) in tried.items()}
     best = max(bounds, key=lambda prior: bounds[prior])
     vae, report = tried[best]
-    others = [fitted_with(best, recipe.fit.seed + member)[0] for member in range(1, recipe.ensemble)]
+    others = [fitted_with(best, member)[0] for member in range(1, len(members))]
     return [vae, *others], report, bounds
 
 
@@ -335,12 +371,13 @@ def augmentation_of(spec: InputSpec, rows: np.ndarray, recipe: Recipe) -> Augmen
     return random_affine(height, width, "draw" if came_binary else "threshold", recipe.augment)
 
 
-def check_calibration_size(rows: int, percentiles: tuple[float, float]) -> None:
+def check_calibration_size(rows: int, recipe: Recipe) -> None:
     """Refuse too few calibration rows before the time of a fit is spent."""
     try:
-        Band.fit(np.zeros(rows), percentiles)
+        Band.fit(np.zeros(rows), recipe.percentiles)
     except CalibrationError as error:
-        raise CalibrationError(f"{error} (held back by --calibration-share)") from error
+        way = "" if recipe.folds > 1 else " (held back by --calibration-share; with few rows, see --folds)"
+        raise CalibrationError(f"{error}{way}") from error
 
 
 def network_rows(spec: InputSpec, rows: np.ndarray) -> torch.Tensor:

@@ -13,7 +13,7 @@ FLOORS = [
     ["density", "validity"],
     ["evidence", "shelf", "expectation"],
     ["model"],
-    ["store"],
+    ["store", "folds"],
     ["scorer", "trainer"],
     ["tabular", "detector", "evaluation"],
     ["web"],

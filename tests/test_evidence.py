@@ -78,7 +78,8 @@ def test_a_rate_that_the_rows_cannot_give_is_refused_with_the_number_they_would_
             scorer.rule(rate)
     rule = scorer.rule()
     assert rule.false_alarm == max(0.01, 1 / (rule.rows + 1))
-    assert rule.accepted.low < rule.accepted.expected < rule.accepted.high
+    low, high = rule.accepted.interval
+    assert low < rule.accepted.expected < high
 
 
 def test_rows_with_holes_are_judged_beside_rows_with_the_same_holes(mixed_store):
@@ -118,7 +119,7 @@ def test_false_alarms_are_as_promised_on_resplit_rows(mixed_store):
     rows = published.model.drawn(3000, seed=2)
     scorer = load_scorer(store, str(recalibrate_on(store, published, rows[:100], rows[100:700], "digest")), "cpu")
     alarms = ~scorer.score(rows[700:], combined=True, false_alarm=0.1).valid
-    low, high = scorer.rule(0.1).accepted.low, scorer.rule(0.1).accepted.high
+    low, high = scorer.rule(0.1).accepted.interval
     error = 3 * np.sqrt(0.1 * 0.9 / len(alarms))
     assert 1 - high - error < alarms.mean() < 1 - low + error
 

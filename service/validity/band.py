@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 
 from service.errors import CalibrationError
-from service.validity.conformal import Acceptance, Tail
+from service.validity.conformal import Acceptance, Places, Tail
+from service.validity.folds import accepted_by_folds
 
 Side = Literal["below", "inside", "above"]
 Verdict = Literal["valid", "invalid"]
@@ -29,18 +30,20 @@ UNRELIABLE_WIDTH = 9.0
 class Band:
     """The interval [low, high] of log p(x), nats, between two percentiles of the validation rows; its ends are valid.
 
-    Where the second is 100 there is no high end (`percentiles_of` a rate). `between` of the n + 1 places that a new row may
-    take among the n `rows` are inside.
+    Where the second is 100 there is no high end (`percentiles_of` a rate). Of the n + 1 places that a new row may take
+    among the n `rows`, the first and the last few, `outside`, are not inside. By `folds`, more than one, it only says what
+    is usual: each row has a band of its own (`service.validity.folds`).
     """
 
     percentiles: tuple[float, float]
     low: float
     high: float
-    between: int
+    outside: tuple[int, int]
     rows: int
+    folds: int = 1
 
     @staticmethod
-    def fit(sorted_scores: np.ndarray, percentiles: tuple[float, float]) -> Band:
+    def fit(sorted_scores: np.ndarray, percentiles: tuple[float, float], folds: int = 1) -> Band:
         """The band between two percentiles of n validation scores, ascending.
 
         Its ends have rank floor((n + 1) a / 100) from below and floor((n + 1) (100 - b) / 100) from above, so that a new
@@ -65,8 +68,9 @@ class Band:
             (float(a), float(b)),
             float(sorted_scores[from_below - 1]),
             float(sorted_scores[n - from_above]) if from_above else math.inf,
-            n + 1 - from_below - from_above,
+            (from_below, from_above),
             n,
+            folds,
         )
 
     @property
@@ -87,7 +91,14 @@ class Band:
     @property
     def accepted(self) -> Acceptance:
         """The share of valid rows that fall inside."""
-        return Acceptance.of(self.between, self.rows)
+        if self.folds > 1:
+            return accepted_by_folds(self.outside, self.rows, self.folds)
+        return Acceptance.of(self.rows + 1 - sum(self.outside), self.rows)
+
+    def sides_of(self, places: Places) -> np.ndarray:
+        """-1 below, 0 inside, 1 above, by where scores stand: shape (B,), int."""
+        below, above = self.outside
+        return (places.rows - places.below < above).astype(int) - (places.at_most < below).astype(int)
 
     def sides(self, log_likelihood: np.ndarray) -> np.ndarray:
         """-1 below, 0 inside, 1 above: shape (B,), int."""
@@ -95,8 +106,13 @@ class Band:
 
     def certain(self, log_likelihood: np.ndarray, std_error: np.ndarray, reliable: np.ndarray) -> np.ndarray:
         """The estimate's interval holds neither end of the band: shape (B,), bool."""
-        margin = np.where(reliable, INTERVAL_WIDTH, UNRELIABLE_WIDTH) * std_error
+        margin = margins(std_error, reliable)
         return (np.abs(log_likelihood - self.low) > margin) & (np.abs(log_likelihood - self.high) > margin)
+
+
+def margins(std_error: np.ndarray, reliable: np.ndarray) -> np.ndarray:
+    """Half of the length of each estimate's interval, nats."""
+    return np.where(reliable, INTERVAL_WIDTH, UNRELIABLE_WIDTH) * std_error
 
 
 def rank(n: int, percent: Fraction) -> int:

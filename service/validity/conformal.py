@@ -20,22 +20,35 @@ CONFIDENCE = 0.95
 BISECTIONS = 60
 
 
-def percentile(sorted_scores: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Share of validation rows with a lower score, 0 to 100: shape (B,)."""
-    return 100.0 * np.searchsorted(sorted_scores, scores, side="left") / len(sorted_scores)
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where B scores stand among those of `rows` validation rows: how many are `below` each, or `at_most` it, (B,) both."""
 
+    below: np.ndarray
+    at_most: np.ndarray
+    rows: int
 
-def low_p_value(sorted_scores: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(1 + validation rows with as low a score or a lower one) / (n + 1): shape (B,)."""
-    return (1 + np.searchsorted(sorted_scores, scores, side="right")) / (len(sorted_scores) + 1)
+    @staticmethod
+    def of(sorted_scores: np.ndarray, scores: np.ndarray) -> Places:
+        """Of scores, shape (B,), among ascending ones."""
+        below, at_most = (np.searchsorted(sorted_scores, scores, side) for side in ("left", "right"))
+        return Places(below, at_most, len(sorted_scores))
 
+    @property
+    def percentile(self) -> np.ndarray:
+        """Share of validation rows with a lower score, 0 to 100: shape (B,)."""
+        return 100.0 * self.below / self.rows
 
-def two_sided_p_value(sorted_scores: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """min(1, 2 min(p_below, p_above)), each (1 + count) / (n + 1) with ties counted: shape (B,)."""
-    n = len(sorted_scores)
-    at_most = np.searchsorted(sorted_scores, scores, side="right")
-    at_least = n - np.searchsorted(sorted_scores, scores, side="left")
-    return np.minimum(1.0, 2.0 * (1 + np.minimum(at_most, at_least)) / (n + 1))
+    @property
+    def low_p_value(self) -> np.ndarray:
+        """(1 + validation rows with as low a score or a lower one) / (n + 1): shape (B,)."""
+        return (1 + self.at_most) / (self.rows + 1)
+
+    @property
+    def two_sided_p_value(self) -> np.ndarray:
+        """min(1, 2 min(p_below, p_above)), each (1 + count) / (n + 1) with ties counted: shape (B,)."""
+        fewer = np.minimum(self.at_most, self.rows - self.below)
+        return np.minimum(1.0, 2.0 * (1 + fewer) / (self.rows + 1))
 
 
 def smallest_p_value(rows: int, tail: Tail) -> float:
@@ -45,24 +58,24 @@ def smallest_p_value(rows: int, tail: Tail) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """The share of valid rows between two of n ascending validation scores.
+    """The share of valid rows that a rule accepts.
 
-    Before the scores are known it is `expected`; those that there are make it some share that nobody can know, between
-    `low` and `high` with probability CONFIDENCE (Vovk, 2012). With ties it is more.
+    Before the validation rows are known it is `expected`, with ties more. Those that there are make it some share that
+    nobody can know, inside `interval` with probability CONFIDENCE (Vovk, 2012). Of a rule by folds that is open: `expected`
+    is what is usual, `proven` what it is at least (`service.validity.folds`).
     """
 
     expected: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
+    proven: float
 
     @staticmethod
     @lru_cache(1024)
     def of(between: int, rows: int) -> Acceptance:
         """Where a new row may come into `between` of the n + 1 places among n rows: Beta(between, n + 1 - between)."""
         tail = (1.0 - CONFIDENCE) / 2.0
-        return Acceptance(
-            between / (rows + 1), *(beta_quantile(between, rows + 1 - between, level) for level in (tail, 1.0 - tail))
-        )
+        low, high = (beta_quantile(between, rows + 1 - between, level) for level in (tail, 1.0 - tail))
+        return Acceptance(between / (rows + 1), (low, high), between / (rows + 1))
 
 
 def beta_quantile(a: int, b: int, level: float) -> float:

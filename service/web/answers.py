@@ -158,10 +158,11 @@ def score_list(
 
 
 def holes_of(scores: Scores) -> tuple[list[Any], list[Any]]:
-    """How many cells each row lacks, and the band that such rows have; nothing for complete rows."""
+    """How many cells each row lacks, and the band that such rows have; nothing for complete rows, but by folds."""
     missing = [number or msgspec.UNSET for number in scores.missing.tolist()]
-    ends = zip(missing, scores.low.tolist(), scores.high.tolist(), strict=True)
-    return missing, [msgspec.UNSET if number is msgspec.UNSET else (low, high) for number, low, high in ends]
+    has_own = ((scores.missing > 0) | (scores.band.folds > 1)).tolist()
+    ends = zip(has_own, scores.low.tolist(), scores.high.tolist(), strict=True)
+    return missing, [(low, high) if own else msgspec.UNSET for own, low, high in ends]
 
 
 def scores_answer(
@@ -207,18 +208,14 @@ def band_document(band: Band) -> dict[str, Any]:
     return {
         "percentiles": band.percentiles,
         "log_likelihood": band.ends_or_none,
-        "accepts": accepts(band.accepted, band.rows),
+        "accepts": accepts(band.accepted, band.rows) | ({"folds": band.folds} if band.folds > 1 else {}),
     }
 
 
 def accepts(accepted: Acceptance, rows: int) -> dict[str, Any]:
     """The share of valid rows that a rule accepts, by so many validation rows."""
-    return {
-        "expected": accepted.expected,
-        "interval": (accepted.low, accepted.high),
-        "confidence": CONFIDENCE,
-        "rows": rows,
-    }
+    known = {"expected": accepted.expected, "proven": accepted.proven, "rows": rows}
+    return known | ({"interval": accepted.interval, "confidence": CONFIDENCE} if accepted.interval else {})
 
 
 def evidence_of(scores: Scores, rule: CombinedRule) -> list[dict[str, float]]:

@@ -104,6 +104,8 @@ class Wanted:
             scorer.sketch()
         if self.combined:
             scorer.rule(self.false_alarm)
+        if self.fdr is not None:
+            scorer.calibration.check_has_no_folds()
 
 
 AS_IT_IS = Wanted()

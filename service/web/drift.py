@@ -30,7 +30,8 @@ SAVE_EVERY_S = 30.0
 class Watch:
     """What one version was asked: rows by side of its band and by p-value, and the test martingale.
 
-    `watched` counts the complete rows, which alone can be ranked among each other. `alarm_row` is the row at which the
+    `watched` counts the complete rows, which alone can be ranked among each other, and not where each fold has a score of
+    its own. `alarm_row` is the row at which the
     martingale spoke, since its last start; `restarts` how often it was started anew.
     """
 
@@ -57,10 +58,10 @@ class Watch:
     def add(self, scorer: Scorer, scores: Scores, uniforms: np.ndarray, level: float) -> bool:
         """Count rows, and bet on the complete ones; whether the martingale speaks up just now."""
         # By the calibration's own band, whatever a request asked for.
-        self.sides += np.bincount(scorer.band.sides(scores.log_likelihood) + 1, minlength=len(SIDES))
+        self.sides += np.bincount(scores.sides_of(scorer.band.percentiles) + 1, minlength=len(SIDES))
         bins = np.minimum((scores.p_value * BINS).astype(int), BINS - 1)
         self.p_values += np.bincount(bins, minlength=BINS)
-        complete = scores.missing == 0
+        complete = (scores.missing == 0) & (scores.band.folds == 1)
         path = self.martingale.bet(self.ranks.p_values(scores.log_likelihood[complete], uniforms[complete]))
         before, self.watched = self.watched, self.watched + len(path)
         self.peak = max(self.peak, float(path.max(initial=0.0)))

@@ -28,10 +28,19 @@ class ModelId(Answer):
 class AcceptsAnswer(Answer):
     """The share of valid rows, like the validation rows, that the band accepts; with ties it is more."""
 
-    expected: float = Field(description="over all sets of so many validation rows")
-    interval: tuple[float, float] = Field(description="where it is, with this set, with probability `confidence`")
-    confidence: float
+    expected: float = Field(
+        description="over all sets of so many validation rows; by folds it is not proved, but usual"
+    )
+    proven: float = Field(description="what it is at least, over all such sets; by folds less than `expected`")
     rows: int = Field(description="validation rows")
+    interval: tuple[float, float] | None = Field(
+        None,
+        description="where it is, with this set, with probability `confidence`; not by folds, of which nobody can say",
+    )
+    confidence: float | None = None
+    folds: int | None = Field(
+        None, description="how many networks serve together, each calibrated on rows it did not see"
+    )
 
 
 class BandAnswer(Answer):

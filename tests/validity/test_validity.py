@@ -12,10 +12,8 @@ from service.validity.conformal import (
     CONFIDENCE,
     Acceptance,
     Discoveries,
-    low_p_value,
-    percentile,
+    Places,
     smallest_p_value,
-    two_sided_p_value,
 )
 
 
@@ -58,8 +56,9 @@ def test_a_row_is_invalid_exactly_when_its_p_value_is_at_most_twice_the_tail(sco
         band = Band.fit(scores, (a, 100 - a))
     except CalibrationError:
         return
-    p_values = two_sided_p_value(scores, asked)
-    assert ((band.sides(asked) != 0) == (p_values <= 2 * a / 100 + 1e-12)).all()
+    places = Places.of(scores, asked)
+    assert ((band.sides(asked) != 0) == (places.two_sided_p_value <= 2 * a / 100 + 1e-12)).all()
+    assert (band.sides(asked) == band.sides_of(places)).all()
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=40), st.integers(-7, 7))
@@ -67,18 +66,19 @@ def test_p_values_and_percentiles_count_as_they_say(scores, asked):
     scores = np.sort(np.array(scores, dtype=float))
     n = len(scores)
     below, above = (1 + (scores <= asked).sum()) / (n + 1), (1 + (scores >= asked).sum()) / (n + 1)
-    assert two_sided_p_value(scores, np.array([asked]))[0] == pytest.approx(min(1, 2 * min(below, above)))
-    assert percentile(scores, np.array([asked]))[0] == pytest.approx(100 * (scores < asked).mean())
+    places = Places.of(scores, np.array([asked]))
+    assert places.two_sided_p_value[0] == pytest.approx(min(1, 2 * min(below, above)))
+    assert places.percentile[0] == pytest.approx(100 * (scores < asked).mean())
 
 
 def test_p_values_of_valid_rows_are_uniform():
     generator = np.random.default_rng(0)
-    p_values = two_sided_p_value(np.sort(generator.normal(size=20_000)), generator.normal(size=5_000))
+    p_values = Places.of(np.sort(generator.normal(size=20_000)), generator.normal(size=5_000)).two_sided_p_value
     assert stats.kstest(p_values, "uniform").statistic < 1.63 * np.sqrt(1 / 5_000 + 1 / 20_000)
 
 
 def test_certain_means_that_no_end_lies_within_three_standard_errors_or_nine_unreliable_ones():
-    band = Band((25.0, 75.0), -100.0, -80.0, 5, 9)
+    band = Band((25.0, 75.0), -100.0, -80.0, (2, 3), 9)
     log_likelihood, error = np.array([-90.0, -90.0, -99.0, -101.0, -500.0]), np.array([1.0, 5.0, 0.5, 0.2, 1.0])
     assert band.certain(log_likelihood, error, np.full(5, True)).tolist() == [True, False, False, True, True]
     assert band.certain(log_likelihood, error, np.full(5, False)).tolist() == [True, False, False, False, True]
@@ -121,7 +121,7 @@ def test_what_a_band_accepts_has_the_beta_law_of_order_statistics(between, rows)
     accepted = Acceptance.of(between, rows)
     law = stats.beta(between, rows + 1 - between)
     assert accepted.expected == pytest.approx(law.mean())
-    assert (accepted.low, accepted.high) == pytest.approx(law.interval(CONFIDENCE), rel=1e-9)
+    assert accepted.interval == pytest.approx(law.interval(CONFIDENCE), rel=1e-9)
 
 
 def test_what_bands_accept_is_what_they_say():
@@ -132,7 +132,8 @@ def test_what_bands_accept_is_what_they_say():
         accepted.append(band.high - band.low)  # of a uniform score, the probability itself
     said = band.accepted
     assert np.mean(accepted) == pytest.approx(said.expected, abs=4 * np.std(accepted) / np.sqrt(2000))
-    inside = np.mean([said.low <= share <= said.high for share in accepted])
+    assert said.interval is not None
+    inside = np.mean([said.interval[0] <= share <= said.interval[1] for share in accepted])
     assert inside == pytest.approx(CONFIDENCE, abs=4 * np.sqrt(0.05 * 0.95 / 2000))
 
 
@@ -160,4 +161,4 @@ def test_it_is_said_how_many_rows_it_takes_for_a_discovery():
 
 def test_low_p_values_count_unlikely_rows_alone():
     scores = np.arange(9.0)
-    assert low_p_value(scores, np.array([-1.0, 0.0, 4.0, 99.0])).tolist() == [0.1, 0.2, 0.6, 1.0]
+    assert Places.of(scores, np.array([-1.0, 0.0, 4.0, 99.0])).low_p_value.tolist() == [0.1, 0.2, 0.6, 1.0]
