@@ -214,8 +214,14 @@ def band_document(band: Band) -> dict[str, Any]:
 
 def accepts(accepted: Acceptance, rows: int) -> dict[str, Any]:
     """The share of valid rows that a rule accepts, by so many validation rows."""
-    known = {"expected": accepted.expected, "proven": accepted.proven, "rows": rows}
-    return known | ({"interval": accepted.interval, "confidence": CONFIDENCE} if accepted.interval else {})
+    if accepted.interval is None:
+        return {"expected": accepted.expected, "proven": accepted.proven, "rows": rows}
+    return {
+        "expected": accepted.expected,
+        "interval": accepted.interval,
+        "confidence": CONFIDENCE,
+        "rows": rows,
+    }
 
 
 def evidence_of(scores: Scores, rule: CombinedRule) -> list[dict[str, float]]:

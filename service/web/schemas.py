@@ -28,16 +28,14 @@ class ModelId(Answer):
 class AcceptsAnswer(Answer):
     """The share of valid rows, like the validation rows, that the band accepts; with ties it is more."""
 
-    expected: float = Field(
-        description="over all sets of so many validation rows; by folds it is not proved, but usual"
-    )
-    proven: float = Field(description="what it is at least, over all such sets; by folds less than `expected`")
+    expected: float = Field(description="over all sets of so many validation rows; by folds usual, not proved")
+    proven: float | None = Field(None, description="by folds: what it is at least, over all such sets")
     rows: int = Field(description="validation rows")
     interval: tuple[float, float] | None = Field(
         None,
         description="where it is, with this set, with probability `confidence`; not by folds, of which nobody can say",
     )
-    confidence: float | None = None
+    confidence: float | None = Field(None, description="of the interval")
     folds: int | None = Field(
         None, description="how many networks serve together, each calibrated on rows it did not see"
     )
