@@ -31,7 +31,7 @@ from service.vae.network import VAE
 from service.vae.prior import base_points
 from service.validity.band import SIDES, Band, Side, Verdict, exact, margins, percentiles_of, rank
 from service.validity.columns import ColumnSketch
-from service.validity.conformal import Acceptance, Discoveries, Places, Tail
+from service.validity.conformal import Acceptance, Discoveries, Places, Tail, check_share
 from service.validity.folds import leads, places_by_folds
 
 USUAL_FALSE_ALARM = 0.01  # of the combined rule
@@ -58,8 +58,7 @@ class CombinedRule:
             CalibrationError: the rate is none, or too small for them.
         """
         rate = max(USUAL_FALSE_ALARM, 1.0 / (evidence.rows + 1)) if false_alarm is None else false_alarm
-        if not 0 < rate < 1:
-            raise CalibrationError(f"a false alarm rate of {rate:g}: expected a number above 0 and below 1")
+        check_share("false alarm rate", rate)
         if false_alarm is not None and rank(evidence.rows, 100 * exact(rate)) < 1:
             needed = -(-1 // exact(rate)) - 1
             raise CalibrationError(

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1] / "service"
 
 FLOORS = [
     ["errors", "__init__"],
-    ["settings", "vae", "data"],
+    ["settings", "vae", "data", "client"],
     ["density", "validity"],
     ["evidence", "shelf", "expectation"],
     ["model"],

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from service.errors import CalibrationError
-from service.validity.conformal import Acceptance, Places, Tail
+from service.validity.conformal import Acceptance, Places, Tail, check_share
 from service.validity.folds import accepted_by_folds
 
 Side = Literal["below", "inside", "above"]
@@ -131,7 +131,6 @@ def percentiles_of(false_alarm: float, tail: Tail = "both") -> tuple[float, floa
     Raises:
         CalibrationError: it is no share.
     """
-    if not 0 < false_alarm < 1:
-        raise CalibrationError(f"a false alarm rate of {false_alarm:g}: expected a number above 0 and below 1")
+    check_share("false alarm rate", false_alarm)
     percent = 100 * exact(false_alarm)
     return (float(percent), 100.0) if tail == "low" else (float(percent / 2), float(100 - percent / 2))

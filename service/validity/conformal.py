@@ -56,6 +56,16 @@ def smallest_p_value(rows: int, tail: Tail) -> float:
     return min(1.0, (1.0 if tail == "low" else 2.0) / (rows + 1))
 
 
+def check_share(name: str, value: float) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        CalibrationError: it is 0 or less, or 1 or more.
+    """
+    if not 0 < value < 1:
+        raise CalibrationError(f"a {name} of {value:g}: expected a number above 0 and below 1")
+
+
 @dataclass(frozen=True, slots=True)
 class Acceptance:
     """The share of valid rows that a rule accepts.
@@ -117,8 +127,7 @@ class Discoveries:
         Raises:
             CalibrationError: the level is no share.
         """
-        if not 0 < level < 1:
-            raise CalibrationError(f"a false discovery rate of {level:g}: expected a number above 0 and below 1")
+        check_share("false discovery rate", level)
         count = len(p_values)
         divisor = 1.0 if tail == "low" else float((1.0 / np.arange(1, count + 1)).sum())
         smallest = smallest_p_value(validation_rows, tail)

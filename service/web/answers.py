@@ -176,9 +176,9 @@ def scores_answer(
 ) -> Response:
     """POST /score."""
     if kind == NPY:
-        return scores_npy_response(scores, discoveries)
+        return scores_npy_response(model, scores, discoveries)
     if kind == CSV:
-        return csv_response(scores_csv(scores, spec, ids, discoveries))
+        return csv_response(scores_csv(scores, spec, ids, discoveries), model_headers(model))
     document = {
         "model": model,
         "band": band_document(scores.band),
@@ -249,7 +249,7 @@ SCORE_DTYPE = np.dtype(
 EXPLAINED = ("column_log_likelihood", "column_p_value", "expected", "expected_low", "expected_high")
 
 
-def scores_npy_response(scores: Scores, discoveries: Discoveries | None) -> Response:
+def scores_npy_response(model: ModelId, scores: Scores, discoveries: Discoveries | None) -> Response:
     """The scores as records: `valid` for the verdict, `side` -1, 0 or 1, NaN for no khat, columns by their numbers."""
     dtype = SCORE_DTYPE
     columns = {"valid": scores.valid, "side": scores.sides}
@@ -267,7 +267,12 @@ def scores_npy_response(scores: Scores, discoveries: Discoveries | None) -> Resp
     records = np.zeros(len(scores), dtype)
     for name in dtype.names or ():
         records[name] = columns[name] if name in columns else getattr(scores, name)
-    return npy_response(records)
+    return npy_response(records, model_headers(model))
+
+
+def model_headers(model: ModelId) -> dict[str, str]:
+    """Which model answered, beside a body that cannot say it."""
+    return {"X-Model": f"{model.name}@{model.version}", "X-Model-Digest": model.digest}
 
 
 def reconstructions_response(

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import DeadlineError, InputError, OverloadedError, TooLargeError, VouchError
 from service.scorer import Scorer, Scores
-from service.web.answers import NDJSON, score_list
+from service.web.answers import NDJSON, model_headers, score_list
 from service.web.context import Service, Wanted, model_id, parsed, refuse_compressed
 from service.web.parsing import parse_row, parse_simple_rows
 from service.web.problems import error_document, internal
@@ -38,7 +38,7 @@ async def scored_lines(service: Service, request: Request, scorer: Scorer, wante
     refuse_compressed(request)
     wanted.check(scorer)
     model = model_id(scorer)
-    headers = {"X-Model": f"{model.name}@{model.version}", "X-Model-Digest": model.digest}
+    headers = model_headers(model)
     request.scope["state"]["streamed"] = True
     return LinesResponse(Lines(service, request, scorer, wanted), headers)
 

@@ -1,0 +1,395 @@
+"""A client of the service: `pip install 'vouch[client]'`.
+
+    with Client("http://127.0.0.1:8000", model="mnist", deadline_s=2.0) as vouch:
+        accepted = rows[vouch.score(rows, false_alarm=0.01).valid]
+
+Arrays go as npy files, rows of named columns as JSON; answers come as npy. What the service refuses raises the error that
+its Scorer would raise (`service.errors`). A full queue, a service that is not ready or not there is tried again, after the
+time that it asks for, until the deadline; each try tells the service how much of that is left. A call that cannot end in
+time raises `DeadlineError`, or what the last try failed for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import httpx
+import numpy as np
+import stamina
+
+from service import errors
+
+NPY = "application/x-npy"
+JSON = "application/json"
+FIRST_WAIT_S, LONGEST_WAIT_S, JITTER_S = 0.05, 2.0, 0.1
+LEAST_TIME_S = 1e-3  # a try with less is none
+TOO_LATE = "the call's time ran out before it was answered"
+PROBLEM = "urn:vouch:problem:"
+ERRORS: dict[str, type[errors.VouchError]] = {
+    "malformed-body": errors.MalformedError,
+    "unsupported-media-type": errors.MediaTypeError,
+    "not-acceptable": errors.NotAcceptableError,
+    "too-large": errors.TooLargeError,
+    "invalid-input": errors.InputError,
+    "invalid-percentiles": errors.CalibrationError,
+    "forbidden": errors.ScopeError,
+    "unauthorized": errors.AccessError,
+    "model-not-found": errors.ModelNotFoundError,
+    "conflict": errors.ModelConflictError,
+    "model-unloadable": errors.UnavailableError,
+    "deadline-passed": errors.DeadlineError,
+    "overloaded": errors.OverloadedError,
+    "unavailable": errors.UnavailableError,
+}
+Rows = np.ndarray | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What the service says of B rows; arrays of shape (B,).
+
+    `side` is -1 below the band, 0 inside, 1 above. `records` has every field of the answer, also those of `explain`, `rule`
+    and `fdr`, by its name.
+    """
+
+    model: str
+    digest: str
+    records: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """The verdicts, bool."""
+        return np.asarray(self.records["valid"])
+
+    @property
+    def side(self) -> np.ndarray:
+        """Where log p(x) is, int8."""
+        return np.asarray(self.records["side"])
+
+    @property
+    def certain(self) -> np.ndarray:
+        """Whether the estimate's error could not turn the verdict, bool."""
+        return np.asarray(self.records["certain"])
+
+    @property
+    def log_likelihood(self) -> np.ndarray:
+        """Estimates of log p(x), nats."""
+        return np.asarray(self.records["log_likelihood"])
+
+    @property
+    def std_error(self) -> np.ndarray:
+        """Their standard errors, nats."""
+        return np.asarray(self.records["std_error"])
+
+    @property
+    def p_value(self) -> np.ndarray:
+        """Two-sided conformal p-values, or those of the combined rule where it was asked for."""
+        names = self.records.dtype.names or ()
+        return np.asarray(self.records["combined_p_value" if "combined_p_value" in names else "p_value"])
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that may be sent more than once; `until` on the monotonic clock."""
+
+    method: str
+    path: str
+    until: float
+    params: dict[str, Any]
+    body: bytes = b""
+    content_type: str = NPY
+    accept: str = NPY
+
+    def left_s(self) -> float:
+        """How much time there is.
+
+        Raises:
+            DeadlineError: none.
+        """
+        left = self.until - time.monotonic()
+        if left < LEAST_TIME_S:
+            raise errors.DeadlineError(TOO_LATE)
+        return left
+
+    def request(self, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """One try."""
+        left = self.left_s()
+        headers = {"accept": self.accept, "x-request-timeout": f"{left:.3f}"}
+        if self.body:
+            headers["content-type"] = self.content_type
+        return client.build_request(
+            self.method, self.path, params=self.params, content=self.body, headers=headers, timeout=left
+        )
+
+    def wait_s(self, error: Exception) -> bool | float:
+        """Whether to try again after an error, and when; not if there is no time for that."""
+        if not isinstance(error, errors.UnavailableError) or isinstance(error, errors.DeadlineError):
+            return False
+        asked = error.retry_after_s
+        return asked < self.until - time.monotonic() and (asked or True)
+
+    def tries(self, attempts: int) -> Any:
+        """stamina's loop over tries; no wait of its own is a large part of the time."""
+        left = self.left_s()
+        return stamina.retry_context(
+            self.wait_s,
+            attempts=attempts,
+            timeout=left,
+            wait_initial=FIRST_WAIT_S,
+            wait_max=min(LONGEST_WAIT_S, 0.2 * left),
+            wait_jitter=JITTER_S,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What both clients are made from."""
+
+    model: str | None
+    deadline_s: float
+    attempts: int
+
+    def call(self, method: str, path: str, params: Mapping[str, Any], rows: Rows | None = None) -> Call:
+        """A call with the model's name, from now on."""
+        given = {"model": self.model, **params}
+        chosen = {key: value for key, value in given.items() if value is not None}
+        body, content_type = (b"", NPY) if rows is None else encoded(rows)
+        return Call(method, path, time.monotonic() + self.deadline_s, chosen, body, content_type)
+
+    def score(
+        self,
+        rows: Rows,
+        percentiles: tuple[float, float] | None,
+        false_alarm: float | None,
+        tail: str | None,
+        rule: str | None,
+        fdr: float | None,
+        explain: int,
+    ) -> Call:
+        """POST /score."""
+        pair = None if percentiles is None else f"{percentiles[0]!r},{percentiles[1]!r}"
+        params = {"percentiles": pair, "false_alarm": false_alarm, "tail": tail, "rule": rule, "fdr": fdr}
+        return self.call("POST", "/score", params | {"explain": explain or None}, rows)
+
+
+class Client:
+    """Calls the service, one call after the other; safe to share between threads.
+
+    Args:
+        url: of the service, such as http://127.0.0.1:8000.
+        model: NAME, NAME@VERSION or NAME@ALIAS; None: the service's default.
+        key: an API key, where the service asks for one.
+        deadline_s: what a call may take in all, with its tries and the waits between them. httpx counts each of connecting,
+            writing and reading alone, so that a service that trickles may take longer; `AsyncClient` is strict.
+        attempts: most tries of a call.
+        transport: httpx's, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        key: str | None = None,
+        deadline_s: float = 10.0,
+        attempts: int = 5,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.settings = Settings(model, deadline_s, attempts)
+        self.http = httpx.Client(base_url=url, headers=key_header(key), transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.http.close()
+
+    def score(
+        self,
+        rows: Rows,
+        *,
+        percentiles: tuple[float, float] | None = None,
+        false_alarm: float | None = None,
+        tail: Literal["low", "both"] | None = None,
+        rule: Literal["band", "combined"] | None = None,
+        fdr: float | None = None,
+        explain: int = 0,
+    ) -> Verdicts:
+        """Verdicts on rows: an array, rows first, or a list of mappings from column names to values.
+
+        Raises:
+            VouchError: what the service refuses, or that it did not answer in time (`UnavailableError`).
+        """
+        return verdicts(self.send(self.settings.score(rows, percentiles, false_alarm, tail, rule, fdr, explain)))
+
+    def reconstruct(self, rows: Rows) -> np.ndarray:
+        """E[x | z] over p(z | x) of each row, in the units of the training data, shape (B, *input shape)."""
+        return array(self.send(self.settings.call("POST", "/reconstruct", {}, rows)))
+
+    def sample(self, num: int = 16, seed: int | None = None) -> np.ndarray:
+        """Rows drawn from the model, shape (num, *input shape)."""
+        return array(self.send(self.settings.call("GET", "/sample", {"num": num, "seed": seed})))
+
+    def send(self, call: Call) -> httpx.Response:
+        """An answer that is none of an error."""
+        for attempt in call.tries(self.settings.attempts):
+            with attempt:
+                return checked(self.answered(call))
+        raise AssertionError("the loop over tries returns or raises")
+
+    def answered(self, call: Call) -> httpx.Response:
+        """One try."""
+        try:
+            return self.http.send(call.request(self.http))
+        except httpx.HTTPError as error:
+            raise transport_error(error) from error
+
+
+class AsyncClient:
+    """The same with `async` and `await`; its deadline is strict."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        key: str | None = None,
+        deadline_s: float = 10.0,
+        attempts: int = 5,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.settings = Settings(model, deadline_s, attempts)
+        self.http = httpx.AsyncClient(base_url=url, headers=key_header(key), transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.http.aclose()
+
+    async def score(
+        self,
+        rows: Rows,
+        *,
+        percentiles: tuple[float, float] | None = None,
+        false_alarm: float | None = None,
+        tail: Literal["low", "both"] | None = None,
+        rule: Literal["band", "combined"] | None = None,
+        fdr: float | None = None,
+        explain: int = 0,
+    ) -> Verdicts:
+        """`Client.score`."""
+        return verdicts(await self.send(self.settings.score(rows, percentiles, false_alarm, tail, rule, fdr, explain)))
+
+    async def reconstruct(self, rows: Rows) -> np.ndarray:
+        """`Client.reconstruct`."""
+        return array(await self.send(self.settings.call("POST", "/reconstruct", {}, rows)))
+
+    async def sample(self, num: int = 16, seed: int | None = None) -> np.ndarray:
+        """`Client.sample`."""
+        return array(await self.send(self.settings.call("GET", "/sample", {"num": num, "seed": seed})))
+
+    async def send(self, call: Call) -> httpx.Response:
+        """`Client.send`."""
+        try:
+            async with asyncio.timeout(call.left_s()):
+                async for attempt in call.tries(self.settings.attempts):
+                    with attempt:
+                        return checked(await self.answered(call))
+        except TimeoutError as error:
+            raise errors.DeadlineError(TOO_LATE) from error
+        raise AssertionError("the loop over tries returns or raises")
+
+    async def answered(self, call: Call) -> httpx.Response:
+        """One try."""
+        try:
+            return await self.http.send(call.request(self.http))
+        except httpx.HTTPError as error:
+            raise transport_error(error) from error
+
+
+def key_header(key: str | None) -> dict[str, str]:
+    """How a key is shown."""
+    return {} if key is None else {"authorization": f"Bearer {key}"}
+
+
+def encoded(rows: Rows) -> tuple[bytes, str]:
+    """Rows as a body and its type."""
+    if not isinstance(rows, np.ndarray):
+        return json.dumps({"instances": [dict(row) for row in rows]}).encode(), JSON
+    buffer = io.BytesIO()
+    np.save(buffer, rows, allow_pickle=False)
+    return buffer.getvalue(), NPY
+
+
+def checked(response: httpx.Response) -> httpx.Response:
+    """A response, if it is an answer."""
+    if response.is_success:
+        return response
+    raise error_of(response)
+
+
+def error_of(response: httpx.Response) -> errors.VouchError:
+    """What a problem document says, as the error that it was."""
+    try:
+        problem = response.json()
+        slug, detail = str(problem["type"]).removeprefix(PROBLEM), str(problem["detail"])
+        faults = [fault_of(entry) for entry in problem.get("errors", [])]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        slug, detail, faults = "", f"the answer has the status {response.status_code} and says nothing of why", []
+    kind = ERRORS.get(slug)
+    if kind is None:  # a proxy's answer, or that of another program; what may pass is tried again
+        kind = errors.UnavailableError if response.status_code in (429, 502, 503) else errors.VouchError
+    if issubclass(kind, errors.DeadlineError):
+        return kind(detail)
+    if issubclass(kind, errors.UnavailableError):
+        return kind(detail, retry_after_s(response))
+    return kind(detail, faults) if issubclass(kind, errors.InputError) else kind(detail)
+
+
+def fault_of(entry: Mapping[str, Any]) -> errors.Fault:
+    """An entry of a problem document."""
+    return errors.Fault(str(entry["message"]), entry.get("row"), entry.get("column"), entry.get("expected"))
+
+
+def retry_after_s(response: httpx.Response) -> float:
+    """What `Retry-After` says in seconds; 0, which leaves it to the client, where it says nothing or a date."""
+    try:
+        return max(0.0, float(response.headers.get("retry-after", "0")))
+    except ValueError:
+        return 0.0
+
+
+def transport_error(error: httpx.HTTPError) -> errors.UnavailableError:
+    """No answer: too late, or nobody there."""
+    if isinstance(error, httpx.TimeoutException):
+        return errors.DeadlineError(TOO_LATE)
+    return errors.UnavailableError(f"the service cannot be reached: {type(error).__name__}", 0.0)
+
+
+def verdicts(response: httpx.Response) -> Verdicts:
+    """The answer of POST /score."""
+    headers = response.headers
+    return Verdicts(headers.get("x-model", ""), headers.get("x-model-digest", ""), array(response))
+
+
+def array(response: httpx.Response) -> np.ndarray:
+    """An answer that is an npy file."""
+    return np.asarray(np.load(io.BytesIO(response.content), allow_pickle=False))
