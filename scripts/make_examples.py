@@ -1,4 +1,4 @@
-"""The rows in examples/: a few real digits and a few images that are none; rows of the census, some with a wrong cell.
+"""The rows in examples/: some real digits and images that are none; rows of the census, some with a wrong cell.
 
 python scripts/make_examples.py --data ../shared/data
 """
@@ -46,6 +46,8 @@ def main(data: Annotated[Path, typer.Option(help="folder of the real data")] = D
     rows = [seven.reshape(-1).tolist(), others["boot"].reshape(-1).tolist()]
     (EXAMPLES / "rows.json").write_text(json.dumps({"instances": rows}, separators=(",", ":")) + "\n")
     np.save(EXAMPLES / "digits.npy", np.stack(list(digits.values())))
+    chosen = np.random.default_rng(1).permutation(len(test))[:60]
+    np.savez_compressed(EXAMPLES / "gate" / "images.npz", digits=test[chosen], clothes=fashion[chosen])
     write_census(data / "mixed" / "adult.csv")
 
 
