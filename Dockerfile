@@ -17,12 +17,18 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 # The dependencies are a layer of their own: a change of ours does not fetch torch again.
 RUN mkdir service && touch service/__init__.py \
     && /opt/vouch/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} . \
-    && /opt/vouch/bin/pip uninstall -y vouch && rm -rf service
+    && /opt/vouch/bin/pip uninstall -y vouch && rm -rf service build vouch.egg-info
 COPY service service
-RUN /opt/vouch/bin/pip install --no-deps . && /opt/vouch/bin/pip uninstall -y pip setuptools
+# Tests of libraries, and the headers and test programs of torch, are for who builds against them.
+RUN /opt/vouch/bin/pip install --no-deps . && /opt/vouch/bin/pip uninstall -y pip setuptools \
+    && find /opt/vouch/lib -type d -name tests -prune -exec rm -rf {} + \
+    && rm -rf /opt/vouch/lib/python3*/site-packages/torch/include /opt/vouch/lib/python3*/site-packages/torch/test
 
 FROM ${BASE_IMAGE}
-LABEL org.opencontainers.image.title="vouch" org.opencontainers.image.licenses="Apache-2.0"
+LABEL org.opencontainers.image.title="vouch" \
+    org.opencontainers.image.description="A service that vouches for data" \
+    org.opencontainers.image.version="0.1.0" \
+    org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 vouch && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin vouch
 COPY --from=build /opt/vouch /opt/vouch
 COPY --chown=10001:10001 model_store /model_store
