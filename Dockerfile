@@ -9,14 +9,18 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
 # PyTorch's index of CPU builds; empty: only pip's usual index, whose Linux build of torch brings CUDA along.
+# For CUDA: https://download.pytorch.org/whl/cu130
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Extras, such as [remote], and further packages, such as s3fs; none by default.
+ARG EXTRAS=
+ARG MORE=
 WORKDIR /src
 RUN python3 -m venv /opt/vouch
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 # The dependencies are a layer of their own: a change of ours does not fetch torch again.
 RUN mkdir service && touch service/__init__.py \
-    && /opt/vouch/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} . \
+    && /opt/vouch/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} ".${EXTRAS}" ${MORE} \
     && /opt/vouch/bin/pip uninstall -y vouch && rm -rf service build vouch.egg-info
 COPY service service
 # Tests of libraries, and the headers and test programs of torch, are for who builds against them.
