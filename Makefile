@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: serve test format lint types tests fuzz loadtest evaluate bench estimator density adbench cells verdicts bundled pictures clean
+.PHONY: serve test format lint types tests fuzz loadtest evaluate bench estimator density adbench cells verdicts bundled pictures docs sbom audit fresh image-test clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/vouch serve
@@ -67,6 +67,25 @@ bundled: $(VENV)/test.done   ## train the bundled models anew, as new versions
 pictures: $(VENV)/test.done  ## the pictures of the README and the docs
 	$(BIN)/python scripts/pictures.py --data $(DATA)
 
+docs: $(VENV)/test.done      ## the site, in build/site
+	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+
+sbom: $(VENV)/release.done   ## build/sbom.json: CycloneDX, of what the image installs
+	rm -rf build/image-venv && $(PYTHON) -m venv build/image-venv
+	build/image-venv/bin/python -m pip --disable-pip-version-check install $(PIP_OPTIONS) .
+	build/image-venv/bin/python -m pip --disable-pip-version-check uninstall -q -y pip setuptools
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.json build/image-venv/bin/python
+	rm -rf build/image-venv
+
+audit: $(VENV)/release.done  ## known vulnerabilities of the versions in constraints.txt
+	$(BIN)/python scripts/audit.py
+
+fresh: ## the two commands above on a fresh machine, in a chroot; as root, on Debian
+	scripts/fresh-machine-test
+
+image-test: ## build, look into, run and stop the image, without an engine; as root, on Debian
+	scripts/image-test
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -77,6 +96,10 @@ $(VENV)/serve.done: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/test.done: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install $(PIP_OPTIONS) -e '.[dev]'
 	touch $@ $(VENV)/serve.done
+
+$(VENV)/release.done: $(VENV)/test.done
+	$(PIP) install $(PIP_OPTIONS) -e '.[release]'
+	touch $@
 
 $(VENV)/bench.done: $(VENV)/test.done
 	$(PIP) install $(PIP_OPTIONS) -e '.[bench]'

@@ -11,6 +11,7 @@ from typing import Annotated
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 import typer
 from mnist import DATA
 
@@ -41,6 +42,8 @@ def main(
     (out / "samples.png").write_bytes(png(grid(samples.samples.reshape(-1, 28, 28), columns=12, gap=2)))
     draw_p_values(load("mnist", store, "cpu"), out / "p_value.png")
     draw_drift(out / "drift.png")
+    draw_posteriors(load("mnist-2d", store, "cpu"), out / "posterior.png")
+    draw_likelihoods(load("mnist", store, "cpu"), out / "likelihoods.png")
     if not (data / "mnist.npz").exists():
         print(f"{data}: no data, so rules.png stays as it is")
         return
@@ -92,6 +95,72 @@ def draw_drift(path: Path) -> None:
     axis.text(50, log_limit(0.01) / np.log(10) + 0.2, "limit", va="bottom")
     axis.text(3_050, -1.6, "from here on, twice the share\nbelow the fifth percentile", va="center")
     axis.set(xlabel="rows served", ylabel="log10 of the capital", xlim=(0, 5_000), ylim=(-2.5, 8))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_posteriors(scorer: Scorer, path: Path) -> None:
+    """p(z | x) of three images over the plane of two latents, and the ellipse that holds 95 % of q(z | x)."""
+    vae, side = scorer.model.vae, np.linspace(-4, 4, 321)
+    plane = torch.tensor(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), dtype=torch.float32)
+    with torch.inference_mode():
+        output = scorer.decoded(vae, plane)
+        log_prior = vae.prior.log_prob(plane)
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.5))
+    turn = np.linspace(0, 2 * np.pi, 200)
+    for axis, name in zip(axes, ("valid/digit-0", "valid/digit-4", "invalid/boot"), strict=True):
+        image = read_image((EXAMPLES / f"{name}.png").read_bytes()).pixels[None]
+        x = torch.from_numpy(scorer.model.input.encode(scorer.rows(image)))
+        with torch.inference_mode():
+            log_joint = (log_prior + vae.likelihood.log_prob(output, x).sum(dim=1)).double().numpy()
+        guess, density = scorer.encode(image), np.exp(log_joint - log_joint.max()).reshape(len(side), -1)
+        axis.imshow(density**0.35, extent=(-4, 4, -4, 4), origin="lower", cmap="Greys")
+        reach = 2.448 * guess.std[0]  # the 95 % quantile of Rayleigh's distribution
+        axis.plot(
+            guess.mean[0, 0] + reach[0] * np.cos(turn), guess.mean[0, 1] + reach[1] * np.sin(turn), color="tab:red"
+        )
+        place = np.unravel_index(density.argmax(), density.shape)
+        middle = side[place[1]], side[place[0]]
+        reach_shown = max(0.6, 1.3 * float(np.abs(np.array(middle) - guess.mean[0]).max() + reach.max()))
+        axis.set(
+            xlim=(middle[0] - reach_shown, middle[0] + reach_shown),
+            ylim=(middle[1] - reach_shown, middle[1] + reach_shown),
+        )
+        axis.set(title=name.partition("/")[2], xlabel="first latent", ylabel="second latent")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_likelihoods(scorer: Scorer, path: Path) -> None:
+    """log p(x) of validation digits, clothes and noise."""
+    clothes = np.load(EXAMPLES / "gate" / "images.npz")["clothes"]
+    noise = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
+    figure, axis = plt.subplots(figsize=(8.5, 3.2))
+    bins = (-np.geomspace(10, 2000, 60)[::-1]).tolist()
+    sets = {
+        "validation digits": scorer.calibration.scores,
+        "clothes": scorer.score(clothes).log_likelihood,
+        "noise": scorer.score(noise).log_likelihood,
+    }
+    for (name, values), colour in zip(sets.items(), ("0.6", "tab:orange", "tab:red"), strict=True):
+        axis.hist(
+            np.maximum(values, bins[0]),
+            bins=bins,
+            weights=np.full(len(values), 1 / len(values)),
+            color=colour,
+            alpha=0.7,
+            label=name,
+        )
+    axis.axvspan(scorer.band.low, scorer.band.high, color="tab:green", alpha=0.15, label="band 25-75")
+    axis.set_xscale("symlog", linthresh=10)
+    axis.set(xlabel="log p(x), nats (logarithmic)", ylabel="share of rows", xlim=(-2000, -10))
+    axis.set_xticks(
+        [-2000, -1000, -500, -200, -100, -50, -20, -10], ["-2000", "-1000", "-500", "-200", "-100", "-50", "-20", "-10"]
+    )
+    axis.minorticks_off()
+    axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

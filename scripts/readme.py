@@ -42,7 +42,7 @@ def main(figure: Annotated[list[str] | None, typer.Option(help="NAME=FILE: put a
     text = between(text, "settings", settings_table())
     for pair in figure or []:
         name, _, file = pair.partition("=")
-        text = between(text, name, f"```\n{Path(file).read_text().rstrip()}\n```")
+        text = between(text, name, f"```text\n{Path(file).read_text().rstrip()}\n```")
     README.write_text(text)
 
 

@@ -19,7 +19,7 @@ from service.density.estimator import Block
 from service.density.evidence import Seen, Witness, encodings, witnessed
 from service.density.neighbours import Neighbours
 from service.vae.network import VAE
-from service.validity.evidence import MIN_ROWS, Combination
+from service.validity.evidence import FULL_WEIGHT, MIN_ROWS, Combination
 
 MAX_KNOWN_ROWS, MAX_KNOWN_CELLS = 4096, 2**20
 USUAL_SPREAD = (50.0, 5.0)  # percentiles of a column's term, whose distance is its spread
@@ -44,30 +44,31 @@ StatisticName = Literal[
 class Statistic:
     """One number of a row, of which large values are strange, or with `both` small ones, too.
 
-    `weight` is how it counts in the combination, and `scale` a difference that is none.
+    `scale` is a difference that is none.
     """
 
     name: StatisticName
-    weight: float
     scale: float
+    is_main: bool = False
     both: bool = False
     images_only: bool = False
 
 
-# That a row is unlikely, or like no known row, says most, on whatever data. Each of the others counts a thirtieth: what one
-# valid row in thirty shows is then no more than what the first two say of any.
-ASIDE = 1.0 / 30.0
 STATISTICS = (
-    Statistic("nearest_row", 1.0, 0.01),
-    Statistic("reconstruction", ASIDE, 0.01),
-    Statistic("worst_column", ASIDE, 0.01),
-    Statistic("divergence", ASIDE, 0.01),
-    Statistic("bound_gap", ASIDE, 0.01),
-    Statistic("nearest_encoding", ASIDE, 0.01),
-    Statistic("compressed_size", ASIDE, 0.01, both=True, images_only=True),
-    Statistic("discarded", ASIDE, 0.002, both=True, images_only=True),
+    Statistic("nearest_row", 0.01, is_main=True),
+    Statistic("reconstruction", 0.01),
+    Statistic("worst_column", 0.01),
+    Statistic("divergence", 0.01),
+    Statistic("bound_gap", 0.01),
+    Statistic("nearest_encoding", 0.01),
+    Statistic("compressed_size", 0.01, both=True, images_only=True),
+    Statistic("discarded", 0.002, both=True, images_only=True),
 )
-UNLIKELY, TOO_LIKELY = 1.0, ASIDE  # weights of the two sides of log p(x)
+LOG_LIKELIHOOD_SCALE = 0.01
+# That a row is unlikely, or like no known row, says most, on whatever data, and counts fully. Of tables each of the others
+# counts a thirtieth: what one valid row in thirty shows is then no more than what the first two say of any. Of images these
+# say less, since simple ones are likely, and the pixels of any two are far apart: there the others count a third.
+ASIDE = {"table": 1.0 / 30.0, "image": 1.0 / 3.0}
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,10 @@ def names_of(spec: InputSpec) -> list[StatisticName]:
 
 def weights_of(spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
     """Weights and scales of all sides of the statistics, shape (K,) both."""
-    sides = [(UNLIKELY, 0.01), (TOO_LIKELY, 0.01)]
+    aside = ASIDE[spec.kind]
+    sides = [(FULL_WEIGHT, LOG_LIKELIHOOD_SCALE), (aside, LOG_LIKELIHOOD_SCALE)]  # unlikely, and too likely
     for one in chosen_statistics(spec):
-        sides += [(one.weight, one.scale)] * (2 if one.both else 1)
+        sides += [(FULL_WEIGHT if one.is_main else aside, one.scale)] * (2 if one.both else 1)
     weights, scales = zip(*sides, strict=True)
     return np.array(weights), np.array(scales)
 

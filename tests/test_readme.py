@@ -54,15 +54,6 @@ def test_every_curl_line_answers_as_the_readme_says(bundled):
         check_alike(readme.abridged(json.loads(printed)), json.loads(answer), command)
 
 
-def test_the_python_lines_run():
-    code = re.search(r"```python\n(.*?)\n```", README, re.DOTALL)[1]
-    program = f"import numpy as np; rows = np.load('examples/digits.npy')\n{code}"
-    printed = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=REPOSITORY
-    )
-    assert "valid" in printed.stdout
-
-
 def test_every_setting_and_endpoint_is_in_the_readme(bundled):
     for name in Settings.model_fields:
         assert f"`VOUCH_{name.upper()}`" in README
