@@ -1,4 +1,4 @@
-"""Build the image without a Docker engine, look into it, run it, and stop it: buildah over a base made by debootstrap.
+"""Build the images without a Docker engine, look into them, run them, and stop them: buildah over a base by debootstrap.
 
     scripts/image-test [--keep] [--base FOLDER]
 
@@ -28,8 +28,8 @@ from typing import Any, NoReturn
 from debian_base import free_port, install_tools, make_base, megabytes, pip_folders, size_of
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE, IMAGE = "localhost/vouch-test-base", "localhost/vouch-test"
-USER = 10001
+BASE, IMAGE, GATE = "localhost/vouch-test-base", "localhost/vouch-test", "localhost/vouch-test-gate"
+USER, GATE_USER = 10001, 10002
 MOST_ADDED, MOST_WITHOUT_TORCH = 1_050_000_000, 120_000_000  # bytes that the final stage adds to its base
 READY_S = 4.0
 # torch's own requirements, and numpy, without which it warns and cannot give arrays back.
@@ -64,15 +64,17 @@ def main() -> None:
     make_base(options.base)
     say(f"base: Debian bookworm with python3.11, {megabytes(size_of(options.base))}")
     try:
-        build(options.base)
+        make_base_image(options.base)
+        build(IMAGE, "Dockerfile", "TORCH_INDEX=")
+        build(GATE, "examples/gate/Dockerfile")
         check_configuration()
-        with mounted(IMAGE) as (container, root):
+        with mounted(IMAGE) as root, mounted(GATE) as gate:
             check_contents(root)
             check_sizes(root, options.base)
-            run_it(container, root)
+            run_it(root, gate)
     finally:
         if not options.keep:
-            buildah("rmi", "--force", IMAGE, BASE, check=False)
+            buildah("rmi", "--force", GATE, IMAGE, BASE, check=False)
             buildah("rmi", "--prune", "--force", check=False)
     say(f"passed in {time.monotonic() - started:.0f} s")
 
@@ -107,23 +109,28 @@ def buildah(*arguments: str, check: bool = True, quiet: bool = True) -> str:
 # The image
 
 
-def build(base: Path) -> None:
-    """The Dockerfile, as it stands."""
-    start = time.monotonic()
+def make_base_image(base: Path) -> None:
+    """The base as an image."""
     container = buildah("from", "scratch")
     buildah("add", "--quiet", container, str(base), "/")
     buildah("commit", "--quiet", "--rm", container, BASE)
+
+
+def build(image: str, dockerfile: str, *arguments: str) -> None:
+    """A Dockerfile, as it stands."""
+    start = time.monotonic()
     volumes = [part for folder in pip_folders() for part in ("--volume", f"{folder}:{folder}:ro")]
+    given = [part for argument in (f"BASE_IMAGE={BASE}", *arguments) for part in ("--build-arg", argument)]
     buildah(
-        *("build", "--isolation", "chroot", "--format", "docker", "--layers", "--no-cache", "--tag", IMAGE),
-        *("--build-arg", f"BASE_IMAGE={BASE}", "--build-arg", "TORCH_INDEX=", *volumes, "."),
+        *("build", "--isolation", "chroot", "--format", "docker", "--layers", "--no-cache", "--tag", image),
+        *("--file", dockerfile, *given, *volumes, "."),
     )
-    say(f"built in {time.monotonic() - start:.0f} s")
+    say(f"{dockerfile}: built in {time.monotonic() - start:.0f} s")
 
 
-def configuration() -> dict[str, Any]:
-    """What the image says of itself."""
-    return json.loads(buildah("inspect", "--type", "image", IMAGE))["Docker"]["config"]
+def configuration(image: str = IMAGE) -> dict[str, Any]:
+    """What an image says of itself."""
+    return json.loads(buildah("inspect", "--type", "image", image))["Docker"]["config"]
 
 
 def check_configuration() -> None:
@@ -147,11 +154,11 @@ def project_version() -> str:
 
 
 @contextlib.contextmanager
-def mounted(image: str) -> Iterator[tuple[str, Path]]:
-    """A container of the image, and its root."""
+def mounted(image: str) -> Iterator[Path]:
+    """The root of a container of the image."""
     container = buildah("from", "--pull-never", image)
     try:
-        yield container, Path(buildah("mount", container))
+        yield Path(buildah("mount", container))
     finally:
         buildah("rm", container, check=False)
 
@@ -220,55 +227,54 @@ def layers() -> list[str]:
 # Running
 
 
-def run_it(container: str, root: Path) -> None:
-    """Start as its user on a file system that cannot be written to, ask, and stop."""
-    config = configuration()
+def run_it(root: Path, gate: Path) -> None:
+    """Start as its user on a file system that cannot be written to, ask, also through the gate, and stop."""
+    config, port = configuration(), free_port()
+    inside = confined(root, USER, {"VOUCH_PORT": str(port), "VOUCH_HOST": "127.0.0.1"}, config)
+    check_confinement(inside)
+    probe = [*inside, *config["Healthcheck"]["Test"][1:]]
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        port = free_port()
-        environment = {
-            **dict(entry.split("=", 1) for entry in config["Env"]),
-            "VOUCH_PORT": str(port),
-            "VOUCH_HOST": "127.0.0.1",
-        }
-        inside = confined(root, environment)
-        check_confinement(inside)
-        start = time.monotonic()
-        with log.open("wb") as output:
-            service = subprocess.Popen(
-                [*inside, *config["Entrypoint"], *config["Cmd"]],
-                stdout=output,
-                stderr=output,
-                env={},
-                start_new_session=True,
-            )
-        try:
-            wait_until_ready(service, port, log)
+        log, start = Path(folder) / "log", time.monotonic()
+        with running([*inside, *config["Entrypoint"], *config["Cmd"]], log) as service:
+            wait_until_answered(service, f"http://127.0.0.1:{port}/readyz", log)
             seconds = time.monotonic() - start
             say(f"ready {seconds:.1f} s after its start (wanted: {READY_S:.0f} s on two quiet cores)")
-            probe = subprocess.run(
-                [*inside, *config["Healthcheck"]["Test"][1:]], check=False, env={}, capture_output=True
-            )
-            require(probe.returncode == 0, "HEALTHCHECK's command says healthy")
+            require(healthy(probe), "HEALTHCHECK's command says healthy")
             ask(port)
+            ask_gate(gate, port, Path(folder) / "gate-log")
             os.kill(child_of(service.pid, "vouch"), signal.SIGTERM)
             status = service.wait(60)
             require(status == 0, f"SIGTERM ends it with status {status}")
-        finally:
-            if service.poll() is None:
-                os.killpg(service.pid, signal.SIGKILL)
-                service.wait()
         check_log(log.read_text())
-        probe = subprocess.run([*inside, *config["Healthcheck"]["Test"][1:]], check=False, env={}, capture_output=True)
-        require(probe.returncode != 0, "and unhealthy once it has ended")
+    require(not healthy(probe), "and unhealthy once it has ended")
 
 
-def confined(root: Path, environment: dict[str, str]) -> list[str]:
-    """A command's beginning: as the image's user in its root, which is read-only but for a /tmp in memory."""
+def healthy(probe: list[str]) -> bool:
+    """Whether the HEALTHCHECK's command says so."""
+    return subprocess.run(probe, check=False, env={}, capture_output=True).returncode == 0
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with those that it starts, which are ended by their group's id if they have not ended themselves."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={}, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def confined(root: Path, user: int, settings: dict[str, str], config: dict[str, Any]) -> list[str]:
+    """A command's beginning: as a user in a root that is read-only but for what is in memory: /tmp, and a gate's folder."""
+    environment = dict(entry.split("=", 1) for entry in config["Env"]) | settings
     script = (
         'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && mount -t tmpfs tmpfs "$0/tmp" '
+        f'&& {{ test ! -d "$0/gate" || mount -t tmpfs -o uid={user} tmpfs "$0/gate"; }} '
         '&& mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" '
-        f'&& exec chroot --userspec={USER}:{USER} "$0" /usr/bin/env -i "$@"'
+        f'&& exec chroot --userspec={user}:{user} "$0" /usr/bin/env -i "$@"'
     )
     pairs = [f"{name}={value}" for name, value in environment.items()]
     return [shutil.which("unshare") or "unshare", "--mount", "/bin/sh", "-c", script, str(root), *pairs]
@@ -306,12 +312,12 @@ def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
-def wait_until_ready(service: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Until /readyz says so."""
+def wait_until_answered(service: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Until a GET succeeds."""
     for _ in range(600):
         if service.poll() is not None:
             fail(f"it ended by itself:\n{log.read_text()[-4000:]}")
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
             return
         time.sleep(0.05)
     fail(f"not ready after 30 s:\n{log.read_text()[-4000:]}")
@@ -340,6 +346,29 @@ def ask(port: int) -> None:
     with urllib.request.urlopen(request, timeout=30) as answer:
         scores = json.load(answer)["scores"]
     require(len(scores) == 10 and all(score["log_likelihood"] < 0 for score in scores), "ten digits as npy are scored")
+
+
+def ask_gate(root: Path, service_port: int, log: Path) -> None:
+    """The demo application's image beside the service's."""
+    config, port = configuration(GATE), free_port()
+    require(config["User"] == f"{GATE_USER}:{GATE_USER}", f"the gate's user is {config['User']}")
+    torch = list(root.glob("opt/gate/lib/python3*/site-packages/torch"))
+    require(not torch, f"the gate has no torch, {megabytes(size_of(root / 'opt/gate'))} in all")
+    inside = confined(
+        root, GATE_USER, {"VOUCH_URL": f"http://127.0.0.1:{service_port}", "GATE_DEADLINE_S": "10"}, config
+    )
+    command = [str(port) if part == "8080" else part for part in config["Entrypoint"]]
+    with running([*inside, *command], log) as gate:
+        wait_until_answered(gate, f"http://127.0.0.1:{port}/livez", log)
+        places = {}
+        for name in ("valid/digit-7", "invalid/boot"):
+            body = (ROOT / "examples" / f"{name}.png").read_bytes()
+            with urllib.request.urlopen(
+                urllib.request.Request(f"http://127.0.0.1:{port}/images", body), timeout=30
+            ) as answer:
+                places[name] = json.load(answer)["place"]
+        wanted = {"valid/digit-7": "inbox", "invalid/boot": "quarantine"}
+        require(places == wanted, f"through the gate: {places}")
 
 
 def check_log(text: str) -> None:

@@ -19,9 +19,11 @@ import numpy as np
 
 from load.servers import HERE, Server, service, start_generator, write_requests
 from peers.peers import by_type
+from service.client import Client
 from service.errors import VouchError
 from service.store import Reference, Store
 
+ANSWERED = "answered"
 SWAPS, PAUSE_S, KILLS, SCORING = 200, 0.1, 100, 4
 
 
@@ -35,7 +37,7 @@ def alias_swaps(store: Path, model: str, work: Path, threads: int) -> list[str]:
     own.set_alias(model, "production", first.version)
     rows = np.rint(published.model.drawn(1, seed=11)).astype(np.uint8)
     moves: list[tuple[float, float, str]] = [(0.0, 0.0, digests[first.version])]  # asked, done, digest from then on
-    seen: list[tuple[float, float, int, str]] = []
+    seen: list[tuple[float, float, str, str]] = []
     over = threading.Event()
     with service(own.root, work / "swaps.log", threads=threads) as server:
         clients = [threading.Thread(target=score_until, args=(server, model, rows, over, seen)) for _ in range(SCORING)]
@@ -54,10 +56,12 @@ def alias_swaps(store: Path, model: str, work: Path, threads: int) -> list[str]:
         over.set()
         for client in clients:
             client.join()
-    statuses = Counter(status for _, _, status, _ in seen)
-    stale = sum(status == 200 and digest not in current(moves, start, end) for start, end, status, digest in seen)
+    outcomes = Counter(outcome for _, _, outcome, _ in seen)
+    stale = sum(
+        outcome == ANSWERED and digest not in current(moves, start, end) for start, end, outcome, digest in seen
+    )
     return [
-        f"- {SWAPS} swaps beside {SCORING} clients: {len(seen):,} answers, statuses {dict(statuses)}, {stale} with a "
+        f"- {SWAPS} swaps beside {SCORING} clients: {len(seen):,} calls, {dict(outcomes)}, {stale} with a "
         f"digest that was not current during the request; memory {memory[SWAPS // 4]:.0f} MiB after a quarter of the "
         f"swaps, {memory[-1]:.0f} at the end"
     ]
@@ -74,19 +78,17 @@ def current(moves: list[tuple[float, float, str]], start: float, end: float) -> 
 
 
 def score_until(
-    server: Server, model: str, rows: np.ndarray, over: threading.Event, seen: list[tuple[float, float, int, str]]
+    server: Server, model: str, rows: np.ndarray, over: threading.Event, seen: list[tuple[float, float, str, str]]
 ) -> None:
-    """Score one row after the other; note when, the status, and the digest that answered."""
-    path, headers, body = by_type(f"/score?model={model}")(rows, "binary")
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client:
+    """Score one row after the other, each once; note when, how it ended, and the digest that answered."""
+    with Client(f"http://127.0.0.1:{server.port}", model=model, deadline_s=60, attempts=1) as client:
         while not over.is_set():
             start = time.monotonic()
             try:
-                answer = client.post(path, content=body, headers=headers)
-                digest = answer.json()["model"]["digest"] if answer.status_code == 200 else ""
-                seen.append((start, time.monotonic(), answer.status_code, digest))
-            except httpx.HTTPError:
-                seen.append((start, time.monotonic(), 0, ""))
+                outcome, digest = ANSWERED, client.score(rows).digest
+            except VouchError as error:
+                outcome, digest = type(error).__name__, ""
+            seen.append((start, time.monotonic(), outcome, digest))
 
 
 def end_under_load(store: Path, model: str, work: Path, threads: int) -> list[str]:

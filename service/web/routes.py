@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ValidationError
 
+from service import __version__
 from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError
 from service.scorer import Scorer, Scores
 from service.store import Catalog, Reference
@@ -486,6 +487,7 @@ def all_models(service: Service) -> dict[str, Any]:
     """GET /models."""
     catalog = service.registry.catalog
     return {
+        "vouch": __version__,
         "default": default_or_none(catalog),
         "models": [described(service, name, with_card=False) for name in catalog.names()],
     }

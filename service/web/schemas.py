@@ -222,6 +222,7 @@ class ModelAnswer(Answer):
 class ModelsAnswer(Answer):
     """GET /models."""
 
+    vouch: str = Field(description="the version of the program")
     default: str | None
     models: list[ModelAnswer]
 
