@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import io
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -30,6 +31,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.client import AsyncClient
 from service.errors import InputError, UnavailableError, VouchError
 
+log = logging.getLogger("gate")
 MAX_BYTES = 1_000_000
 FORMATS = ("PNG", "JPEG")
 Place = Literal["inbox", "quarantine", "held"]
@@ -53,11 +55,12 @@ class Settings(BaseSettings):
 
 
 class Decision(BaseModel):
-    """Where an image went, and why."""
+    """Where an image went, and why: by what Vouch said, or by the policy for when it says nothing."""
 
     id: str
     place: Place
     reason: str
+    by_policy: bool = False
     p_value: float | None = None
 
 
@@ -80,7 +83,7 @@ class Gate:
         """What Vouch says, or the policy where it says nothing."""
         number = uuid.uuid4().hex
         if time.monotonic() < self.rests_until:
-            return Decision(id=number, place=self.settings.when_unsure, reason="Vouch did not answer a moment ago")
+            return self.unsure(number, "Vouch did not answer a moment ago")
         try:
             async with asyncio.timeout(max(0.0, left_s)):
                 verdicts = await self.vouch.score(image[None], rule="combined", false_alarm=self.settings.false_alarm)
@@ -88,14 +91,17 @@ class Gate:
             return Decision(id=number, place="quarantine", reason=f"no image that the model reads: {error}")
         except (UnavailableError, TimeoutError) as error:
             self.rests_until = time.monotonic() + self.settings.rest_s
-            reason = f"Vouch did not answer: {type(error).__name__}"
-            return Decision(id=number, place=self.settings.when_unsure, reason=reason)
+            return self.unsure(number, f"Vouch did not answer: {type(error).__name__}")
         except VouchError as error:  # a wrong key, no such model: no image's fault
-            return Decision(id=number, place=self.settings.when_unsure, reason=f"Vouch refused: {error}")
+            return self.unsure(number, f"Vouch refused: {error}")
         p_value = float(verdicts.p_value[0])
         if verdicts.valid[0]:
             return Decision(id=number, place="inbox", reason=f"valid, by {verdicts.model}", p_value=p_value)
         return Decision(id=number, place="quarantine", reason=f"invalid, by {verdicts.model}", p_value=p_value)
+
+    def unsure(self, number: str, reason: str) -> Decision:
+        """The policy."""
+        return Decision(id=number, place=self.settings.when_unsure, reason=reason, by_policy=True)
 
     def file(self, content: bytes, decision: Decision) -> None:
         """The image, whole or not at all, and then the note: what has no note was never answered."""
@@ -110,18 +116,25 @@ class Gate:
 
     async def ask_again(self) -> None:
         """Every few seconds, decide about what is held, one image after the other, while Vouch answers."""
-        held = self.settings.folder / "held"
         while True:
             await asyncio.sleep(self.settings.ask_again_s)
-            for note in sorted(held.glob("*.json"), key=lambda path: path.stat().st_mtime):
-                path = note.with_suffix(".image")
-                content = path.read_bytes()
-                decision = await self.asked(read_image(content), self.settings.deadline_s)
-                if decision.place == "held":
-                    break
-                self.file(content, decision.model_copy(update={"id": json.loads(note.read_text())["id"]}))
-                note.unlink()
-                path.unlink()
+            try:
+                await self.ask_for_held()
+            except OSError:  # a full disk, say: what is held stays there
+                log.exception("what is held could not be decided")
+
+    async def ask_for_held(self) -> None:
+        """Once; an image that is filed but not yet taken from here when the program ends is decided again, under its id."""
+        notes = (self.settings.folder / "held").glob("*.json")
+        for note in sorted(notes, key=lambda path: path.stat().st_mtime):
+            path = note.with_suffix(".image")
+            content = path.read_bytes()
+            decision = await self.asked(read_image(content), self.settings.deadline_s)
+            if decision.by_policy:
+                return
+            self.file(content, decision.model_copy(update={"id": json.loads(note.read_text())["id"]}))
+            note.unlink()
+            path.unlink()
 
 
 def read_image(content: bytes) -> np.ndarray:
