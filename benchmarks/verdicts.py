@@ -219,11 +219,12 @@ def looked_by_detectors(folder: Path, count: int) -> Iterator[Looked]:
         yield Looked.of(name, detector.model_, detector.witnesses_, rows[1::2])
 
 
-def alarms(folder: Path, store: str, count: int) -> None:
+def alarms(folder: Path, store: str, count: int, bundled: bool) -> None:
     """Realised rates over resplits: half of the rows validate, the others are fresh."""
     table = Table("rows", "rule", *(f"at {100 * rate:g} %" for rate in RATES), box=box.MARKDOWN)
     worst = 0.0
-    for looked in (*looked_by_bundled(folder, store, count), *looked_by_detectors(folder, count)):
+    others = () if bundled else looked_by_detectors(folder, count)
+    for looked in (*looked_by_bundled(folder, store, count), *others):
         rows = len(looked.log_likelihood)
         for rule, rates in resplit(looked).items():
             cells = []
@@ -397,13 +398,14 @@ def main() -> None:
     parser.add_argument("--store", default="model_store")
     parser.add_argument("--rows", type=int, default=500, help="images of each invalid kind")
     parser.add_argument("--valid", type=int, default=4_000, help="valid rows to resplit")
+    parser.add_argument("--bundled", action="store_true", help="alarms of the bundled models alone")
     parser.add_argument("--streams", type=int, default=1_000)
     parser.add_argument("--length", type=int, default=20_000)
     parser.add_argument("--shifted", type=int, default=200)
     parts: dict[str, Callable[[argparse.Namespace], None]] = {
         "clothes": lambda options: clothes(options.data, 2 * options.rows),
         "images": lambda options: images(options.data, options.store, options.rows),
-        "alarms": lambda options: alarms(options.data, options.store, options.valid),
+        "alarms": lambda options: alarms(options.data, options.store, options.valid, options.bundled),
         "discoveries": lambda options: discoveries(options.data, options.store, options.valid),
         "drift": lambda options: drift(options.streams, options.length, options.shifted),
         "cost": lambda options: cost(options.data, options.store),

@@ -18,9 +18,9 @@ import numpy as np
 
 # Each bet: on which side, and on what share of the p-values. It doubles their density.
 BETS = (("low", 0.05), ("low", 0.25), ("high", 0.05), ("high", 0.25))
-IDLE = 0.8  # of what moves
+# Of what moves: idle, and on each bet; half of what is bet is on what hurts most, more of the least likely rows.
+SHARES = np.array([0.8, 0.1, *[0.1 / 3.0] * 3])
 MOVING = 1e-3  # of the capital, at every row
-SHARES = np.array([IDLE, *[(1.0 - IDLE) / len(BETS)] * len(BETS)])
 
 
 @dataclass

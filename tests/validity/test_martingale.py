@@ -17,7 +17,8 @@ def test_the_capital_is_that_of_the_bets_written_out():
     p_values = np.random.default_rng(0).random(300) ** 1.5
     martingale = Martingale()
     path = np.concatenate([martingale.bet(part) for part in np.split(p_values, [0, 1, 120])])
-    parts = np.array([0.8, 0.05, 0.05, 0.05, 0.05])
+    shares = np.array([0.8, 0.1, 0.1 / 3, 0.1 / 3, 0.1 / 3])
+    parts = shares
     for p_value, expected in zip(p_values, path, strict=True):
         odds = [1.0]
         for side, share in (("low", 0.05), ("low", 0.25), ("high", 0.05), ("high", 0.25)):
@@ -25,7 +26,7 @@ def test_the_capital_is_that_of_the_bets_written_out():
             odds.append(2.0 if hit else (1 - 2 * share) / (1 - share))
         parts = parts * np.array(odds)
         assert np.log(parts.sum()) == pytest.approx(expected)
-        parts = 0.999 * parts + 0.001 * parts.sum() * np.array([0.8, 0.05, 0.05, 0.05, 0.05])
+        parts = 0.999 * parts + 0.001 * parts.sum() * shares
     assert martingale.log_capital == pytest.approx(path[-1])
 
 
