@@ -19,7 +19,7 @@ from PIL import Image
 from tests.conftest import REPOSITORY, free_port
 
 IMAGES = REPOSITORY / "examples" / "gate" / "images.npz"
-DEADLINE_S = 2.0
+DEADLINE_S = 3.0
 
 
 def picture(image):
