@@ -24,6 +24,7 @@ from debian_base import free_port, install_tools, make_base, pip_folders
 
 ROOT = Path(__file__).resolve().parents[1]
 MORE = ("git", "make")
+CLONE = Path("home") / "vouch"  # in the machine
 START_S, TEST_S = 900, 3000
 
 
@@ -38,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         machine = Path(folder) / "root"
         subprocess.run(["cp", "-a", str(options.base), str(machine)], check=True)
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(machine / "home" / "vouch")], check=True)
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(machine / CLONE)], check=True)
         if options.only != "test":
             serve(machine)
         if options.only != "serve":
@@ -62,7 +63,7 @@ def inside(root: Path, command: str, **variables: str) -> list[str]:
     )
     pairs = [f"{name}={value}" for name, value in variables.items()]
     unshare = [shutil.which("unshare") or "unshare", "--mount", "/bin/sh", "-c", script, str(root)]
-    return [*unshare, *pairs, "/bin/sh", "-c", f"cd /home/vouch && {command}"]
+    return [*unshare, *pairs, "/bin/sh", "-c", f"cd /{CLONE} && {command}"]
 
 
 def serve(machine: Path) -> None:
