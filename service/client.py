@@ -107,7 +107,6 @@ class Call:
     params: dict[str, Any]
     body: bytes = b""
     content_type: str = NPY
-    accept: str = NPY
 
     def left_s(self) -> float:
         """How much time there is.
@@ -123,7 +122,7 @@ class Call:
     def request(self, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """One try."""
         left = self.left_s()
-        headers = {"accept": self.accept, "x-request-timeout": f"{left:.3f}"}
+        headers = {"accept": NPY, "x-request-timeout": f"{left:.3f}"}
         if self.body:
             headers["content-type"] = self.content_type
         return client.build_request(

@@ -17,7 +17,7 @@ from service.trainer import Recipe, Split, train, train_table
 from service.vae.training import FitOptions
 from service.web import schemas
 from tests.conftest import digits, running_service
-from tests.test_tables import made, write
+from tests.test_tables import complete, made, write
 from tests.web.test_contract import npy
 
 RECIPE = Recipe(
@@ -45,10 +45,6 @@ def scorer(store):
 def rows(scorer, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("fresh") / "fresh.csv", made(120, seed=1))
     return scorer.rows(scorer.model.input.array(read_table(path)))
-
-
-def complete(rows):
-    return rows[~np.isnan(rows).any(axis=1)]
 
 
 def test_folds_are_disjoint_and_of_one_size_and_no_network_saw_its_own():
