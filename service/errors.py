@@ -7,6 +7,7 @@
     |  |- NotAcceptableError     an answer's type that is not spoken
     |  `- TooLargeError          more bytes, rows or pixels than allowed
     |- DataError                 a data file that cannot be read, or that cannot be trained on
+    |  `- RowError               one of its rows cannot be read
     |- TrainingError             a fit that diverged
     |- CalibrationError          too few rows, or thresholds of another estimator
     |- AccessError               no key, a wrong key
@@ -70,6 +71,18 @@ class TooLargeError(InputError):
 
 class DataError(VouchError):
     """A data file that cannot be read or used; the text names the file and the place."""
+
+
+class RowError(DataError):
+    """A row that cannot be read, counted from 0 in what was read, and what is wrong with it."""
+
+    def __init__(self, row: int, problem: str, column: str | int | None = None) -> None:
+        super().__init__(f"row {row}{' ' if column is None else f', column {column!r}: '}{problem}")
+        self.row, self.problem, self.column = row, problem, column
+
+    def after(self, rows: int) -> RowError:
+        """The same row, where so many come before what was read."""
+        return RowError(self.row + rows, self.problem, self.column)
 
 
 class TrainingError(VouchError):

@@ -119,7 +119,7 @@ def bad_calls(tmp_path, store, wine_csv):
         (("nonsense",), "No such command"),
         (("train", wine_csv), "Missing option"),
         ((*train, tmp_path / "none.csv"), "no such file"),
-        ((*train, bad_csv, "--likelihood", "gaussian"), "row 1, column b: text"),
+        ((*train, bad_csv, "--likelihood", "gaussian"), "row 1, column 'b': text"),
         ((*train, constant, "--likelihood", "gaussian"), "column 'b' is constant"),
         ((*train, constant), "no column is left to learn from"),
         ((*train, few), "rows are left to train on"),

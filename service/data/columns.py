@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import DataError
+from service.errors import DataError, RowError
 
+T = TypeVar("T", float, str)
 Kind = Literal["real", "positive", "count", "binary", "ordinal", "category", "ignored"]
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none", "-"})
 MAX_CELLS = 256  # values of a category that have a place of their own: those that come most often
@@ -70,25 +71,27 @@ class Table:
         """The cells as an array of shape (N, D), float64.
 
         Raises:
-            DataError: names the first cell of a column that is missing or no number.
+            RowError: names the first cell of a column that is missing or no number.
         """
         for name, cells in zip(self.names, self.columns, strict=True):
+            if cells.dtype != object and not np.isnan(cells).any():
+                continue
             for row, cell in enumerate(cells.tolist()):
                 if is_missing(cell):
-                    raise DataError(f"row {row}, column {name}: missing, expected a number")
+                    raise RowError(row, "missing, expected a number", name)
                 if isinstance(cell, str) and not is_number(cell):
-                    raise DataError(f"row {row}, column {name}: text, expected a number")
+                    raise RowError(row, "text, expected a number", name)
         return np.stack(self.columns, axis=1).astype(np.float64)
 
     def check_range(self) -> None:
         """Refuse numbers that no float32 holds.
 
         Raises:
-            DataError: names the first one's place.
+            RowError: names the first one's place.
         """
         for name, cells in zip(self.names, self.columns, strict=True):
             if cells.dtype != object and (too_large := np.abs(cells) > FLOAT32_MAX).any():
-                raise DataError(f"row {int(too_large.argmax())}, column {name!r}: a number too large for float32")
+                raise RowError(int(too_large.argmax()), "a number too large for float32", name)
 
     def digest(self) -> str:
         """sha256 of names and cells: what the card says a model was trained on."""
@@ -127,7 +130,7 @@ def is_number(text: str) -> bool:
     return not math.isnan(number_or(text, math.nan))
 
 
-def number_or(text: str | None, otherwise: float) -> float:
+def number_or(text: str | None, otherwise: T) -> float | T:
     """The finite number that text is, what else to take where it is none, and NaN for a missing cell."""
     if text is None:
         return math.nan
@@ -367,11 +370,11 @@ class NumberColumn(Frozen):
         """A file's cells as values of rows, shape (B,), float64.
 
         Raises:
-            DataError: text.
+            RowError: text.
         """
         if cells.dtype == object:
             row = next(row for row, cell in enumerate(cells.tolist()) if cell is not None and not is_number(cell))
-            raise DataError(f"row {row}, column {self.name!r}: text, expected a number")
+            raise RowError(row, "text, expected a number", self.name)
         return cells
 
     def encode(self, values: np.ndarray) -> np.ndarray:
@@ -440,10 +443,15 @@ class CategoryColumn(Frozen):
         """A file's cells as values of rows, shape (B,), float64; what was never seen is what no value is."""
         if not self.is_text:
             return cells if cells.dtype != object else np.array([number_or(cell, NO_VALUE) for cell in cells.tolist()])
-        places = self.places
-        if cells.dtype != object:
-            return np.where(np.isnan(cells), np.nan, len(places))
-        return np.array([math.nan if cell is None else places.get(cell, len(places)) for cell in cells.tolist()])
+        return np.array([math.nan if is_missing(cell) else self.place(cell) for cell in cells.tolist()])
+
+    def place(self, value: str | float) -> int:
+        """The place of a value, of a column of text; how many there are, for one that was never seen.
+
+        What reads as a number is that number: a file's cells come as numbers wherever all of those that are read together
+        are some, and a row's place must not depend on its company.
+        """
+        return self.places.get(number_or(value, value) if isinstance(value, str) else value, len(self.values))
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Values of rows, shape (B,), to places, shape (B, 1); all without a place have the one behind the last."""
@@ -471,9 +479,10 @@ class CategoryColumn(Frozen):
         return [None if math.isnan(value) else names.get(int(value), "(never seen)") for value in values.tolist()]
 
     @cached_property
-    def places(self) -> dict[str, int]:
-        """Each text's place."""
-        return {str(value): place for place, value in enumerate(self.values)}
+    def places(self) -> dict[str | float, int]:
+        """Each text's place, of a number's the first."""
+        backwards = reversed(list(enumerate(map(str, self.values))))
+        return {number_or(value, value): place for place, value in backwards}
 
 
 def place_among(known: Sequence[Any], values: np.ndarray) -> np.ndarray:

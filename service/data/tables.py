@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,9 +119,13 @@ def parquet_table(path: Path, columns: Sequence[str] | None) -> Table:
     return Table(tuple(chosen), tuple(arrow_cells(table.column(name)) for name in chosen))
 
 
-def arrow_cells(values: object) -> np.ndarray:
+def arrow_cells(values: Any) -> np.ndarray:
     """A column of Arrow's: numbers as they are, anything else as its text."""
-    cells = values.to_pylist()  # type: ignore[attr-defined]  # pyarrow is an extra, without types
+    from pyarrow import types
+
+    if types.is_integer(values.type) or types.is_floating(values.type):
+        return np.asarray(values.cast("float64", safe=False).fill_null(math.nan).to_numpy())
+    cells = values.to_pylist()
     if all(cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool)) for cell in cells):
         return np.array([np.nan if cell is None else float(cell) for cell in cells])
     return cells_of(["" if cell is None else str(cell) for cell in cells])

@@ -18,6 +18,7 @@ from service.errors import CalibrationError
 Tail = Literal["low", "both"]
 CONFIDENCE = 0.95
 BISECTIONS = 60
+HARMONIC_BLOCK = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,49 @@ def beta_quantile(a: int, b: int, level: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class RejectionLimit:
+    """The p-value up to which rows are rejected together; None where none is.
+
+    `needed` rows must have the smallest p-value that there can be before any is; if that is more than there are, none can
+    be.
+    """
+
+    p_value: float | None
+    needed: int
+
+    @staticmethod
+    def of(values: np.ndarray, counts: np.ndarray, level: float, tail: Tail, validation_rows: int) -> RejectionLimit:
+        """By distinct p-values, ascending, and how many rows have each, shape (K,), of one tail or of both.
+
+        Benjamini and Hochberg's (1995) step-up: it holds for one-sided conformal p-values by the same validation rows
+        (Bates et al., 2023). Two-sided ones may depend on each other in other ways: for them the level is divided by
+        Benjamini and Yekutieli's (2001) constant.
+
+        Raises:
+            CalibrationError: the level is no share.
+        """
+        check_share("false discovery rate", level)
+        up_to = np.cumsum(counts)
+        rows = int(up_to[-1]) if len(up_to) else 0
+        divisor = 1.0 if tail == "low" else harmonic(rows)
+        smallest = smallest_p_value(validation_rows, tail)
+        needed = max(1, int(np.ceil(smallest * rows * divisor / level - 1e-9)))
+        # A hair more than the level, since a p-value that is equal to it counts, and products round.
+        held = np.flatnonzero(values * (rows * divisor) <= level * (1.0 + 1e-12) * up_to)
+        return RejectionLimit(float(values[held[-1]]) if held.size else None, needed)
+
+    def chosen(self, p_values: np.ndarray) -> np.ndarray:
+        """Which of some rows are rejected, by their p-values: shape (m,), bool."""
+        return p_values <= (-1.0 if self.p_value is None else self.p_value)
+
+
+def harmonic(count: int) -> float:
+    """1 + 1/2 + ... + 1/count."""
+    blocks = (np.arange(start + 1, min(start + HARMONIC_BLOCK, count) + 1) for start in range(0, count, HARMONIC_BLOCK))
+    return float(sum((1.0 / block).sum() for block in blocks))
+
+
+@dataclass(frozen=True, slots=True)
 class Discoveries:
     """Which of m rows to reject so that the expected share of valid ones among them is at most `level`.
 
@@ -118,25 +162,13 @@ class Discoveries:
 
     @staticmethod
     def of(p_values: np.ndarray, level: float, tail: Tail, validation_rows: int) -> Discoveries:
-        """By p-values, shape (m,), of one tail or of both, by so many validation rows.
-
-        Benjamini and Hochberg's (1995) step-up: it holds for one-sided conformal p-values by the same validation rows
-        (Bates et al., 2023). Two-sided ones may depend on each other in other ways: for them the level is divided by
-        Benjamini and Yekutieli's (2001) constant.
+        """By p-values, shape (m,), of one tail or of both, by so many validation rows (`RejectionLimit`).
 
         Raises:
             CalibrationError: the level is no share.
         """
-        check_share("false discovery rate", level)
-        count = len(p_values)
-        divisor = 1.0 if tail == "low" else float((1.0 / np.arange(1, count + 1)).sum())
-        smallest = smallest_p_value(validation_rows, tail)
-        needed = max(1, int(np.ceil(smallest * count * divisor / level - 1e-9)))
-        # A hair more than the level, since a p-value that is equal to it counts, and products round.
-        limits = level * (1.0 + 1e-12) * np.arange(1, count + 1) / (count * divisor)
-        held = np.flatnonzero(np.sort(p_values) <= limits)
-        chosen = p_values <= (np.sort(p_values)[held[-1]] if held.size else -1.0)
-        return Discoveries(level, tail, chosen, needed)
+        limit = RejectionLimit.of(*np.unique(p_values, return_counts=True), level, tail, validation_rows)
+        return Discoveries(level, tail, limit.chosen(p_values), limit.needed)
 
     @property
     def procedure(self) -> str:
@@ -145,13 +177,15 @@ class Discoveries:
 
     def warning(self) -> str | None:
         """Says when too few validation rows were there for anything to be found."""
-        if self.needed <= max(1, len(self.chosen) // 10) or self.chosen.any():
-            return None
-        return (
-            f"a false discovery rate of {self.level:g} among {len(self.chosen):,} rows: with so few validation rows, "
-            + (
-                "no row can be a discovery"
-                if self.needed > len(self.chosen)
-                else f"none is a discovery unless {self.needed:,} are more unusual than every validation row"
-            )
-        )
+        return None if self.chosen.any() else too_few_warning(self.level, len(self.chosen), self.needed)
+
+
+def too_few_warning(level: float, rows: int, needed: int) -> str | None:
+    """Why none of so many rows was rejected, where that is for want of validation rows."""
+    if needed <= max(1, rows // 10):
+        return None
+    return f"a false discovery rate of {level:g} among {rows:,} rows: with so few validation rows, " + (
+        "no row can be a discovery"
+        if needed > rows
+        else f"none is a discovery unless {needed:,} are more unusual than every validation row"
+    )

@@ -239,7 +239,7 @@ def cell_of(row: int, spec: InputSpec, position: int, value: Any, faults: list[F
     if not isinstance(learnt, CategoryColumn) or not learnt.is_text:
         return number_of(row, column, value, faults)
     if isinstance(value, str):
-        return learnt.places.get(value.strip()[:MAX_TEXT], len(learnt.places))
+        return learnt.place(value.strip()[:MAX_TEXT])
     if len(faults) < InputError.MAX_FAULTS:
         faults.append(Fault(kind_of(value), row, column, "text"))
     return 0.0

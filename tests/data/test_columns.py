@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from service.data.columns import ColumnKind, Schema, Table, atoms_of, cells_of, infer, learn, learnt
+from service.data.columns import CategoryColumn, ColumnKind, Schema, Table, atoms_of, cells_of, infer, learn, learnt
 from service.data.schema import InputSpec, Mixed
 from service.errors import DataError
 
@@ -81,6 +81,15 @@ def test_text_that_was_never_seen_is_a_place_of_its_own(spec, table):
     assert column.values == tuple(sorted(column.values, key=lambda value: -(table.column("city") == value).sum()))
     assert spec.encode(spec.rows(rows))[0, place] == len(column.values) == 3
     assert 0 < column.unseen < 0.01
+
+
+def test_a_category_that_reads_as_a_number_has_its_place_in_any_company():
+    column = CategoryColumn(name="c", kind="category", values=("a", "1", "2.50", "1.0"), unseen=0.1)
+    cells = ["2.5", "1", "01", "3", "a", ""]
+    together = column.read(cells_of(cells))
+    alone = np.concatenate([column.read(cells_of([cell])) for cell in cells])
+    assert np.array_equal(together, alone, equal_nan=True)
+    assert together.tolist()[:5] == [2, 1, 1, 4, 0]
 
 
 def test_a_number_as_text_is_a_fault_that_names_its_place(spec, table):
