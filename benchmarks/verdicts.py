@@ -353,8 +353,7 @@ def delays(generator: np.random.Generator, streams: int, known: int) -> np.ndarr
 def martingale_path(generator: np.random.Generator, scores: np.ndarray, known: int = 1_000) -> np.ndarray:
     """Log capital along a stream, beside so many validation rows of the same pool."""
     ranks = Ranks(0.0, 1.0)
-    for cell in ranks.cells(generator.normal(size=known)).tolist():
-        ranks.add(cell)
+    ranks.add(ranks.cells(generator.normal(size=known)))
     return Martingale().bet(ranks.p_values(scores, generator.random(len(scores))))
 
 

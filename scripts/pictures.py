@@ -82,8 +82,7 @@ def draw_drift(path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8.5, 3.2))
     for _ in range(8):
         ranks = Ranks(0.5, 0.1)
-        for cell in ranks.cells(generator.random(1_000)).tolist():
-            ranks.add(cell)
+        ranks.add(ranks.cells(generator.random(1_000)))
         late = np.where(
             generator.random(2_000) < 0.1, 0.05 * generator.random(2_000), 0.05 + 0.95 * generator.random(2_000)
         )

@@ -15,8 +15,8 @@ FLOORS = [
     ["model"],
     ["store", "folds"],
     ["scorer", "trainer"],
-    ["tabular", "detector", "evaluation"],
-    ["web"],
+    ["tabular", "detector", "evaluation", "watch"],
+    ["web", "datasets"],
     ["cli"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,108 +17,11 @@ from service.scorer import Scorer, Scores
 from service.shelf import write_whole
 from service.store import Reference
 from service.validity.band import SIDES
-from service.validity.martingale import BETS, Martingale, Ranks, log_limit
+from service.watch import Watch
 
 log = logging.getLogger("vouch")
-BINS = 10
 REMEMBERED = 10_000  # requests, by which a retry is known
 SAVE_EVERY_S = 30.0
-
-
-@dataclass
-class Watch:
-    """What one version was asked: rows by side of its band and by p-value, and the test martingale.
-
-    `watched` counts the complete rows, which alone can be ranked among each other, and not where each fold has a score of
-    its own. `alarm_row` is the row at which the
-    martingale spoke, since its last start; `restarts` how often it was started anew.
-    """
-
-    digest: str
-    ranks: Ranks
-    sides: np.ndarray = field(default_factory=lambda: np.zeros(len(SIDES), dtype=np.int64))
-    p_values: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
-    martingale: Martingale = field(default_factory=Martingale)
-    watched: int = 0
-    restarts: int = 0
-    alarm_row: int | None = None
-    peak: float = 0.0  # of the log capital since the last start
-
-    @staticmethod
-    def of(scorer: Scorer) -> Watch:
-        """A new one, which knows the validation rows; its grid is made of rows that the model drew, and of no others."""
-        golden = scorer.published.golden
-        drawn = np.zeros(1) if golden is None else golden.log_likelihood
-        ranks = Ranks(float(np.median(drawn)), float(drawn.std()) or 1.0)
-        for cell in ranks.cells(scorer.calibration.scores).tolist():
-            ranks.add(cell)
-        return Watch(scorer.published.digest, ranks)
-
-    def add(self, scorer: Scorer, scores: Scores, uniforms: np.ndarray, level: float) -> bool:
-        """Count rows, and bet on the complete ones; whether the martingale speaks up just now."""
-        # By the calibration's own band, whatever a request asked for.
-        self.sides += np.bincount(scores.sides_of(scorer.band.percentiles) + 1, minlength=len(SIDES))
-        bins = np.minimum((scores.p_value * BINS).astype(int), BINS - 1)
-        self.p_values += np.bincount(bins, minlength=BINS)
-        complete = (scores.missing == 0) & (scores.band.folds == 1)
-        path = self.martingale.bet(self.ranks.p_values(scores.log_likelihood[complete], uniforms[complete]))
-        before, self.watched = self.watched, self.watched + len(path)
-        self.peak = max(self.peak, float(path.max(initial=0.0)))
-        over = np.flatnonzero(path >= log_limit(level, self.restarts))
-        if self.alarm_row is not None or not over.size:
-            return False
-        self.alarm_row = before + int(over[0]) + 1
-        return True
-
-    @property
-    def direction(self) -> str | None:
-        """Which likelihoods pile up, where the martingale has spoken: `low` or `high`."""
-        if self.alarm_row is None:
-            return None
-        return BETS[int(np.argmax(self.martingale.log_parts[1:]))][0]
-
-    def restart(self) -> None:
-        """Begin to bet anew, with less to spend; all rows so far stay known."""
-        self.martingale, self.restarts, self.alarm_row, self.peak = Martingale(), self.restarts + 1, None, 0.0
-
-    # To a file and back
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All of it."""
-        return {
-            "digest": np.array(self.digest),
-            "grid": np.array([self.ranks.center, self.ranks.width]),
-            "tree": self.ranks.tree,
-            "sides": self.sides,
-            "p_values": self.p_values,
-            "log_parts": self.martingale.log_parts,
-            "numbers": np.array([self.ranks.total, self.watched, self.restarts, self.alarm_row or 0]),
-            "peak": np.array(self.peak),
-        }
-
-    @staticmethod
-    def of_arrays(arrays: dict[str, np.ndarray]) -> Watch:
-        """And back.
-
-        Raises:
-            ValueError: it does not fit.
-        """
-        ranks = Ranks(*arrays["grid"].tolist())
-        if arrays["tree"].shape != ranks.tree.shape or arrays["log_parts"].shape != Martingale().log_parts.shape:
-            raise ValueError("of other shapes")
-        total, watched, restarts, alarm_row = map(int, arrays["numbers"].tolist())
-        ranks.tree, ranks.total = arrays["tree"].astype(np.int64), total
-        return Watch(
-            str(arrays["digest"]),
-            ranks,
-            arrays["sides"].astype(np.int64),
-            arrays["p_values"].astype(np.int64),
-            Martingale(arrays["log_parts"].astype(np.float64)),
-            watched,
-            restarts,
-            alarm_row or None,
-            float(arrays["peak"]),
-        )
 
 
 class DriftMonitor:
@@ -147,7 +49,7 @@ class DriftMonitor:
             watch = self.watch_of(scorer)
             uniforms = self.random.random(len(scores))
             if watch.add(scorer, scores, uniforms, self.level):
-                log.warning("drift", extra={"model": str(reference), **self.told(watch)})
+                log.warning("drift", extra={"model": str(reference), **watch.document(self.level)})
 
     def is_known(self, reference: Reference, request_id: str, scores: Scores) -> bool:
         """Whether such a request was there lately."""
@@ -178,22 +80,8 @@ class DriftMonitor:
                 "sides": dict(zip(SIDES, watch.sides.tolist(), strict=True)),
                 "expected_shares": dict(zip(SIDES, shares, strict=True)),
                 "p_value_deciles": watch.p_values.tolist(),
-                **self.told(watch),
+                **watch.document(self.level),
             }
-
-    def told(self, watch: Watch) -> dict[str, Any]:
-        """What a watch's martingale says."""
-        return {
-            "drifts": watch.alarm_row is not None,
-            "direction": watch.direction,
-            "alarm_row": watch.alarm_row,
-            "watched_rows": watch.watched,
-            "log_capital": watch.martingale.log_capital,
-            "peak_log_capital": watch.peak,
-            "limit": log_limit(self.level, watch.restarts),
-            "level": self.level,
-            "restarts": watch.restarts,
-        }
 
     def restart(self, scorer: Scorer) -> None:
         """Let a version's martingale begin anew, which only a person should wish."""

@@ -43,7 +43,7 @@ def test_ranks_are_counted_as_they_say():
     ranks, before = Ranks(0.0, 1.0), []
     scores = np.round(generator.normal(size=400), 1)
     uniforms = generator.random(400)
-    found = ranks.p_values(scores, uniforms)
+    found = np.concatenate([ranks.p_values(scores[part], uniforms[part]) for part in (slice(300), slice(300, 400))])
     cells = Ranks(0.0, 1.0).cells(scores)
     for cell, uniform, p_value in zip(cells, uniforms, found, strict=True):
         lower, equal = sum(one < cell for one in before), sum(one == cell for one in before)
@@ -63,8 +63,7 @@ def test_the_grid_is_fine_where_rows_are_and_holds_whatever_comes():
 def test_p_values_of_one_stream_are_uniform_and_independent():
     generator = np.random.default_rng(1)
     ranks = Ranks(0.0, 1.0)
-    for cell in ranks.cells(generator.normal(size=200)):
-        ranks.add(int(cell))
+    ranks.add(ranks.cells(generator.normal(size=200)))
     p_values = ranks.p_values(generator.normal(size=5_000), generator.random(5_000))
     assert stats.kstest(p_values, "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(p_values[1:], p_values[:-1])[0, 1]) < 4 / np.sqrt(5_000)

@@ -1,0 +1,152 @@
+"""What is done with a shard: read, score, write, mark; and, once a false discovery rate is known, split.
+
+Each result appears whole, the marker last; a shard that was done twice has the same results, to the byte.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet as pq
+from pydantic import ValidationError
+
+from service.data.columns import Frozen
+from service.datasets.files import OutFolder
+from service.datasets.forms import Reader
+from service.datasets.plan import Options, Shard
+from service.datasets.scored import score_table
+from service.errors import DataError, RowError
+from service.scorer import Scorer
+from service.validity.conformal import RejectionLimit
+
+PREFIX = "vouch_"  # of the columns of verdicts, beside those of rows
+OnBatch = Callable[[int, int], None]
+
+
+class Done(Frozen):
+    """A shard's marker: by which key it was done, and how many rows it has; or why it is `bad`."""
+
+    key: str
+    rows: int
+    invalid: int = 0
+    bad: str | None = None
+
+
+@dataclass
+class Worker:
+    """A scorer and the folder of results; it keeps the file open that it reads, since shards come in their order."""
+
+    scorer: Scorer
+    options: Options
+    out: OutFolder
+    opened: tuple[str, Reader] | None = field(default=None, init=False)
+
+    def score(self, shard: Shard, on_batch: OnBatch = lambda rows, invalid: None) -> Done:
+        """Score a shard, and split it, unless only all shards' p-values can tell how.
+
+        Raises:
+            DataError: it cannot be read, where the run is to stop at such; names the file and the row.
+        """
+        try:
+            raw = self.read(shard)
+        except DataError as error:
+            return self.refused(shard, error)
+        return self.score_rows(shard, raw, on_batch)
+
+    def score_rows(self, shard: Shard, raw: pa.Table, on_batch: OnBatch = lambda rows, invalid: None) -> Done:
+        """The same of raw rows that are read already."""
+        spec = self.scorer.model.input
+        try:
+            cells = shard.form.cells(raw, shard.header, spec)
+            scores = score_table(self.scorer, cells, self.options.judging, on_batch)
+        except DataError as error:
+            return self.refused(shard, error)
+        self.out.write(shard.scores, as_parquet(scores))
+        is_valid = np.array(scores.column("verdict").to_pylist()) == "valid"
+        if self.options.fdr is None:
+            self.write_rows(shard, raw, scores, is_valid)
+        return self.mark(shard, Done(key=shard.key, rows=len(raw), invalid=int((~is_valid).sum())))
+
+    def split(self, shard: Shard, limit: RejectionLimit) -> None:
+        """Tell discoveries from other rows: they are the invalid ones; scores say which they are."""
+        scores = pq.read_table(io.BytesIO(self.out.read(shard.scores)))
+        chosen = limit.chosen(scores.column(self.options.judging.p_value_column).to_numpy())
+        if "discovery" in scores.column_names:
+            scores = scores.drop_columns("discovery")
+        scores = scores.append_column("discovery", pa.array(chosen, pa.bool_()))
+        self.write_rows(shard, self.read(shard), scores, ~chosen)
+        self.out.write(shard.scores, as_parquet(scores))
+
+    def read(self, shard: Shard) -> pa.Table:
+        """Its raw rows.
+
+        Raises:
+            DataError: names what cannot be read.
+        """
+        if self.opened is None or self.opened[0] != shard.file.path:
+            self.close()
+            self.opened = shard.file.path, shard.form.reader(shard.file, shard.header)
+        try:
+            return self.opened[1].rows(shard.cut)
+        except DataError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the open file."""
+        if self.opened is not None:
+            self.opened[1].close()
+            self.opened = None
+
+    def write_rows(self, shard: Shard, raw: pa.Table, scores: pa.Table, is_valid: np.ndarray) -> None:
+        """The valid and the invalid rows apart or, where that is wanted, all with their verdicts."""
+        form = shard.form
+        if self.options.write == "verdicts":
+            named = scores.rename_columns([PREFIX + name for name in scores.column_names])
+            self.out.write(f"rows/{shard.part}", form.write_beside(raw, named, shard.header))
+            return
+        for folder, chosen in (("valid", is_valid), ("invalid", ~is_valid)):
+            self.out.write(f"{folder}/{shard.part}", form.write(raw.filter(pa.array(chosen)), shard.header))
+
+    def refused(self, shard: Shard, error: DataError) -> Done:
+        """Mark a shard as bad, or end the run."""
+        problem = str(error.after(shard.cut.first)) if isinstance(error, RowError) else str(error)
+        if self.options.on_bad_file == "stop":
+            raise DataError(f"{shard.file.path}: {problem}") from None
+        return self.mark(shard, Done(key=shard.key, rows=shard.cut.rows, bad=problem))
+
+    def mark(self, shard: Shard, done: Done) -> Done:
+        """Say that a shard is done."""
+        self.out.write(shard.marker, done.model_dump_json().encode())
+        return done
+
+
+def results(shard: Shard, options: Options) -> list[str]:
+    """The files that a shard leaves behind when it is scored."""
+    if options.fdr is not None:
+        return [shard.scores]
+    folders = ["rows"] if options.write == "verdicts" else ["valid", "invalid"]
+    return [shard.scores, *(f"{folder}/{shard.part}" for folder in folders)]
+
+
+def done_of(shard: Shard, options: Options, out: OutFolder, names: set[str]) -> Done | None:
+    """A shard's marker, if it is there with all results, among the names of a folder's files."""
+    if shard.marker not in names:
+        return None
+    try:
+        done = Done.model_validate_json(out.read(shard.marker))
+    except ValidationError:
+        return None
+    there = done.bad is not None or names.issuperset(results(shard, options))
+    return done if done.key == shard.key and there else None
+
+
+def as_parquet(table: pa.Table) -> bytes:
+    """A Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
