@@ -1,4 +1,4 @@
-"""The command line: `vouch train`, `calibrate`, `score`, `evaluate`, `sample`, `models`, `promote`, `serve`.
+"""The command line: `vouch train`, `calibrate`, `score`, `filter`, `evaluate`, `sample`, `models`, `promote`, `serve`.
 
 Bad input ends with one line on stderr and exit status 2, and leaves nothing half-written.
 """
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 # torch takes a second to import: commands import what they need, so that --help and errors are instant.
 
+SAID_EVERY_S = 10.0  # of progress, where there is no terminal
 LEAST_DRAWN = 0.004  # of the false alarms in a picture, which has a logarithmic axis
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,6 +66,9 @@ FalseAlarmOption = Annotated[
 ]
 TailOption = Annotated[
     str | None, typer.Option("--tail", help="low: refuse only what is too unlikely; both: what is too likely, too")
+]
+RuleOption = Annotated[
+    str, typer.Option("--rule", help="band: verdicts by log p(x); combined: by all evidence, at a rate of false alarms")
 ]
 KeyOption = Annotated[str | None, typer.Option("--key", help="which array of an .npz file")]
 ColumnsOption = Annotated[str | None, typer.Option("--columns", help="columns of a table to use: a,b,c")]
@@ -299,9 +304,7 @@ def score(
     percentiles: Annotated[str | None, typer.Option(help="another band, such as 1,99")] = None,
     false_alarm: FalseAlarmOption = None,
     tail: TailOption = None,
-    rule: Annotated[
-        str, typer.Option(help="band: verdicts by log p(x); combined: by all evidence, at a rate of false alarms")
-    ] = "band",
+    rule: RuleOption = "band",
     fdr: Annotated[
         float | None,
         typer.Option(
@@ -357,6 +360,108 @@ def score(
         )
         if warning := discoveries.warning():
             err.print(f"warning: {warning}")
+
+
+@app.command("filter")
+@fail_in_one_line
+def filter_rows(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT", help="a file, folder or glob of .parquet, .csv, .jsonl, .npy or .npz, or an fsspec URL"
+        ),
+    ],
+    output: Annotated[str, typer.Option("--out", help="folder for the results: a new one, or that of a run to go on")],
+    model: ModelOption = None,
+    store: StoreOption = "model_store",
+    key: KeyOption = None,
+    percentiles: Annotated[str | None, typer.Option(help="another band, such as 1,99")] = None,
+    false_alarm: FalseAlarmOption = None,
+    tail: TailOption = None,
+    rule: RuleOption = "band",
+    fdr: Annotated[
+        float | None,
+        typer.Option(
+            help="the invalid part's share of valid rows is at most this, such as 0.05, in expectation and over the whole "
+            "data set"
+        ),
+    ] = None,
+    explain: Annotated[int, typer.Option(min=0, help="the columns most to blame, so many for each row")] = 0,
+    write: Annotated[
+        str, typer.Option(help="split: valid/ and invalid/; verdicts: rows/, all of them with their verdicts")
+    ] = "split",
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="rows that are read, scored and written at a time; default: by their width"),
+    ] = None,
+    on_bad_file: Annotated[
+        str, typer.Option(help="stop at what cannot be read, or skip it: the report then lists it")
+    ] = "stop",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; default: one for each CPU, on a GPU one")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="i/N, from 0/N: only every N-th shard, for a scheduler that starts N such commands"),
+    ] = None,
+    finish: Annotated[bool, typer.Option("--finish", help="only merge what commands with --shard have done")] = False,
+    engine: Annotated[str, typer.Option(help="local, or ray: the workers of a cluster")] = "local",
+    address: Annotated[str | None, typer.Option(help="of the Ray cluster; default: one on this machine")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Tell a whole data set's valid rows from its invalid ones, with scores and a report; begun again, go on with it."""
+    try:
+        from service.datasets.plan import Options, on_bad_file_name, usual_shard_rows, write_name
+        from service.datasets.run import Run, engine_of
+    except ImportError:
+        raise DataError("filter needs the extra: pip install 'vouch[datasets]'") from None
+    combined = is_combined(rule)
+    if combined and (percentiles is not None or tail is not None):
+        raise DataError("--rule combined: goes by --false-alarm; --percentiles and --tail are the band's")
+    if fdr is not None and (percentiles is not None or false_alarm is not None or tail is not None):
+        raise DataError("--fdr: chooses the limit itself; leave out --percentiles, --false-alarm and --tail")
+    if finish and shard is not None:
+        raise DataError("--finish and --shard: expected one of them")
+    part = (0, 1) if shard is None else part_of(shard)
+    scorer = scorer_of(store, model, device)
+    options = Options(
+        model=str(scorer.published.reference),
+        model_digest=scorer.published.digest,
+        percentiles=None if combined else band_option(percentiles, false_alarm, tail),
+        combined=combined,
+        false_alarm=false_alarm if combined else None,
+        explain=explain,
+        fdr=fdr,
+        key=key,
+        write=write_name(write),
+        shard_rows=shard_rows or usual_shard_rows(scorer.model.input.features),
+        on_bad_file=on_bad_file_name(on_bad_file),
+    )
+    run = Run.begun(source, output, options, scorer)
+    undone = [] if finish else run.undone(part)
+    at_work = engine_of(engine, run, store, device, workers, address)
+    if undone:
+        with row_bar("scored", sum(one.cut.rows for one in undone)) as on_batch:
+            at_work.score(undone, on_batch)
+    if shard is not None:
+        err.print(
+            f"{output}: shards {shard} are done ({len(run.shards):,} in all); once the others are, run the same command "
+            "with --finish instead of --shard"
+        )
+        return
+    with row_bar("split", run.plan.rows if fdr is not None else None) as on_batch:
+        report = run.finish(at_work, on_batch)
+    share = 100 * report.invalid / max(1, report.rows)
+    err.print(
+        f"{report.rows:,} rows, {report.invalid:,} invalid ({share:.1f} %); {report.model}, {report.rule}; "
+        f"see {output}/report.html"
+    )
+    if report.fdr is not None and report.fdr.warning is not None:
+        err.print(f"warning: {report.fdr.warning}")
+    for one in report.not_done[:10]:
+        err.print(f"not done: {one.file}, rows {one.rows}: {one.reason}")
+    if len(report.not_done) > 10:
+        err.print(f"not done: {len(report.not_done) - 10} more, listed in {output}/report.json")
 
 
 @app.command()
@@ -726,6 +831,43 @@ def setting_name(text: str) -> SettingName:
         case "fast" | "standard" | "thorough":
             return text
     raise DataError("--estimator: expected fast, standard or thorough")
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """i/N as numbers."""
+    try:
+        at, parts = (int(number) for number in text.split("/"))
+    except ValueError:
+        at, parts = 0, 0
+    if not 0 <= at < parts:
+        raise DataError("--shard: expected i/N with i from 0 to N - 1, such as 0/8")
+    return at, parts
+
+
+@contextlib.contextmanager
+def row_bar(verb: str, rows: int | None) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with rows a second, the share invalid and the time left; plain lines where there is no terminal."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.fields[text]}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    started = said = time.monotonic()
+    done = invalid = 0
+    with Bar(*columns, console=err, disable=not err.is_terminal or rows is None) as bar:
+        task = bar.add_task("", total=rows, text="")
+
+        def on_batch(more: int, more_invalid: int) -> None:
+            nonlocal done, invalid, said
+            done, invalid = done + more, invalid + more_invalid
+            speed = done / max(1e-9, time.monotonic() - started)
+            shares = f", {100 * invalid / done:.1f} % invalid" if verb == "scored" and done else ""
+            text = f"{verb} {done:,} of {rows:,} rows, {speed:,.0f} a second{shares}"
+            bar.update(task, completed=done, text=text)
+            if not err.is_terminal and time.monotonic() - said > SAID_EVERY_S:
+                said = time.monotonic()
+                print(f"{text}, {(rows or 0) - done:,} left", file=sys.stderr, flush=True)
+
+        yield on_batch
 
 
 @contextlib.contextmanager

@@ -32,6 +32,22 @@ Write = Literal["split", "verdicts"]
 OnBadFile = Literal["stop", "skip"]
 
 
+def write_name(text: str) -> Write:
+    """One of the ways to write rows."""
+    match text:
+        case "split" | "verdicts":
+            return text
+    raise DataError("--write: expected split or verdicts")
+
+
+def on_bad_file_name(text: str) -> OnBadFile:
+    """What to do with a bad file."""
+    match text:
+        case "stop" | "skip":
+            return text
+    raise DataError("--on-bad-file: expected stop or skip")
+
+
 class Options(Frozen):
     """What a run's results depend on beside the data."""
 

@@ -18,6 +18,7 @@ from service.data.tables import arrow_cells
 from service.errors import DataError, InputError, RowError
 from service.scorer import ExplainedScores, Scorer, Scores
 from service.tabular import BLAMED_COLUMNS, SCORE_COLUMNS, blamed_columns, cells_of
+from service.validity.band import Band, percentiles_of
 from service.validity.conformal import Tail
 
 BATCH_CELLS, LEAST_BATCH, MOST_BATCH = 2**19, 256, 8_192  # rows that are scored at a time, so that memory is bounded
@@ -32,6 +33,16 @@ class Judging:
     false_alarm: float | None = None
     tail: Tail = "both"
     explain: int = 0
+
+    def band(self, scorer: Scorer) -> Band:
+        """The band that rows are judged by, where that is the rule.
+
+        Raises:
+            CalibrationError: there are too few validation rows for it.
+        """
+        if self.false_alarm is not None and not self.combined:
+            return scorer.calibration.band(percentiles_of(self.false_alarm, self.tail))
+        return scorer.calibration.band(self.percentiles)
 
     @property
     def p_value_column(self) -> str:

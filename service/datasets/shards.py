@@ -63,12 +63,12 @@ class Worker:
         try:
             cells = shard.form.cells(raw, shard.header, spec)
             scores = score_table(self.scorer, cells, self.options.judging, on_batch)
+            is_valid = np.array(scores.column("verdict").to_pylist()) == "valid"
+            if self.options.fdr is None:
+                self.write_rows(shard, raw, scores, is_valid)
         except DataError as error:
             return self.refused(shard, error)
         self.out.write(shard.scores, as_parquet(scores))
-        is_valid = np.array(scores.column("verdict").to_pylist()) == "valid"
-        if self.options.fdr is None:
-            self.write_rows(shard, raw, scores, is_valid)
         return self.mark(shard, Done(key=shard.key, rows=len(raw), invalid=int((~is_valid).sum())))
 
     def split(self, shard: Shard, limit: RejectionLimit) -> None:

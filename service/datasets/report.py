@@ -1,0 +1,255 @@
+"""What a run found, for people and programs: counts, histograms, the strangest rows, drift, the false discovery rate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jinja2 import Environment, FileSystemLoader
+
+from service.data.columns import Frozen
+from service.datasets.plan import Plan, Shard
+from service.scorer import Scorer
+from service.validity.band import SIDES
+from service.validity.conformal import RejectionLimit, too_few_warning
+from service.watch import Watch
+
+BINS, P_VALUE_BINS, STRANGEST = 50, 20, 10
+DRIFT_LEVEL = 0.01  # with what probability valid rows are said to drift
+
+
+class NotDone(Frozen):
+    """Rows without results, and why."""
+
+    file: str
+    rows: str
+    reason: str
+
+
+class Strange(Frozen):
+    """A row, counted from 0 in its file, and how strange it is."""
+
+    file: str
+    row: int
+    log_likelihood: float
+    std_error: float
+    p_value: float
+    blamed: tuple[str, ...] = ()
+
+
+class Histogram(Frozen):
+    """Counts between edges, those of validation rows beside them; the outer bins hold all that is further out."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    validation: tuple[float, ...]
+
+
+class Held(Frozen):
+    """A false discovery rate: rows up to `p_value` are invalid, of which a share `level` at most is valid, in expectation.
+
+    `estimate` is what share of them valid rows would be, if all rows were valid but those: rows x p_value / discoveries.
+    """
+
+    level: float
+    procedure: str = "Benjamini-Hochberg"
+    p_value: float | None
+    discoveries: int
+    estimate: float | None
+    needed: int
+    warning: str | None
+
+
+class Drift(Frozen):
+    """Whether the rows, in their order, look like validation rows; `file` and `row` are where that became plain."""
+
+    drifts: bool
+    direction: str | None
+    watched_rows: int
+    log_capital: float
+    limit: float
+    level: float
+    file: str | None = None
+    row: int | None = None
+
+
+class Report(Frozen):
+    """What a run found. `invalid` rows are those of the invalid part."""
+
+    vouch: str
+    model: str
+    model_digest: str
+    rule: str
+    files: int
+    rows: int
+    valid: int
+    invalid: int
+    sides: dict[str, int]
+    blamed: dict[str, int] | None
+    log_likelihood: Histogram
+    p_values: tuple[int, ...]
+    strangest: tuple[Strange, ...]
+    drift: Drift
+    fdr: Held | None
+    not_done: tuple[NotDone, ...]
+
+
+@dataclass
+class Tally:
+    """What is counted, shard by shard, in their order."""
+
+    scorer: Scorer
+    plan: Plan
+    limit: RejectionLimit | None
+    watch: Watch = field(init=False)
+    edges: np.ndarray = field(init=False)
+    counts: np.ndarray = field(init=False)
+    random: np.random.Generator = field(init=False)
+    sides: np.ndarray = field(init=False)
+    p_values: np.ndarray = field(init=False)
+    rows: int = 0
+    invalid: int = 0
+    blamed: Counter[str] = field(default_factory=Counter)
+    strangest: list[tuple[float, float, int, Strange]] = field(default_factory=list)
+    spoke_at: tuple[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        self.watch = Watch.of(self.scorer)
+        self.edges = histogram_edges(self.scorer.calibration.scores)
+        self.counts = np.zeros(BINS, dtype=np.int64)
+        self.sides, self.p_values = np.zeros(len(SIDES), np.int64), np.zeros(P_VALUE_BINS, np.int64)
+        self.random = np.random.default_rng(int(self.plan.options.model_digest.rpartition(":")[2][:15], 16))
+
+    def add(self, shard: Shard, scores: pa.Table) -> None:
+        """Count a shard's scores."""
+        log_likelihood = scores.column("log_likelihood").to_numpy()
+        p_value = scores.column(self.plan.options.judging.p_value_column).to_numpy()
+        invalid = np.array(scores.column("verdict").to_pylist()) == "invalid"
+        if self.limit is not None:
+            invalid = self.limit.chosen(p_value)
+        self.rows, self.invalid = self.rows + len(scores), self.invalid + int(invalid.sum())
+        sides = Counter(scores.column("side").to_pylist())
+        self.sides += np.array([sides[side] for side in SIDES])
+        self.counts += histogram(log_likelihood, self.edges)
+        self.p_values += np.bincount(
+            np.minimum((p_value * P_VALUE_BINS).astype(int), P_VALUE_BINS - 1), minlength=P_VALUE_BINS
+        )
+        if self.plan.options.explain:
+            self.blamed.update(scores.column("blamed_1_column").filter(pa.array(invalid)).drop_null().to_pylist())
+        self.look_for_strange(shard, scores, log_likelihood, p_value)
+        self.bet(shard, scores, log_likelihood)
+
+    def look_for_strange(self, shard: Shard, scores: pa.Table, log_likelihood: np.ndarray, p_value: np.ndarray) -> None:
+        """Keep the rows of the smallest p-values, of equal ones the least likely."""
+        std_error = scores.column("std_error").to_numpy()
+        for row in np.lexsort((log_likelihood, p_value))[:STRANGEST].tolist():
+            strange = Strange(
+                file=shard.file.name,
+                row=shard.cut.first + row,
+                log_likelihood=float(log_likelihood[row]),
+                std_error=float(std_error[row]),
+                p_value=float(p_value[row]),
+                blamed=tuple(blamed_text(scores, row, self.plan.options.explain)),
+            )
+            self.strangest.append((strange.p_value, strange.log_likelihood, shard.first + row, strange))
+        self.strangest = sorted(self.strangest, key=lambda one: one[:3])[:STRANGEST]
+
+    def bet(self, shard: Shard, scores: pa.Table, log_likelihood: np.ndarray) -> None:
+        """Go on with the drift test, on complete rows, where each is scored by the same networks."""
+        if self.scorer.band.folds > 1:
+            return
+        complete = np.ones(len(scores), dtype=bool)
+        if "missing" in scores.column_names:
+            complete = scores.column("missing").to_numpy() == 0
+        before, chosen = self.watch.watched, np.flatnonzero(complete)
+        if self.watch.bet(log_likelihood[chosen], self.random.random(len(chosen)), DRIFT_LEVEL):
+            assert self.watch.alarm_row is not None
+            self.spoke_at = shard.file.name, shard.cut.first + int(chosen[self.watch.alarm_row - before - 1])
+
+    def report(self, not_done: Sequence[NotDone]) -> Report:
+        """All of it."""
+        options, said = self.plan.options, self.watch.document(DRIFT_LEVEL)
+        file, row = self.spoke_at or (None, None)
+        validation = histogram(self.scorer.calibration.scores, self.edges)
+        scaled = validation * (self.rows / max(1, len(self.scorer.calibration.scores)))
+        return Report(
+            vouch=options.version,
+            model=options.model,
+            model_digest=options.model_digest,
+            rule=rule_text(self.scorer, self.plan),
+            files=len(self.plan.files),
+            rows=self.rows,
+            valid=self.rows - self.invalid,
+            invalid=self.invalid,
+            sides=dict(zip(SIDES, self.sides.tolist(), strict=True)),
+            blamed=dict(sorted(self.blamed.items(), key=lambda one: (-one[1], one[0]))) if options.explain else None,
+            log_likelihood=Histogram(
+                edges=tuple(self.edges.tolist()), counts=tuple(self.counts.tolist()), validation=tuple(scaled.tolist())
+            ),
+            p_values=tuple(self.p_values.tolist()),
+            strangest=tuple(strange for *_, strange in self.strangest),
+            drift=Drift(file=file, row=row, **{name: said[name] for name in Drift.model_fields if name in said}),
+            fdr=None if self.limit is None else held(self.limit, self.plan, self.rows, self.invalid),
+            not_done=tuple(not_done),
+        )
+
+
+def held(limit: RejectionLimit, plan: Plan, rows: int, discoveries: int) -> Held:
+    """What a limit promises."""
+    level = plan.options.fdr
+    assert level is not None
+    return Held(
+        level=level,
+        p_value=limit.p_value,
+        discoveries=discoveries,
+        estimate=None if limit.p_value is None else rows * limit.p_value / discoveries,
+        needed=limit.needed,
+        warning=None if discoveries else too_few_warning(level, rows, limit.needed),
+    )
+
+
+def rule_text(scorer: Scorer, plan: Plan) -> str:
+    """By which rule a row is invalid, in words."""
+    options = plan.options
+    if options.fdr is not None:
+        evidence = "all evidence" if options.combined else "log p(x)"
+        return f"a false discovery rate of {options.fdr:g}, by one-sided p-values of {evidence}"
+    if options.combined:
+        rule = scorer.rule(options.false_alarm)
+        return f"all evidence combined, at a rate of false alarms of {rule.false_alarm:g}"
+    band = options.judging.band(scorer)
+    low, high = band.ends_or_none
+    return f"log p(x) outside the band from {low:.2f}" + (" on" if high is None else f" to {high:.2f} nats")
+
+
+def blamed_text(scores: pa.Table, row: int, explain: int) -> Iterator[str]:
+    """The columns to blame for a row, with what was there and what was expected."""
+    for place in range(1, explain + 1):
+        name, value, expected = (
+            scores.column(f"blamed_{place}_{part}")[row].as_py() for part in ("column", "value", "expected")
+        )
+        if name is not None:
+            yield f"{name}: {value}, expected {expected}"
+
+
+def histogram_edges(scores: np.ndarray) -> np.ndarray:
+    """Equal bins around validation scores, with as much room below, where invalid rows are."""
+    low, high = np.quantile(scores, (0.001, 0.999))
+    span = max(float(high - low), 1e-6)
+    return np.linspace(low - span, high + 0.25 * span, BINS + 1)
+
+
+def histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Counts between edges; what is further out is in the outer bins."""
+    places = np.clip(np.searchsorted(edges, values, "right") - 1, 0, len(edges) - 2)
+    return np.bincount(places, minlength=len(edges) - 1)
+
+
+def as_html(report: Report) -> str:
+    """A page that needs nothing from elsewhere."""
+    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    return pages.get_template("report.html").render(report=report)

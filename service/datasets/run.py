@@ -1,0 +1,165 @@
+"""A whole run: plan, score what is not done yet, finish."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet as pq
+
+from service.datasets.files import TEMPORARY, OutFolder, found
+from service.datasets.forms import FORMS, Npy, Npz
+from service.datasets.local import Engine, InThisProcess, Job, Processes
+from service.datasets.plan import Options, Plan, Shard, agreed
+from service.datasets.report import NotDone, Report, Tally, as_html
+from service.datasets.shards import Done, OnBatch, Worker, done_of
+from service.errors import DataError
+from service.scorer import Scorer
+from service.settings import cpu_quota, read_settings
+from service.validity.conformal import RejectionLimit
+
+REPORT_COLUMNS = ("verdict", "side", "log_likelihood", "std_error", "low_p_value", "combined_p_value", "missing")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A data set, a model and a folder that have been found to belong together."""
+
+    plan: Plan
+    shards: list[Shard]
+    out: OutFolder
+    scorer: Scorer
+
+    @staticmethod
+    def begun(source: str, out: str, options: Options, scorer: Scorer) -> Run:
+        """Look at all files, and agree with the folder that it is for this run.
+
+        Raises:
+            DataError: a file is bad, the folder is another run's, or the options do not go with each other.
+        """
+        check(options, scorer)
+        files = found(source, frozenset(FORMS))
+        if options.write == "verdicts" and any(isinstance(FORMS.get(file.suffix), Npy | Npz) for file in files):
+            raise DataError("--write verdicts: arrays have no columns for them; scores/ holds them, in the rows' order")
+        folder = OutFolder(out)
+        plan = agreed(folder, files, options, scorer.model.input)
+        return Run(plan, plan.shards(files), folder, scorer)
+
+    def undone(self, part: tuple[int, int] = (0, 1)) -> list[Shard]:
+        """The shards that have no results yet, of the i-th of n parts of all shards."""
+        at, parts = part
+        names = self.out.names()
+        return [shard for shard in self.shards[at::parts] if done_of(shard, self.plan.options, self.out, names) is None]
+
+    def finish(self, engine: Engine, on_batch: OnBatch) -> Report:
+        """Merge the shards' results: hold the false discovery rate and split by it, and write the report.
+
+        Raises:
+            DataError: some shards are not done yet.
+        """
+        names = self.out.names()
+        done = [done_of(shard, self.plan.options, self.out, names) for shard in self.shards]
+        missing = [shard.number for shard, one in zip(self.shards, done, strict=True) if one is None]
+        if missing:
+            some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+            raise DataError(f"{self.out.root}: {len(missing)} of {len(self.shards)} shards are not done yet: {some}")
+        good = [shard for shard, one in zip(self.shards, done, strict=True) if one is not None and one.bad is None]
+        limit = None
+        if self.plan.options.fdr is not None:
+            limit = self.limit(good)
+            engine.split(good, limit, on_batch)
+        report = self.report(good, limit, self.not_done(done))
+        self.out.write("report.json", (report.model_dump_json(indent=2) + "\n").encode())
+        self.out.write("report.html", as_html(report).encode())
+        self.out.remove(TEMPORARY)
+        return report
+
+    def limit(self, shards: Sequence[Shard]) -> RejectionLimit:
+        """Up to which p-value rows of the whole data set are discoveries."""
+        options, column = self.plan.options, self.plan.options.judging.p_value_column
+        values, counts = np.zeros(0), np.zeros(0, dtype=np.int64)
+        for shard in shards:
+            found_here = self.scores(shard, [column]).column(column).to_numpy()
+            values, counts = merged(values, counts, *np.unique(found_here, return_counts=True))
+        known = self.scorer.rule().rows if options.combined else self.scorer.band.rows
+        assert options.fdr is not None
+        return RejectionLimit.of(values, counts, options.fdr, "low", known)
+
+    def report(self, shards: Sequence[Shard], limit: RejectionLimit | None, not_done: Sequence[NotDone]) -> Report:
+        """Go through all scores, in their order."""
+        tally = Tally(self.scorer, self.plan, limit)
+        for shard in shards:
+            tally.add(shard, self.scores(shard))
+        return tally.report(not_done)
+
+    def scores(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+        """A shard's scores."""
+        return pq.read_table(io.BytesIO(self.out.read(shard.scores)), columns=columns)
+
+    def not_done(self, done: Sequence[Done | None]) -> list[NotDone]:
+        """What has no results: whole files, and shards."""
+        files = [
+            NotDone(file=file.name, rows="all", reason=file.bad) for file in self.plan.files if file.bad is not None
+        ]
+        shards = [
+            NotDone(
+                file=shard.file.name,
+                rows=f"{shard.cut.first} to {shard.cut.first + shard.cut.rows - 1}",
+                reason=one.bad,
+            )
+            for shard, one in zip(self.shards, done, strict=True)
+            if one is not None and one.bad is not None
+        ]
+        return [*files, *shards]
+
+
+def engine_of(
+    name: str, run: Run, store: str, device: str, workers: int | None = None, address: str | None = None
+) -> Engine:
+    """What is to work on a run's shards.
+
+    Raises:
+        DataError: it is not known, or not installed.
+    """
+    job = Job(store, read_settings().cache(), device, run.out.root, run.plan.options)
+    if name == "ray":
+        try:
+            from service.datasets.ray_engine import Ray
+        except ImportError:
+            raise DataError("--engine ray needs the extra: pip install 'vouch[ray]'") from None
+        return Ray(job, workers, address)
+    if name != "local":
+        raise DataError("--engine: expected local or ray")
+    on_gpu = run.scorer.model.vae.device.type != "cpu"
+    number = min(workers or (1 if on_gpu else cpu_quota()), len(run.shards))
+    if number <= 1:
+        return InThisProcess(Worker(run.scorer, run.plan.options, run.out))
+    return Processes(job, number)
+
+
+def check(options: Options, scorer: Scorer) -> None:
+    """Refuse before the first row what no row could be judged by.
+
+    Raises:
+        CalibrationError: the band, the rule, or the false discovery rate.
+    """
+    if options.combined:
+        scorer.rule(options.false_alarm)
+    else:
+        options.judging.band(scorer)
+    if options.explain:
+        scorer.sketch()
+    if options.fdr is not None:
+        scorer.calibration.check_has_no_folds()
+        RejectionLimit.of(np.zeros(0), np.zeros(0, dtype=int), options.fdr, "low", scorer.band.rows)
+
+
+def merged(
+    values: np.ndarray, counts: np.ndarray, more: np.ndarray, more_counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values, ascending, with their counts, of two such."""
+    together, places = np.unique(np.concatenate([values, more]), return_inverse=True)
+    return together, np.bincount(places, np.concatenate([counts, more_counts]), len(together)).astype(np.int64)
