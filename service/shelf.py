@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from service.errors import DataError, ModelConflictError, UnavailableError
+from service.errors import DataError, ModelConflictError, UnavailableError, VouchError
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -258,7 +258,7 @@ def as_os_error() -> Iterator[None]:
     """Drivers raise whatever their libraries raise; here all of it is an OSError, whose text may name what was tried."""
     try:
         yield
-    except (OSError, ModelConflictError):
+    except (OSError, VouchError):
         raise
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {error}") from error

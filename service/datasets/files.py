@@ -77,7 +77,8 @@ def found(source: str, suffixes: frozenset[str]) -> list[InputFile]:
         elif files.isdir(root):
             paths = [path for path in files.find(root) if is_data(path.removeprefix(root), suffixes)]
         elif glob.has_magic(root):
-            paths, root = [path for path in files.glob(root) if files.isfile(path)], fixed_part(root)
+            pattern, root = root, fixed_part(root)
+            paths = [path for path in files.glob(pattern) if "/." not in path.removeprefix(root) and files.isfile(path)]
         else:
             raise DataError(f"{source}: no such file or folder")
         if not paths:

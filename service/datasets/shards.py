@@ -37,49 +37,10 @@ class Done(Frozen):
 
 
 @dataclass
-class Worker:
-    """A scorer and the folder of results; it keeps the file open that it reads, since shards come in their order."""
+class ShardReader:
+    """Reads shards; the file stays open, since they come in their order."""
 
-    scorer: Scorer
-    options: Options
-    out: OutFolder
-    opened: tuple[str, Reader] | None = field(default=None, init=False)
-
-    def score(self, shard: Shard, on_batch: OnBatch = lambda rows, invalid: None) -> Done:
-        """Score a shard, and split it, unless only all shards' p-values can tell how.
-
-        Raises:
-            DataError: it cannot be read, where the run is to stop at such; names the file and the row.
-        """
-        try:
-            raw = self.read(shard)
-        except DataError as error:
-            return self.refused(shard, error)
-        return self.score_rows(shard, raw, on_batch)
-
-    def score_rows(self, shard: Shard, raw: pa.Table, on_batch: OnBatch = lambda rows, invalid: None) -> Done:
-        """The same of raw rows that are read already."""
-        spec = self.scorer.model.input
-        try:
-            cells = shard.form.cells(raw, shard.header, spec)
-            scores = score_table(self.scorer, cells, self.options.judging, on_batch)
-            is_valid = np.array(scores.column("verdict").to_pylist()) == "valid"
-            if self.options.fdr is None:
-                self.write_rows(shard, raw, scores, is_valid)
-        except DataError as error:
-            return self.refused(shard, error)
-        self.out.write(shard.scores, as_parquet(scores))
-        return self.mark(shard, Done(key=shard.key, rows=len(raw), invalid=int((~is_valid).sum())))
-
-    def split(self, shard: Shard, limit: RejectionLimit) -> None:
-        """Tell discoveries from other rows: they are the invalid ones; scores say which they are."""
-        scores = pq.read_table(io.BytesIO(self.out.read(shard.scores)))
-        chosen = limit.chosen(scores.column(self.options.judging.p_value_column).to_numpy())
-        if "discovery" in scores.column_names:
-            scores = scores.drop_columns("discovery")
-        scores = scores.append_column("discovery", pa.array(chosen, pa.bool_()))
-        self.write_rows(shard, self.read(shard), scores, ~chosen)
-        self.out.write(shard.scores, as_parquet(scores))
+    opened: tuple[str, Reader] | None = None
 
     def read(self, shard: Shard) -> pa.Table:
         """Its raw rows.
@@ -101,6 +62,56 @@ class Worker:
         if self.opened is not None:
             self.opened[1].close()
             self.opened = None
+
+
+@dataclass
+class Worker:
+    """A scorer and the folder of results."""
+
+    scorer: Scorer
+    options: Options
+    out: OutFolder
+    reader: ShardReader = field(default_factory=ShardReader)
+
+    def score(self, shard: Shard, on_batch: OnBatch = lambda rows, invalid: None) -> Done:
+        """Score a shard, and split it, unless only all shards' p-values can tell how.
+
+        Raises:
+            DataError: it cannot be read, where the run is to stop at such; names the file and the row.
+        """
+        try:
+            raw = self.reader.read(shard)
+        except DataError as error:
+            return self.refused(shard, error)
+        return self.score_rows(shard, raw, on_batch)
+
+    def score_rows(self, shard: Shard, raw: pa.Table, on_batch: OnBatch = lambda rows, invalid: None) -> Done:
+        """The same of raw rows that are read already."""
+        spec = self.scorer.model.input
+        try:
+            cells = shard.form.cells(raw, shard.header, spec)
+            scores = score_table(self.scorer, cells, self.options.judging, on_batch)
+            is_valid = np.array(scores.column("verdict").to_pylist()) == "valid"
+            if self.options.fdr is None:
+                self.write_rows(shard, raw, scores, is_valid)
+        except DataError as error:
+            return self.refused(shard, error)
+        self.out.write(shard.scores, as_parquet(scores))
+        return self.mark(shard, Done(key=shard.key, rows=len(raw), invalid=int((~is_valid).sum())))
+
+    def split(self, shard: Shard, limit: RejectionLimit) -> None:
+        """Tell discoveries from other rows: they are the invalid ones; scores say which they are."""
+        self.split_rows(shard, self.reader.read(shard), limit)
+
+    def split_rows(self, shard: Shard, raw: pa.Table, limit: RejectionLimit) -> None:
+        """The same of raw rows that are read already."""
+        scores = pq.read_table(io.BytesIO(self.out.read(shard.scores)))
+        chosen = limit.chosen(scores.column(self.options.judging.p_value_column).to_numpy())
+        if "discovery" in scores.column_names:
+            scores = scores.drop_columns("discovery")
+        scores = scores.append_column("discovery", pa.array(chosen, pa.bool_()))
+        self.write_rows(shard, raw, scores, ~chosen)
+        self.out.write(shard.scores, as_parquet(scores))
 
     def write_rows(self, shard: Shard, raw: pa.Table, scores: pa.Table, is_valid: np.ndarray) -> None:
         """The valid and the invalid rows apart or, where that is wanted, all with their verdicts."""
@@ -148,5 +159,5 @@ def done_of(shard: Shard, options: Options, out: OutFolder, names: set[str]) -> 
 def as_parquet(table: pa.Table) -> bytes:
     """A Parquet file."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from service.web import schemas
 from service.watch import Watch
+from service.web import schemas
 from service.web.drift import DriftMonitor
 from tests.conftest import digits, running_service
 

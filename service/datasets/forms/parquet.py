@@ -42,7 +42,7 @@ class Parquet:
     def write(self, raw: pa.Table, header: str) -> bytes:
         """With the schema of the file that the rows came from."""
         sink = io.BytesIO()
-        pq.write_table(raw, sink)
+        pq.write_table(raw, sink, write_page_checksum=True)
         return sink.getvalue()
 
     def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
@@ -60,7 +60,9 @@ class ParquetReader:
     def __init__(self, file: InputFile) -> None:
         self.source = file.open()
         with readable("the file"):
-            self.parquet = pq.ParquetFile(self.source, buffer_size=BUFFER, pre_buffer=False)
+            self.parquet = pq.ParquetFile(
+                self.source, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True
+            )
             meta = self.parquet.metadata
             self.starts = np.cumsum([0, *(meta.row_group(at).num_rows for at in range(meta.num_row_groups))])
         self.pieces: Iterator[Any] = iter(())

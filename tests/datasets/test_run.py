@@ -1,0 +1,365 @@
+"""Whole runs: nothing lost, nothing twice, the same to the byte however often it was ended, and bad files told."""
+
+import csv
+import io
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.datasets import load_wine
+
+from service.data.tables import read_table
+from service.datasets.files import InputFile
+from service.datasets.forms import Cut
+from service.datasets.plan import Options, Plan, Shard
+from service.datasets.report import Tally, as_html
+from service.datasets.run import Run, engine_of, merged
+from service.validity.conformal import Discoveries, RejectionLimit
+from tests.conftest import REPOSITORY
+
+NAMES = load_wine().feature_names
+
+
+def vouch_filter(*arguments, fails=False, **options):
+    """The command in a process of its own; its last line."""
+    command = [sys.executable, "-m", "service.cli", "filter", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False, **options)
+    assert (done.returncode == 2) == fails, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert not fails or (len(lines) == 1 and "Traceback" not in done.stderr), done.stderr
+    return lines[-1]
+
+
+def tree(folder):
+    """All files of a folder with what is in them."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def wine_rows(count, seed=0):
+    """Rows like wine's, a tenth of them far from it."""
+    rng = np.random.default_rng(seed)
+    data = load_wine().data
+    rows = data[rng.integers(len(data), size=count)] * (1 + 0.02 * rng.normal(size=(count, 13)))
+    rows[::10] *= 1 + rng.random((len(rows[::10]), 13))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Wine in four forms, 2,000 rows."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = wine_rows(2000)
+    pq.write_table(
+        pa.table({"id": np.arange(900), **{name: rows[:900, at] for at, name in enumerate(NAMES)}}),
+        folder / "a.parquet",
+        row_group_size=250,
+    )
+    (folder / "deep").mkdir()
+    with (folder / "deep" / "b.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[*NAMES, "note"], *([*row, 'x "y"\n'] for row in rows[900:1500].tolist())])
+    with (folder / "c.jsonl").open("w") as file:
+        file.writelines(json.dumps(dict(zip(NAMES, row, strict=True))) + "\n" for row in rows[1500:1900].tolist())
+    np.save(folder / "d.npy", rows[1900:])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(tiny_store):
+    return ("--model", "wine", "--store", tiny_store, "--percentiles", "5,95", "--shard-rows", 200, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, options, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "a"
+    vouch_filter(data, *options, "--out", out, "--workers", 1)
+    return out
+
+
+def test_every_row_is_in_one_part_as_it_was_and_in_its_order(data, undisturbed, wine):
+    scores = {path.name.split("-")[0][0]: [] for path in (undisturbed / "scores").rglob("*.parquet")}
+    for path in sorted((undisturbed / "scores").rglob("*.parquet")):
+        scores[path.name[0]].append(pq.read_table(path))
+    scores = {name: pa.concat_tables(parts) for name, parts in scores.items()}
+    rows = wine_rows(2000)
+    expected = wine.score(rows, (5.0, 95.0))
+    found = pa.concat_tables([scores[name] for name in "abcd"])
+    assert found.column("log_likelihood").to_pylist() == expected.log_likelihood.tolist()
+    assert found.column("verdict").to_pylist() == expected.verdict
+    parts = {
+        kind: pa.concat_tables([pq.read_table(path) for path in sorted((undisturbed / kind).glob("a-*"))])
+        for kind in ("valid", "invalid")
+    }
+    ids = {kind: table.column("id").to_pylist() for kind, table in parts.items()}
+    assert ids["valid"] == np.flatnonzero(expected.valid[:900]).tolist()
+    assert sorted(ids["valid"] + ids["invalid"]) == list(range(900))
+    header, *_ = (data / "deep" / "b.csv").read_bytes().partition(b"\n")
+    records = list(csv.reader(io.StringIO((data / "deep" / "b.csv").read_text(), newline="")))[1:]
+    for kind, is_there in (("valid", expected.valid), ("invalid", ~expected.valid)):
+        files = sorted((undisturbed / kind / "deep").glob("b-*.csv"))
+        assert [path.name for path in files] == [f"b-{at:05d}-of-00003.csv" for at in range(3)]
+        assert all(path.read_bytes().startswith(header) for path in files)
+        kept = [row for path in files for row in list(csv.reader(io.StringIO(path.read_text(), newline="")))[1:]]
+        assert kept == [record for record, one in zip(records, is_there[900:1500], strict=True) if one]
+        assert np.array_equal(np.load(undisturbed / kind / "d.npy"), rows[1900:][is_there[1900:]])
+    report = json.loads((undisturbed / "report.json").read_text())
+    assert (report["rows"], report["valid"]) == (2000, int(expected.valid.sum()))
+    assert sum(report["log_likelihood"]["counts"]) == sum(report["p_values"]) == 2000
+    assert report["sides"]["below"] == int((expected.sides == -1).sum())
+    strangest = report["strangest"][0]
+    assert strangest["log_likelihood"] == min(expected.log_likelihood)
+    assert strangest["p_value"] == min(expected.low_p_value)
+    assert report["drift"]["watched_rows"] == 2000
+    page = (undisturbed / "report.html").read_text()
+    assert "2,000 rows are invalid" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_processes_parts_and_new_starts_give_the_same_bytes(data, options, undisturbed, tmp_path):
+    expected = tree(undisturbed)
+    vouch_filter(data, *options, "--out", tmp_path / "two", "--workers", 2)
+    assert tree(tmp_path / "two") == expected
+    for part in ("1/3", "0/3"):
+        assert f"shards {part} are done (11 in all)" in vouch_filter(
+            data, *options, "--out", tmp_path / "parts", "--shard", part, "--workers", 1
+        )
+    said = vouch_filter(data, *options, "--out", tmp_path / "parts", "--finish", fails=True)
+    assert "3 of 11 shards are not done yet: 2, 5, 8" in said
+    vouch_filter(data, *options, "--out", tmp_path / "parts", "--shard", "2/3", "--workers", 1)
+    vouch_filter(data, *options, "--out", tmp_path / "parts", "--finish", "--workers", 1)
+    assert tree(tmp_path / "parts") == expected
+    # What is done is not done again; what is lost or half-written is.
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").rglob("*.parquet")}
+    (tmp_path / "two" / "valid" / "d.npy").unlink()
+    (tmp_path / "two" / ".vouch" / "done" / "deep" / "b-00001-of-00003.csv.json").write_text("{")
+    vouch_filter(data, *options, "--out", tmp_path / "two", "--workers", 1)
+    assert tree(tmp_path / "two") == expected
+    changed = {path.name for path, time_ns in done.items() if path.stat().st_mtime_ns != time_ns}
+    assert changed == {"d.npy.parquet", "b-00001-of-00003.csv.parquet"}
+
+
+def test_killed_at_any_moment_and_begun_again_the_bytes_are_the_same(data, options, undisturbed, tmp_path):
+    out, generator = tmp_path / "killed", random.Random(0)
+    command = [sys.executable, "-m", "service.cli", "filter", data, *options, "--out", out, "--workers", 1]
+    for _ in range(4):
+        process = subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+        wait_for_work(out, process)
+        time.sleep(0.3 * generator.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for path in (name for kind in ("valid", "invalid") for name in (out / kind).rglob("*") if name.is_file()):
+            assert path.read_bytes() == (undisturbed / path.relative_to(out)).read_bytes()
+    vouch_filter(*command[4:])
+    assert tree(out) == tree(undisturbed)
+
+
+def wait_for_work(out, process):
+    """Wait until a run is past its imports: until one more shard is done, or all are."""
+    before = len(list((out / ".vouch" / "done").rglob("*.json")))
+    while process.poll() is None and len(list((out / ".vouch" / "done").rglob("*.json"))) == before:
+        time.sleep(0.02)
+
+
+def test_a_folder_of_another_run_is_left_alone(data, options, undisturbed, tmp_path, tiny_store):
+    before = tree(undisturbed)
+    for other, message in (
+        (
+            ("--percentiles", "10,90"),
+            r"belongs to another run \(percentiles \(5.0, 95.0\) there, \(10.0, 90.0\) here\)",
+        ),
+        (("--shard-rows", 300), r"belongs to another run \(shard rows 200 there, 300 here\)"),
+        (("--fdr", 0.1), "chooses the limit itself"),
+    ):
+        said = vouch_filter(data, *options, *other, "--out", undisturbed, fails=True)
+        assert re.search(message, said), said
+    (tmp_path / "copy").mkdir()
+    np.save(tmp_path / "copy" / "d.npy", wine_rows(20))
+    said = vouch_filter(tmp_path / "copy", *options, "--out", undisturbed, fails=True)
+    assert "belongs to another run (of a file a.parquet that is not here)" in said
+    assert tree(undisturbed) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    said = vouch_filter(data, *options, "--out", tmp_path / "mine", fails=True)
+    assert "is not empty and holds no run of `vouch filter`" in said
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def bad_files(folder):
+    """Files with what is said of each."""
+    rows = wine_rows(50)
+    table = pa.table({name: rows[:, at] for at, name in enumerate(NAMES)})
+    pq.write_table(table, folder / "good.parquet", write_page_checksum=True)
+    content = bytearray((folder / "good.parquet").read_bytes())
+    content[300] ^= 1  # of a page's numbers: only its checksum tells
+    (folder / "damaged.parquet").write_bytes(content)
+    (folder / "cut.parquet").write_bytes(content[:1000])
+    pq.write_table(table.drop_columns("ash"), folder / "lacking.parquet")
+    lines = [",".join(NAMES), *(",".join(map(str, row)) for row in rows.tolist())]
+    lines[8] += ",7"
+    (folder / "ragged.csv").write_text("\n".join(lines))
+    lines[8] = lines[8].rpartition(",")[0].replace(lines[8].split(",")[0], "many", 1)
+    (folder / "text.csv").write_text("\n".join(lines))
+    return {
+        "damaged.parquet": r"damaged.parquet: from row 0 on, it cannot be read: ",
+        "cut.parquet": r"cut.parquet: the file cannot be read: ",
+        "lacking.parquet": r"lacking.parquet: has no column 'ash'$",
+        "ragged.csv": r"ragged.csv: row 7 has 14 cells, the header has 13$",
+        "text.csv": r"text.csv: row 7, column 'alcohol': text, expected a number$",
+    }
+
+
+def test_bad_files_are_one_line_each_and_may_be_skipped(options, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for at, (name, message) in enumerate(bad_files(folder).items()):
+        said = vouch_filter(folder / name, *options, "--out", tmp_path / f"out{at}", "--workers", 1, fails=True)
+        assert re.search(message, said), said
+        assert not (tmp_path / f"out{at}" / "report.json").exists()
+    command = (folder, *options, "--out", tmp_path / "out", "--workers", 1, "--on-bad-file", "skip")
+    vouch_filter(*command)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["rows"] == 50
+    told = {one["file"]: f"{one['file']}: {one['reason']}" for one in report["not_done"]}
+    assert told.keys() == bad_files(folder).keys()
+    assert all(re.search(message, told[name]) for name, message in bad_files(folder).items())
+    assert "ragged.csv" in (tmp_path / "out" / "report.html").read_text()
+    before = tree(tmp_path / "out")
+    vouch_filter(*command)
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_from_there(data, options, undisturbed, tmp_path):
+    def small_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
+
+    command = (data / "a.parquet", *options, "--out", tmp_path / "out", "--workers", 1)
+    said = vouch_filter(*command, preexec_fn=small_disk, fails=True)
+    assert re.search("out/(valid|invalid|scores)/a-0000.-of-00005.parquet: cannot be written: File too large", said), (
+        said
+    )
+    assert not list((tmp_path / "out" / ".vouch" / "tmp").iterdir())
+    vouch_filter(*command)
+    assert (tmp_path / "out" / "scores" / "a-00001-of-00005.parquet").read_bytes() == (
+        undisturbed / "scores" / "a-00001-of-00005.parquet"
+    ).read_bytes()
+
+
+def test_a_false_discovery_rate_is_held_over_the_whole_data_set(data, tiny_store, tmp_path, wine):
+    options = ("--model", "wine", "--store", tiny_store, "--shard-rows", 300, "--fdr", 0.3, "--workers", 1)
+    vouch_filter(data, *options, "--out", tmp_path / "out")
+    scores = wine.score(wine_rows(2000))
+    chosen = scores.discoveries(0.3).chosen
+    assert 0 < chosen.sum() < 2000
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["invalid"] == report["fdr"]["discoveries"] == chosen.sum()
+    assert report["fdr"]["p_value"] == scores.low_p_value[chosen].max()
+    assert report["fdr"]["estimate"] <= 0.3
+    invalid = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "out" / "invalid").glob("a-*"))])
+    assert invalid.column("id").to_pylist() == np.flatnonzero(chosen[:900]).tolist()
+    marked = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "out" / "scores").glob("a-*"))])
+    assert marked.column("discovery").to_pylist() == chosen[:900].tolist()
+    before = tree(tmp_path / "out")
+    vouch_filter(data, *options, "--out", tmp_path / "out")
+    assert tree(tmp_path / "out") == before
+    said = vouch_filter(data, *options[:-4], "--fdr", 0.001, "--workers", 1, "--out", tmp_path / "few")
+    assert "with so few validation rows, no row can be a discovery" in said
+
+
+def test_the_limit_is_the_same_however_the_p_values_were_counted():
+    p_values = (
+        np.random.default_rng(0).integers(1, 300, size=5000) / 300 * np.random.default_rng(1).random(5000).round(1)
+    )
+    p_values = np.maximum(p_values, 1 / 300)
+    counts = (np.zeros(0), np.zeros(0, dtype=int))
+    for part in np.array_split(p_values, 7):
+        counts = merged(*counts, *np.unique(part, return_counts=True))
+    for tail in ("low", "both"):
+        for level in (0.05, 0.5, 0.9):
+            limit = RejectionLimit.of(*counts, level, tail, 299)
+            whole = Discoveries.of(p_values, level, tail, 299)
+            assert np.array_equal(limit.chosen(p_values), whole.chosen)
+            assert limit.needed == whole.needed
+
+
+def test_rows_with_their_verdicts_and_the_columns_to_blame(people, tmp_path):
+    options = ("--model", "people", "--store", people.store, "--write", "verdicts", "--explain", 1, "--workers", 1)
+    few = tmp_path / "few.csv"
+    few.write_text("".join(people.csv.read_text().splitlines(keepends=True)[:41]))
+    vouch_filter(few, *options, "--out", tmp_path / "out")
+    table = read_table(tmp_path / "out" / "rows" / "few.csv")
+    before = read_table(few)
+    assert table.names[: len(before.names)] == before.names
+    scores = people.scorer.score(people.scorer.model.input.array(before))
+    assert table.column("vouch_verdict").tolist() == scores.verdict
+    assert np.array_equal(table.column("vouch_log_likelihood"), scores.log_likelihood)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert sum(report["blamed"].values()) <= report["invalid"]
+    assert report["strangest"][0]["blamed"]
+    np.save(tmp_path / "a.npy", np.zeros((3, 7)))
+    said = vouch_filter(tmp_path / "a.npy", *options, "--out", tmp_path / "no", fails=True)
+    assert "--write verdicts: arrays have no columns for them" in said
+
+
+def test_drift_is_told_with_the_row_at_which_it_became_plain(people):
+    generator = np.random.default_rng(0)
+    known = people.scorer.calibration.scores
+    usual, low = generator.choice(known, 600), generator.choice(known[: len(known) // 10], 200)
+    options = Options(model="people@1", model_digest=people.scorer.published.digest, shard_rows=400)
+    tally = Tally(people.scorer, Plan(options=options, files=()), None)
+    for number, part in enumerate(np.split(np.concatenate([usual, low]), 2)):
+        shard = Shard(number, 400 * number, InputFile("x/a.npy", "a.npy"), "", Cut(400 * number, 400), "a.npy", "")
+        tally.add(shard, scores_of(part))
+    report = tally.report([])
+    assert report.drift.drifts
+    assert report.drift.file == "a.npy"
+    assert 600 < report.drift.row < 800
+    assert report.strangest[0].log_likelihood == low.min()
+    assert "became plain at row" in as_html(report)
+
+
+def scores_of(log_likelihood):
+    """A table of scores that are this likely."""
+    count = len(log_likelihood)
+    return pa.table(
+        {
+            "verdict": ["valid"] * count,
+            "side": ["inside"] * count,
+            "log_likelihood": log_likelihood,
+            "std_error": np.zeros(count),
+            "low_p_value": np.full(count, 0.5),
+            "missing": np.zeros(count, dtype=int),
+        }
+    )
+
+
+def test_results_may_go_where_only_a_driver_reaches(data, tiny_store, undisturbed, wine):
+    chosen = Options(
+        model="wine@1",
+        model_digest=wine.published.digest,
+        percentiles=(5.0, 95.0),
+        shard_rows=200,
+    )
+    run = Run.begun(str(data), "memory://results/wine", chosen, wine)
+    engine = engine_of("local", run, str(tiny_store), "cpu", 1)
+    engine.score(run.undone(), lambda rows, invalid: None)
+    run.finish(engine, lambda rows, invalid: None)
+    assert run.undone() == []
+    there = {name: run.out.read(name) for name in run.out.names()}
+    expected = {name: content for name, content in tree(undisturbed).items() if "lock" not in name}
+    assert there == expected
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="two actors need two CPUs")
+def test_ray_gives_the_same_bytes(data, options, undisturbed, tmp_path):
+    vouch_filter(data, *options, "--out", tmp_path / "ray", "--engine", "ray", "--workers", 2)
+    assert tree(tmp_path / "ray") == tree(undisturbed)
