@@ -49,12 +49,12 @@ def test_cells_may_be_of_any_type_and_columns_in_any_order_beside_others(wine):
 
 
 def test_text_and_holes_are_read_as_the_command_line_reads_them(people):
-    table = read_table(people.csv)
+    table = read_table(people.csv).select(np.arange(40))
     scores = people.scorer.score(people.scorer.model.input.array(table))
     text = pa_csv.read_csv(
         people.csv,
         convert_options=pa_csv.ConvertOptions(column_types={name: pa.string() for name in table.names}),
-    )
+    ).slice(0, 40)
     found = score_table(people.scorer, text)
     same(found, scores)
     assert found.column("missing").to_pylist() == scores.missing.tolist()
