@@ -12,7 +12,7 @@ FLOORS = [
     ["settings", "vae", "data", "client"],
     ["density", "validity"],
     ["evidence", "shelf", "expectation"],
-    ["model"],
+    ["model", "files"],
     ["store", "folds"],
     ["scorer", "trainer"],
     ["tabular", "detector", "evaluation", "watch"],

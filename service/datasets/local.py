@@ -21,10 +21,10 @@ from typing import Any, Protocol
 
 import torch
 
-from service.datasets.files import OutFolder
 from service.datasets.plan import Options, Shard
 from service.datasets.shards import OnBatch, Worker
 from service.errors import UnavailableError
+from service.files.places import OutFolder
 from service.scorer import Scorer, torch_device
 from service.store import Store
 from service.validity.conformal import RejectionLimit

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet as pq
 
-from service.datasets.files import TEMPORARY, OutFolder, found
-from service.datasets.forms import FORMS, Npy, Npz
 from service.datasets.local import Engine, InThisProcess, Job, Processes
 from service.datasets.plan import Options, Plan, Shard, agreed
 from service.datasets.report import NotDone, Report, Tally, as_html
 from service.datasets.shards import Done, OnBatch, Worker, done_of
 from service.errors import DataError
+from service.files.forms import FORMS, Npy, Npz
+from service.files.places import TEMPORARY, OutFolder, found
 from service.scorer import Scorer
 from service.settings import cpu_quota, read_settings
 from service.validity.conformal import RejectionLimit

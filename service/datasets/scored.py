@@ -16,6 +16,7 @@ from service.data.columns import Table
 from service.data.schema import InputSpec, Mixed
 from service.data.tables import arrow_cells
 from service.errors import DataError, InputError, RowError
+from service.files.form import is_list
 from service.scorer import ExplainedScores, Scorer, Scores
 from service.tabular import BLAMED_COLUMNS, SCORE_COLUMNS, blamed_columns, cells_of
 from service.validity.band import Band, percentiles_of
@@ -121,11 +122,6 @@ def array_of_columns(spec: InputSpec, table: pa.Table) -> np.ndarray:
     if not isinstance(spec.transform, Mixed):
         return cells.numbers()
     return spec.array(cells)
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column's cells are lists."""
-    return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def array_of_lists(spec: InputSpec, column: pa.ChunkedArray) -> np.ndarray:

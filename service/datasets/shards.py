@@ -15,11 +15,11 @@ from pyarrow import parquet as pq
 from pydantic import ValidationError
 
 from service.data.columns import Frozen
-from service.datasets.files import OutFolder
-from service.datasets.forms import Reader
 from service.datasets.plan import Options, Shard
 from service.datasets.scored import score_table
 from service.errors import DataError, RowError
+from service.files.forms import Reader
+from service.files.places import OutFolder
 from service.scorer import Scorer
 from service.validity.conformal import RejectionLimit
 

@@ -19,11 +19,11 @@ import pytest
 from sklearn.datasets import load_wine
 
 from service.data.tables import read_table
-from service.datasets.files import InputFile
-from service.datasets.forms import Cut
 from service.datasets.plan import Options, Plan, Shard
 from service.datasets.report import Tally, as_html
 from service.datasets.run import Run, engine_of, merged
+from service.files.forms import Cut
+from service.files.places import InputFile
 from service.validity.conformal import Discoveries, RejectionLimit
 from tests.conftest import REPOSITORY
 from tests.test_cli import vouch

@@ -18,9 +18,9 @@ import pyarrow as pa
 from service.data.columns import CategoryColumn
 from service.data.schema import InputSpec, Mixed
 from service.data.tables import check_header
-from service.datasets.files import CHUNK, InputFile
-from service.datasets.forms.form import RECORD, VECTOR, Cut, Reader, Survey, Wanted, readable
 from service.errors import DataError, RowError
+from service.files.form import RECORD, VECTOR, Cut, Reader, Survey, Wanted, readable
+from service.files.places import CHUNK, InputFile
 
 MOST_HEADER = 2**20  # bytes
 OVERFLOW = 1e300

@@ -11,10 +11,9 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 
 from service.data.schema import InputSpec
-from service.datasets.files import InputFile
-from service.datasets.forms.form import Cut, Reader, Survey, Wanted, readable
-from service.datasets.scored import is_list
 from service.errors import DataError
+from service.files.form import Cut, Reader, Survey, Wanted, is_list, readable
+from service.files.places import InputFile
 
 BUFFER = 2**20  # bytes of a column that are read at a time, instead of all of a row group's
 STEP_CELLS = 2**18  # decoded at a time

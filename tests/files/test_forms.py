@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.data.schema import InputSpec, Standard
-from service.datasets.files import InputFile, OutFolder, found
-from service.datasets.forms import FORMS, Wanted
-from service.datasets.forms.lines import records_in
 from service.errors import DataError, RowError
+from service.files.forms import FORMS, Wanted
+from service.files.lines import records_in
+from service.files.places import InputFile, OutFolder, found
 
 SPEC = InputSpec(kind="table", shape=(2,), columns=("a", "b"), transform=Standard(center=(0.0, 0.0), scale=(1.0, 1.0)))
 NAMELESS = SPEC.model_copy(update={"columns": None})

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from service.data.columns import Frozen
 from service.data.schema import InputSpec
-from service.datasets.files import InputFile
 from service.errors import DataError, InputError
+from service.files.places import InputFile
 
 RECORD = "record"  # the column of raw rows that are text
 VECTOR = "row"  # the column of rows that are arrays
@@ -127,3 +127,8 @@ def damaged(what: str, error: Exception) -> DataError:
     """What cannot be read, and why, in one line."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return DataError(f"{what} cannot be read: {reason}")
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column's cells are lists."""
+    return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))

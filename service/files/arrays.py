@@ -14,9 +14,9 @@ import pyarrow as pa
 from service.data.columns import Frozen
 from service.data.readers import NPZ_KEYS
 from service.data.schema import InputSpec
-from service.datasets.files import CHUNK, InputFile
-from service.datasets.forms.form import VECTOR, Cut, Reader, Survey, Wanted, readable
 from service.errors import DataError
+from service.files.form import VECTOR, Cut, Reader, Survey, Wanted, readable
+from service.files.places import CHUNK, InputFile
 
 MOST_HEADER = 10_000  # bytes, which hold a type and a shape
 

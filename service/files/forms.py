@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from service.datasets.forms.arrays import Npy, Npz
-from service.datasets.forms.form import Cut, Form, Reader, Survey, Wanted
-from service.datasets.forms.lines import Csv, JsonLines
-from service.datasets.forms.parquet import Parquet
+from service.files.arrays import Npy, Npz
+from service.files.form import Cut, Form, Reader, Survey, Wanted
+from service.files.lines import Csv, JsonLines
+from service.files.parquet import Parquet
 
 FORMS: dict[str, Form] = {
     ".csv": Csv(),
