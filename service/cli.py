@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
 
@@ -26,6 +26,7 @@ from service import __version__
 from service.errors import DataError, InputError, VouchError
 
 if TYPE_CHECKING:
+    from service.checkpoints import Checkpoints
     from service.data.columns import Schema
     from service.data.columns import Table as TableData
     from service.data.readers import Rows
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from service.evaluation import RuleOnSet
     from service.scorer import Samples, Scorer
     from service.store import Reference, Store
-    from service.trainer import PriorName
+    from service.trainer import PriorName, Recipe
     from service.vae.network import ActivationName, LikelihoodName
     from service.vae.training import FitReport, Progress
     from service.validity.conformal import Acceptance, Tail
@@ -108,7 +109,13 @@ def one_line(error: Exception) -> str:
 @app.command()
 @fail_in_one_line
 def train(
-    data: DataArgument,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help=".npz, .npy, .csv, .parquet, idx (.gz), or a folder of images; with --stream any place of Parquet files",
+        ),
+    ],
     name: Annotated[str, typer.Option(help="the model's name in the store")],
     store: StoreOption = "model_store",
     key: KeyOption = None,
@@ -169,8 +176,25 @@ def train(
     tail: TailOption = None,
     estimator: Annotated[str, typer.Option(help="fast, standard or thorough: how log p(x) is estimated")] = "standard",
     description: Annotated[str, typer.Option(help="a line for the card")] = "",
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Parquet, a file, folder or glob, that does not fit into memory: read again in every epoch"
+        ),
+    ] = False,
+    data_parallel: Annotated[
+        int,
+        typer.Option(min=1, max=1024, help="processes that share each batch, on CPUs, or GPUs where there are as many"),
+    ] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the training of this name that was ended, from its last epoch")
+    ] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="folder that keeps the training while it lasts; default: beside the model")
+    ] = None,
 ) -> None:
     """Train a model on valid rows, calibrate it on some that are held back, and publish it."""
+    from service.checkpoints import Checkpoints
     from service.data.readers import read
     from service.data.tables import is_table, read_table
     from service.density.estimator import Estimator
@@ -180,11 +204,14 @@ def train(
     from service.vae.training import FitOptions
 
     checked_name(name)
+    data = Path(source)
     if folds is not None and (ensemble > 1 or calibration_share is not None):
         raise DataError(
             "--folds: its networks are an ensemble, calibrated on all rows; leave out --ensemble and --calibration-share"
         )
-    is_mixed = is_table(data) and likelihood is None and threshold is None
+    if stream and (folds is not None or key is not None or augment):
+        raise DataError("--stream: is of tables; leave out --folds, --key and --augment")
+    is_mixed = (stream or is_table(data)) and likelihood is None and threshold is None
     if schema is not None and not is_mixed:
         raise DataError("--schema goes with a table of named columns, without --likelihood")
     usual = TABLE_FIT if is_mixed else FitOptions()
@@ -213,25 +240,33 @@ def train(
         validation_share=validation_share,
         calibration_share=calibration_share or Recipe().calibration_share,
         folds=folds or 1,
+        processes=data_parallel,
     )
-    if is_mixed:
+    kept = Checkpoints.beside(store, name, resume, checkpoint)
+    if stream:
+        reference, report = train_on_stream(
+            store, name, source, recipe, split_names(columns), schema, description, kept
+        )
+    elif is_mixed:
         if key is not None:
             raise DataError(f"{data}: --key picks an array of an .npz file, this is none")
         if augment:
             raise DataError("--augment distorts images; the data are a table")
         table = read_table(data, split_names(columns))
-        kinds = schema_of(table, schema)
+        kinds = None if schema is None else schema_in(schema, table.names)
 
-        def on_schema(kinds: Schema) -> None:
-            err.print(f"{data}: {len(table):,} rows", schema_table(kinds, table), sep="\n")
+        def on_schema(kinds: Schema, rows: TableData) -> None:
+            err.print(f"{data}: {len(rows):,} rows", schema_table(kinds, rows), sep="\n")
 
         with epoch_bar() as on_epoch, naming(data):
-            reference, report = train_table(Store(store), name, table, recipe, kinds, on_epoch, description, on_schema)
+            reference, report = train_table(
+                Store(store), name, table, recipe, kinds, on_epoch, description, on_schema, kept
+            )
     else:
         rows = read(data, key, split_names(columns))
         err.print(f"{data}: {len(rows.array):,} rows of {' x '.join(map(str, rows.array.shape[1:]))}")
         with epoch_bar() as on_epoch, naming(data):
-            reference, report = train_model(Store(store), name, rows, recipe, on_epoch, description)
+            reference, report = train_model(Store(store), name, rows, recipe, on_epoch, description, kept)
     print_report(reference, report)
     if recipe.folds > 1:
         band = Store(store).load(reference).calibration.band()
@@ -239,6 +274,35 @@ def train(
             f"{band.folds} networks serve together, and a score costs as much as {band.folds}: each is calibrated on rows "
             f"that it has not seen, {band.rows:,} in all; accepts {accepted(band.accepted)}"
         )
+
+
+def train_on_stream(
+    store: str,
+    name: str,
+    data: str,
+    recipe: Recipe,
+    columns: list[str] | None,
+    schema: Path | None,
+    description: str,
+    kept: Checkpoints,
+) -> tuple[Reference, FitReport]:
+    """`vouch train --stream`."""
+    try:
+        from service.streaming import Source
+    except ImportError:
+        raise DataError("--stream needs the extra: pip install 'vouch[datasets]'") from None
+    from service.store import Store
+    from service.trainer import train_stream
+
+    source = Source.of(data, columns, recipe.fit.seed, recipe.validation_share, recipe.calibration_share)
+    err.print(f"{data}: {source.rows:,} rows in {sum(map(len, source.groups)):,} pieces")
+
+    def on_schema(kinds: Schema, rows: TableData) -> None:
+        err.print(f"columns, by a sample of {len(rows):,} rows", schema_table(kinds, rows), sep="\n")
+
+    kinds = None if schema is None else schema_in(schema, source.names)
+    with epoch_bar() as on_epoch, naming(Path(data)):
+        return train_stream(Store(store), name, source, recipe, kinds, on_epoch, description, on_schema, kept)
 
 
 @app.command()
@@ -664,20 +728,18 @@ def naming(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: {one_line(error)}") from error
 
 
-def schema_of(table: TableData, path: Path | None) -> Schema:
-    """The kinds of a table's columns: those of a file, or inferred."""
+def schema_in(path: Path, known: Sequence[str]) -> Schema:
+    """The kinds of a table's columns that a file says, of those that there are."""
     from pydantic import ValidationError
 
-    from service.data.columns import Schema, infer
+    from service.data.columns import Schema
 
-    if path is None:
-        return infer(table)
     try:
         given = Schema.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise DataError(f"{path}: is no schema as `vouch schema` writes it") from error
     names = [column.name for column in given.columns]
-    absent = [name for name in names if name not in table.names]
+    absent = [name for name in names if name not in known]
     if absent or len(set(names)) < len(names):
         raise DataError(
             f"{path}: " + (f"column {absent[0]!r} is not in the data" if absent else "names a column twice")

@@ -6,15 +6,17 @@ Never imported by the running service.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
+from service.checkpoints import Checkpoints
 from service.data.columns import CategoryColumn, NumberColumn, Schema, Straight, Table, infer, learn
 from service.data.readers import Rows
 from service.data.schema import Binary, Grey, InputSpec, Mixed, Standard, Transform
@@ -22,13 +24,17 @@ from service.density.estimator import Estimator, worker_pool
 from service.errors import CalibrationError, DataError
 from service.folds import calibrated_by_folds
 from service.model import calibrated
+from service.parallel import Task, fit_by
 from service.settings import cpu_quota
 from service.store import Published, Reference, Store
 from service.vae.augmentation import Augmentation, hidden_cells, random_affine
 from service.vae.columns import Categorical, Column, Count, Real
 from service.vae.network import VAE, ActivationName, Architecture, LikelihoodName
-from service.vae.training import FitOptions, FitReport, Progress, fit
+from service.vae.training import NO_CHECKPOINT, Feed, FitOptions, FitReport, Progress
 from service.validity.band import Band
+
+if TYPE_CHECKING:
+    from service.streaming import Source  # it needs an extra
 
 PriorName = Literal["normal", "mixture", "auto"]
 MIN_TRAINING_ROWS = 10
@@ -45,7 +51,8 @@ class Recipe:
     `hide` is the share of a table's training rows that have cells hidden, so that any may be missing later. The prior
     `auto` fits a network with each, within the same minutes, and keeps the one with the better bound on the validation
     rows. `ensemble` networks are fitted from different starts, and their densities averaged. With `folds` above 1 there are
-    so many networks, each fitted without one fold of the rows, on which it is calibrated.
+    so many networks, each fitted without one fold of the rows, on which it is calibrated. So many `processes` share each
+    batch.
     """
 
     likelihood: LikelihoodName | None = None
@@ -56,6 +63,7 @@ class Recipe:
     prior: PriorName = "normal"
     ensemble: int = 1
     folds: int = 1
+    processes: int = 1
     fit: FitOptions = FitOptions()
     estimator: Estimator = Estimator()
     augment: float = 0.0
@@ -202,14 +210,18 @@ def train(
     recipe: Recipe,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
     description: str = "",
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Reference, FitReport]:
     """Split the rows, fit, calibrate and publish.
+
+    Args:
+        checkpoints: where the fits are kept while they last; None: nowhere.
 
     Raises:
         DataError, TrainingError, CalibrationError: before anything is written.
     """
     splits = Split.all_of(data.array, recipe)
-    return train_on_splits(store, name, splits, data.columns, recipe, on_epoch, description, data.digest())
+    return train_on_splits(store, name, splits, data.columns, recipe, on_epoch, description, data.digest(), checkpoints)
 
 
 def train_table(
@@ -220,11 +232,12 @@ def train_table(
     schema: Schema | None = None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
     description: str = "",
-    on_schema: Callable[[Schema], None] = lambda schema: None,
+    on_schema: Callable[[Schema, Table], None] = lambda schema, rows: None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Reference, FitReport]:
     """The same for a table of mixed columns, whose cells may be missing; its schema is inferred where none is given.
 
-    `on_schema` is told what each column is taken for, once that can be learnt from.
+    `on_schema` is told what each column is taken for, once that can be learnt from, with the rows that say so.
 
     Raises:
         DataError, TrainingError, CalibrationError: before anything is written.
@@ -234,13 +247,59 @@ def train_table(
     check_sizes(parts, recipe)
     kinds = schema or infer(table)
     transform = Mixed(columns=learn(kinds, table.select(fitted_rows(parts))))
-    on_schema(kinds)
-    names = tuple(column.name for column in transform.columns)
-    spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
+    on_schema(kinds, table)
+    spec = spec_of(transform)
     rows = spec.array(table)
     splits = [split.map(lambda chosen: rows[chosen]) for split in parts]
     architecture = table_architecture(transform, recipe)
-    return fit_and_publish(store, name, splits, spec, architecture, recipe, on_epoch, description, table.digest())
+    return fit_and_publish(
+        store, name, splits, spec, architecture, recipe, on_epoch, description, table.digest(), checkpoints
+    )
+
+
+def train_stream(
+    store: Store,
+    name: str,
+    source: Source,
+    recipe: Recipe,
+    schema: Schema | None = None,
+    on_epoch: Callable[[Progress], None] = lambda progress: None,
+    description: str = "",
+    on_schema: Callable[[Schema, Table], None] = lambda schema, rows: None,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Reference, FitReport]:
+    """The same for files whose rows do not fit into memory; columns are learnt from a sample of them.
+
+    A table of mixed columns or, where the recipe names a likelihood, of plain ones.
+
+    Raises:
+        DataError, TrainingError, CalibrationError: before anything is written.
+    """
+    from service.streaming import ParquetFeed
+
+    found = source.gathered()
+    found.sample.check_range()
+    if recipe.likelihood is None:
+        kinds = schema or infer(found.sample)
+        transform = Mixed(columns=learn(kinds, found.sample))
+        on_schema(kinds, found.sample)
+        spec, architecture = spec_of(transform), table_architecture(transform, recipe)
+    else:
+        spec, likelihood = input_of(Rows(found.sample.numbers(), found.sample.names), recipe)
+        architecture = architecture_of(spec.features, likelihood, recipe)
+    parts = (found.sample, found.validation, found.calibration)
+    split = Split(*(spec.array(table) if len(table) else np.zeros((0, spec.features)) for table in parts))
+    check_sizes([split], recipe)
+    feed = ParquetFeed(source, spec, recipe.fit.batch_size, found.train_rows, network_rows(spec, split.train))
+    return fit_and_publish(
+        store, name, [split], spec, architecture, recipe, on_epoch, description, source.digest, checkpoints, feed
+    )
+
+
+def spec_of(transform: Mixed) -> InputSpec:
+    """The input of a table of mixed columns."""
+    names = tuple(column.name for column in transform.columns)
+    return InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
 
 
 def train_on_splits(
@@ -252,12 +311,15 @@ def train_on_splits(
     on_epoch: Callable[[Progress], None],
     description: str,
     data_digest: str,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Reference, FitReport]:
     """Fit, calibrate and publish on rows that are split already."""
     check_sizes(splits, recipe)
     spec, likelihood = input_of(Rows(fitted_rows(splits), columns), recipe)
     architecture = architecture_of(spec.features, likelihood, recipe)
-    return fit_and_publish(store, name, splits, spec, architecture, recipe, on_epoch, description, data_digest)
+    return fit_and_publish(
+        store, name, splits, spec, architecture, recipe, on_epoch, description, data_digest, checkpoints
+    )
 
 
 def fitted_rows(splits: Sequence[Split]) -> np.ndarray:
@@ -287,9 +349,14 @@ def fit_and_publish(
     on_epoch: Callable[[Progress], None],
     description: str,
     data_digest: str,
+    checkpoints: Checkpoints | None = None,
+    feed: Feed | None = None,
 ) -> tuple[Reference, FitReport]:
-    """Fit networks to rows of known units, calibrate and publish them."""
-    vaes, report, bounds = fitted(spec, splits, architecture, recipe, on_epoch)
+    """Fit networks to rows of known units, or to a feed of more such rows, calibrate and publish them."""
+    if checkpoints is not None:
+        key = hashlib.sha256(f"{data_digest}\n{recipe}\n{architecture}\n{spec.model_dump_json()}".encode()).hexdigest()
+        checkpoints = replace(checkpoints, key=key)
+    vaes, report, bounds = fitted(spec, splits, architecture, recipe, on_epoch, checkpoints, feed)
     split, by_folds = splits[0], {"folds": recipe.folds} if recipe.folds > 1 else {}
     pilots = [spec.rows(one.validation if one.pilot is None else one.pilot) for one in splits]
     calibrating = [spec.rows(one.calibration) for one in splits]
@@ -304,10 +371,14 @@ def fit_and_publish(
         name,
         model,
         calibration,
-        training=training_record(split, recipe.fit, report, data_digest) | {"validation_bounds": bounds} | by_folds,
+        training=training_record(split, recipe.fit, report, data_digest, feed)
+        | {"validation_bounds": bounds}
+        | by_folds,
         calibration_data={"digest": data_digest, "rows": len(calibration.scores), "held_back": True} | by_folds,
         description=description,
     )
+    if checkpoints is not None:
+        checkpoints.clear()
     return reference, report
 
 
@@ -317,10 +388,12 @@ def fitted(
     architecture: Architecture,
     recipe: Recipe,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
+    checkpoints: Checkpoints | None = None,
+    feed: Feed | None = None,
 ) -> tuple[list[VAE], FitReport, dict[str, float]]:
     """Networks with the better prior, how the first one's fit went, and its validation bound with each prior tried.
 
-    Each is fitted to a split of its own, or all to the only one.
+    Each is fitted to a split of its own, or all to the only one, or to a feed of rows beyond memory.
     """
     members = splits if len(splits) > 1 else [*splits] * recipe.ensemble
     augment = augmentation_of(spec, splits[0].train, recipe)
@@ -336,7 +409,9 @@ def fitted(
         torch.manual_seed(seed)  # the layers' initial weights have no generator of their own
         vae = VAE(replace(architecture, prior_components=MIXTURE_COMPONENTS if prior == "mixture" else 0))
         told = partial(tell_part, on_epoch, next(done), fits)
-        report = fit(vae, rows, judged, replace(recipe.fit, minutes=minutes, seed=seed), told, augment, hide)
+        kept = NO_CHECKPOINT if checkpoints is None else checkpoints.of(f"{prior}-{member}")
+        options = replace(recipe.fit, minutes=minutes, seed=seed)
+        report = fit_by(recipe.processes, Task(vae, feed or rows, judged, options, augment, hide, kept), told)
         return vae.eval().requires_grad_(False), report
 
     tried: dict[str, tuple[VAE, FitReport]] = {}
@@ -385,10 +460,13 @@ def network_rows(spec: InputSpec, rows: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(spec.encode(spec.rows(rows)))
 
 
-def training_record(split: Split, options: FitOptions, report: FitReport, data_digest: str) -> dict[str, Any]:
+def training_record(
+    split: Split, options: FitOptions, report: FitReport, data_digest: str, feed: Feed | None = None
+) -> dict[str, Any]:
     """What the card says of the training."""
+    rows = len(split.train) if feed is None else feed.rows
     return {
-        "data": {"digest": data_digest, "rows": len(split.train), "validation_rows": len(split.validation)},
+        "data": {"digest": data_digest, "rows": rows, "validation_rows": len(split.validation)},
         "options": dataclasses.asdict(options),
         "report": dataclasses.asdict(report),
     }

@@ -9,11 +9,11 @@ ROOT = Path(__file__).parents[1] / "service"
 
 FLOORS = [
     ["errors", "__init__"],
-    ["settings", "vae", "data", "client"],
+    ["settings", "vae", "data", "client", "processes"],
     ["density", "validity"],
     ["evidence", "shelf", "expectation"],
-    ["model", "files"],
-    ["store", "folds"],
+    ["model", "files", "checkpoints", "parallel"],
+    ["store", "folds", "streaming"],
     ["scorer", "trainer"],
     ["tabular", "detector", "evaluation", "watch"],
     ["web", "datasets"],

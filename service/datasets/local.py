@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +21,7 @@ from service.datasets.plan import Options, Shard
 from service.datasets.shards import OnBatch, Worker
 from service.errors import UnavailableError
 from service.files.places import OutFolder
+from service.processes import end_with_parent
 from service.scorer import Scorer, torch_device
 from service.store import Store
 from service.validity.conformal import RejectionLimit
@@ -140,17 +137,8 @@ HERE: dict[str, Any] = {}
 
 def begin(job: Job, counts: Any) -> None:
     """Load the model, once."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # a traceback from each would hide the one line that matters
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     HERE.update(worker=job.worker(), counts=counts)
-
-
-def end_with_parent() -> None:
-    """Nobody would read what an orphan does, and the next run would meet it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for_any([parent.sentinel])
-    os._exit(1)
 
 
 def count(rows: int, invalid: int) -> None:

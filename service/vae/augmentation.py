@@ -9,6 +9,7 @@ density, since a hidden cell has no term.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -29,28 +30,31 @@ def random_affine(height: int, width: int, interpolated: Interpolated, strength:
     is kept for grey images, thresholded for images whose black and white came from a threshold, and drawn, with the grey
     as the probability of white, for images whose edges are noisy.
     """
+    return partial(moved, height=height, width=width, interpolated=interpolated, strength=strength)
 
-    def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-        rows = len(x)
-        angle, stretch_x, stretch_y, shear, *shift = strength * torch.randn(
-            (6, rows), generator=generator, device=generator.device
-        )
-        angle, shear = 0.1 * angle, 0.1 * shear
-        matrix = x.new_zeros((rows, 2, 3))
-        matrix[:, 0, 0] = (1.0 + 0.05 * stretch_x) * angle.cos()
-        matrix[:, 0, 1] = shear - angle.sin()
-        matrix[:, 1, 0] = angle.sin()
-        matrix[:, 1, 1] = (1.0 + 0.05 * stretch_y) * angle.cos()
-        matrix[:, :, 2] = 0.01 * torch.stack(shift, dim=1)
-        grid = F.affine_grid(matrix, [rows, 1, height, width], align_corners=False)
-        moved = F.grid_sample(x.view(rows, 1, height, width), grid, align_corners=False).view(rows, -1)
-        if interpolated == "keep":
-            return moved
-        if interpolated == "threshold":
-            return (moved > 0.5).to(x.dtype)
-        return (uniform_like(moved, generator) < moved).to(x.dtype)
 
-    return augment
+def moved(
+    x: Tensor, generator: torch.Generator, *, height: int, width: int, interpolated: Interpolated, strength: float
+) -> Tensor:
+    """The same of rows, shape (B, height * width)."""
+    rows = len(x)
+    angle, stretch_x, stretch_y, shear, *shift = strength * torch.randn(
+        (6, rows), generator=generator, device=generator.device
+    )
+    angle, shear = 0.1 * angle, 0.1 * shear
+    matrix = x.new_zeros((rows, 2, 3))
+    matrix[:, 0, 0] = (1.0 + 0.05 * stretch_x) * angle.cos()
+    matrix[:, 0, 1] = shear - angle.sin()
+    matrix[:, 1, 0] = angle.sin()
+    matrix[:, 1, 1] = (1.0 + 0.05 * stretch_y) * angle.cos()
+    matrix[:, :, 2] = 0.01 * torch.stack(shift, dim=1)
+    grid = F.affine_grid(matrix, [rows, 1, height, width], align_corners=False)
+    grey = F.grid_sample(x.view(rows, 1, height, width), grid, align_corners=False).view(rows, -1)
+    if interpolated == "keep":
+        return grey
+    if interpolated == "threshold":
+        return (grey > 0.5).to(x.dtype)
+    return (uniform_like(grey, generator) < grey).to(x.dtype)
 
 
 def hidden_cells(widths: Sequence[int], share: float) -> Augmentation:
@@ -59,12 +63,12 @@ def hidden_cells(widths: Sequence[int], share: float) -> Augmentation:
     Args:
         widths: how many of the D' columns belong together and are hidden at once.
     """
-    owner = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
+    return partial(hidden, owner=torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths)), share=share)
 
-    def hide(x: Tensor, generator: torch.Generator) -> Tensor:
-        shares = torch.rand((2, len(x), 1), generator=generator, device=generator.device)
-        rate = torch.where(shares[0] < share, MAX_HIDDEN * shares[1], 0.0)
-        cells = torch.rand((len(x), len(widths)), generator=generator, device=generator.device) < rate
-        return x.masked_fill(cells[:, owner.to(cells.device)].to(x.device), torch.nan)
 
-    return hide
+def hidden(x: Tensor, generator: torch.Generator, *, owner: Tensor, share: float) -> Tensor:
+    """The same of rows, shape (B, D'), whose columns belong to those of `owner`, (D',)."""
+    shares = torch.rand((2, len(x), 1), generator=generator, device=generator.device)
+    rate = torch.where(shares[0] < share, MAX_HIDDEN * shares[1], 0.0)
+    cells = torch.rand((len(x), int(owner.max()) + 1), generator=generator, device=generator.device) < rate
+    return x.masked_fill(cells[:, owner.to(cells.device)].to(x.device), torch.nan)

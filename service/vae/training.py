@@ -6,8 +6,8 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,13 @@ from service.errors import TrainingError
 from service.vae.augmentation import Augmentation
 from service.vae.likelihoods import LOG_2PI, normal_like
 from service.vae.network import VAE, DiagonalNormal
+from service.vae.team import ALONE, Team
 
 LOOK_STEPS = (
     20  # of the optimizer, at least, between two looks at the validation rows, which cost as much as some steps
 )
 Stopped = Literal["epochs", "minutes", "patience", "interrupted"]
+NOISE_STRIDE = 1_000_003  # between the seeds of two processes
 ACTIVE_VARIANCE = 0.01  # of the posterior's mean over rows; below it a latent carries nothing (Burda et al., 2016)
 
 
@@ -101,70 +103,167 @@ class FitReport:
     stopped: Stopped
 
 
+class Feed(Protocol):
+    """Rows to fit to, in the network's units: `rows` of them, of which `some`, shape (n, D), say where a fit starts."""
+
+    rows: int
+    some: Tensor
+
+    def epoch(self, number: int, team: Team) -> Iterator[Tensor]:
+        """This process's part of each batch of a pass over the rows, in random order; all have as many batches."""
+
+    def state(self) -> dict[str, Any]:
+        """What the next pass depends on, beside its number."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+
+
+class InMemory:
+    """Rows that are all in memory, shape (N, D). A last smaller batch is there only where there is no other."""
+
+    def __init__(self, rows: Tensor, batch_size: int, generator: torch.Generator) -> None:
+        self.some, self.rows = rows, len(rows)
+        self.batch_size, self.generator = batch_size, generator
+
+    def epoch(self, number: int, team: Team) -> Iterator[Tensor]:
+        """This process's part of each batch."""
+        order = torch.randperm(self.rows, generator=self.generator, device=self.generator.device)
+        full = max(self.rows // self.batch_size, 1) * self.batch_size
+        for start in range(0, min(full, self.rows), self.batch_size):
+            yield self.some[team.share(order[start : start + self.batch_size])].to(team.device)
+
+    def state(self) -> dict[str, Any]:
+        """The generator's."""
+        return {"order": self.generator.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """And back."""
+        self.generator.set_state(state["order"])
+
+
+class Checkpoint(Protocol):
+    """Where the state of a fit is kept, so that it can go on after its process has ended."""
+
+    def load(self) -> dict[str, Any] | None:
+        """The state that was kept last, if there is one to go on from."""
+
+    def save(self, state: Callable[[], dict[str, Any]], is_last: bool) -> None:
+        """Keep a state, if it is time to."""
+
+
+class NoCheckpoint:
+    """Nothing is kept."""
+
+    def load(self) -> dict[str, Any] | None:
+        """Nothing."""
+        return None
+
+    def save(self, state: Callable[[], dict[str, Any]], is_last: bool) -> None:
+        """Nothing."""
+
+
+NO_CHECKPOINT = NoCheckpoint()
+
+
+@dataclass
+class Best:
+    """The weights that are best on the validation rows, so far."""
+
+    bound: Bound
+    epoch: int
+    weights: dict[str, Tensor]
+
+
 def fit(
     vae: VAE,
-    train: Tensor,
+    train: Tensor | Feed,
     validation: Tensor,
     options: FitOptions,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
     augment: Augmentation | None = None,
     hide: Augmentation | None = None,
+    team: Team = ALONE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> FitReport:
     """Fit `vae` in place to rows `train`, shape (N, D); keep the weights that are best on `validation`, shape (M, D).
 
-    Rows are augmented in the first part of the fit, and have cells hidden throughout, where that is given.
+    Rows are augmented in the first part of the fit, and have cells hidden throughout, where that is given. In a team every
+    process calls this with the same arguments, and each ends with the same weights.
 
     What is judged and kept is the exponential moving average of the weights. Interrupting (Ctrl-C) keeps the best so far.
 
     Raises:
         TrainingError: the loss is no longer finite.
     """
-    options = options.for_rows(len(train))
+    # Every process draws noise of its own; the order of the rows is one for all.
+    noise = torch.Generator(validation.device).manual_seed(options.seed + NOISE_STRIDE * team.rank)
+    if isinstance(train, Tensor):
+        own = noise if team.size == 1 else torch.Generator().manual_seed(options.seed)
+        train = InMemory(train, options.batch_size, own)
+    options = options.for_rows(train.rows)
     assert options.epochs is not None
     assert options.patience is not None
-    generator = torch.Generator(train.device).manual_seed(options.seed)
     with torch.no_grad():
-        vae.decoder.output.bias.copy_(vae.likelihood.initial_bias(train))
-    run = Run(vae, options, generator, augment, hide)
-    best, best_weights, best_epoch = None, vae.state_dict(), 0
-    stopped: Stopped = "epochs"
-    epochs_a_look = math.ceil(LOOK_STEPS / max(1, len(train) // options.batch_size))
-    epoch = 0
+        vae.decoder.output.bias.copy_(vae.likelihood.initial_bias(train.some))
+    run = Run(vae, options, noise, augment, hide, team)
+    stopped: Stopped | None = None
+    epochs_a_look = math.ceil(LOOK_STEPS / max(1, train.rows // options.batch_size))
+    kept = checkpoint.load()
+    if kept is not None:
+        stopped = run.resume(kept, train)
+    epoch = run.epochs
     try:
-        for epoch in range(1, options.epochs + 1):
+        while stopped is None:
+            epoch = run.epochs + 1
             train_bound = run.epoch(train, epoch)
-            if epoch % epochs_a_look and epoch < options.epochs and not run.clock.is_over():
+            is_over = run.is_over()
+            if epoch % epochs_a_look and epoch < options.epochs and not is_over:
                 continue
-            judged = evaluate(run.average, validation, options.importance_samples, options.seed)
-            if best is None or objective(judged, options.beta) > objective(best, options.beta):
-                best, best_epoch, best_weights = judged, epoch, copy.deepcopy(run.average.state_dict())
-            clock = run.clock
-            on_epoch(Progress(epoch, train_bound, judged, best.bound, clock.fraction(epoch), clock.seconds_left(epoch)))
-            if clock.is_over():
+            judged = run.judged(validation)
+            best, clock = run.keep(judged), run.clock
+            on_epoch(
+                Progress(epoch, train_bound, judged, best.bound.bound, clock.fraction(epoch), clock.seconds_left(epoch))
+            )
+            if is_over:
                 stopped = "minutes"
-                break
-            if run.is_plain(epoch) and epoch - best_epoch >= options.patience:
+            elif run.is_plain(epoch) and epoch - best.epoch >= options.patience:
                 stopped = "patience"
-                break
+            elif epoch == options.epochs:
+                stopped = "epochs"
+            run.save(checkpoint, train, stopped)
     except KeyboardInterrupt:
-        if best is None:
+        if run.best is None:
             raise TrainingError("interrupted before the first epoch was done: there is nothing to keep") from None
         stopped = "interrupted"
-    assert best is not None
-    vae.load_state_dict(best_weights)
-    return FitReport(best, epoch, best_epoch, run.clock.seconds(), stopped)
+    assert run.best is not None
+    vae.load_state_dict(run.best.weights)
+    return FitReport(run.best.bound, epoch, run.best.epoch, run.clock.seconds(), stopped)
+
+
+class Loss(nn.Module):
+    """The loss as a module, since gradients are averaged behind one's `forward`."""
+
+    def __init__(self, vae: VAE, importance_samples: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.vae, self.importance_samples, self.generator = vae, importance_samples, generator
+
+    def forward(self, x: Tensor, kl_weight: float) -> Tensor:
+        """`negative_bound`."""
+        return negative_bound(self.vae, x, self.importance_samples, kl_weight, self.generator)
 
 
 class Run:
-    """What changes while a network is fitted: the optimizer, the averaged weights and the clock."""
+    """What changes while a network is fitted: the optimizer, the averaged weights, the best so far and the clock."""
 
     def __init__(
         self,
         vae: VAE,
         options: FitOptions,
         generator: torch.Generator,
-        augment: Augmentation | None = None,
-        hide: Augmentation | None = None,
+        augment: Augmentation | None,
+        hide: Augmentation | None,
+        team: Team,
     ) -> None:
         self.vae = vae
         self.average = copy.deepcopy(vae)
@@ -172,23 +271,97 @@ class Run:
         self.generator = generator
         self.augment = augment
         self.hide = hide
+        self.team = team
+        self.loss = team.together(Loss(vae, options.importance_samples, generator))
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=options.learning_rate, foreach=True)
         self.clock = Clock(options)
         self.steps = 0
+        self.epochs = 0
+        self.best: Best | None = None
 
-    def epoch(self, train: Tensor, epoch: int) -> float:
+    def epoch(self, train: Feed, epoch: int) -> float:
         """One pass over the rows, or what of it the minutes allow; the mean bound that was trained."""
         bounds = []
-        for x in batches(train, self.options.batch_size, self.generator):
-            fraction = self.clock.fraction(epoch - 1)
+        for x in train.epoch(epoch, self.team):
+            fraction = self.fraction(epoch)
             if self.augment is not None and fraction < self.options.augment_share:
                 x = self.augment(x, self.generator)  # noqa: PLW2901  # the row as this step sees it
             if self.hide is not None:
                 x = self.hide(x, self.generator)  # noqa: PLW2901
             bounds.append(self.step(x, kl_weight(self.options, epoch), fraction, epoch))
-            if self.clock.is_over():
+            if self.is_over():
                 break
+        self.epochs = epoch
         return sum(bounds) / len(bounds)
+
+    def fraction(self, epoch: int) -> float:
+        """How much of the budget is spent, in an epoch; by the first one's clock, where it is a matter of clocks."""
+        if self.options.minutes is None:
+            return self.clock.fraction(epoch - 1)
+        return self.team.first(lambda: [self.clock.fraction(epoch - 1)])[0]
+
+    def is_over(self) -> bool:
+        """Whether the minutes are spent, by the first one's clock."""
+        return self.options.minutes is not None and self.team.first(lambda: [self.clock.is_over()])[0] > 0
+
+    @torch.no_grad()
+    def judged(self, validation: Tensor) -> Bound:
+        """What the averaged weights make of the validation rows, which the first one looks at."""
+        options = self.options
+
+        def looked() -> list[float]:
+            if self.team.rank:
+                return [0.0] * 4
+            bound = evaluate(self.average, validation, options.importance_samples, options.seed)
+            return [float(value) for value in asdict(bound).values()]
+
+        bound, reconstruction, kl, active = self.team.first(looked)
+        return Bound(bound, reconstruction, kl, int(active))
+
+    def keep(self, judged: Bound) -> Best:
+        """Keep the averaged weights, if they are the best so far; the best."""
+        beta = self.options.beta
+        if self.best is None or objective(judged, beta) > objective(self.best.bound, beta):
+            self.best = Best(judged, self.epochs, copy.deepcopy(self.average.state_dict()))
+        return self.best
+
+    def save(self, checkpoint: Checkpoint, train: Feed, stopped: Stopped | None) -> None:
+        """Keep all of it, so that a process that begins anew goes on as if this one had never ended."""
+        best, noise = self.best, self.team.each(self.generator.get_state())
+        assert best is not None
+        if self.team.rank:
+            return
+
+        def state() -> dict[str, Any]:
+            return {
+                "epochs": self.epochs,
+                "steps": self.steps,
+                "seconds": self.clock.seconds(),
+                "stopped": stopped,
+                "weights": self.vae.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "best": asdict(best.bound) | {"epoch": best.epoch},
+                "best_weights": best.weights,
+                "noise": noise,
+                "feed": train.state(),
+            }
+
+        checkpoint.save(state, stopped is not None)
+
+    def resume(self, state: dict[str, Any], train: Feed) -> Stopped | None:
+        """Go on from a state that was kept; how the fit had ended, if it had."""
+        self.vae.load_state_dict(state["weights"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epochs, self.steps = state["epochs"], state["steps"]
+        self.clock.start -= state["seconds"]
+        bound = dict(state["best"])
+        self.best = Best(epoch=bound.pop("epoch"), bound=Bound(**bound), weights=state["best_weights"])
+        self.generator.set_state(state["noise"][self.team.rank])
+        train.set_state(state["feed"])
+        stopped: Stopped | None = state["stopped"]
+        return stopped
 
     def is_plain(self, epoch: int) -> bool:
         """Whether what is being fitted is the objective itself: no augmentation, and the KL term at its weight."""
@@ -199,8 +372,8 @@ class Run:
         """One step of the optimizer on the rows x, shape (B, D); their bound before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * min(1.0, (self.steps + 1) / 200) * decay(fraction)
-        loss = negative_bound(self.vae, x, self.options.importance_samples, kl_weight, self.generator)
-        value = loss.item()
+        loss = self.loss(x, kl_weight)
+        value = self.team.mean(loss.item())
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} at epoch {epoch}, step {self.steps}: lower --learning-rate "
@@ -213,14 +386,6 @@ class Run:
         self.steps += 1
         follow(self.average, self.vae, min(self.options.averaging, self.steps / (self.steps + 10)))
         return -value
-
-
-def batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """The rows in random order, shape (size, D) each; a last smaller one only where there is no other."""
-    order = torch.randperm(len(rows), generator=generator, device=rows.device)
-    full = max(len(rows) // size, 1) * size
-    for start in range(0, min(full, len(rows)), size):
-        yield rows[order[start : start + size]]
 
 
 def negative_bound(

@@ -1,0 +1,104 @@
+"""A fit by several processes of this machine: gloo between CPUs, nccl between GPUs where there is one for each."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+from service.errors import TrainingError
+from service.processes import end_with_parent
+from service.settings import cpu_quota
+from service.vae.augmentation import Augmentation
+from service.vae.network import VAE
+from service.vae.team import ALONE, Team
+from service.vae.training import NO_CHECKPOINT, Checkpoint, Feed, FitOptions, FitReport, Progress, fit
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a process needs to take part in a fit (`service.vae.training.fit`)."""
+
+    vae: VAE
+    train: Tensor | Feed
+    validation: Tensor
+    options: FitOptions
+    augment: Augmentation | None = None
+    hide: Augmentation | None = None
+    checkpoint: Checkpoint = NO_CHECKPOINT
+
+    def run(self, team: Team, on_epoch: Callable[[Progress], None] = lambda progress: None) -> FitReport:
+        """Fit the network in place."""
+        self.vae.to(team.device)
+        report = fit(
+            self.vae,
+            self.train,
+            self.validation.to(team.device),
+            self.options,
+            on_epoch,
+            self.augment,
+            self.hide,
+            team,
+            self.checkpoint,
+        )
+        self.vae.to("cpu")
+        return report
+
+
+def fit_by(processes: int, task: Task, on_epoch: Callable[[Progress], None]) -> FitReport:
+    """Fit a network in place, by so many processes, of which this is the first.
+
+    Raises:
+        TrainingError: the loss is no longer finite, or one of the others ended.
+    """
+    if processes == 1:
+        return task.run(ALONE, on_epoch)
+    if processes > task.options.batch_size:
+        raise TrainingError(f"{processes} processes cannot share batches of {task.options.batch_size} rows")
+    context = multiprocessing.get_context("spawn")
+    threads, hook = torch.get_num_threads(), sys.excepthook
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        others = [
+            context.Process(target=take_part, args=(task, rank, processes, meeting), daemon=True)
+            for rank in range(1, processes)
+        ]
+        for one in others:
+            one.start()
+        try:
+            team = joined(0, processes, meeting)
+            return task.run(team, on_epoch)
+        except RuntimeError as error:  # of gloo or nccl, once somebody is gone
+            raise TrainingError(f"a process of the fit ended: {str(error).splitlines()[0]}") from error
+        finally:
+            for one in others:
+                one.terminate()
+                one.join()
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+            torch.set_num_threads(threads)
+            sys.excepthook = hook  # torch puts its own there, for as long as the process lives
+
+
+def take_part(task: Task, rank: int, size: int, meeting: str) -> None:
+    """In a process of its own."""
+    end_with_parent()
+    # Tensors come as the parent's own memory: right for rows, which nobody changes, and wrong for weights.
+    own = replace(task, vae=copy.deepcopy(task.vae))
+    own.run(joined(rank, size, meeting))
+
+
+def joined(rank: int, size: int, meeting: str) -> Team:
+    """Meet the others."""
+    on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= size
+    device = torch.device("cuda", rank) if on_gpus else torch.device("cpu")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name may lead to nowhere; all are on this machine
+    torch.set_num_threads(max(1, cpu_quota() // size))
+    distributed.init_process_group("nccl" if on_gpus else "gloo", init_method=meeting, rank=rank, world_size=size)
+    return Team(rank, size, device)
