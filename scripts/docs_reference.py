@@ -21,6 +21,7 @@ PYTHON = {
         "service.scorer.Scores",
         "service.scorer.ExplainedScores",
     ],
+    "Whole data sets": ["service.datasets.scored.score_table", "service.datasets.scored.Judging"],
     "A client of the service": ["service.client.Client", "service.client.AsyncClient", "service.client.Verdicts"],
     "An outlier detector for scikit-learn": ["service.detector.VAEDetector"],
     "Errors": ["service.errors"],

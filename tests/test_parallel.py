@@ -222,9 +222,9 @@ def test_a_stream_is_trained_killed_and_resumed_by_two_processes(stream, tmp_pat
         "--columns",
         "c1,c2,c3",
         "--epochs",
-        80,
+        40,
         "--patience",
-        80,
+        40,
         "--likelihood",
         "gaussian",
     )
@@ -256,7 +256,8 @@ def test_a_stream_is_trained_killed_and_resumed_by_two_processes(stream, tmp_pat
     assert not kept.parent.exists()
     cards = [Store(tmp_path / one).load(Store(tmp_path / one).resolve("s")).card for one in "ab"]
     bounds = [card.training["report"]["validation"]["bound"] for card in cards]
-    assert bounds[0] == pytest.approx(bounds[1], abs=0.1)
+    # One draw for each of 300 validation rows makes a bound uncertain by 0.1, where latents come out in another order.
+    assert bounds[0] == pytest.approx(bounds[1], abs=0.4)
     assert cards[0].training["data"]["rows"] > 1900
     assert cards[0].calibration.rows > 500
     for wrong, message in (
