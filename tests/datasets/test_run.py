@@ -365,7 +365,26 @@ def test_results_may_go_where_only_a_driver_reaches(data, tiny_store, undisturbe
     assert there == expected
 
 
+@pytest.mark.parametrize(("absent", "extra"), [("pyarrow", "datasets"), ("ray", "ray")])
+def test_a_missing_extra_is_named(data, options, tmp_path, absent, extra):
+    engine = ("--engine", "ray") if absent == "ray" else ()
+    arguments = ["vouch", "filter", str(data), *map(str, options), *engine, "--out", str(tmp_path / "out")]
+    code = f"import sys; sys.modules[{absent!r}] = None; sys.argv = {arguments!r}; from service.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"needs the extra: pip install 'vouch[{extra}]'" in done.stderr
+
+
 @pytest.mark.skipif(os.cpu_count() == 1, reason="two actors need two CPUs")
 def test_ray_gives_the_same_bytes(data, options, undisturbed, tmp_path):
-    vouch_filter(data, *options, "--out", tmp_path / "ray", "--engine", "ray", "--workers", 2)
+    """In a process of its own, which ends Ray's with it."""
+    command = ("filter", data, *options, "--out", tmp_path / "ray", "--engine", "ray", "--workers", 2)
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "ray") == tree(undisturbed)
