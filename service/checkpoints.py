@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +40,33 @@ class Checkpoints:
             DataError: there is nothing to go on from.
         """
         usual = Path(".vouch-training") if is_url(store) else Path(store) / ".training"
-        found = Checkpoints(folder or usual / name, resumes)
+        found = Checkpoints((folder or usual) / name, resumes)
         if resumes and not list(found.folder.glob("*.pt")):
             raise DataError(f"{found.folder}: holds no training to go on with")
         return found
 
+    def begun(self, key: str) -> Checkpoints:
+        """Those of a training that begins: what another one left is removed or, where this one resumes, refused.
+
+        Raises:
+            DataError: they are of other data or options, or damaged.
+        """
+        if not self.resumes:
+            self.clear()
+        for path in self.folder.glob("*.pt"):
+            FileCheckpoint(path, key).load()
+        return replace(self, key=key)
+
     def of(self, member: str) -> FileCheckpoint:
         """That of one network."""
-        path = self.folder / f"{member}.pt"
-        if not self.resumes:
-            path.unlink(missing_ok=True)
-        return FileCheckpoint(path, self.key)
+        return FileCheckpoint(self.folder / f"{member}.pt", self.key)
 
     def clear(self) -> None:
-        """Remove them: the model is published."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove them, as when the model is published."""
+        for path in self.folder.glob("*.pt"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
 
 @dataclass
@@ -74,7 +86,7 @@ class FileCheckpoint:
         if not self.path.exists():
             return None
         try:
-            kept = torch.load(io.BytesIO(self.path.read_bytes()), weights_only=True)
+            kept = torch.load(io.BytesIO(self.path.read_bytes()), weights_only=True, map_location="cpu")
             key, state = kept["key"], kept["state"]
         except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise DataError(f"{self.path}: is damaged: train without --resume") from error

@@ -80,6 +80,9 @@ class RowError(DataError):
         super().__init__(f"row {row}{' ' if column is None else f', column {column!r}: '}{problem}")
         self.row, self.problem, self.column = row, problem, column
 
+    def __reduce__(self) -> tuple[type[RowError], tuple[int, str, str | int | None]]:
+        return RowError, (self.row, self.problem, self.column)
+
     def after(self, rows: int) -> RowError:
         """The same row, where so many come before what was read."""
         return RowError(self.row + rows, self.problem, self.column)

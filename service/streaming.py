@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +96,11 @@ class Source:
             min(1.0, MOST_SAMPLE / rows),
         )
 
+    @property
+    def pieces(self) -> list[Piece]:
+        """All pieces, in their order."""
+        return [piece for group in self.groups for piece in group]
+
     def draws(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
         """What each row of a piece is for, and whether a training row is looked at first: shape (n,) both."""
         uniform = np.random.default_rng([self.seed, piece.number]).random((2, piece.cut.rows))
@@ -125,11 +131,23 @@ class Source:
             if reader is not None:
                 reader.close()
 
-    def gathered(self) -> Gathered:
-        """Go through all rows once: those held back, and a sample of the others."""
+    def gathered(self, is_plain: bool = False) -> Gathered:
+        """Go through all rows once: those held back, and a sample of the others.
+
+        Args:
+            is_plain: every cell must be a number.
+
+        Raises:
+            DataError: names the file and the row that cannot be read.
+        """
         parts: list[list[pa.Table]] = [[], [], []]
         count = 0
-        for piece, rows in self.read([piece for group in self.groups for piece in group]):
+        for piece, rows in self.read(self.pieces):
+            with placed(piece):
+                table = as_table(rows)
+                table.check_range()
+                if is_plain:
+                    table.numbers()
             role, is_seen = self.draws(piece)
             count += int((role == TRAIN).sum())
             for wanted, part in enumerate(parts):
@@ -182,26 +200,23 @@ class ParquetFeed:
         """Rows of some pieces at a time, again and again, since not every process has quite as many."""
         while True:
             window: list[Tensor] = []
+            seen = 0
             for piece, rows in self.source.read(pieces):
                 window.append(self.encoded(piece, rows))
+                seen += len(window[-1])
                 if sum(part.numel() for part in window) >= MIXED_CELLS:
                     yield torch.cat(window)
                     window = []
             if window:
                 yield torch.cat(window)
+            if not seen:
+                raise DataError("a process has no rows to fit to: let fewer share them")
 
     def encoded(self, piece: Piece, rows: pa.Table) -> Tensor:
         """A piece's training rows."""
         role, _ = self.source.draws(piece)
-        table = as_table(rows)
-        try:
-            array = self.spec.rows(self.spec.array(table))
-        except RowError as error:
-            raise DataError(f"{piece.file.path}: {error.after(piece.cut.first)}") from None
-        except InputError as error:
-            fault = error.faults[0] if error.faults else None
-            where = "" if fault is None else f"row {piece.cut.first + (fault.row or 0)}, column {fault.column!r}: "
-            raise DataError(f"{piece.file.path}: {where}{fault.message if fault else error}") from None
+        with placed(piece):
+            array = self.spec.rows(self.spec.array(as_table(rows)))
         return torch.from_numpy(self.spec.encode(array[role == TRAIN]))
 
     def state(self) -> dict[str, Any]:
@@ -220,6 +235,19 @@ def in_pieces(groups: Sequence[tuple[InputFile, int, int]], size: int) -> tuple[
         found_pieces.append(tuple(Piece(number + at, file, cut) for at, cut in enumerate(cuts)))
         number += len(cuts)
     return tuple(found_pieces)
+
+
+@contextmanager
+def placed(piece: Piece) -> Iterator[None]:
+    """Let what is wrong with a row name its file, and its number there."""
+    try:
+        yield
+    except RowError as error:
+        raise DataError(f"{piece.file.path}: {error.after(piece.cut.first)}") from None
+    except InputError as error:
+        fault = error.faults[0] if error.faults else None
+        where = "" if fault is None else f"row {piece.cut.first + (fault.row or 0)}, column {fault.column!r}: "
+        raise DataError(f"{piece.file.path}: {where}{fault.message if fault else error}") from None
 
 
 def as_table(rows: pa.Table) -> Table:

@@ -277,8 +277,9 @@ def train_stream(
     """
     from service.streaming import ParquetFeed
 
-    found = source.gathered()
-    found.sample.check_range()
+    if len(source.pieces) < recipe.processes:
+        raise DataError(f"{len(source.pieces)} pieces of rows cannot be shared by {recipe.processes} processes")
+    found = source.gathered(is_plain=recipe.likelihood is not None)
     if recipe.likelihood is None:
         kinds = schema or infer(found.sample)
         transform = Mixed(columns=learn(kinds, found.sample))
@@ -355,7 +356,7 @@ def fit_and_publish(
     """Fit networks to rows of known units, or to a feed of more such rows, calibrate and publish them."""
     if checkpoints is not None:
         key = hashlib.sha256(f"{data_digest}\n{recipe}\n{architecture}\n{spec.model_dump_json()}".encode()).hexdigest()
-        checkpoints = replace(checkpoints, key=key)
+        checkpoints = checkpoints.begun(key)
     vaes, report, bounds = fitted(spec, splits, architecture, recipe, on_epoch, checkpoints, feed)
     split, by_folds = splits[0], {"folds": recipe.folds} if recipe.folds > 1 else {}
     pilots = [spec.rows(one.validation if one.pilot is None else one.pilot) for one in splits]

@@ -128,6 +128,21 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         Checkpoints.beside(str(tmp_path), "name", resumes=True)
 
 
+def test_a_training_removes_what_another_left_and_nothing_else(tmp_path):
+    mine = tmp_path / "name"
+    mine.mkdir()
+    (tmp_path / "thesis.txt").write_text("")
+    (mine / "mixture-0.pt").write_text("of another training")
+    kept = Checkpoints.beside("store", "name", resumes=False, folder=tmp_path).begun("key")
+    assert list(mine.parent.iterdir()) == [tmp_path / "thesis.txt"]
+    fit(fresh(), rows_of(300), rows_of(50), FitOptions(epochs=1), checkpoint=kept.of("normal-0"))
+    resumed = Checkpoints.beside("store", "name", resumes=True, folder=tmp_path)
+    with pytest.raises(DataError, match="was begun with other data or options"):
+        resumed.begun("other")
+    resumed.begun("key").clear()
+    assert list(mine.parent.iterdir()) == [tmp_path / "thesis.txt"]
+
+
 def test_a_process_that_ends_is_one_clear_error(tmp_path):
     rows = rows_of()
 
@@ -140,6 +155,9 @@ def test_a_process_that_ends_is_one_clear_error(tmp_path):
 
     with pytest.raises(TrainingError, match="a process of the fit ended"):
         fit_by(2, Task(fresh(), rows, rows[:50], OPTIONS), kill_the_other)
+    diverging = replace(OPTIONS, learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf|-inf) at epoch"):
+        fit_by(2, Task(fresh(), rows, rows[:50], diverging), lambda progress: None)
     with pytest.raises(TrainingError, match="60 processes cannot share batches of 50 rows"):
         fit_by(60, Task(fresh(), rows, rows[:50], OPTIONS), lambda progress: None)
 
@@ -211,6 +229,23 @@ def test_roles_are_drawn_for_each_piece_alone(stream):
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
     assert sum(one.cut.rows for group in source.groups for one in group) == 3000
     assert source.groups[0][0].cut == Cut(0, 256)
+
+
+def test_what_another_process_cannot_read_is_told_by_file_and_row(stream, tmp_path):
+    folder, _ = stream
+    rows = pq.read_table(folder / "0.parquet").to_pydict()
+    rows["c1"][777] = 1e39
+    pq.write_table(pa.table(rows), tmp_path / "0.parquet", row_group_size=400)
+    with pytest.raises(DataError, match="row 777, column 'c1': a number too large for float32"):
+        Source.of(str(tmp_path), None, 0, 0.1, 0.2).gathered()
+    source, _, feed, _ = feed_of(folder)
+    # The source changed after it was looked at: a process comes upon it in the midst of a fit.
+    changed = replace(feed, source=Source.of(str(tmp_path), None, 0, 0.1, 0.2), rows=700)
+    network = VAE(Architecture(4, 2, (8,), likelihood="gaussian"))
+    task = Task(network, replace(changed, some=torch.randn(50, 4)), torch.randn(50, 4), FitOptions(epochs=2))
+    with pytest.raises(DataError, match="row 777, column"):
+        fit_by(2, task, lambda progress: None)
+    assert len(source.pieces) == sum(map(len, source.groups))
 
 
 def test_a_stream_is_trained_killed_and_resumed_by_two_processes(stream, tmp_path):

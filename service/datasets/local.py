@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -138,6 +140,7 @@ HERE: dict[str, Any] = {}
 def begin(job: Job, counts: Any) -> None:
     """Load the model, once."""
     end_with_parent()
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # a traceback of each would hide the one line that matters
     HERE.update(worker=job.worker(), counts=counts)
 
 

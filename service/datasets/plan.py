@@ -152,7 +152,8 @@ class Plan(Frozen):
                 key = digest_of(planned.survey.digest, self.options.model_dump_json(), str(cut))
                 shards.append(Shard(len(shards), first, file, planned.survey.header, cut, part, key))
                 first += cut.rows
-        twice = [part for part, count in Counter(shard.part for shard in shards).items() if count > 1]
+        names = Counter(name for shard in shards for name in (shard.part, shard.scores))
+        twice = [name for name, count in names.items() if count > 1]
         if twice:
             raise DataError(f"two files would have results called {twice[0]}: filter them into folders of their own")
         return shards

@@ -56,8 +56,13 @@ class Ray:
             DataError: what an actor could not read or write.
             UnavailableError: there is no cluster, or it broke down.
         """
+        if not shards:
+            return
         try:
             gpus = self.connect()
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UnavailableError(f"ray: {last_line(error)}") from error
+        try:
             number = self.actors or gpus or int(ray.cluster_resources().get("CPU", 1))
             by_number = {shard.number: shard for shard in shards}
             rows = ray.data.read_datasource(Shards(shards), num_cpus=READING_CPUS)
@@ -75,9 +80,8 @@ class Ray:
                     if count["problem"] is not None:
                         raise DataError(count["problem"])
                     on_batch(count["rows"], count["invalid"])
-        except (ray.exceptions.RayError, ConnectionError) as error:
-            reason = str(error).strip().splitlines()[-1] if str(error) else type(error).__name__
-            raise UnavailableError(f"ray: {reason}") from error
+        except ray.exceptions.RayError as error:
+            raise UnavailableError(f"ray: {last_line(error)}") from error
 
     def connect(self) -> int:
         """Join the cluster, or start one; how many GPUs it has for us."""
@@ -90,6 +94,11 @@ class Ray:
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         return 0 if self.job.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+
+
+def last_line(error: Exception) -> str:
+    """What a traceback in a text ends with."""
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
 class Shards(Datasource):  # type: ignore[misc]  # ray is an extra

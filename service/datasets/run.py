@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from service.files.forms import FORMS, Npy, Npz
 from service.files.places import TEMPORARY, OutFolder, found
 from service.scorer import Scorer
 from service.settings import cpu_quota, read_settings
+from service.shelf import is_url
 from service.validity.conformal import RejectionLimit
 
 REPORT_COLUMNS = ("verdict", "side", "log_likelihood", "std_error", "low_p_value", "combined_p_value", "missing")
@@ -41,10 +43,11 @@ class Run:
             DataError: a file is bad, the folder is another run's, or the options do not go with each other.
         """
         check(options, scorer)
-        files = found(source, frozenset(FORMS))
+        folder = OutFolder(out)
+        # Results are no input, also where they are put below it.
+        files = [file for file in found(source, frozenset(FORMS)) if not folder.holds(file)]
         if options.write == "verdicts" and any(isinstance(FORMS.get(file.suffix), Npy | Npz) for file in files):
             raise DataError("--write verdicts: arrays have no columns for them; scores/ holds them, in the rows' order")
-        folder = OutFolder(out)
         plan = agreed(folder, files, options, scorer.model.input)
         return Run(plan, plan.shards(files), folder, scorer)
 
@@ -124,7 +127,9 @@ def engine_of(
     Raises:
         DataError: it is not known, or not installed.
     """
-    job = Job(store, read_settings().cache(), device, run.out.root, run.plan.options)
+    # Workers may be elsewhere, and have another folder that they start in.
+    place = store if is_url(store) else os.path.abspath(store)
+    job = Job(place, read_settings().cache(), device, run.out.absolute, run.plan.options)
     if name == "ray":
         try:
             from service.datasets.ray_engine import Ray

@@ -16,7 +16,7 @@ from service.data.columns import Table
 from service.data.schema import InputSpec, Mixed
 from service.data.tables import arrow_cells
 from service.errors import DataError, InputError, RowError
-from service.files.form import is_list
+from service.files.form import is_list, readable
 from service.scorer import ExplainedScores, Scorer, Scores
 from service.tabular import BLAMED_COLUMNS, SCORE_COLUMNS, blamed_columns, cells_of
 from service.validity.band import Band, percentiles_of
@@ -70,7 +70,8 @@ def score_table(
         DataError: a column is absent.
         RowError: a row cannot be read; rows count from 0 in the table.
     """
-    rows = rows_of(scorer.model.input, table)
+    with readable("the table"):
+        rows = rows_of(scorer.model.input, table)
     size = int(np.clip(BATCH_CELLS // scorer.model.input.features, LEAST_BATCH, MOST_BATCH))
     parts = []
     for start in range(0, max(1, len(rows)), size):
@@ -93,7 +94,7 @@ def rows_of(spec: InputSpec, table: pa.Table) -> np.ndarray:
     Raises:
         DataError, RowError.
     """
-    lists = [name for name in table.column_names if is_list(table.schema.field(name).type)]
+    lists = [at for at, one in enumerate(table.schema) if is_list(one.type)]
     if lists and (spec.columns is None or table.num_columns == 1):
         array = array_of_lists(spec, table.column(lists[0])) if len(lists) == 1 else None
         if array is None:
@@ -116,6 +117,9 @@ def array_of_columns(spec: InputSpec, table: pa.Table) -> np.ndarray:
     absent = [name for name in names if name not in table.column_names]
     if absent:
         raise DataError(f"has no column {absent[0]!r}")
+    twice = [name for name in names if table.column_names.count(name) > 1]
+    if twice:
+        raise DataError(f"has two columns {twice[0]!r}")
     cells = Table(names, tuple(arrow_cells(table.column(name)) for name in names))
     if not len(cells):
         return np.zeros((0, spec.features))

@@ -94,6 +94,10 @@ class Worker:
             is_valid = np.array(scores.column("verdict").to_pylist()) == "valid"
             if self.options.fdr is None:
                 self.write_rows(shard, raw, scores, is_valid)
+            elif self.options.write == "verdicts":
+                shard.form.write_beside(
+                    raw, beside(scores), shard.header
+                )  # may be refused, and would be only at the end
         except DataError as error:
             return self.refused(shard, error)
         self.out.write(shard.scores, as_parquet(scores))
@@ -101,7 +105,11 @@ class Worker:
 
     def split(self, shard: Shard, limit: RejectionLimit) -> None:
         """Tell discoveries from other rows: they are the invalid ones; scores say which they are."""
-        self.split_rows(shard, self.reader.read(shard), limit)
+        try:
+            raw = self.reader.read(shard)
+        except DataError as error:
+            raise DataError(f"{shard.file.path}: {error}") from None
+        self.split_rows(shard, raw, limit)
 
     def split_rows(self, shard: Shard, raw: pa.Table, limit: RejectionLimit) -> None:
         """The same of raw rows that are read already."""
@@ -117,8 +125,7 @@ class Worker:
         """The valid and the invalid rows apart or, where that is wanted, all with their verdicts."""
         form = shard.form
         if self.options.write == "verdicts":
-            named = scores.rename_columns([PREFIX + name for name in scores.column_names])
-            self.out.write(f"rows/{shard.part}", form.write_beside(raw, named, shard.header))
+            self.out.write(f"rows/{shard.part}", form.write_beside(raw, beside(scores), shard.header))
             return
         for folder, chosen in (("valid", is_valid), ("invalid", ~is_valid)):
             self.out.write(f"{folder}/{shard.part}", form.write(raw.filter(pa.array(chosen)), shard.header))
@@ -134,6 +141,11 @@ class Worker:
         """Say that a shard is done."""
         self.out.write(shard.marker, done.model_dump_json().encode())
         return done
+
+
+def beside(scores: pa.Table) -> pa.Table:
+    """Scores with names that no column of rows has."""
+    return scores.rename_columns([PREFIX + name for name in scores.column_names])
 
 
 def results(shard: Shard, options: Options) -> list[str]:

@@ -102,7 +102,7 @@ class Npz:
             is_compressed = archive.getinfo(f"{key}.npy").compress_type != zipfile.ZIP_STORED
         check_shape(heads[0], wanted.spec)
         for head in heads:
-            if head.by_column and len(head.shape) > 0 and rows > 1:
+            if head.by_column:
                 raise DataError(f"array {head.name} lies column by column: save it with np.ascontiguousarray")
         header = Heads(rows=rows, arrays=heads, is_compressed=is_compressed)
         return Survey(rows=rows, digest=file.digest(), header=header.model_dump_json(), cuts=wanted.cuts(rows))
@@ -214,6 +214,8 @@ def head_of(source: IO[bytes], name: str) -> tuple[int, ArrayHead]:
     shape, by_column, dtype = read(source, max_header_size=MOST_HEADER)
     if dtype.hasobject:
         raise DataError(f"array {name} holds pickled objects, which are never read")
+    if dtype.kind == "V":
+        raise DataError(f"array {name} holds structured values, expected plain ones")
     if not shape or dtype.itemsize * math.prod(shape[1:]) == 0:
         return 0, ArrayHead(name=name, dtype=dtype.str, shape=())
     head = ArrayHead(
@@ -228,8 +230,8 @@ def check_shape(head: ArrayHead, spec: InputSpec) -> None:
     Raises:
         DataError: it is of another shape or type.
     """
-    if np.dtype(head.dtype).kind not in "uifb":
-        raise DataError(f"holds {np.dtype(head.dtype)} values, expected numbers")
+    if np.dtype(head.dtype).kind not in "uifb" or np.dtype(head.dtype).itemsize > np.dtype(float).itemsize:
+        raise DataError(f"holds {np.dtype(head.dtype)} values, expected numbers of at most 64 bits")
     if head.shape not in ((spec.features,), spec.shape) and not (head.shape == () and spec.features == 1):
         raise DataError(f"its rows have shape {head.shape}, the model reads {spec.expected()}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -60,16 +59,26 @@ class Csv:
     def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
         """The same with further cells behind each record."""
         end, delimiter = line_end(header), delimiter_of(header)
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, delimiter=delimiter, lineterminator="\n")
+        more: list[str] = []  # a text for each row, which may hold line ends of its own
+        writer = csv.writer(Lines(more), delimiter=delimiter, lineterminator="")
         writer.writerow(scores.column_names)
         writer.writerows(zip(*(column.to_pylist() for column in scores.columns), strict=True))
-        more = buffer.getvalue().splitlines()
         records = [header.encode(), *ended(raw, end)]
         return b"".join(
             record.rstrip(b"\r\n") + (delimiter + cells + end).encode()
             for record, cells in zip(records, more, strict=True)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """A file, to a writer of CSV, that keeps each row by itself."""
+
+    rows: list[str]
+
+    def write(self, row: str) -> None:
+        """Keep a row."""
+        self.rows.append(row)
 
 
 class JsonLines:
@@ -345,7 +354,7 @@ def value_of(row: int, spec: InputSpec, at: int, cell: Any) -> float | str | Non
             return repr(cell)
         raise RowError(row, "neither text nor a number", spec.column(at))
     if is_number:
-        return float(cell) if abs(cell) < OVERFLOW else math.inf
+        return math.inf if abs(cell) >= OVERFLOW else float(cell)
     if cell is None:
         return math.nan
     raise RowError(row, "not a number", spec.column(at))

@@ -72,7 +72,7 @@ class ParquetReader:
         with readable(f"from row {cut.first} on, it"):
             if not 0 <= self.at <= cut.first or self.group(self.at) < self.group(cut.first):
                 self.start(self.group(cut.first))
-            self.take(cut.first - self.at)
+            self.skip(cut.first - self.at)
             return self.take(cut.rows)
 
     def group(self, row: int) -> int:
@@ -81,18 +81,33 @@ class ParquetReader:
 
     def start(self, group: int) -> None:
         """Decode from a row group on."""
-        groups = range(group, len(self.starts) - 1)
-        step = max(1, STEP_CELLS // max(1, len(self.parquet.schema_arrow)))
-        self.pieces = self.parquet.iter_batches(batch_size=step, row_groups=groups, use_threads=False)
+        self.pieces = self.decoded(group)
         self.at, self.rest = int(self.starts[group]), self.parquet.schema_arrow.empty_table()
+
+    def decoded(self, group: int) -> Iterator[Any]:
+        """Pieces of the rows from a row group on; where they end depends on nothing else, so that results do not."""
+        step = max(1, STEP_CELLS // max(1, len(self.parquet.schema_arrow)))
+        for number in range(group, len(self.starts) - 1):
+            yield from self.parquet.iter_batches(batch_size=step, row_groups=[number], use_threads=False)
+
+    def skip(self, rows: int) -> None:
+        """Drop the next rows."""
+        self.at += rows
+        while rows > len(self.rest):
+            rows -= len(self.rest)
+            self.rest = self.next_piece()
+        self.rest = self.rest.slice(rows)
+
+    def next_piece(self) -> pa.Table:
+        """The next rows that are decoded together."""
+        return pa.Table.from_batches([next(self.pieces)]).cast(self.parquet.schema_arrow)
 
     def take(self, rows: int) -> pa.Table:
         """The next rows."""
-        schema, taken, missing = self.parquet.schema_arrow, [self.rest], rows - len(self.rest)
+        taken, missing = [self.rest], rows - len(self.rest)
         while missing > 0:
-            piece = pa.Table.from_batches([next(self.pieces)]).cast(schema)
-            taken.append(piece)
-            missing -= len(piece)
+            taken.append(self.next_piece())
+            missing -= len(taken[-1])
         together = pa.concat_tables(taken)
         self.at, self.rest = self.at + rows, together.slice(rows)
         return together.slice(0, rows)

@@ -127,6 +127,15 @@ class OutFolder:
         """Whether files are renamed into place; elsewhere a file appears once it is written."""
         return isinstance(self.files, LocalFileSystem)
 
+    @property
+    def absolute(self) -> str:
+        """The same, from whatever folder."""
+        return self.path if self.is_local else self.root
+
+    def holds(self, file: InputFile) -> bool:
+        """Whether a file is one of its."""
+        return reached(file.path)[1].startswith(f"{self.path}/") and file.is_local == self.is_local
+
     def at(self, name: str) -> str:
         """A name's path."""
         return f"{self.path}/{name}"

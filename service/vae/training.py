@@ -365,7 +365,7 @@ class Run:
 
     def is_plain(self, epoch: int) -> bool:
         """Whether what is being fitted is the objective itself: no augmentation, and the KL term at its weight."""
-        augmented = self.augment is not None and self.clock.fraction(epoch) < self.options.augment_share
+        augmented = self.augment is not None and self.fraction(epoch + 1) < self.options.augment_share
         return not augmented and epoch >= self.options.warmup_epochs
 
     def step(self, x: Tensor, kl_weight: float, fraction: float, epoch: int) -> float:

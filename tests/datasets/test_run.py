@@ -316,6 +316,43 @@ def test_rows_with_their_verdicts_and_the_columns_to_blame(people, tmp_path):
     assert "--write verdicts: arrays have no columns for them" in said
 
 
+def test_what_has_no_place_for_verdicts_is_told_before_the_last_row_is_scored(options, tmp_path):
+    rows = wine_rows(30)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.tolist()))
+    pq.write_table(
+        pa.table({**{name: rows[:, at] for at, name in enumerate(NAMES)}, "vouch_side": [""] * 30}),
+        tmp_path / "b.parquet",
+    )
+    for name, message in (("a.jsonl", "row 0 is a list"), ("b.parquet", "has a column 'vouch_side' already")):
+        for more in ((), ("--fdr", 0.3)):
+            chosen = options if not more else (*options[:4], "--shard-rows", 200, *more)
+            out = tmp_path / f"{name}{len(more)}"
+            said = vouch_filter(
+                tmp_path / name, *chosen, "--write", "verdicts", "--out", out, "--workers", 1, fails=True
+            )
+            assert f"{name}: {message}" in said
+
+
+def test_names_that_would_meet_and_results_below_the_input(data, options, undisturbed, tmp_path):
+    table = pq.read_table(data / "a.parquet")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(table, folder / "a.pq")
+    pq.write_table(table, folder / "a.pq.parquet")
+    whole = (*options[:-4], "--shard-rows", 1000, "--device", "cpu")
+    said = vouch_filter(folder, *whole, "--out", tmp_path / "out", fails=True)
+    assert "two files would have results called scores/a.pq.parquet" in said
+    (folder / "a.pq.parquet").unlink()
+    vouch_filter(folder, *options, "--out", folder / "out", "--workers", 1)
+    before = tree(folder / "out")
+    vouch_filter(folder, *options, "--out", folder / "out", "--workers", 1)
+    assert tree(folder / "out") == before
+    double = pa.Table.from_arrays([*table.columns, table.column("ash")], [*table.column_names, "ash"])
+    pq.write_table(double, tmp_path / "double.parquet")
+    said = vouch_filter(tmp_path / "double.parquet", *options, "--out", tmp_path / "no", "--workers", 1, fails=True)
+    assert "has two columns 'ash'" in said
+
+
 def test_drift_is_told_with_the_row_at_which_it_became_plain(people):
     generator = np.random.default_rng(0)
     known = people.scorer.calibration.scores

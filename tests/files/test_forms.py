@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from service.data.schema import InputSpec, Standard
 from service.errors import DataError, RowError
-from service.files.forms import FORMS, Wanted
+from service.files.forms import FORMS, Cut, Wanted
 from service.files.lines import records_in
 from service.files.places import InputFile, OutFolder, found
 
@@ -87,6 +87,24 @@ def check_content(content, before, suffix):
         assert content.rstrip(b"\n") == before.rstrip(b"\n")
 
 
+def test_a_range_is_written_alike_whoever_read_before_it(tmp_path):
+    """Also where row groups and ranges do not end together."""
+    table = pa.table({"a": np.arange(5000.0), "b": [f"r{at % 7}" for at in range(5000)]})
+    for name, groups in (("a.parquet", 1301), ("b.parquet", 5000)):
+        pq.write_table(
+            table.set_column(1, "b", table.column("b").dictionary_encode()), tmp_path / name, row_group_size=groups
+        )
+        file, form = InputFile(str(tmp_path / name), name), FORMS[".parquet"]
+        cuts = [Cut(at, 700) for at in range(0, 4900, 700)]
+        reader = form.reader(file, "")
+        forward = [form.write(reader.rows(cut), "") for cut in cuts]
+        for cut, content in zip(cuts, forward, strict=True):
+            alone = form.reader(file, "")
+            assert form.write(alone.rows(cut), "") == content
+            alone.close()
+        reader.close()
+
+
 cell = st.text(alphabet='ab",\n ;', max_size=6)
 
 
@@ -145,6 +163,18 @@ def test_arrays_of_other_rows_are_refused(tmp_path):
     (tmp_path / "d.npy").write_bytes(whole[:-8])
     with pytest.raises(DataError, match="its header says 96 bytes, it holds 88"):
         FORMS[".npy"].survey(InputFile(str(tmp_path / "d.npy"), "d.npy"), Wanted(NAMELESS, None, 5))
+    for name, array, message in (
+        ("f.npz", np.asfortranarray(np.zeros((1, 2))), None),
+        ("g.npz", np.asfortranarray(np.zeros((3, 2))), "array X lies column by column"),
+        ("h.npz", np.zeros(3, dtype=[("a", "f4"), ("b", "i8")]), "array X holds structured values"),
+        ("i.npz", np.zeros((3, 2), dtype=np.longdouble), "expected numbers of at most 64 bits"),
+    ):
+        np.savez(tmp_path / name, X=array)
+        if message is None:
+            assert FORMS[".npz"].survey(InputFile(str(tmp_path / name), name), Wanted(NAMELESS, None, 5)).rows == 1
+            continue
+        with pytest.raises(DataError, match=message):
+            FORMS[".npz"].survey(InputFile(str(tmp_path / name), name), Wanted(NAMELESS, None, 5))
     np.savez(tmp_path / "e.npz", u=ROWS, v=ROWS)
     with pytest.raises(DataError, match="choose an array with --key: u, v"):
         FORMS[".npz"].survey(InputFile(str(tmp_path / "e.npz"), "e.npz"), Wanted(NAMELESS, None, 5))
@@ -175,8 +205,18 @@ def test_a_damaged_record_is_told_by_its_row(tmp_path, name, line, message):
         form.cells(raw, survey.header, SPEC)
 
 
+def test_holes_and_numbers_too_large_are_told_from_each_other_in_json(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": NaN, "b": null}\n{"a": 1e999, "b": -1%s}\n' % (b"0" * 400))
+    file, form = InputFile(str(tmp_path / "a.jsonl"), "a.jsonl"), FORMS[".jsonl"]
+    raw = form.reader(file, "").rows(form.survey(file, Wanted(SPEC, None, 5)).cuts[0])
+    cells = form.cells(raw, "", SPEC)
+    assert np.isnan(np.array(cells.to_pylist()[0].values() and [*cells.to_pylist()[0].values()])).all()
+    assert np.isinf([*cells.to_pylist()[1].values()]).all()
+
+
 def test_verdicts_stand_beside_the_rows(tmp_path):
     scores = pa.table({"v": ["valid", None], "p": [0.5, 1.0]})
+    breaking = pa.table({"v": ["two\nlines", "\x0b\u2028"], "p": [0.5, 1.0]})
     (tmp_path / "a.csv").write_bytes(b'a;b\r\n1;"2"\r\n3;4')
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1, "b": 2} \n{"b":1,"a":2}')
     expected = {
@@ -188,6 +228,8 @@ def test_verdicts_stand_beside_the_rows(tmp_path):
         survey = form.survey(file, Wanted(SPEC, None, 100))
         raw = form.reader(file, survey.header).rows(survey.cuts[0])
         assert form.write_beside(raw, scores, survey.header) == content
+        (tmp_path / f"again-{name}").write_bytes(form.write_beside(raw, breaking, survey.header))
+        assert form.survey(InputFile(str(tmp_path / f"again-{name}"), name), Wanted(SPEC, None, 100)).rows == 2
 
 
 def test_files_are_found_in_folders_globs_and_afar(tmp_path):
