@@ -60,7 +60,7 @@ class Csv:
         """The same with further cells behind each record."""
         end, delimiter = line_end(header), delimiter_of(header)
         more: list[str] = []  # a text for each row, which may hold line ends of its own
-        writer = csv.writer(Lines(more), delimiter=delimiter, lineterminator="")
+        writer = csv.writer(Lines(more), delimiter=delimiter, lineterminator="\r\n")  # cells with either are quoted
         writer.writerow(scores.column_names)
         writer.writerows(zip(*(column.to_pylist() for column in scores.columns), strict=True))
         records = [header.encode(), *ended(raw, end)]
@@ -77,8 +77,8 @@ class Lines:
     rows: list[str]
 
     def write(self, row: str) -> None:
-        """Keep a row."""
-        self.rows.append(row)
+        """Keep a row, without its line end."""
+        self.rows.append(row.removesuffix("\r\n"))
 
 
 class JsonLines:

@@ -300,7 +300,11 @@ def test_the_limit_is_the_same_however_the_p_values_were_counted():
 def test_rows_with_their_verdicts_and_the_columns_to_blame(people, tmp_path):
     options = ("--model", "people", "--store", people.store, "--write", "verdicts", "--explain", 1, "--workers", 1)
     few = tmp_path / "few.csv"
-    few.write_text("".join(people.csv.read_text().splitlines(keepends=True)[:41]))
+    # A pattern of holes that is new costs as much as a thousand rows: one will do.
+    lines = people.csv.read_text().splitlines(keepends=True)
+    few.write_text(
+        "".join([line for line in lines if "?" not in line][:41] + [lines[1].replace(lines[1].split(",")[1], "?", 1)])
+    )
     vouch_filter(few, *options, "--out", tmp_path / "out")
     table = read_table(tmp_path / "out" / "rows" / "few.csv")
     before = read_table(few)
