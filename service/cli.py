@@ -499,9 +499,8 @@ def filter_rows(
         key=key,
         write=write_name(write),
         shard_rows=shard_rows or usual_shard_rows(scorer.model.input.features),
-        on_bad_file=on_bad_file_name(on_bad_file),
     )
-    run = Run.begun(source, output, options, scorer)
+    run = Run.begun(source, output, options, scorer, on_bad_file_name(on_bad_file))
     undone = [] if finish else run.undone(part)
     at_work = engine_of(engine, run, store, device, workers, address)
     if undone:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
-from service.datasets.plan import Options, Shard
+from service.datasets.plan import OnBadFile, Options, Shard
 from service.datasets.shards import OnBatch, Worker
 from service.errors import UnavailableError
 from service.files.places import OutFolder
@@ -44,13 +44,14 @@ class Job:
     device: str
     out: str
     options: Options
+    on_bad_file: OnBadFile
 
     def worker(self) -> Worker:
         """A worker, with the model in memory."""
         torch.set_num_threads(1)
         store = Store(self.store, self.cache)
         scorer = Scorer(store.load(store.resolve(self.options.model)), torch_device(self.device))
-        return Worker(scorer, self.options, OutFolder(self.out))
+        return Worker(scorer, self.options, OutFolder(self.out), self.on_bad_file)
 
 
 class Engine(Protocol):

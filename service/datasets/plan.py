@@ -63,7 +63,6 @@ class Options(Frozen):
     key: str | None = None
     write: Write = "split"
     shard_rows: int
-    on_bad_file: OnBadFile = "stop"
 
     @property
     def judging(self) -> Judging:
@@ -172,7 +171,13 @@ def digest_of(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def planned(files: Sequence[InputFile], options: Options, spec: InputSpec, before: Plan | None = None) -> Plan:
+def planned(
+    files: Sequence[InputFile],
+    options: Options,
+    spec: InputSpec,
+    on_bad_file: OnBadFile,
+    before: Plan | None = None,
+) -> Plan:
     """Look at every file; at those that are as they were when an earlier plan was made, not again.
 
     Raises:
@@ -183,7 +188,7 @@ def planned(files: Sequence[InputFile], options: Options, spec: InputSpec, befor
 
     def looked_at(file: InputFile) -> PlannedFile:
         seen, earlier = file.version(), known.get(file.name)
-        if earlier is not None and earlier.seen == seen:
+        if earlier is not None and earlier.seen == seen and (earlier.bad is None or on_bad_file == "skip"):
             return earlier
         try:
             form = FORMS.get(file.suffix)
@@ -191,16 +196,17 @@ def planned(files: Sequence[InputFile], options: Options, spec: InputSpec, befor
                 raise DataError(f"is of no form that is read: {', '.join(FORMS)}")
             return PlannedFile(name=file.name, seen=seen, survey=form.survey(file, wanted))
         except DataError as error:
-            problem = f"{file.path}: {error}"
-            if options.on_bad_file == "stop":
-                raise DataError(problem) from None
+            if on_bad_file == "stop":
+                raise DataError(f"{file.path}: {error}") from None
             return PlannedFile(name=file.name, seen=seen, survey=None, bad=str(error))
 
     with ThreadPoolExecutor(SURVEYORS) as pool:
         return Plan(options=options, files=tuple(pool.map(looked_at, files)))
 
 
-def agreed(out: OutFolder, files: Sequence[InputFile], options: Options, spec: InputSpec) -> Plan:
+def agreed(
+    out: OutFolder, files: Sequence[InputFile], options: Options, spec: InputSpec, on_bad_file: OnBadFile
+) -> Plan:
     """The plan that the folder has or, in an empty one, a new one, which is written there.
 
     Raises:
@@ -211,7 +217,7 @@ def agreed(out: OutFolder, files: Sequence[InputFile], options: Options, spec: I
         if PLAN not in names:
             if names - {LOCK} and not all(name.startswith(".vouch/") for name in names):
                 raise DataError(f"{out.root}: is not empty and holds no run of `vouch filter`: choose another folder")
-            plan = planned(files, options, spec)
+            plan = planned(files, options, spec, on_bad_file)
             if not plan.rows and all(file.bad is None for file in plan.files):
                 raise DataError(f"{files[0].path}{' and others' if len(files) > 1 else ''}: no rows")
             out.write(PLAN, plan.model_dump_json(indent=1).encode())
@@ -222,7 +228,7 @@ def agreed(out: OutFolder, files: Sequence[InputFile], options: Options, spec: I
             raise DataError(f"{out.root}: its {PLAN} is damaged: choose another folder") from None
     difference = options.difference(before.options)
     if difference is None:
-        difference = other_files(before, planned(files, options, spec, before))
+        difference = other_files(before, planned(files, options, spec, on_bad_file, before))
     if difference is not None:
         raise DataError(f"{out.root}: belongs to another run ({difference}): choose another folder")
     return before

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 # Read when ray starts: nothing is reported to anyone, and nothing is said of how ray itself goes about it.
@@ -26,7 +26,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from service.datasets.local import Job
 from service.datasets.plan import Shard
-from service.datasets.shards import OnBatch, ShardReader
+from service.datasets.shards import OnBatch, ShardReader, Worker
 from service.errors import DataError, UnavailableError, VouchError
 from service.validity.conformal import RejectionLimit
 
@@ -92,7 +92,7 @@ class Ray:
             ray.init(logging_level=logging.ERROR, log_to_driver=False, **how)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         return 0 if self.job.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
 
 
@@ -142,7 +142,12 @@ class Actor:
     """A worker in a process of the cluster."""
 
     def __init__(self, job: Job, shards: dict[int, Shard], limit: RejectionLimit | None) -> None:
-        self.worker, self.shards, self.limit = job.worker(), shards, limit
+        self.job, self.shards, self.limit = job, shards, limit
+
+    @cached_property
+    def worker(self) -> Worker:
+        """Made with the first shard, so that what is wrong with the model is told as what is wrong with a shard."""
+        return self.job.worker()
 
     def __call__(self, blocks: pa.Table) -> pa.Table:
         """What became of some shards."""

@@ -12,9 +12,9 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 
 from service.datasets.local import Engine, InThisProcess, Job, Processes
-from service.datasets.plan import Options, Plan, Shard, agreed
+from service.datasets.plan import OnBadFile, Options, Plan, Shard, agreed
 from service.datasets.report import NotDone, Report, Tally, as_html
-from service.datasets.shards import Done, OnBatch, Worker, done_of
+from service.datasets.shards import Done, OnBatch, Worker, done_of, row_files
 from service.errors import DataError
 from service.files.forms import FORMS, Npy, Npz
 from service.files.places import TEMPORARY, OutFolder, found
@@ -34,9 +34,10 @@ class Run:
     shards: list[Shard]
     out: OutFolder
     scorer: Scorer
+    on_bad_file: OnBadFile
 
     @staticmethod
-    def begun(source: str, out: str, options: Options, scorer: Scorer) -> Run:
+    def begun(source: str, out: str, options: Options, scorer: Scorer, on_bad_file: OnBadFile = "stop") -> Run:
         """Look at all files, and agree with the folder that it is for this run.
 
         Raises:
@@ -48,14 +49,15 @@ class Run:
         files = [file for file in found(source, frozenset(FORMS)) if not folder.holds(file)]
         if options.write == "verdicts" and any(isinstance(FORMS.get(file.suffix), Npy | Npz) for file in files):
             raise DataError("--write verdicts: arrays have no columns for them; scores/ holds them, in the rows' order")
-        plan = agreed(folder, files, options, scorer.model.input)
-        return Run(plan, plan.shards(files), folder, scorer)
+        plan = agreed(folder, files, options, scorer.model.input, on_bad_file)
+        return Run(plan, plan.shards(files), folder, scorer, on_bad_file)
 
     def undone(self, part: tuple[int, int] = (0, 1)) -> list[Shard]:
-        """The shards that have no results yet, of the i-th of n parts of all shards."""
+        """The shards that have no results yet, of the i-th of n parts of all shards; what was skipped, if it may not be."""
         at, parts = part
         names = self.out.names()
-        return [shard for shard in self.shards[at::parts] if done_of(shard, self.plan.options, self.out, names) is None]
+        done = ((shard, done_of(shard, self.plan.options, self.out, names)) for shard in self.shards[at::parts])
+        return [shard for shard, one in done if one is None or (one.bad is not None and self.on_bad_file == "stop")]
 
     def finish(self, engine: Engine, on_batch: OnBatch) -> Report:
         """Merge the shards' results: hold the false discovery rate and split by it, and write the report.
@@ -73,12 +75,25 @@ class Run:
         limit = None
         if self.plan.options.fdr is not None:
             limit = self.limit(good)
-            engine.split(good, limit, on_batch)
+            engine.split([shard for shard in good if not self.is_split(shard, limit, names)], limit, on_batch)
         report = self.report(good, limit, self.not_done(done))
         self.out.write("report.json", (report.model_dump_json(indent=2) + "\n").encode())
         self.out.write("report.html", as_html(report).encode())
         self.out.remove(TEMPORARY)
         return report
+
+    def is_split(self, shard: Shard, limit: RejectionLimit, names: set[str]) -> bool:
+        """Whether a shard's rows were told from each other by this very limit, among the names of the folder's files."""
+        if not names.issuperset(row_files(shard, self.plan.options)):
+            return False
+        column = self.plan.options.judging.p_value_column
+        try:
+            scores = self.scores(shard, [column, "discovery"])
+        except (pa.ArrowInvalid, KeyError):
+            return False
+        if "discovery" not in scores.column_names:
+            return False
+        return bool((limit.chosen(scores.column(column).to_numpy()) == scores.column("discovery").to_numpy()).all())
 
     def limit(self, shards: Sequence[Shard]) -> RejectionLimit:
         """Up to which p-value rows of the whole data set are discoveries."""
@@ -129,7 +144,7 @@ def engine_of(
     """
     # Workers may be elsewhere, and have another folder that they start in.
     place = store if is_url(store) else os.path.abspath(store)
-    job = Job(place, read_settings().cache(), device, run.out.absolute, run.plan.options)
+    job = Job(place, read_settings().cache(), device, run.out.absolute, run.plan.options, run.on_bad_file)
     if name == "ray":
         try:
             from service.datasets.ray_engine import Ray
@@ -141,7 +156,7 @@ def engine_of(
     on_gpu = run.scorer.model.vae.device.type != "cpu"
     number = min(workers or (1 if on_gpu else cpu_quota()), len(run.shards))
     if number <= 1:
-        return InThisProcess(Worker(run.scorer, run.plan.options, run.out))
+        return InThisProcess(Worker(run.scorer, run.plan.options, run.out, run.on_bad_file))
     return Processes(job, number)
 
 

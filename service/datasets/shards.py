@@ -15,7 +15,7 @@ from pyarrow import parquet as pq
 from pydantic import ValidationError
 
 from service.data.columns import Frozen
-from service.datasets.plan import Options, Shard
+from service.datasets.plan import OnBadFile, Options, Shard
 from service.datasets.scored import score_table
 from service.errors import DataError, RowError
 from service.files.forms import Reader
@@ -71,6 +71,7 @@ class Worker:
     scorer: Scorer
     options: Options
     out: OutFolder
+    on_bad_file: OnBadFile
     reader: ShardReader = field(default_factory=ShardReader)
 
     def score(self, shard: Shard, on_batch: OnBatch = lambda rows, invalid: None) -> Done:
@@ -95,9 +96,8 @@ class Worker:
             if self.options.fdr is None:
                 self.write_rows(shard, raw, scores, is_valid)
             elif self.options.write == "verdicts":
-                shard.form.write_beside(
-                    raw, beside(scores), shard.header
-                )  # may be refused, and would be only at the end
+                # Now, and not after hours, when all rows are scored: it may be refused.
+                shard.form.write_beside(raw, beside(scores), shard.header)
         except DataError as error:
             return self.refused(shard, error)
         self.out.write(shard.scores, as_parquet(scores))
@@ -133,7 +133,7 @@ class Worker:
     def refused(self, shard: Shard, error: DataError) -> Done:
         """Mark a shard as bad, or end the run."""
         problem = str(error.after(shard.cut.first)) if isinstance(error, RowError) else str(error)
-        if self.options.on_bad_file == "stop":
+        if self.on_bad_file == "stop":
             raise DataError(f"{shard.file.path}: {problem}") from None
         return self.mark(shard, Done(key=shard.key, rows=shard.cut.rows, bad=problem))
 
@@ -150,10 +150,13 @@ def beside(scores: pa.Table) -> pa.Table:
 
 def results(shard: Shard, options: Options) -> list[str]:
     """The files that a shard leaves behind when it is scored."""
-    if options.fdr is not None:
-        return [shard.scores]
+    return [shard.scores] if options.fdr is not None else [shard.scores, *row_files(shard, options)]
+
+
+def row_files(shard: Shard, options: Options) -> list[str]:
+    """The files of its rows."""
     folders = ["rows"] if options.write == "verdicts" else ["valid", "invalid"]
-    return [shard.scores, *(f"{folder}/{shard.part}" for folder in folders)]
+    return [f"{folder}/{shard.part}" for folder in folders]
 
 
 def done_of(shard: Shard, options: Options, out: OutFolder, names: set[str]) -> Done | None:

@@ -235,6 +235,17 @@ def test_bad_files_are_one_line_each_and_may_be_skipped(options, tmp_path):
     before = tree(tmp_path / "out")
     vouch_filter(*command)
     assert tree(tmp_path / "out") == before
+    said = vouch_filter(*command[:-2], fails=True)
+    assert "cut.parquet: the file cannot be read" in said
+    # A run that stopped at a row may go on without it.
+    (folder / "lines").mkdir()
+    (folder / "ragged.csv").rename(folder / "lines" / "ragged.csv")
+    command = (folder / "lines", *options[:-4], "--shard-rows", 4, "--out", tmp_path / "rows", "--workers", 1)
+    assert "row 7 has 14 cells" in vouch_filter(*command, fails=True)
+    vouch_filter(*command, "--on-bad-file", "skip")
+    report = json.loads((tmp_path / "rows" / "report.json").read_text())
+    assert (report["rows"], [one["rows"] for one in report["not_done"]]) == (46, ["4 to 7"])
+    assert "row 7 has 14 cells" in vouch_filter(*command, fails=True)
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_from_there(data, options, undisturbed, tmp_path):
@@ -275,8 +286,12 @@ def test_a_false_discovery_rate_is_held_over_the_whole_data_set(data, tiny_store
     marked = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "out" / "scores").glob("a-*"))])
     assert marked.column("discovery").to_pylist() == chosen[:900].tolist()
     before = tree(tmp_path / "out")
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "valid").rglob("*")}
+    (tmp_path / "out" / "invalid" / "d.npy").unlink()
     vouch_filter(data, *options, "--out", tmp_path / "out")
     assert tree(tmp_path / "out") == before
+    changed = {path.name for path, time_ns in done.items() if path.stat().st_mtime_ns != time_ns}
+    assert changed <= {"valid", "d.npy"}
     said = vouch_filter(data, *options[:-4], "--fdr", 0.001, "--workers", 1, "--out", tmp_path / "few")
     assert "with so few validation rows, no row can be a discovery" in said
 
@@ -303,7 +318,7 @@ def test_rows_with_their_verdicts_and_the_columns_to_blame(people, tmp_path):
     # A pattern of holes that is new costs as much as a thousand rows: one will do.
     lines = people.csv.read_text().splitlines(keepends=True)
     few.write_text(
-        "".join([line for line in lines if "?" not in line][:41] + [lines[1].replace(lines[1].split(",")[1], "?", 1)])
+        "".join([*[line for line in lines if "?" not in line][:41], lines[1].replace(lines[1].split(",")[1], "?", 1)])
     )
     vouch_filter(few, *options, "--out", tmp_path / "out")
     table = read_table(tmp_path / "out" / "rows" / "few.csv")
