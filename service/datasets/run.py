@@ -23,8 +23,6 @@ from service.settings import cpu_quota, read_settings
 from service.shelf import is_url
 from service.validity.conformal import RejectionLimit
 
-REPORT_COLUMNS = ("verdict", "side", "log_likelihood", "std_error", "low_p_value", "combined_p_value", "missing")
-
 
 @dataclass(frozen=True)
 class Run:
@@ -47,6 +45,8 @@ class Run:
         folder = OutFolder(out)
         # Results are no input, also where they are put below it.
         files = [file for file in found(source, frozenset(FORMS)) if not folder.holds(file)]
+        if not files:
+            raise DataError(f"{source}: holds no files but the results in {out}")
         if options.write == "verdicts" and any(isinstance(FORMS.get(file.suffix), Npy | Npz) for file in files):
             raise DataError("--write verdicts: arrays have no columns for them; scores/ holds them, in the rows' order")
         plan = agreed(folder, files, options, scorer.model.input, on_bad_file)
