@@ -92,10 +92,7 @@ def filtering(source: Path, out: Path, store: Path, *options: str) -> list[str]:
 
 
 def timed(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds from when the first rows were scored, and the peak of its processes' memory together, MiB.
-
-    What comes before, such as imports, models and a cluster's start, is told by the command's own first row.
-    """
+    """Seconds that it takes, its start included, and the peak of its processes' memory together, MiB."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     peak = 0.0
 
@@ -270,25 +267,14 @@ def killed_in_ray(command: Sequence[str], out: Path) -> int:
     while len(list((out / ".vouch" / "done").glob("*.json"))) < 5:
         time.sleep(0.05)
     done = len(list((out / ".vouch" / "done").glob("*.json")))
-    actors = [
-        one for one in psutil.Process(process.pid).children(recursive=True) if "MapWorker" in " ".join(one.cmdline())
-    ]
-    if not actors:  # Ray's processes are nobody's children
-        actors = [one for one in psutil.process_iter() if "ray::MapWorker" in " ".join(cmdline_of(one))]
+    children = psutil.Process(process.pid).children(recursive=True)
+    actors = [one for one in children if "ray::MapWorker" in " ".join(one.cmdline())]
     actors[0].kill()
     assert process.stderr is not None
     said = process.stderr.read()
     if process.wait():
         raise SystemExit(said)
     return done
-
-
-def cmdline_of(process: psutil.Process) -> list[str]:
-    """A process's command line, if it is still there."""
-    try:
-        return list(process.cmdline())
-    except psutil.Error:
-        return []
 
 
 def kills(folder: Path, rows: int) -> None:

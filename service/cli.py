@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from service.data.columns import Table as TableData
     from service.data.readers import Rows
     from service.data.schema import InputSpec
+    from service.datasets.plan import OnBadFile, Write
     from service.density.estimator import SettingName
     from service.evaluation import RuleOnSet
     from service.scorer import Samples, Scorer
@@ -391,13 +392,8 @@ def score(
     if fdr is not None:
         scorer.calibration.check_has_no_folds()
     rows = checked_rows(data, rows_for(scorer.model.input, data, key), scorer)
-    combined = is_combined(rule)
-    if combined and (percentiles is not None or tail is not None):
-        raise DataError("--rule combined: goes by --false-alarm; --percentiles and --tail are the band's")
-    band = None if combined else band_option(percentiles, false_alarm, tail)
-    scores = scorer.score(
-        rows[:limit], band, explain=explain, combined=combined, false_alarm=false_alarm if combined else None
-    )
+    combined, band, rate = rule_options(rule, percentiles, false_alarm, tail)
+    scores = scorer.score(rows[:limit], band, explain=explain, combined=combined, false_alarm=rate)
     discoveries = None if fdr is None else scores.discoveries(fdr, tail_name(tail) or "low")
     is_json = output is not None and output.suffix == ".jsonl"
     if is_json:
@@ -475,13 +471,11 @@ def filter_rows(
 ) -> None:
     """Tell a whole data set's valid rows from its invalid ones, with scores and a report; begun again, go on with it."""
     try:
-        from service.datasets.plan import Options, on_bad_file_name, usual_shard_rows, write_name
+        from service.datasets.plan import Options, usual_shard_rows
         from service.datasets.run import Run, engine_of
     except ImportError:
         raise DataError("filter needs the extra: pip install 'vouch[datasets]'") from None
-    combined = is_combined(rule)
-    if combined and (percentiles is not None or tail is not None):
-        raise DataError("--rule combined: goes by --false-alarm; --percentiles and --tail are the band's")
+    combined, band, rate = rule_options(rule, percentiles, false_alarm, tail)
     if fdr is not None and (percentiles is not None or false_alarm is not None or tail is not None):
         raise DataError("--fdr: chooses the limit itself; leave out --percentiles, --false-alarm and --tail")
     if finish and shard is not None:
@@ -491,9 +485,9 @@ def filter_rows(
     options = Options(
         model=str(scorer.published.reference),
         model_digest=scorer.published.digest,
-        percentiles=None if combined else band_option(percentiles, false_alarm, tail),
+        percentiles=band,
         combined=combined,
-        false_alarm=false_alarm if combined else None,
+        false_alarm=rate,
         explain=explain,
         fdr=fdr,
         key=key,
@@ -841,11 +835,33 @@ def tail_name(text: str | None) -> Tail | None:
     raise DataError("--tail: expected low or both")
 
 
-def is_combined(rule: str) -> bool:
-    """Which of the rules."""
+def rule_options(
+    rule: str, percentiles: str | None, false_alarm: float | None, tail: str | None
+) -> tuple[bool, tuple[float, float] | None, float | None]:
+    """Whether the rule is the combined one, another band for that of the band, and a rate for the combined one."""
     if rule not in ("band", "combined"):
         raise DataError("--rule: expected band or combined")
-    return rule == "combined"
+    if rule == "band":
+        return False, band_option(percentiles, false_alarm, tail), None
+    if percentiles is not None or tail is not None:
+        raise DataError("--rule combined: goes by --false-alarm; --percentiles and --tail are the band's")
+    return True, None, false_alarm
+
+
+def write_name(text: str) -> Write:
+    """One of the ways to write rows."""
+    match text:
+        case "split" | "verdicts":
+            return text
+    raise DataError("--write: expected split or verdicts")
+
+
+def on_bad_file_name(text: str) -> OnBadFile:
+    """What to do with a bad file."""
+    match text:
+        case "stop" | "skip":
+            return text
+    raise DataError("--on-bad-file: expected stop or skip")
 
 
 def interval(ends: Iterable[float]) -> str:

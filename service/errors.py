@@ -88,6 +88,15 @@ class RowError(DataError):
         return RowError(self.row + rows, self.problem, self.column)
 
 
+def first_fault(error: InputError) -> DataError:
+    """The first thing that is wrong with the rows of a file."""
+    if not error.faults or error.faults[0].row is None:
+        return DataError(str(error))
+    fault = error.faults[0]
+    assert fault.row is not None
+    return RowError(fault.row, f"{fault.message}, expected {fault.expected}", fault.column)
+
+
 class TrainingError(VouchError):
     """A fit that diverged."""
 

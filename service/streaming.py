@@ -21,8 +21,8 @@ from torch import Tensor
 
 from service.data.columns import Table
 from service.data.schema import InputSpec
-from service.data.tables import arrow_cells, chosen_columns
-from service.errors import DataError, InputError, RowError
+from service.data.tables import chosen_columns, table_of
+from service.errors import DataError, InputError, RowError, first_fault
 from service.files.form import Cut, readable
 from service.files.parquet import ParquetReader
 from service.files.places import InputFile, found
@@ -144,7 +144,7 @@ class Source:
         count = 0
         for piece, rows in self.read(self.pieces):
             with placed(piece):
-                table = as_table(rows)
+                table = table_of(rows)
                 table.check_range()
                 if is_plain:
                     table.numbers()
@@ -152,7 +152,7 @@ class Source:
             count += int((role == TRAIN).sum())
             for wanted, part in enumerate(parts):
                 part.append(rows.filter(pa.array((role == wanted) & (is_seen | (wanted != TRAIN)))))
-        train, validation, calibration = (as_table(pa.concat_tables(part)) for part in parts)
+        train, validation, calibration = (table_of(pa.concat_tables(part)) for part in parts)
         return Gathered(train, validation, calibration, count)
 
 
@@ -216,7 +216,7 @@ class ParquetFeed:
         """A piece's training rows."""
         role, _ = self.source.draws(piece)
         with placed(piece):
-            array = self.spec.rows(self.spec.array(as_table(rows)))
+            array = self.spec.rows(self.spec.array(table_of(rows)))
         return torch.from_numpy(self.spec.encode(array[role == TRAIN]))
 
     def state(self) -> dict[str, Any]:
@@ -242,14 +242,7 @@ def placed(piece: Piece) -> Iterator[None]:
     """Let what is wrong with a row name its file, and its number there."""
     try:
         yield
-    except RowError as error:
-        raise DataError(f"{piece.file.path}: {error.after(piece.cut.first)}") from None
-    except InputError as error:
-        fault = error.faults[0] if error.faults else None
-        where = "" if fault is None else f"row {piece.cut.first + (fault.row or 0)}, column {fault.column!r}: "
-        raise DataError(f"{piece.file.path}: {where}{fault.message if fault else error}") from None
-
-
-def as_table(rows: pa.Table) -> Table:
-    """Arrow's columns as the trainer has them."""
-    return Table(tuple(rows.column_names), tuple(arrow_cells(column) for column in rows.columns))
+    except (DataError, InputError) as error:
+        problem = first_fault(error) if isinstance(error, InputError) else error
+        where = problem.after(piece.cut.first) if isinstance(problem, RowError) else problem
+        raise DataError(f"{piece.file.path}: {where}") from None

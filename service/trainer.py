@@ -245,13 +245,9 @@ def train_table(
     table.check_range()
     parts = Split.all_of(np.arange(len(table)), recipe)
     check_sizes(parts, recipe)
-    kinds = schema or infer(table)
-    transform = Mixed(columns=learn(kinds, table.select(fitted_rows(parts))))
-    on_schema(kinds, table)
-    spec = spec_of(transform)
+    spec, architecture = mixed_input(table, table.select(fitted_rows(parts)), recipe, schema, on_schema)
     rows = spec.array(table)
     splits = [split.map(lambda chosen: rows[chosen]) for split in parts]
-    architecture = table_architecture(transform, recipe)
     return fit_and_publish(
         store, name, splits, spec, architecture, recipe, on_epoch, description, table.digest(), checkpoints
     )
@@ -281,10 +277,7 @@ def train_stream(
         raise DataError(f"{len(source.pieces)} pieces of rows cannot be shared by {recipe.processes} processes")
     found = source.gathered(is_plain=recipe.likelihood is not None)
     if recipe.likelihood is None:
-        kinds = schema or infer(found.sample)
-        transform = Mixed(columns=learn(kinds, found.sample))
-        on_schema(kinds, found.sample)
-        spec, architecture = spec_of(transform), table_architecture(transform, recipe)
+        spec, architecture = mixed_input(found.sample, found.sample, recipe, schema, on_schema)
     else:
         spec, likelihood = input_of(Rows(found.sample.numbers(), found.sample.names), recipe)
         architecture = architecture_of(spec.features, likelihood, recipe)
@@ -297,10 +290,20 @@ def train_stream(
     )
 
 
-def spec_of(transform: Mixed) -> InputSpec:
-    """The input of a table of mixed columns."""
+def mixed_input(
+    table: Table,
+    fitted: Table,
+    recipe: Recipe,
+    schema: Schema | None,
+    on_schema: Callable[[Schema, Table], None],
+) -> tuple[InputSpec, Architecture]:
+    """What mixed columns mean, of kinds given or inferred from the table and learnt from its `fitted` rows; the network."""
+    kinds = schema or infer(table)
+    transform = Mixed(columns=learn(kinds, fitted))
+    on_schema(kinds, table)
     names = tuple(column.name for column in transform.columns)
-    return InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
+    spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
+    return spec, table_architecture(transform, recipe)
 
 
 def train_on_splits(

@@ -46,8 +46,7 @@ class Watch:
         """Count rows, and bet on the complete ones; whether the martingale speaks up just now."""
         # By the calibration's own band, whatever a request asked for.
         self.sides += np.bincount(scores.sides_of(scorer.band.percentiles) + 1, minlength=len(SIDES))
-        bins = np.minimum((scores.p_value * BINS).astype(int), BINS - 1)
-        self.p_values += np.bincount(bins, minlength=BINS)
+        self.p_values += p_value_counts(scores.p_value, BINS)
         complete = (scores.missing == 0) & (scores.band.folds == 1)
         return self.bet(scores.log_likelihood[complete], uniforms[complete], level)
 
@@ -125,3 +124,8 @@ class Watch:
             alarm_row or None,
             float(arrays["peak"]),
         )
+
+
+def p_value_counts(p_values: np.ndarray, bins: int) -> np.ndarray:
+    """How many p-values are in each of equal bins from 0 to 1: shape (bins,)."""
+    return np.bincount(np.minimum((p_values * bins).astype(int), bins - 1), minlength=bins)

@@ -118,11 +118,17 @@ def read_npz(path: Path, key: str | None) -> np.ndarray:
         if unpacked > MAX_UNPACKED:
             raise DataError(f"{path}: unpacks to {unpacked / GIB:.0f} GiB, expected at most {MAX_UNPACKED // GIB}")
         names = list(arrays)
-        if key is None:
-            key = names[0] if len(names) == 1 else next((name for name in NPZ_KEYS if name in names), None)
-        if key is None or key not in names:
+        chosen = chosen_array(names, key)
+        if chosen is None:
             raise DataError(f"{path}: choose an array with --key: {', '.join(names)}")
-        return np.asarray(arrays[key])
+        return np.asarray(arrays[chosen])
+
+
+def chosen_array(names: Sequence[str], key: str | None) -> str | None:
+    """Which array of an npz file is meant: the one that is named, or the only one, or one of a usual name; or none."""
+    if key is not None:
+        return key if key in names else None
+    return names[0] if len(names) == 1 else next((name for name in NPZ_KEYS if name in names), None)
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -115,8 +115,12 @@ def parquet_table(path: Path, columns: Sequence[str] | None) -> Table:
         raise DataError(f"{path}: reading Parquet needs the extra: pip install 'vouch[parquet]'") from error
     file = pq.ParquetFile(path)
     chosen = chosen_columns(str(path), file.schema_arrow.names, columns)
-    table = file.read(columns=chosen)
-    return Table(tuple(chosen), tuple(arrow_cells(table.column(name)) for name in chosen))
+    return table_of(file.read(columns=chosen).select(chosen))
+
+
+def table_of(rows: Any) -> Table:
+    """Arrow's columns as a table."""
+    return Table(tuple(rows.column_names), tuple(map(arrow_cells, rows.columns)))
 
 
 def arrow_cells(values: Any) -> np.ndarray:

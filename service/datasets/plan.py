@@ -32,22 +32,6 @@ Write = Literal["split", "verdicts"]
 OnBadFile = Literal["stop", "skip"]
 
 
-def write_name(text: str) -> Write:
-    """One of the ways to write rows."""
-    match text:
-        case "split" | "verdicts":
-            return text
-    raise DataError("--write: expected split or verdicts")
-
-
-def on_bad_file_name(text: str) -> OnBadFile:
-    """What to do with a bad file."""
-    match text:
-        case "stop" | "skip":
-            return text
-    raise DataError("--on-bad-file: expected stop or skip")
-
-
 class Options(Frozen):
     """What a run's results depend on beside the data."""
 
@@ -120,11 +104,6 @@ class Shard:
     def scores(self) -> str:
         """The file of its scores."""
         return f"scores/{self.part.removesuffix('.parquet')}.parquet"
-
-    @property
-    def place(self) -> str:
-        """Where its rows are, in words."""
-        return f"{self.file.path}: rows {self.cut.first:,} to {self.cut.first + max(1, self.cut.rows) - 1:,}"
 
 
 class Plan(Frozen):
@@ -215,7 +194,7 @@ def agreed(
     with locked(out):
         names = out.names()
         if PLAN not in names:
-            if names - {LOCK} and not all(name.startswith(".vouch/") for name in names):
+            if not all(name.startswith(".vouch/") for name in names):
                 raise DataError(f"{out.root}: is not empty and holds no run of `vouch filter`: choose another folder")
             plan = planned(files, options, spec, on_bad_file)
             if not plan.rows and all(file.bad is None for file in plan.files):

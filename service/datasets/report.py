@@ -16,7 +16,7 @@ from service.datasets.plan import Plan, Shard
 from service.scorer import Scorer
 from service.validity.band import SIDES
 from service.validity.conformal import RejectionLimit, too_few_warning
-from service.watch import Watch
+from service.watch import Watch, p_value_counts
 
 BINS, P_VALUE_BINS, STRANGEST = 50, 20, 10
 DRIFT_LEVEL = 0.01  # with what probability valid rows are said to drift
@@ -135,9 +135,7 @@ class Tally:
         sides = Counter(scores.column("side").to_pylist())
         self.sides += np.array([sides[side] for side in SIDES])
         self.counts += histogram(log_likelihood, self.edges)
-        self.p_values += np.bincount(
-            np.minimum((p_value * P_VALUE_BINS).astype(int), P_VALUE_BINS - 1), minlength=P_VALUE_BINS
-        )
+        self.p_values += p_value_counts(p_value, P_VALUE_BINS)
         if self.plan.options.explain:
             self.blamed.update(scores.column("blamed_1_column").filter(pa.array(invalid)).drop_null().to_pylist())
         self.look_for_strange(shard, scores, log_likelihood, p_value)

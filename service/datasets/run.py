@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet as pq
 
 from service.datasets.local import Engine, InThisProcess, Job, Processes
 from service.datasets.plan import OnBadFile, Options, Plan, Shard, agreed
 from service.datasets.report import NotDone, Report, Tally, as_html
-from service.datasets.shards import Done, OnBatch, Worker, done_of, row_files
+from service.datasets.shards import Done, OnBatch, Worker, done_of, row_files, scores_of
 from service.errors import DataError
 from service.files.forms import FORMS, Npy, Npz
 from service.files.places import TEMPORARY, OutFolder, found
 from service.scorer import Scorer
 from service.settings import cpu_quota, read_settings
 from service.shelf import is_url
-from service.validity.conformal import RejectionLimit
+from service.validity.conformal import RejectionLimit, check_share
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Run:
             return False
         column = self.plan.options.judging.p_value_column
         try:
-            scores = self.scores(shard, [column, "discovery"])
+            scores = scores_of(shard, self.out, [column, "discovery"])
         except (pa.ArrowInvalid, KeyError):
             return False
         if "discovery" not in scores.column_names:
@@ -100,7 +98,7 @@ class Run:
         options, column = self.plan.options, self.plan.options.judging.p_value_column
         values, counts = np.zeros(0), np.zeros(0, dtype=np.int64)
         for shard in shards:
-            found_here = self.scores(shard, [column]).column(column).to_numpy()
+            found_here = scores_of(shard, self.out, [column]).column(column).to_numpy()
             values, counts = merged(values, counts, *np.unique(found_here, return_counts=True))
         known = self.scorer.rule().rows if options.combined else self.scorer.band.rows
         assert options.fdr is not None
@@ -110,12 +108,8 @@ class Run:
         """Go through all scores, in their order."""
         tally = Tally(self.scorer, self.plan, limit)
         for shard in shards:
-            tally.add(shard, self.scores(shard))
+            tally.add(shard, scores_of(shard, self.out))
         return tally.report(not_done)
-
-    def scores(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
-        """A shard's scores."""
-        return pq.read_table(io.BytesIO(self.out.read(shard.scores)), columns=columns)
 
     def not_done(self, done: Sequence[Done | None]) -> list[NotDone]:
         """What has no results: whole files, and shards."""
@@ -174,7 +168,7 @@ def check(options: Options, scorer: Scorer) -> None:
         scorer.sketch()
     if options.fdr is not None:
         scorer.calibration.check_has_no_folds()
-        RejectionLimit.of(np.zeros(0), np.zeros(0, dtype=int), options.fdr, "low", scorer.band.rows)
+        check_share("false discovery rate", options.fdr)
 
 
 def merged(

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from service.data.columns import Table
-from service.data.schema import InputSpec, Mixed
-from service.data.tables import arrow_cells
-from service.errors import DataError, InputError, RowError
+from service.data.schema import InputSpec
+from service.data.tables import table_of
+from service.errors import DataError, InputError, RowError, first_fault
 from service.files.form import is_list, readable
 from service.scorer import ExplainedScores, Scorer, Scores
 from service.tabular import BLAMED_COLUMNS, SCORE_COLUMNS, blamed_columns, cells_of
@@ -104,11 +103,7 @@ def rows_of(spec: InputSpec, table: pa.Table) -> np.ndarray:
     try:
         return spec.rows(array)
     except InputError as error:
-        if not error.faults:
-            raise DataError(str(error)) from None
-        fault = error.faults[0]
-        assert fault.row is not None
-        raise RowError(fault.row, f"{fault.message}, expected {fault.expected}", fault.column) from None
+        raise first_fault(error) from None
 
 
 def array_of_columns(spec: InputSpec, table: pa.Table) -> np.ndarray:
@@ -120,12 +115,7 @@ def array_of_columns(spec: InputSpec, table: pa.Table) -> np.ndarray:
     twice = [name for name in names if table.column_names.count(name) > 1]
     if twice:
         raise DataError(f"has two columns {twice[0]!r}")
-    cells = Table(names, tuple(arrow_cells(table.column(name)) for name in names))
-    if not len(cells):
-        return np.zeros((0, spec.features))
-    if not isinstance(spec.transform, Mixed):
-        return cells.numbers()
-    return spec.array(cells)
+    return spec.array(table_of(table.select(names)))
 
 
 def array_of_lists(spec: InputSpec, column: pa.ChunkedArray) -> np.ndarray:

@@ -113,7 +113,7 @@ class Worker:
 
     def split_rows(self, shard: Shard, raw: pa.Table, limit: RejectionLimit) -> None:
         """The same of raw rows that are read already."""
-        scores = pq.read_table(io.BytesIO(self.out.read(shard.scores)))
+        scores = scores_of(shard, self.out)
         chosen = limit.chosen(scores.column(self.options.judging.p_value_column).to_numpy())
         if "discovery" in scores.column_names:
             scores = scores.drop_columns("discovery")
@@ -169,6 +169,11 @@ def done_of(shard: Shard, options: Options, out: OutFolder, names: set[str]) -> 
         return None
     there = done.bad is not None or names.issuperset(results(shard, options))
     return done if done.key == shard.key and there else None
+
+
+def scores_of(shard: Shard, out: OutFolder, columns: list[str] | None = None) -> pa.Table:
+    """A shard's scores, all columns or some."""
+    return pq.read_table(io.BytesIO(out.read(shard.scores)), columns=columns)
 
 
 def as_parquet(table: pa.Table) -> bytes:

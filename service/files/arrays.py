@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from service.data.columns import Frozen
-from service.data.readers import NPZ_KEYS
+from service.data.readers import chosen_array
 from service.data.schema import InputSpec
 from service.errors import DataError
 from service.files.form import VECTOR, Cut, Reader, Survey, Wanted, readable
@@ -49,7 +49,19 @@ class Heads(Frozen):
     is_compressed: bool = False
 
 
-class Npy:
+class Arrays:
+    """What both forms share: the array that is scored, and that none has columns of other types."""
+
+    def cells(self, raw: pa.Table, header: str, spec: InputSpec) -> pa.Table:
+        """A column of lists."""
+        return vectors(raw, Heads.model_validate_json(header))
+
+    def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
+        """An array has no columns of other types."""
+        raise DataError("arrays have no columns for verdicts: scores/ has them, in the rows' order")
+
+
+class Npy(Arrays):
     """One array."""
 
     def survey(self, file: InputFile, wanted: Wanted) -> Survey:
@@ -67,10 +79,6 @@ class Npy:
         """Reads any part."""
         return NpyReader(file, Heads.model_validate_json(header))
 
-    def cells(self, raw: pa.Table, header: str, spec: InputSpec) -> pa.Table:
-        """A column of lists."""
-        return vectors(raw, Heads.model_validate_json(header))
-
     def write(self, raw: pa.Table, header: str) -> bytes:
         """An array of the same type."""
         (head,) = Heads.model_validate_json(header).arrays
@@ -78,20 +86,16 @@ class Npy:
         np.save(sink, head.array(raw.column(VECTOR)), allow_pickle=False)
         return sink.getvalue()
 
-    def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
-        """An array has no columns of other types."""
-        raise no_columns()
 
-
-class Npz:
+class Npz(Arrays):
     """Several arrays: that which is scored, and those of as many rows, such as labels, which go with it."""
 
     def survey(self, file: InputFile, wanted: Wanted) -> Survey:
         """By the arrays' headers."""
         with readable("the file"), file.open() as source, zipfile.ZipFile(source) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            key = wanted.key or (names[0] if len(names) == 1 else next((one for one in NPZ_KEYS if one in names), None))
-            if key not in names:
+            key = chosen_array(names, wanted.key)
+            if key is None:
                 raise DataError(f"choose an array with --key: {', '.join(names)}")
             found = {}
             for name in sorted(names, key=lambda name: name != key):
@@ -111,10 +115,6 @@ class Npz:
         """Unpacks forward."""
         return NpzReader(file, Heads.model_validate_json(header))
 
-    def cells(self, raw: pa.Table, header: str, spec: InputSpec) -> pa.Table:
-        """A column of lists."""
-        return vectors(raw, Heads.model_validate_json(header))
-
     def write(self, raw: pa.Table, header: str) -> bytes:
         """The same arrays, packed as they were."""
         heads = Heads.model_validate_json(header)
@@ -122,10 +122,6 @@ class Npz:
         sink = io.BytesIO()
         (np.savez_compressed if heads.is_compressed else np.savez)(sink, allow_pickle=False, **arrays)
         return sink.getvalue()
-
-    def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
-        """An array has no columns of other types."""
-        raise no_columns()
 
 
 @dataclass
@@ -266,8 +262,3 @@ def read_exactly(source: IO[bytes], size: int) -> bytes:
     if len(content) != size:
         raise DataError("the file ends in the middle of an array")
     return content
-
-
-def no_columns() -> DataError:
-    """Why verdicts cannot stand beside arrays."""
-    return DataError("arrays have no columns for verdicts: scores/ has them, in the rows' order")

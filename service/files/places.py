@@ -140,12 +140,11 @@ class OutFolder:
         """A name's path."""
         return f"{self.path}/{name}"
 
-    def names(self, folder: str = "") -> set[str]:
-        """The names of all files, or of those in a folder."""
+    def names(self) -> set[str]:
+        """The names of all files."""
         with as_os_error():
             self.files.invalidate_cache()
-            start = self.at(folder) if folder else self.path
-            listed = self.files.find(start) if self.files.isdir(start) else []
+            listed = self.files.find(self.path) if self.files.isdir(self.path) else []
             return {path.removeprefix(self.path).lstrip("/") for path in listed}
 
     def read(self, name: str) -> bytes:

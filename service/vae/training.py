@@ -304,7 +304,6 @@ class Run:
         """Whether the minutes are spent, by the first one's clock."""
         return self.options.minutes is not None and self.team.first(lambda: [self.clock.is_over()])[0] > 0
 
-    @torch.no_grad()
     def judged(self, validation: Tensor) -> Bound:
         """What the averaged weights make of the validation rows, which the first one looks at."""
         options = self.options
