@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: serve test format lint types tests fuzz loadtest evaluate bench estimator density adbench cells verdicts filter bundled pictures docs sbom audit fresh image-test clean
+.PHONY: serve test format lint types tests fuzz loadtest evaluate bench estimator density adbench cells verdicts filter freeze bundled pictures docs sbom audit fresh image-test clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/vouch serve
@@ -64,6 +64,9 @@ verdicts: $(VENV)/test.done  ## half an hour: what verdicts promise and what the
 filter: $(VENV)/test.done    ## an hour: whole data sets, beside the bare Scorer, by Ray, killed, and what --fdr holds
 	for part in speed workers kills fdr; do $(BIN)/python benchmarks/filter.py --part $$part || exit 1; done
 	$(BIN)/python benchmarks/data_parallel.py --data $(DATA)
+
+freeze: $(VENV)/test.done    ## record anew what tests/test_frozen.py compares with: only after a deliberate change
+	$(BIN)/python scripts/freeze.py
 
 bundled: $(VENV)/test.done   ## train the bundled models anew, as new versions
 	$(BIN)/python scripts/train_bundled.py mnist mnist-2d adult --data $(DATA)
