@@ -32,11 +32,11 @@ from sklearn.impute import IterativeImputer
 from sklearn.metrics import average_precision_score
 
 from service.data.columns import CategoryColumn
-from service.data.tables import read_table
-from service.scorer import ExplainedScores, Scorer, load_scorer
-from service.store import Store
-from service.trainer import TABLE_FIT, Recipe, train_table
-from service.validity.columns import ColumnSketch
+from service.files.tables import read_table
+from service.scoring.scorer import ExplainedScores, Scorer, load_scorer
+from service.store.store import Store
+from service.training.train import TABLE_FIT, Recipe, train_table
+from service.validity.column_ranks import ColumnSketch
 
 TABLES = {"adult": "mixed/adult.csv", "wine": "mixed/wine_quality.csv"}
 SPOILT_SHARE, HIDDEN_SHARE = 0.05, 0.3

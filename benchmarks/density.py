@@ -17,13 +17,13 @@ import numpy as np
 import torch
 import typer
 
-from service.cli import epoch_bar, fail_in_one_line
-from service.data.readers import Rows, read
-from service.density import codebook
+from service.cli.main import epoch_bar, fail_in_one_line
+from service.density import starts
 from service.density.estimator import Estimator
-from service.trainer import Recipe, architecture_of, augmentation_of, input_of, network_rows
+from service.files.readers import Rows, read
+from service.training.fit import FitOptions, fit
+from service.training.train import Recipe, architecture_of, augmentation_of, input_of, network_rows
 from service.vae.network import VAE
-from service.vae.training import FitOptions, fit
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RECIPE = Recipe(
@@ -61,7 +61,7 @@ def main(
     )
     start = time.monotonic()
     x = spec.encode(spec.rows(rows["x_test"]))
-    codes = codebook.build(vae.eval().requires_grad_(False), validation.numpy()[:2000])
+    codes = starts.build(vae.eval().requires_grad_(False), validation.numpy()[:2000])
     fixed = Estimator("fast", first_samples=num_samples, max_samples=num_samples)
     estimates = fixed.estimate(vae, codes, x)
     log_likelihood = estimates.log_likelihood

@@ -31,17 +31,17 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 from evaluate import compare_verdicts, fixed, grid_log_likelihood, model_estimates, percent
 from mnist import DATA, Mnist
 
-from service.cli import fail_in_one_line
-from service.data.readers import read
+from service.cli.main import fail_in_one_line
 from service.density.annealing import annealed_log_weights
 from service.density.estimator import Estimates, Estimator, differentiable_log_joint, one_thread
 from service.density.importance import log_likelihood
 from service.density.laplace import Sites, mode_at, quasi_newton
 from service.density.proposals import Diagonal
 from service.density.quasirandom import Points
-from service.model import Model
-from service.scorer import Scorer, load_scorer
-from service.store import Store
+from service.files.readers import read
+from service.scoring.model import Model
+from service.scoring.scorer import Scorer, load_scorer
+from service.store.store import Store
 from service.vae.conditional import conditional
 from service.vae.network import DiagonalNormal
 from train_audited import STORE, audited_name, load_audited, train_missing

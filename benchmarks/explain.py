@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from service import load
-from service.data.tables import read_table
+from service.files.tables import read_table
 
 BATCHES, ROWS, EXPLAIN = 6, 64, 5
 

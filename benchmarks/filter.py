@@ -33,13 +33,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from service.data.readers import Rows
 from service.datasets.plan import Options
 from service.datasets.run import Run, engine_of
-from service.scorer import load_scorer
-from service.store import Store
-from service.trainer import Recipe, train
-from service.vae.training import FitOptions
+from service.files.readers import Rows
+from service.scoring.scorer import load_scorer
+from service.store.store import Store
+from service.training.fit import FitOptions
+from service.training.train import Recipe, train
 
 COLUMNS, FACTORS = 30, 6
 NAMES = tuple(f"c{at}" for at in range(COLUMNS))

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from service.data.columns import Table as Rows
-from service.data.tables import read_table
-from service.scorer import load_scorer
-from service.store import Store
-from service.trainer import TABLE_FIT, Recipe, train_table
+from service.files.tables import read_table
+from service.scoring.scorer import load_scorer
+from service.store.store import Store
+from service.training.train import TABLE_FIT, Recipe, train_table
 from service.validity.band import Band, percentiles_of
 from service.validity.conformal import Tail
 

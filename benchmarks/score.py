@@ -21,7 +21,7 @@ from service.density.estimator import Tiling, WeightedDraws
 from service.density.importance import log_weights
 from service.density.proposals import Diagonal
 from service.density.quasirandom import row_points
-from service.scorer import Scorer
+from service.scoring.scorer import Scorer
 
 SAMPLES = 1024
 

@@ -22,11 +22,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from mnist import DATA, Mnist, load_mnist
 
-from service.cli import epoch_bar, fail_in_one_line, print_report
-from service.data.readers import Rows
-from service.store import Store
-from service.trainer import Recipe, Split, train_on_splits
-from service.vae.training import FitOptions
+from service.cli.main import epoch_bar, fail_in_one_line, print_report
+from service.files.readers import Rows
+from service.store.store import Store
+from service.training.fit import FitOptions
+from service.training.train import Recipe, Split, train_on_splits
 
 STORE = Path("build/audited")
 CALIBRATION = 3000  # rows to calibrate on

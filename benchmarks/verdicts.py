@@ -29,21 +29,21 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from service import load
-from service.data.readers import read
-from service.data.tables import read_table
 from service.density.estimator import worker_pool
 from service.detector import VAEDetector
 from service.errors import CalibrationError
-from service.evaluation import RATES, evaluated
-from service.evidence import Witnesses, weights_of
-from service.model import Model
+from service.files.readers import read
+from service.files.tables import read_table
+from service.scoring.evaluation import RATES, evaluated
+from service.scoring.model import Model
+from service.scoring.statistics import Witnesses, weights_of
 from service.settings import cpu_quota
-from service.store import Store
-from service.trainer import Recipe, Split, train
-from service.vae.training import FitOptions
+from service.store.store import Store
+from service.training.fit import FitOptions
+from service.training.train import Recipe, Split, train
 from service.validity.band import exact, rank
+from service.validity.combination import Combination
 from service.validity.conformal import Discoveries, Places
-from service.validity.evidence import Combination
 from service.validity.martingale import Martingale, Ranks, log_limit
 
 CLOTHES = Path("build/clothes")

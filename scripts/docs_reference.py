@@ -9,7 +9,7 @@ from typing import Any
 import mkdocs_gen_files
 import typer
 
-from service.cli import app
+from service.cli.main import app
 from service.settings import Settings
 from service.web.app import create_app
 
@@ -17,9 +17,9 @@ RESULTS = Path("benchmarks/RESULTS.md")
 PYTHON = {
     "A scorer in memory": [
         "service.load",
-        "service.scorer.Scorer",
-        "service.scorer.Scores",
-        "service.scorer.ExplainedScores",
+        "service.scoring.scorer.Scorer",
+        "service.scoring.scorer.Scores",
+        "service.scoring.scorer.ExplainedScores",
     ],
     "Whole data sets": ["service.datasets.scored.score_table", "service.datasets.scored.Judging"],
     "A client of the service": ["service.client.Client", "service.client.AsyncClient", "service.client.Verdicts"],

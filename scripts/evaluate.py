@@ -24,12 +24,12 @@ from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
 from service import load
-from service.cli import fail_in_one_line
-from service.data.readers import read
+from service.cli.main import fail_in_one_line
 from service.density.estimator import Estimates, Estimator, SearchName, worker_pool
 from service.density.search import EVERY_AXIS
-from service.model import Model
-from service.scorer import Scorer, Scores
+from service.files.readers import read
+from service.scoring.model import Model
+from service.scoring.scorer import Scorer, Scores
 
 GRID_POINTS, GRID_REACH = 900, 5.0
 

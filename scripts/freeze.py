@@ -21,13 +21,13 @@ import numpy as np
 import torch
 import typer
 
-from service.cli import app
-from service.data.tables import read_table
-from service.scorer import Scorer, load_scorer
+from service.cli.main import app
+from service.files.tables import read_table
+from service.scoring.scorer import Scorer, load_scorer
+from service.serving.metrics import Metrics
 from service.settings import Settings
-from service.store import Store
+from service.store.store import Store
 from service.web.app import create_app
-from service.web.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "model_store"

@@ -14,9 +14,9 @@ import numpy as np
 import typer
 from mnist import DATA, load_mnist
 
-from service.cli import fail_in_one_line
-from service.data.images import png
-from service.data.readers import read
+from service.cli.main import fail_in_one_line
+from service.files.images import png
+from service.files.readers import read
 
 EXAMPLES = Path("examples")
 

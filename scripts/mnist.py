@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.data.readers import read
+from service.files.readers import read
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CALIBRATION, AUDIT, PILOT, VALIDATION = 10_000, 5_000, 5_000, 1_000

@@ -16,11 +16,11 @@ import typer
 from mnist import DATA
 
 from service import load
-from service.cli import drawn_rules, fail_in_one_line
-from service.data.images import grid, png, read_image
-from service.data.readers import read
-from service.evaluation import evaluated
-from service.scorer import Scorer
+from service.cli.main import drawn_rules, fail_in_one_line
+from service.files.images import grid, png, read_image
+from service.files.readers import read
+from service.scoring.evaluation import evaluated
+from service.scoring.scorer import Scorer
 from service.validity.martingale import Martingale, Ranks, log_limit
 
 EXAMPLES = Path("examples")

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import fail_in_one_line
+from service.cli.main import fail_in_one_line
 from service.errors import DataError
 from service.settings import Settings
 

@@ -17,13 +17,13 @@ import torch
 import typer
 from mnist import DATA, load_mnist
 
-from service.cli import epoch_bar, fail_in_one_line, print_report
-from service.data.readers import Rows
-from service.data.tables import read_table
+from service.cli.main import epoch_bar, fail_in_one_line, print_report
 from service.errors import DataError
-from service.store import Published, Reference, Store
-from service.trainer import TABLE_FIT, Recipe, Split, recalibrate_on, train_on_splits, train_table
-from service.vae.training import FitOptions
+from service.files.readers import Rows
+from service.files.tables import read_table
+from service.store.store import Published, Reference, Store
+from service.training.fit import FitOptions
+from service.training.train import TABLE_FIT, Recipe, Split, recalibrate_on, train_on_splits, train_table
 
 TABLES = {
     "adult": (

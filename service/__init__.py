@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from service.scorer import Scorer
+    from service.scoring.scorer import Scorer
 
 try:
     __version__ = version("vouch")
@@ -31,7 +31,7 @@ def load(
         ModelNotFoundError: the store has no such model.
         DamagedModelError: a file of it is missing, cut short or altered.
     """
-    from service.scorer import load_scorer  # here, so that `import service` stays instant
-    from service.store import Store
+    from service.scoring.scorer import load_scorer  # here, so that `import service` stays instant
+    from service.store.store import Store
 
     return load_scorer(Store(store), name, device, threads)

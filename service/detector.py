@@ -32,19 +32,19 @@ from service.data.columns import (
     learn,
     plain_number,
 )
-from service.data.schema import InputSpec, Mixed
-from service.density import codebook
+from service.data.inputs import InputSpec, Mixed
+from service.density import starts
 from service.density.estimator import SETTINGS, Estimator, SettingName, worker_pool
 from service.errors import DataError, VouchError
-from service.evidence import Known, weights_of
-from service.model import Member, Model, known_rows
+from service.scoring.model import Member, Model, known_rows
+from service.scoring.statistics import Known, weights_of
 from service.settings import cpu_quota
-from service.trainer import TABLE_FIT, PriorName, Recipe, Split, fitted, table_architecture
-from service.vae.columns import Real
+from service.training.fit import FitOptions
+from service.training.train import TABLE_FIT, PriorName, Recipe, Split, fitted, table_architecture
+from service.vae.mixed import Real
 from service.vae.network import Architecture
-from service.vae.training import FitOptions
 from service.validity.band import rank
-from service.validity.evidence import Combination
+from service.validity.combination import Combination
 
 USUAL_FALSE_ALARM = 5  # per cent of held-out rows that are refused where contamination is "auto"
 MIN_ROWS = 2
@@ -55,7 +55,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
     """Outliers are rows of low log p(x) under a variational autoencoder of the rows that it was fitted to.
 
     NaN and None are missing cells. Scores are importance-sampled estimates of log p(x) of the cells that are there, in
-    nats; or, with the rule `combined`, how little all evidence together (`service.evidence`) speaks against a row.
+    nats; or, with the rule `combined`, how far all statistics together (`service.scoring.statistics`) speak for a row.
 
     Parameters:
         columns: `plain`: numbers are standardised and have normal likelihoods, text is a category; `inferred`: columns are
@@ -175,7 +175,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             split = Split(train=rows[order[held:]], validation=rows[order[:held]], calibration=rows[:0])
             (vae,), report, _ = fitted(spec, [split], architecture, recipe)
             architecture = vae.architecture
-            members.append(Member(vae, codebook.build(vae, spec.encode(split.validation))))
+            members.append(Member(vae, starts.build(vae, spec.encode(split.validation))))
             bounds.append(report.validation.bound)
             alone = Model(vae, spec, Estimator.of(self.estimator), members[-1].codebook)
             if self.rule == "log_likelihood":

@@ -18,13 +18,13 @@ import torch
 from sklearn.datasets import load_digits, load_wine
 from sklearn.decomposition import FactorAnalysis
 
-from service.data.readers import Rows
 from service.density.estimator import Estimator
-from service.scorer import load_scorer
-from service.store import Store
-from service.trainer import Recipe, train
+from service.files.readers import Rows
+from service.scoring.scorer import load_scorer
+from service.store.store import Store
+from service.training.fit import FitOptions
+from service.training.train import Recipe, train
 from service.vae.network import VAE, Architecture
-from service.vae.training import FitOptions
 
 REPOSITORY = Path(__file__).parents[1]
 torch.set_num_threads(1)  # more would wait for each other on a machine that is busy

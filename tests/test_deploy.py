@@ -9,9 +9,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.scorer import Scores
+from service.scoring.scorer import Scores
+from service.serving.metrics import Metrics
 from service.settings import Settings
-from service.web.metrics import Metrics
 from service.web.observe import REASONS
 from tests.conftest import REPOSITORY, digits
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from service.store import Store
+from service.store.store import Store
 from tests.conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))

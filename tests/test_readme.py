@@ -89,7 +89,7 @@ def test_the_examples_are_judged_as_the_readme_says(bundled):
 
 
 def test_the_shipped_rows_are_the_shipped_images():
-    from service.data.images import read_image
+    from service.files.images import read_image
 
     digits = np.load(REPOSITORY / "examples" / "digits.npy")
     first = read_image((REPOSITORY / "examples" / "valid" / "digit-0.png").read_bytes()).pixels

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from service.cli import app
-from service.data.tables import read_table
+from service.cli.main import app
 from service.density.estimator import Estimator
-from service.scorer import load_scorer
-from service.store import Store
-from service.trainer import Recipe, train_table
-from service.vae.training import FitOptions
+from service.files.tables import read_table
+from service.scoring.scorer import load_scorer
+from service.store.store import Store
+from service.training.fit import FitOptions
+from service.training.train import Recipe, train_table
 from tests.test_tables import made
 
 QUICK = ["--epochs", "3", "--hidden", "16", "--estimator", "fast", "--prior", "normal", "--calibration-share", "0.3"]

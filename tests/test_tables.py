@@ -6,13 +6,13 @@ import io
 import numpy as np
 import pytest
 
-from service.data.tables import read_table
 from service.density.estimator import Estimator
 from service.errors import DataError
-from service.scorer import load_scorer
-from service.store import Store
-from service.trainer import Recipe, train_table
-from service.vae.training import FitOptions
+from service.files.tables import read_table
+from service.scoring.scorer import load_scorer
+from service.store.store import Store
+from service.training.fit import FitOptions
+from service.training.train import Recipe, train_table
 from tests.conftest import running_service
 from tests.web.test_contract import check_problem, npy
 

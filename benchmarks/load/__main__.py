@@ -27,12 +27,12 @@ from load.overload import overload
 from load.servers import HERE
 from load.strangers import hang_up_with_work, strangers
 from load.stream import liveness, stream
-from service.data.readers import Rows
 from service.density.estimator import Estimator
+from service.files.readers import Rows
 from service.settings import cpu_quota
-from service.store import Store
-from service.trainer import Recipe, train
-from service.vae.training import FitOptions
+from service.store.store import Store
+from service.training.fit import FitOptions
+from service.training.train import Recipe, train
 
 RESULTS = HERE / "RESULTS.md"
 SMALL = "small"

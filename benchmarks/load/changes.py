@@ -21,7 +21,7 @@ from load.servers import HERE, Server, service, start_generator, write_requests
 from peers.peers import by_type
 from service.client import Client
 from service.errors import VouchError
-from service.store import Reference, Store
+from service.store.store import Reference, Store
 
 ANSWERED = "answered"
 SWAPS, PAUSE_S, KILLS, SCORING = 200, 0.1, 100, 4

@@ -9,8 +9,8 @@ import numpy as np
 from load.compare import scorer_alone
 from load.servers import generate, service, write_requests
 from peers.peers import Kind, by_type
-from service.scorer import load_scorer
-from service.store import Store
+from service.scoring.scorer import load_scorer
+from service.store.store import Store
 
 ROWS, CLIENTS = 64, 4
 TARGETS: dict[Kind, float] = {"binary": 0.9, "json": 0.75}

@@ -9,8 +9,8 @@ import numpy as np
 
 from load.servers import Server, generate, service, start_generator, write_requests
 from peers.peers import by_type
-from service.scorer import load_scorer
-from service.store import Store
+from service.scoring.scorer import load_scorer
+from service.store.store import Store
 
 ROWS = 8
 WAIT_S = 4.0  # the queue's promise: its bound over the measured rate

@@ -12,8 +12,8 @@ import numpy as np
 
 from load.servers import Server, connected, request_bytes, service
 from peers.peers import by_type
-from service.scorer import load_scorer
-from service.store import Store
+from service.scoring.scorer import load_scorer
+from service.store.store import Store
 
 CHUNK_ROWS = 500
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from service.scorer import Scorer, load_scorer
-from service.store import Store
+from service.scoring.scorer import Scorer, load_scorer
+from service.store.store import Store
 from service.validity.band import SIDES
 from service.web.answers import SCORE_DTYPE
 

@@ -22,10 +22,10 @@ import torch
 from service.datasets.plan import OnBadFile, Options, Shard
 from service.datasets.shards import OnBatch, Worker
 from service.errors import UnavailableError
-from service.files.places import OutFolder
-from service.processes import end_with_parent
-from service.scorer import Scorer, torch_device
-from service.store import Store
+from service.files.locations import OutFolder
+from service.scoring.scorer import Scorer, torch_device
+from service.store.store import Store
+from service.system.processes import end_with_parent
 from service.validity.conformal import RejectionLimit
 
 TOLD_EVERY_S = 0.25

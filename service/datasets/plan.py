@@ -19,11 +19,11 @@ from pydantic import ValidationError
 
 from service import __version__
 from service.data.columns import Frozen
-from service.data.schema import InputSpec
+from service.data.inputs import InputSpec
 from service.datasets.scored import Judging
 from service.errors import DataError
-from service.files.forms import FORMS, Cut, Form, Survey, Wanted
-from service.files.places import InputFile, OutFolder
+from service.files.formats.registry import FORMS, Cut, Form, Survey, Wanted
+from service.files.locations import InputFile, OutFolder
 
 PLAN, LOCK = ".vouch/run.json", ".vouch/lock"
 SHARD_CELLS, LEAST_ROWS, MOST_ROWS = 2**21, 2**10, 2**16  # of a shard, where nobody says how many rows

@@ -13,10 +13,10 @@ from jinja2 import Environment, FileSystemLoader
 
 from service.data.columns import Frozen
 from service.datasets.plan import Plan, Shard
-from service.scorer import Scorer
+from service.scoring.scorer import Scorer
+from service.serving.watch import Watch, p_value_counts
 from service.validity.band import SIDES
 from service.validity.conformal import RejectionLimit, too_few_warning
-from service.watch import Watch, p_value_counts
 
 BINS, P_VALUE_BINS, STRANGEST = 50, 20, 10
 DRIFT_LEVEL = 0.01  # with what probability valid rows are said to drift

@@ -14,11 +14,11 @@ from service.datasets.plan import OnBadFile, Options, Plan, Shard, agreed
 from service.datasets.report import NotDone, Report, Tally, as_html
 from service.datasets.shards import Done, OnBatch, Worker, done_of, row_files, scores_of
 from service.errors import DataError
-from service.files.forms import FORMS, Npy, Npz
-from service.files.places import TEMPORARY, OutFolder, found
-from service.scorer import Scorer
+from service.files.formats.registry import FORMS, Npy, Npz
+from service.files.locations import TEMPORARY, OutFolder, found
+from service.scoring.scorer import Scorer
 from service.settings import cpu_quota, read_settings
-from service.shelf import is_url
+from service.store.storage import is_url
 from service.validity.conformal import RejectionLimit, check_share
 
 

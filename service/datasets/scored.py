@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from service.data.schema import InputSpec
-from service.data.tables import table_of
+from service.data.inputs import InputSpec
 from service.errors import DataError, InputError, RowError, first_fault
-from service.files.form import is_list, readable
-from service.scorer import ExplainedScores, Scorer, Scores
-from service.tabular import BLAMED_COLUMNS, SCORE_COLUMNS, blamed_columns, cells_of
+from service.files.formats.base import is_list, readable
+from service.files.tables import table_of
+from service.scoring.scorer import ExplainedScores, Scorer, Scores
+from service.scoring.tables import BLAMED_COLUMNS, SCORE_COLUMNS, blamed_columns, cells_of
 from service.validity.band import Band, percentiles_of
 from service.validity.conformal import Tail
 

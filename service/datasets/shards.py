@@ -18,9 +18,9 @@ from service.data.columns import Frozen
 from service.datasets.plan import OnBadFile, Options, Shard
 from service.datasets.scored import score_table
 from service.errors import DataError, RowError
-from service.files.forms import Reader
-from service.files.places import OutFolder
-from service.scorer import Scorer
+from service.files.formats.registry import Reader
+from service.files.locations import OutFolder
+from service.scoring.scorer import Scorer
 from service.validity.conformal import RejectionLimit
 
 PREFIX = "vouch_"  # of the columns of verdicts, beside those of rows

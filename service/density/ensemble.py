@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.density.columns import ColumnEstimates
+from service.density.conditionals import ColumnEstimates
 from service.density.estimator import Estimates
 
 

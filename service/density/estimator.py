@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.density import codebook, importance
+from service.density import importance, starts
 from service.density.annealing import annealed_log_weights
-from service.density.codebook import Codebook, codebook_of
 from service.density.laplace import FEW_LATENTS, Sites
 from service.density.pareto import khat
 from service.density.proposals import BentNormal
 from service.density.quasirandom import REPLICATES, Points, row_generator, row_points
 from service.density.search import EVERY_AXIS, Effort, Found, Tiles, find
+from service.density.starts import Codebook, codebook_of
 from service.errors import CalibrationError
 from service.vae.conditional import Conditional, conditional
 from service.vae.network import VAE
@@ -227,11 +227,11 @@ class Estimator:
             return Effort(((33, 9), (8, 18), (3, 20)), int(few))
         if few:
             return Effort(((6, 2),), 1, START_WINDOW, self.probed_axes)
-        return Effort(((2 if latents <= codebook.MANY_LATENTS else 1, 6),), probed_axes=self.probed_axes)
+        return Effort(((2 if latents <= starts.MANY_LATENTS else 1, 6),), probed_axes=self.probed_axes)
 
     def codebook_evaluations(self, vae: VAE, codes: int) -> float:
         """What a row's look into the codebook costs, where it is taken."""
-        return codebook.evaluations(vae, codes) if self.effort(vae.architecture.latents).starts > 1 else 0.0
+        return starts.evaluations(vae, codes) if self.effort(vae.architecture.latents).starts > 1 else 0.0
 
     def typical_evaluations(self, vae: VAE, codes: int) -> int:
         """What a row costs, about, in decoder evaluations: the unit in which work is queued."""

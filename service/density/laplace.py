@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from service.density.proposals import BentNormal
-from service.vae.alike import by_matrix, mapped
 from service.vae.conditional import Conditional
 from service.vae.curvature import curvature, gradient
+from service.vae.determinism import by_matrix, mapped
 from service.vae.network import VAE
 
 NEWTON_SIZES = (1.0, 0.4)

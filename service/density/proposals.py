@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from service.density.quasirandom import Points, normal_quantile
-from service.vae.alike import by_matrix, in_vectors, mapped
+from service.vae.determinism import by_matrix, in_vectors, mapped
 from service.vae.likelihoods import LOG_2PI
 from service.vae.network import DiagonalNormal
 

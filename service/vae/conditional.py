@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from service.vae.alike import UNROLLED, in_vectors, is_alike, product
-from service.vae.columns import Cells, Columns
+from service.vae.determinism import UNROLLED, in_vectors, is_alike, product
 from service.vae.likelihoods import Bernoulli
+from service.vae.mixed import Cells, Columns
 from service.vae.network import MLP, VAE
 
 MAX_HALVINGS = 6  # a product of 2 ** 6 factors below 2 stays far inside float32

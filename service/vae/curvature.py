@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
-from service.vae.alike import product
+from service.vae.determinism import product
 from service.vae.network import MLP, VAE, Activated, Gated
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from service.vae.alike import gram, in_vectors
+from service.vae.determinism import gram, in_vectors
 
 LOG_2PI = math.log(2.0 * math.pi)
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from service.vae.alike import gram, in_vectors, is_alike, product
-from service.vae.columns import Column, Columns
+from service.vae.determinism import gram, in_vectors, is_alike, product
 from service.vae.likelihoods import LOG_2PI, Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
+from service.vae.mixed import Column, Columns
 from service.vae.prior import prior_of
 
 LikelihoodName = Literal["bernoulli", "gaussian", "discretized_logistic", "columns"]

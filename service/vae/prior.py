@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from service.vae.alike import in_vectors
+from service.vae.determinism import in_vectors
 from service.vae.likelihoods import LOG_2PI
 
 LOG_STDS = (-3.0, 2.0)  # of a component

@@ -14,7 +14,7 @@ import numpy as np
 
 from service.errors import CalibrationError
 from service.validity.conformal import Acceptance, Places, Tail, check_share
-from service.validity.folds import accepted_by_folds
+from service.validity.cross_conformal import accepted_by_folds
 
 Side = Literal["below", "inside", "above"]
 Verdict = Literal["valid", "invalid"]
@@ -32,7 +32,7 @@ class Band:
 
     Where the second is 100 there is no high end (`percentiles_of` a rate). Of the n + 1 places that a new row may take
     among the n `rows`, the first and the last few, `outside`, are not inside. By `folds`, more than one, it only says what
-    is usual: each row has a band of its own (`service.validity.folds`).
+    is usual: each row has a band of its own (`service.validity.cross_conformal`).
     """
 
     percentiles: tuple[float, float]

@@ -73,7 +73,7 @@ class Acceptance:
 
     Before the validation rows are known it is `expected`, with ties more. Those that there are make it some share that
     nobody can know, inside `interval` with probability CONFIDENCE (Vovk, 2012). Of a rule by folds that is open: `expected`
-    is what is usual, `proven` what it is at least (`service.validity.folds`).
+    is what is usual, `proven` what it is at least (`service.validity.cross_conformal`).
     """
 
     expected: float

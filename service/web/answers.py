@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 from starlette.responses import Response
 
-from service.data.images import grid, png
-from service.data.schema import InputSpec
+from service.data.inputs import InputSpec
 from service.errors import NotAcceptableError
-from service.scorer import CombinedRule, Encodings, ExplainedScores, Manifold, Reconstructions, Samples, Scores
-from service.tabular import blamed_columns, rows_csv, scores_csv
+from service.files.images import grid, png
+from service.scoring.scorer import CombinedRule, Encodings, ExplainedScores, Manifold, Reconstructions, Samples, Scores
+from service.scoring.tables import blamed_columns, rows_csv, scores_csv
 from service.validity.band import Band
 from service.validity.conformal import CONFIDENCE, Acceptance, Discoveries
 

@@ -19,20 +19,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import __version__
 from service.errors import AccessError, ModelError, UnavailableError, VouchError
-from service.scorer import torch_device
+from service.scoring.scorer import torch_device
+from service.serving.batching import InferenceThreads
+from service.serving.drift import DriftMonitor
+from service.serving.metrics import Metrics
+from service.serving.registry import Registry
+from service.serving.shadow import Shadow
 from service.settings import Settings
-from service.store import Store
+from service.store.store import Store
 from service.web import inference_protocol, routes, schemas
 from service.web.access import KeyRing
-from service.web.batching import InferenceThreads
 from service.web.context import Service
-from service.web.drift import DriftMonitor
 from service.web.examples import put_examples
-from service.web.metrics import Metrics
 from service.web.observe import Observe
 from service.web.problems import on_http_error, on_validation_error, on_vouch_error
-from service.web.registry import Registry
-from service.web.shadow import Shadow
 
 log = logging.getLogger("vouch")
 PROBES = ("/livez", "/readyz")

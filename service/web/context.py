@@ -15,20 +15,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from service.density.columns import KEPT_DRAWS
+from service.density.conditionals import KEPT_DRAWS
 from service.density.estimator import Tiling
-from service.density.evidence import BOUND_DRAWS, WITNESS_DRAWS
+from service.density.row_statistics import BOUND_DRAWS, WITNESS_DRAWS
 from service.errors import DeadlineError, InputError, MediaTypeError, OverloadedError, TooLargeError
-from service.scorer import Answer, Detail, Likelihoods, Scorer, Scores, joined, part
+from service.scoring.scorer import Answer, Detail, Likelihoods, Scorer, Scores, joined, part
+from service.serving.batching import Checkpoint, InferenceThreads, Task
+from service.serving.drift import DriftMonitor
+from service.serving.metrics import Metrics
+from service.serving.registry import Registry
+from service.serving.shadow import Shadow
 from service.settings import Settings
 from service.validity.conformal import Tail
 from service.web.access import KeyRing
 from service.web.answers import ModelId
-from service.web.batching import Checkpoint, InferenceThreads, Task
-from service.web.drift import DriftMonitor
-from service.web.metrics import Metrics
-from service.web.registry import Registry
-from service.web.shadow import Shadow
 
 # Multiplications of a decoder evaluation. Two threads are slower than one at 500 of them, and 1.3 times faster at 20,000.
 TINY = 2**13

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from service.scorer import Scorer
+from service.scoring.scorer import Scorer
 from service.web.answers import JSON
 
 

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request, Response
 
 from service import __version__
 from service.errors import InputError, MalformedError, TooLargeError
-from service.scorer import Scorer, Scores
+from service.scoring.scorer import Scorer, Scores
 from service.web import answers, schemas
 from service.web.answers import JSON
 from service.web.context import Service, body_of, encoded, parsed, service_of

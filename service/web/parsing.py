@@ -19,10 +19,10 @@ import msgspec
 import numpy as np
 
 from service.data.columns import MAX_TEXT, CategoryColumn
-from service.data.images import read_image
-from service.data.schema import InputSpec, Mixed
-from service.data.tables import parsed_table
+from service.data.inputs import InputSpec, Mixed
 from service.errors import DataError, Fault, InputError, MalformedError, MediaTypeError, TooLargeError
+from service.files.images import read_image
+from service.files.tables import parsed_table
 
 NUMBER = "a finite number"
 MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from service import __version__
 from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError
-from service.scorer import Scorer, Scores
-from service.store import Catalog, Reference
+from service.scoring.scorer import Scorer, Scores
+from service.store.store import Catalog, Reference
 from service.validity.band import percentiles_of
 from service.validity.conformal import Discoveries, Tail
 from service.web import answers, schemas

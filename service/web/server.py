@@ -17,8 +17,8 @@ import uvicorn
 
 from service.settings import Settings, SettingsError
 from service.web.app import create_app, reload
+from service.web.connection_limits import protocol_with
 from service.web.context import Service
-from service.web.protocol import protocol_with
 
 log = logging.getLogger("vouch")
 

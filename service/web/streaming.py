@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.errors import DeadlineError, InputError, OverloadedError, TooLargeError, VouchError
-from service.scorer import Scorer, Scores
+from service.scoring.scorer import Scorer, Scores
 from service.web.answers import NDJSON, model_headers, score_list
 from service.web.context import Service, Wanted, model_id, parsed, refuse_compressed
 from service.web.parsing import parse_row, parse_simple_rows

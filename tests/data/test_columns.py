@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from service.data.columns import CategoryColumn, ColumnKind, Schema, Table, atoms_of, cells_of, infer, learn, learnt
-from service.data.schema import InputSpec, Mixed
+from service.data.inputs import InputSpec, Mixed
 from service.errors import DataError
 
 RNG = np.random.default_rng(0)

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.data.tables import read_table
-from service.scorer import load_scorer
-from service.store import Store
-from service.trainer import train_table
+from service.files.tables import read_table
+from service.scoring.scorer import load_scorer
+from service.store.store import Store
+from service.training.train import train_table
 from tests.test_tables import RECIPE, made, write
 
 

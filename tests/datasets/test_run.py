@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_wine
 
-from service.data.tables import read_table
 from service.datasets.plan import Options, Plan, Shard
 from service.datasets.report import Tally, as_html
 from service.datasets.run import Run, engine_of, merged
-from service.files.forms import Cut
-from service.files.places import InputFile
+from service.files.formats.registry import Cut
+from service.files.locations import InputFile
+from service.files.tables import read_table
 from service.validity.conformal import Discoveries, RejectionLimit
+from tests.cli.test_cli import vouch
 from tests.conftest import REPOSITORY
-from tests.test_cli import vouch
 
 NAMES = load_wine().feature_names
 

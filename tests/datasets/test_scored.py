@@ -8,10 +8,10 @@ import pyarrow.csv as pa_csv
 import pytest
 from sklearn.datasets import load_wine
 
-from service.data.tables import read_table
 from service.datasets.scored import Judging, score_table
 from service.errors import DataError, RowError
-from service.tabular import SCORE_COLUMNS
+from service.files.tables import read_table
+from service.scoring.tables import SCORE_COLUMNS
 
 
 def wine_table(rows=178, dtype=np.float64):

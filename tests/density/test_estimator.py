@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from service.density import codebook
-from service.density.codebook import codebook_of
+from service.density import starts
 from service.density.estimator import END_TOLERANCE, SETTINGS, Block, Estimator, Tiling, worker_pool
 from service.density.importance import log_likelihood, log_weights
 from service.density.proposals import Diagonal
 from service.density.quasirandom import row_generator, row_points
+from service.density.starts import codebook_of
 from service.errors import CalibrationError
-from service.vae.columns import Real
+from service.vae.mixed import Real
 from service.vae.network import VAE, Architecture
 from service.vae.prior import NormalMixture
 from tests.conftest import digits, linear_gaussian
@@ -34,7 +34,7 @@ def fixed(samples, **options):
 def estimate(estimator, vae, x, pool=None, band_ends=()):
     """Estimates with a codebook that is made of the rows themselves."""
     x = np.asarray(x, dtype=np.float32)
-    return estimator.estimate(vae, codebook.build(vae, x), x, pool, band_ends)
+    return estimator.estimate(vae, starts.build(vae, x), x, pool, band_ends)
 
 
 # A known answer
@@ -176,7 +176,7 @@ def test_annealing_agrees_with_a_grid():
     x = (np.random.default_rng(1).random((8, 20)) < 0.5).astype(np.float32)
     exact = grid_log_likelihood(vae, x)
     with torch.no_grad():
-        block = Block(Estimator(), vae, codebook_of(vae, codebook.build(vae, x)), x)
+        block = Block(Estimator(), vae, codebook_of(vae, starts.build(vae, x)), x)
         block.anneal(list(range(8)))
     for row, expected in zip(block.rows, exact, strict=True):
         assert abs(row.log_likelihood - expected) < 5 * row.std_error + 0.02
@@ -290,7 +290,7 @@ def test_it_does_so_with_a_mixture_of_normals_as_its_prior(latents):
     vae = VAE(Architecture(20, latents, (16,), "tanh", prior_components=3)).requires_grad_(False)
     vae.decoder.output.weight.mul_(4.0)
     x = (np.random.default_rng(0).random((40, 20)) < 0.5).astype(np.float32)
-    codes = codebook.build(vae, x)
+    codes = starts.build(vae, x)
     together = Estimator().estimate(vae, codes, x).log_likelihood
     parts = [Estimator().estimate(vae, codes, x[i : i + 1]).log_likelihood for i in range(40)]
     assert (together == np.concatenate(parts)).all()
@@ -381,7 +381,7 @@ def test_the_laws_hold_over_random_small_decoders(likelihood, latents, seed):
     x = np.random.default_rng(seed).random((5, 6)).astype(np.float32)
     x = np.round(x) if likelihood == "bernoulli" else x
     with torch.no_grad():
-        block = Block(fixed(64), vae, codebook_of(vae, codebook.build(vae, x)), x)
+        block = Block(fixed(64), vae, codebook_of(vae, starts.build(vae, x)), x)
         tiles = list(block.drawn(list(range(5)), 0, 64))
     weights = torch.cat([tile[:, : len(chosen)] for chosen, _, tile in tiles], dim=1)
     estimates = estimate(fixed(64), vae, x)
@@ -389,7 +389,7 @@ def test_the_laws_hold_over_random_small_decoders(likelihood, latents, seed):
     assert (weights.mean(0).numpy() <= estimates.log_likelihood + 1e-9).all()
     assert ((estimates.ess >= 1) & (estimates.ess <= 64)).all()
     order = np.random.default_rng(seed).permutation(5)
-    codes = codebook.build(vae, x)
+    codes = starts.build(vae, x)
     assert (
         fixed(64).estimate(vae, codes, x[order]).log_likelihood
         == fixed(64).estimate(vae, codes, x).log_likelihood[order]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.store import Store
+from service.store.store import Store
 from service.web import schemas
 from service.web.answers import SCORE_DTYPE
 from tests.conftest import data_of, digits, running_service
@@ -418,7 +418,7 @@ def test_an_unreadable_npy_body_is_refused(client, body, status):
 
 
 def test_an_unreadable_image_is_refused(client):
-    from tests.data.test_images import png_bomb
+    from tests.files.test_images import png_bomb
 
     def send(content, kind="image/png", model="digits"):
         return client.post(f"/score?model={model}", content=content, headers={"content-type": kind})

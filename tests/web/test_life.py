@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.store import Store
+from service.store.store import Store
 from tests.conftest import REPOSITORY, data_of, digits, running_service
 from tests.web.test_contract import ROWS, check_problem, eventually, npy, post_npy
 

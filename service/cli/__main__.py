@@ -1,0 +1,5 @@
+"""`python -m service.cli`, as `vouch`."""
+
+from service.cli.main import main
+
+main()

@@ -1,0 +1,307 @@
+"""log p(x_j | the other columns) for every column of a row at once, from the draws that its score rests on.
+
+With draws z_s of a proposal and weights w_s = p(x, z_s) / q(z_s), columns independent given z,
+
+    log p(x_j | x_-j) = log p(x) - log p(x_-j),    p(x_-j) ~= mean of w_s / p(x_j | z_s)
+
+Where x_j is far from what the others say, this is not enough. The draws came from a proposal that saw x_j: hardly any of
+them lie where p(z | x_-j) has its mass, and the estimate is too kind (as it is in leave-one-out cross-validation: Vehtari,
+Gelman and Gabry, 2017). And a wrong cell makes right ones look wrong. A row with a suspicious column is therefore estimated
+again without its worst columns, one at a time. That without which the others are the likeliest is to blame; the others are
+then judged without it, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from service.density import importance
+from service.density.estimator import (
+    END_TOLERANCE,
+    Block,
+    BlockOfRows,
+    Draws,
+    Estimates,
+    Estimator,
+    Row,
+    Tiling,
+    estimates_of,
+    go_on,
+    is_usual,
+    one_thread,
+)
+from service.density.pareto import khat
+from service.density.starts import Codebook, codebook_of
+from service.vae.determinism import VECTOR
+from service.vae.network import VAE
+
+KEPT_DRAWS = 128  # of a row, that are looked at column by column, even where its score needs fewer
+MAX_CANDIDATES = 3  # columns of a row that are hidden, one at a time, to find one to blame
+MAX_BLAMED = 3  # columns of a row without which the others are judged
+HIDDEN_SAMPLES = 256  # draws at most, of a row without a column
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnEstimates:
+    """log p(x_j | others) of B rows, shape (B, D), nats, with standard errors; NaN for holes.
+
+    The others are all columns but those that are blamed before this one: those of `log_likelihood` below what is suspect.
+    `log_others` is log p(others). `reliable` says where the tail of the weights gives no reason to distrust the estimates;
+    elsewhere they may be too high.
+    """
+
+    log_likelihood: np.ndarray
+    std_error: np.ndarray
+    reliable: np.ndarray
+    log_others: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnDraws:
+    """What the estimates of B rows' columns rest on: weighted draws of z given each row's columns that are not blamed.
+
+    `without` has those of p(z | others) for a column j that was hidden for them.
+    """
+
+    draws: Sequence[Draws]
+    without: Sequence[dict[int, Draws]]
+
+
+def nothing_seen(block: Block) -> list[None]:
+    """An observer of rows who looks away."""
+    return [None] * len(block.rows)
+
+
+def estimate_with_columns(
+    estimator: Estimator,
+    vae: VAE,
+    codes: np.ndarray,
+    x: np.ndarray,
+    widths: Sequence[int],
+    suspect: np.ndarray,
+    measures: np.ndarray,
+    pool: Executor | None = None,
+    band_ends: tuple[float, ...] = (),
+    checkpoint: Callable[[], None] = go_on,
+    incomplete: np.ndarray | None = None,
+    observe: Callable[[Block], Sequence[Any]] = nothing_seen,
+) -> tuple[Estimates, ColumnEstimates, ColumnDraws, list[Any]]:
+    """What `Estimator.estimate` says of rows, and what it takes to say which column is to blame.
+
+    Args:
+        widths: how many of the network's columns each of the D columns is.
+        suspect: log p(x_j | others) below which a column is suspicious, shape (D,), nats.
+        measures: what log p(x_j) is more in the units in which everything is told, shape (B, D), nats.
+        observe: what else to note of the rows of a block that has its draws.
+    """
+    book = codebook_of(vae, codes)
+
+    def found(block: BlockOfRows) -> list[tuple[Row, Case, Any]]:
+        with one_thread(), torch.inference_mode(False), torch.no_grad():
+            more = measures[block.chosen]
+            rows = Block(
+                block.estimator, vae, book, block.x, block.band_ends, None, checkpoint, more.sum(axis=1), KEPT_DRAWS
+            )
+            rows.sample(block.estimator.first_samples)
+            draw_enough(rows)
+            seen = observe(rows)
+            cases = [Case.of(*one) for one in zip(rows.rows, block.x, more, strict=True)]
+            judge = Judge(vae, book, without_ends(block.estimator), widths, suspect, checkpoint)
+            judge.leave_out(cases, rows.tiling)
+            judge.find_blame(cases)
+            return list(zip(rows.rows, cases, seen, strict=True))
+
+    all_found = estimator.by_block(vae, x, band_ends, incomplete, found, pool)
+    rows, cases, seen = zip(*all_found, strict=True) if all_found else ((), (), ())
+    shape = (len(cases), len(widths))
+    columns = ColumnEstimates(
+        np.array([case.values for case in cases]).reshape(shape),
+        np.array([case.errors for case in cases]).reshape(shape),
+        ~np.array([case.doubtful for case in cases], dtype=bool).reshape(shape),
+        np.array([case.log_others for case in cases]).reshape(shape),
+    )
+    draws = ColumnDraws([case.draws for case in cases], [case.without for case in cases])
+    return estimates_of(rows), columns, draws, list(seen)
+
+
+def draw_enough(block: Block) -> None:
+    """More draws for rows whose scores need few; they follow the others in the same sequence."""
+    by_size: dict[int, list[int]] = {}
+    for index, row in enumerate(block.rows):
+        by_size.setdefault(len(row.draws.log_weights), []).append(index)
+    for size in sorted(by_size):
+        if size < KEPT_DRAWS:
+            for chosen, z, log_weights in block.drawn(by_size[size], size, KEPT_DRAWS - size):
+                block.keep(chosen, z, log_weights)
+
+
+@dataclass
+class Case:
+    """What is known of a row's columns so far, each an array of shape (D,).
+
+    `row` is the estimate without the columns that are blamed, `x` (D',) the row as it came.
+    """
+
+    row: Row
+    x: np.ndarray
+    measures: np.ndarray
+    values: np.ndarray
+    errors: np.ndarray
+    doubtful: np.ndarray
+    log_others: np.ndarray
+    blamed: list[int]
+    without: dict[int, Draws]
+
+    @staticmethod
+    def of(row: Row, x: np.ndarray, measures: np.ndarray) -> Case:
+        """A row of which nothing is known but its score."""
+        nothing = np.full(len(measures), np.nan)
+        doubtful = np.zeros(len(measures), dtype=bool)
+        return Case(row, x, measures, nothing, nothing.copy(), doubtful, nothing.copy(), [], {})
+
+    @property
+    def draws(self) -> Draws:
+        """Of p(z | the columns that are not blamed)."""
+        return self.row.draws
+
+    def suspicious(self, suspect: np.ndarray) -> list[int]:
+        """Columns that look suspicious, not blamed yet, the worst first; at most MAX_CANDIDATES."""
+        usual = np.where(np.isfinite(suspect), suspect, 0.0)
+        short = np.where(self.values < suspect, usual - self.values, -np.inf)
+        short[self.blamed] = -np.inf
+        worst = np.argsort(-short, kind="stable")[:MAX_CANDIDATES]
+        return [int(column) for column in worst if short[column] > -np.inf]
+
+    def know(self, column: int, without: Row) -> None:
+        """log p(x_j | others) as the difference of two estimates, with and without column j."""
+        difference = self.row.log_likelihood - without.log_likelihood
+        # Both kinds are too kind where they fail: an estimate of log p(others) that is too low is no reason to forgive.
+        if without.reliable or difference < self.values[column]:
+            self.values[column] = difference
+            self.errors[column] = np.hypot(self.row.std_error, without.std_error)
+            self.doubtful[column] = not (without.reliable and self.row.reliable)
+            self.log_others[column] = without.log_likelihood
+            self.without[column] = without.draws
+
+
+class Judge:
+    """Looks at the columns of rows whose draws are done."""
+
+    def __init__(
+        self,
+        vae: VAE,
+        book: Codebook,
+        estimator: Estimator,
+        widths: Sequence[int],
+        suspect: np.ndarray,
+        checkpoint: Callable[[], None],
+    ) -> None:
+        self.vae, self.book, self.estimator, self.suspect = vae, book, estimator, suspect
+        self.checkpoint = checkpoint
+        self.starts = np.cumsum([0, *widths[:-1]])
+        self.owner = np.repeat(np.arange(len(widths)), widths)
+
+    # By the draws there are
+
+    def leave_out(self, cases: Sequence[Case], tiling: Tiling) -> None:
+        """Estimates by the rows' own draws of all columns that are not blamed: in tiles of rows that have as many."""
+        for size in sorted({len(case.draws.log_weights) for case in cases}):
+            alike = [case for case in cases if len(case.draws.log_weights) == size]
+            group = tiling.group(size)
+            for start in range(0, len(alike), group):
+                self.checkpoint()
+                self.leave_out_of(alike[start : start + group], group)
+
+    def leave_out_of(self, cases: list[Case], group: int) -> None:
+        """The same for a tile of at most `group` rows."""
+        filled = cases + [cases[-1]] * (group - len(cases))
+        log_weights = torch.stack([case.draws.log_weights for case in filled], dim=1)  # (S, B)
+        divided = log_weights[..., None] - self.by_column(filled)  # (S, B, D)
+        values = log_weights.logsumexp(dim=0)[:, None] - divided.logsumexp(dim=0)
+        errors = importance.ratio_std_error(log_weights[..., None], divided)
+        samples = len(divided)
+        tail, size = khat(divided.flatten(1)), importance.ess(divided.flatten(1))
+        trusted = (is_usual(tail, size, samples) | (size >= (1.0 - 1e-6) * samples)).view(values.shape)
+        arrays = (part[:, : len(self.starts)].cpu().numpy() for part in (values, errors, ~trusted))
+        for case, value, error, doubtful in zip(cases, *arrays, strict=False):
+            judged = ~np.logical_and.reduceat(np.isnan(case.x), self.starts)
+            judged[case.blamed] = False
+            case.values[judged] = (value + case.measures)[judged]
+            case.errors[judged], case.doubtful[judged] = error[judged], doubtful[judged]
+            case.log_others[judged] = case.row.log_likelihood - case.values[judged]
+
+    def by_column(self, cases: Sequence[Case]) -> Tensor:
+        """log p(x_j | z) in the network's units for the rows' draws: shape (S, B, D), float64.
+
+        D is filled up with columns that say nothing, to whole vectors, in which all elements round alike.
+        """
+        z = torch.stack([case.draws.z for case in cases], dim=1)  # (S, B, L)
+        x = torch.from_numpy(np.stack([case.x for case in cases])).to(z)
+        terms = self.vae.likelihood.log_prob(self.vae.decoder(z), x).double()
+        if len(self.starts) < terms.shape[-1]:
+            together = np.add.reduceat(terms.cpu().numpy(), self.starts, axis=-1)
+            terms = torch.from_numpy(together).to(terms.device)
+        return F.pad(terms, (0, -terms.shape[-1] % VECTOR))
+
+    # With columns hidden
+
+    def find_blame(self, cases: Sequence[Case]) -> None:
+        """Blame columns, one after the other, while some look suspicious."""
+        open_cases = list(cases)
+        for _ in range(MAX_BLAMED):
+            candidates = [(case, column) for case in open_cases for column in case.suspicious(self.suspect)]
+            hidden = self.without_columns([(case, [*case.blamed, column]) for case, column in candidates])
+            found: dict[int, dict[int, Row]] = {}
+            for (case, column), row in zip(candidates, hidden, strict=True):
+                case.know(column, row)
+                found.setdefault(id(case), {})[column] = row
+            open_cases = [case for case in open_cases if self.blames(case, found.get(id(case), {}))]
+            self.leave_out(open_cases, few_rows(self.vae))
+
+    def blames(self, case: Case, rows: dict[int, Row]) -> bool:
+        """Blame the worst of some columns, by estimates of the row without each, if it is suspicious still."""
+        worst = next((column for column in case.suspicious(self.suspect) if column in rows), None)
+        if worst is None:
+            return False
+        case.blamed.append(worst)
+        case.row = rows[worst]
+        return True
+
+    def without_columns(self, wanted: Sequence[tuple[Case, list[int]]]) -> list[Row]:
+        """Estimates of rows with columns hidden, in order, in blocks of their own."""
+        rows: list[Row] = []
+        tiling = few_rows(self.vae)
+        for start in range(0, len(wanted), tiling.rows):
+            part = wanted[start : start + tiling.rows]
+            x = np.stack([np.where(np.isin(self.owner, out), np.float32(np.nan), case.x) for case, out in part])
+            measures = np.array([np.delete(case.measures, out).sum() for case, out in part])
+            block = Block(
+                self.estimator, self.vae, self.book, x, (), None, self.checkpoint, measures, KEPT_DRAWS, tiling
+            )
+            block.sample(self.estimator.first_samples, may_restart=False)
+            rows += block.rows
+        return rows
+
+
+def few_rows(vae: VAE) -> Tiling:
+    """Small blocks: few of a block's rows have a column that is hidden."""
+    return Tiling.of(vae, max_scale=1)
+
+
+def without_ends(estimator: Estimator) -> Estimator:
+    """The estimator of rows without a column: no band's ends are near, and no more effort than the difference is worth."""
+    return replace(
+        estimator,
+        ends=None,
+        tolerance=max(estimator.tolerance, END_TOLERANCE),
+        max_samples=max(estimator.first_samples, min(estimator.max_samples, HIDDEN_SAMPLES)),
+        anneal=False,
+    )

@@ -1,0 +1,264 @@
+"""npy and npz: a row is a part of an array, which is kept to the bit."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from service.data.columns import Frozen
+from service.data.inputs import InputSpec
+from service.errors import DataError
+from service.files.formats.base import VECTOR, Cut, Reader, Survey, Wanted, readable
+from service.files.locations import CHUNK, InputFile
+from service.files.readers import chosen_array
+
+MOST_HEADER = 10_000  # bytes, which hold a type and a shape
+
+
+class ArrayHead(Frozen):
+    """An array's name, type and the shape of one of its rows; whether it lies column by column."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    by_column: bool = False
+    offset: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return int(np.dtype(self.dtype).itemsize * math.prod(self.shape))
+
+    def array(self, column: pa.ChunkedArray) -> np.ndarray:
+        """Raw rows as an array, shape (B, ...)."""
+        content = b"".join(column.to_pylist())
+        return np.frombuffer(content, self.dtype).reshape(-1, *self.shape)
+
+
+class Heads(Frozen):
+    """The arrays that have a row for each row of the one that is scored, the first."""
+
+    rows: int
+    arrays: tuple[ArrayHead, ...]
+    is_compressed: bool = False
+
+
+class Arrays:
+    """What both forms share: the array that is scored, and that none has columns of other types."""
+
+    def cells(self, raw: pa.Table, header: str, spec: InputSpec) -> pa.Table:
+        """A column of lists."""
+        return vectors(raw, Heads.model_validate_json(header))
+
+    def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
+        """An array has no columns of other types."""
+        raise DataError("arrays have no columns for verdicts: scores/ has them, in the rows' order")
+
+
+class Npy(Arrays):
+    """One array."""
+
+    def survey(self, file: InputFile, wanted: Wanted) -> Survey:
+        """By its header."""
+        with readable("the file"), file.open() as source:
+            rows, head = head_of(source, VECTOR)
+            size = source.seek(0, io.SEEK_END) - head.offset
+        if size != rows * head.row_bytes:
+            raise DataError(f"its header says {rows * head.row_bytes:,} bytes, it holds {size:,}")
+        check_shape(head, wanted.spec)
+        heads = Heads(rows=rows, arrays=(head,))
+        return Survey(rows=rows, digest=file.digest(), header=heads.model_dump_json(), cuts=wanted.cuts(rows))
+
+    def reader(self, file: InputFile, header: str) -> Reader:
+        """Reads any part."""
+        return NpyReader(file, Heads.model_validate_json(header))
+
+    def write(self, raw: pa.Table, header: str) -> bytes:
+        """An array of the same type."""
+        (head,) = Heads.model_validate_json(header).arrays
+        sink = io.BytesIO()
+        np.save(sink, head.array(raw.column(VECTOR)), allow_pickle=False)
+        return sink.getvalue()
+
+
+class Npz(Arrays):
+    """Several arrays: that which is scored, and those of as many rows, such as labels, which go with it."""
+
+    def survey(self, file: InputFile, wanted: Wanted) -> Survey:
+        """By the arrays' headers."""
+        with readable("the file"), file.open() as source, zipfile.ZipFile(source) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            key = chosen_array(names, wanted.key)
+            if key is None:
+                raise DataError(f"choose an array with --key: {', '.join(names)}")
+            found = {}
+            for name in sorted(names, key=lambda name: name != key):
+                with archive.open(f"{name}.npy") as member:
+                    found[name] = head_of(member, name)
+            rows = found[key][0]
+            heads = tuple(head for count, head in found.values() if count == rows)
+            is_compressed = archive.getinfo(f"{key}.npy").compress_type != zipfile.ZIP_STORED
+        check_shape(heads[0], wanted.spec)
+        for head in heads:
+            if head.by_column:
+                raise DataError(f"array {head.name} lies column by column: save it with np.ascontiguousarray")
+        header = Heads(rows=rows, arrays=heads, is_compressed=is_compressed)
+        return Survey(rows=rows, digest=file.digest(), header=header.model_dump_json(), cuts=wanted.cuts(rows))
+
+    def reader(self, file: InputFile, header: str) -> Reader:
+        """Unpacks forward."""
+        return NpzReader(file, Heads.model_validate_json(header))
+
+    def write(self, raw: pa.Table, header: str) -> bytes:
+        """The same arrays, packed as they were."""
+        heads = Heads.model_validate_json(header)
+        arrays: dict[str, Any] = {head.name: head.array(raw.column(head.name)) for head in heads.arrays}
+        sink = io.BytesIO()
+        (np.savez_compressed if heads.is_compressed else np.savez)(sink, allow_pickle=False, **arrays)
+        return sink.getvalue()
+
+
+@dataclass
+class NpyReader:
+    """Parts of an array in a file."""
+
+    file: InputFile
+    heads: Heads
+
+    def __post_init__(self) -> None:
+        self.source = self.file.open()
+
+    def rows(self, cut: Cut) -> pa.Table:
+        """A range of rows."""
+        (head,) = self.heads.arrays
+        with readable(f"from row {cut.first} on, it"):
+            return pa.table({head.name: as_bytes(self.content(head, cut), head, cut.rows)})
+
+    def content(self, head: ArrayHead, cut: Cut) -> bytes:
+        """The bytes of a range of rows, row by row."""
+        if not head.by_column:
+            return exactly(self.source, head.offset + cut.first * head.row_bytes, cut.rows * head.row_bytes)
+        dtype, length = np.dtype(head.dtype), math.prod(head.shape)
+        parts = [
+            exactly(
+                self.source,
+                head.offset + (column * self.heads.rows + cut.first) * dtype.itemsize,
+                cut.rows * dtype.itemsize,
+            )
+            for column in range(length)
+        ]
+        # The first index runs fastest.
+        array = np.frombuffer(b"".join(parts), dtype).reshape(*reversed(head.shape), cut.rows)
+        return array.transpose().tobytes()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.source.close()
+
+
+class NpzReader:
+    """Rows of arrays in an archive; what lies between two ranges is unpacked and dropped, backwards it starts anew."""
+
+    def __init__(self, file: InputFile, heads: Heads) -> None:
+        self.source, self.heads = file.open(), heads
+        with readable("the file"):
+            self.archive = zipfile.ZipFile(self.source)
+        self.members: dict[str, IO[bytes]] = {}
+        self.at = math.inf
+
+    def rows(self, cut: Cut) -> pa.Table:
+        """A range of rows."""
+        with readable(f"from row {cut.first} on, it"):
+            if self.at > cut.first:
+                self.start()
+            columns = {}
+            for head in self.heads.arrays:
+                member, skipped = self.members[head.name], int(cut.first - self.at) * head.row_bytes
+                while skipped:
+                    skipped -= len(read_exactly(member, min(skipped, CHUNK)))
+                columns[head.name] = as_bytes(read_exactly(member, cut.rows * head.row_bytes), head, cut.rows)
+            self.at = cut.first + cut.rows
+            return pa.table(columns)
+
+    def start(self) -> None:
+        """Open every array at its first row."""
+        self.members = {head.name: self.archive.open(f"{head.name}.npy") for head in self.heads.arrays}
+        for member in self.members.values():
+            head_of(member, "")
+        self.at = 0
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.archive.close()
+        self.source.close()
+
+
+def head_of(source: IO[bytes], name: str) -> tuple[int, ArrayHead]:
+    """How many rows an array has, and what they are; what follows are its bytes.
+
+    Raises:
+        DataError: it is no array of rows of plain values.
+    """
+    version = np.lib.format.read_magic(source)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_column, dtype = read(source, max_header_size=MOST_HEADER)
+    if dtype.hasobject:
+        raise DataError(f"array {name} holds pickled objects, which are never read")
+    if dtype.kind == "V":
+        raise DataError(f"array {name} holds structured values, expected plain ones")
+    if not shape or dtype.itemsize * math.prod(shape[1:]) == 0:
+        return 0, ArrayHead(name=name, dtype=dtype.str, shape=())
+    head = ArrayHead(
+        name=name, dtype=dtype.str, shape=shape[1:], by_column=by_column and len(shape) > 1, offset=source.tell()
+    )
+    return shape[0], head
+
+
+def check_shape(head: ArrayHead, spec: InputSpec) -> None:
+    """Refuse arrays of other rows than the model reads.
+
+    Raises:
+        DataError: it is of another shape or type.
+    """
+    if np.dtype(head.dtype).kind not in "uifb" or np.dtype(head.dtype).itemsize > np.dtype(float).itemsize:
+        raise DataError(f"holds {np.dtype(head.dtype)} values, expected numbers of at most 64 bits")
+    if head.shape not in ((spec.features,), spec.shape) and not (head.shape == () and spec.features == 1):
+        raise DataError(f"its rows have shape {head.shape}, the model reads {spec.expected()}")
+
+
+def vectors(raw: pa.Table, heads: Heads) -> pa.Table:
+    """The array that is scored as a column of lists."""
+    head = heads.arrays[0]
+    array = head.array(raw.column(head.name))
+    native = array.astype(np.uint8) if array.dtype.kind == "b" else array.astype(array.dtype.newbyteorder("="))
+    length = max(1, math.prod(head.shape))
+    return pa.table({VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(native.ravel()), length)})
+
+
+def as_bytes(content: bytes, head: ArrayHead, rows: int) -> pa.Array:
+    """Rows as pieces of bytes of one length."""
+    return pa.Array.from_buffers(pa.binary(head.row_bytes), rows, [None, pa.py_buffer(content)])
+
+
+def exactly(source: IO[bytes], offset: int, size: int) -> bytes:
+    """So many bytes of a file."""
+    source.seek(offset)
+    return read_exactly(source, size)
+
+
+def read_exactly(source: IO[bytes], size: int) -> bytes:
+    """The next bytes.
+
+    Raises:
+        DataError: the file ends before.
+    """
+    content = source.read(size)
+    if len(content) != size:
+        raise DataError("the file ends in the middle of an array")
+    return content

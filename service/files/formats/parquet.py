@@ -1,0 +1,118 @@
+"""Parquet."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet as pq
+
+from service.data.inputs import InputSpec
+from service.errors import DataError
+from service.files.formats.base import Cut, Reader, Survey, Wanted, is_list, readable
+from service.files.locations import InputFile
+
+BUFFER = 2**20  # bytes of a column that are read at a time, instead of all of a row group's
+STEP_CELLS = 2**18  # decoded at a time
+
+
+class Parquet:
+    """Parquet: raw rows are the file's own table."""
+
+    def survey(self, file: InputFile, wanted: Wanted) -> Survey:
+        """By the footer."""
+        with readable("the file"), file.open() as source, pq.ParquetFile(source) as parquet:
+            schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
+        if not any(is_list(field.type) for field in schema):
+            wanted.check_columns(schema.names)
+        return Survey(rows=rows, digest=file.digest(), cuts=wanted.cuts(rows))
+
+    def reader(self, file: InputFile, header: str) -> Reader:
+        """Decodes forward, in pieces smaller than a row group."""
+        return ParquetReader(file)
+
+    def cells(self, raw: pa.Table, header: str, spec: InputSpec) -> pa.Table:
+        """The table itself."""
+        return raw
+
+    def write(self, raw: pa.Table, header: str) -> bytes:
+        """With the schema of the file that the rows came from."""
+        sink = io.BytesIO()
+        pq.write_table(raw, sink, write_page_checksum=True)
+        return sink.getvalue()
+
+    def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
+        """Further columns behind the others."""
+        for name in scores.column_names:
+            if name in raw.column_names:
+                raise DataError(f"has a column {name!r} already")
+            raw = raw.append_column(name, scores.column(name))
+        return self.write(raw, header)
+
+
+class ParquetReader:
+    """Rows of a Parquet file; what lies between two ranges is decoded and dropped, backwards it starts anew."""
+
+    def __init__(self, file: InputFile) -> None:
+        self.source = file.open()
+        with readable("the file"):
+            self.parquet = pq.ParquetFile(
+                self.source, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True
+            )
+            meta = self.parquet.metadata
+            self.starts = np.cumsum([0, *(meta.row_group(at).num_rows for at in range(meta.num_row_groups))])
+        self.pieces: Iterator[Any] = iter(())
+        self.at, self.rest = -1, self.parquet.schema_arrow.empty_table()
+
+    def rows(self, cut: Cut) -> pa.Table:
+        """A range of rows."""
+        with readable(f"from row {cut.first} on, it"):
+            if not 0 <= self.at <= cut.first or self.group(self.at) < self.group(cut.first):
+                self.start(self.group(cut.first))
+            self.skip(cut.first - self.at)
+            return self.take(cut.rows)
+
+    def group(self, row: int) -> int:
+        """The row group that holds a row."""
+        return int(np.searchsorted(self.starts, row, "right")) - 1
+
+    def start(self, group: int) -> None:
+        """Decode from a row group on."""
+        self.pieces = self.decoded(group)
+        self.at, self.rest = int(self.starts[group]), self.parquet.schema_arrow.empty_table()
+
+    def decoded(self, group: int) -> Iterator[Any]:
+        """Pieces of the rows from a row group on; where they end depends on nothing else, so that results do not."""
+        step = max(1, STEP_CELLS // max(1, len(self.parquet.schema_arrow)))
+        for number in range(group, len(self.starts) - 1):
+            yield from self.parquet.iter_batches(batch_size=step, row_groups=[number], use_threads=False)
+
+    def skip(self, rows: int) -> None:
+        """Drop the next rows."""
+        self.at += rows
+        while rows > len(self.rest):
+            rows -= len(self.rest)
+            self.rest = self.next_piece()
+        self.rest = self.rest.slice(rows)
+
+    def next_piece(self) -> pa.Table:
+        """The next rows that are decoded together."""
+        return pa.Table.from_batches([next(self.pieces)]).cast(self.parquet.schema_arrow)
+
+    def take(self, rows: int) -> pa.Table:
+        """The next rows."""
+        taken, missing = [self.rest], rows - len(self.rest)
+        while missing > 0:
+            taken.append(self.next_piece())
+            missing -= len(taken[-1])
+        together = pa.concat_tables(taken)
+        self.at, self.rest = self.at + rows, together.slice(rows)
+        return together.slice(0, rows)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.parquet.close()
+        self.source.close()

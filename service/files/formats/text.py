@@ -1,0 +1,368 @@
+"""CSV and JSON lines: a row is a record of text, which is kept as it stands."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from service.data.columns import CategoryColumn
+from service.data.inputs import InputSpec, Mixed
+from service.errors import DataError, RowError
+from service.files.formats.base import RECORD, VECTOR, Cut, Reader, Survey, Wanted, readable
+from service.files.locations import CHUNK, InputFile
+from service.files.tables import check_header
+
+MOST_HEADER = 2**20  # bytes
+OVERFLOW = 1e300
+BOM = b"\xef\xbb\xbf"
+
+
+class Csv:
+    """CSV with a header; commas, semicolons or tabs. `header` is its first record."""
+
+    def survey(self, file: InputFile, wanted: Wanted) -> Survey:
+        """Go through the text once, for its records and its digest."""
+        with file.open() as source:
+            text = source.read(MOST_HEADER).removeprefix(BOM)
+        header = first_record(text)
+        with readable("line 1"):
+            names = names_of(header)
+        check_header("the file", names)
+        wanted.check_columns(names)
+        return surveyed_lines(file, wanted, delimiter_of(header), header)
+
+    def reader(self, file: InputFile, header: str) -> Reader:
+        """Finds records by their bytes."""
+        return LineReader(file, delimiter_of(header))
+
+    def cells(self, raw: pa.Table, header: str, spec: InputSpec) -> pa.Table:
+        """Columns of text, those that the model reads."""
+        names = names_of(header)
+        rows = parsed(raw.column(RECORD).to_pylist(), delimiter_of(header), len(names))
+        wanted = names if spec.columns is None else spec.columns
+        columns = list(zip(*rows, strict=True)) or [()] * len(names)
+        return pa.table({name: pa.array(columns[names.index(name)], pa.string()) for name in wanted})
+
+    def write(self, raw: pa.Table, header: str) -> bytes:
+        """The header and the records."""
+        return b"".join([header.encode(), *ended(raw, line_end(header))])
+
+    def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
+        """The same with further cells behind each record."""
+        end, delimiter = line_end(header), delimiter_of(header)
+        more: list[str] = []  # a text for each row, which may hold line ends of its own
+        writer = csv.writer(Lines(more), delimiter=delimiter, lineterminator="\r\n")  # cells with either are quoted
+        writer.writerow(scores.column_names)
+        writer.writerows(zip(*(column.to_pylist() for column in scores.columns), strict=True))
+        records = [header.encode(), *ended(raw, end)]
+        return b"".join(
+            record.rstrip(b"\r\n") + (delimiter + cells + end).encode()
+            for record, cells in zip(records, more, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """A file, to a writer of CSV, that keeps each row by itself."""
+
+    rows: list[str]
+
+    def write(self, row: str) -> None:
+        """Keep a row, without its line end."""
+        self.rows.append(row.removesuffix("\r\n"))
+
+
+class JsonLines:
+    """JSON, a line for each row: an object by the columns' names, or a list of numbers."""
+
+    def survey(self, file: InputFile, wanted: Wanted) -> Survey:
+        """Go through the text once, for its lines and its digest."""
+        return surveyed_lines(file, wanted, None, "")
+
+    def reader(self, file: InputFile, header: str) -> Reader:
+        """Finds lines by their bytes."""
+        return LineReader(file, None)
+
+    def cells(self, raw: pa.Table, header: str, spec: InputSpec) -> pa.Table:
+        """Columns of numbers and of text, those that the model reads; or one of lists."""
+        lines = raw.column(RECORD).to_pylist()
+        rows = [values_of(row, decoded(row, line), spec) for row, line in enumerate(lines)]
+        if spec.columns is None:
+            values = np.array(rows, dtype=np.float64).reshape(len(rows), spec.features)
+            return pa.table({VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), spec.features)})
+        columns = list(zip(*rows, strict=True)) or [()] * spec.features
+        kinds = [pa.string() if reads_text(spec, at) else pa.float64() for at in range(spec.features)]
+        return pa.table(
+            {name: pa.array(cells, kind) for name, cells, kind in zip(spec.columns, columns, kinds, strict=True)}
+        )
+
+    def write(self, raw: pa.Table, header: str) -> bytes:
+        """The lines."""
+        return b"".join(ended(raw, "\n"))
+
+    def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
+        """The same with further fields in each object.
+
+        Raises:
+            RowError: a row is no object.
+        """
+        lines = []
+        for row, (line, more) in enumerate(zip(raw.column(RECORD).to_pylist(), scores.to_pylist(), strict=True)):
+            text = line.rstrip()
+            if not text.startswith(b"{"):
+                raise RowError(row, "is a list, to which no fields can be added")
+            comma = b"" if text[1:-1].strip() == b"" else b", "
+            lines.append(text[:-1] + comma + json.dumps(more).encode()[1:] + b"\n")
+        return b"".join(lines)
+
+
+class LineReader:
+    """Records of a file of lines, by the bytes that hold them."""
+
+    def __init__(self, file: InputFile, delimiter: str | None) -> None:
+        self.source, self.delimiter = file.open(), delimiter
+
+    def rows(self, cut: Cut) -> pa.Table:
+        """A range of records."""
+        with readable(f"from row {cut.first} on, it"):
+            self.source.seek(cut.offset)
+            text = self.source.read(cut.size)
+        found = records_in(text, self.delimiter, is_last=True)
+        if len(found.starts) != cut.rows:
+            raise DataError(f"from row {cut.first} on, it cannot be read: it is not what it was")
+        records = [text[start:end] for start, end in zip(found.starts.tolist(), found.ends.tolist(), strict=True)]
+        return pa.table({RECORD: pa.array(records, pa.large_binary())})
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.source.close()
+
+
+# Records among bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Where records start and end in some bytes, shape (N,) both, blank lines left out; `used` bytes are whole records."""
+
+    starts: np.ndarray
+    ends: np.ndarray
+    used: int
+
+
+def records_in(text: bytes, delimiter: str | None, is_last: bool) -> Records:
+    """Records of CSV, whose quoted cells may hold line ends or, without a delimiter, lines.
+
+    What has no end is left for the next bytes, or is a record in the last ones.
+    """
+    if delimiter is None or b'"' not in text:
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
+    else:
+        ends = np.array(quoted_ends(text, delimiter), dtype=np.int64)
+    used = int(ends[-1]) if len(ends) else 0
+    if is_last and used < len(text):
+        used, ends = len(text), np.append(ends, len(text))
+    starts = np.concatenate([ends[:0], [0], ends[:-1]])[: len(ends)]
+    there = ends - starts > 2
+    for at in np.flatnonzero(~there).tolist():
+        there[at] = bool(text[starts[at] : ends[at]].strip(b"\r\n"))
+    return Records(starts[there], ends[there], used)
+
+
+def quoted_ends(text: bytes, delimiter: str) -> list[int]:
+    """Behind which bytes records end, by the parser that will read them."""
+    lines = text.split(b"\n")[:-1]
+    up_to = np.cumsum([len(line) + 1 for line in lines]).tolist()
+    ends: list[int] = []
+    at = 0
+    while at < len(lines):
+        rest = (lines[line].decode("latin-1") + "\n" for line in range(at, len(lines)))
+        reader = csv.reader(rest, delimiter=delimiter, strict=True)
+        try:
+            for _ in reader:
+                ends.append(up_to[at + reader.line_num - 1])
+            break
+        except csv.Error:
+            at += reader.line_num
+            if at == len(lines):  # perhaps inside a quoted cell, whose end is in what comes next
+                break
+            # No record of any CSV: what was read is one for itself, which will be refused by its row.
+            ends.append(up_to[at - 1])
+    return ends
+
+
+def surveyed_lines(file: InputFile, wanted: Wanted, delimiter: str | None, header: str) -> Survey:
+    """Where each range of rows begins; the header is none of them."""
+    content = hashlib.sha256()
+    begins: list[int] = []
+    rows, offset, rest = 0, 0, b""
+    with file.open() as source:
+        chunk = source.read(CHUNK)
+        content.update(chunk)
+        offset = len(header.encode()) + (len(BOM) if chunk.startswith(BOM) else 0)
+        chunk = chunk[offset:]
+        while chunk or rest:
+            text = rest + chunk
+            following = source.read(CHUNK)
+            content.update(following)
+            found = records_in(text, delimiter, is_last=not following)
+            begins += (offset + found.starts[-rows % wanted.rows :: wanted.rows]).tolist()
+            rows, offset, rest, chunk = rows + len(found.starts), offset + found.used, text[found.used :], following
+    cuts = tuple(
+        Cut(cut.first, cut.rows, begin, end - begin)
+        for cut, begin, end in zip(wanted.cuts(rows), begins or [offset], [*begins[1:], offset], strict=True)
+    )
+    digest = f"sha256:{content.hexdigest()}" if file.is_local else file.version()
+    return Survey(rows=rows, digest=digest, header=header, cuts=cuts)
+
+
+def ended(raw: pa.Table, end: str) -> Iterator[bytes]:
+    """Records, each with its line end; the last of a file may have had none."""
+    for record in raw.column(RECORD).to_pylist():
+        yield record if record.endswith(b"\n") else record + end.encode()
+
+
+# CSV
+
+
+def first_record(text: bytes) -> str:
+    """The header, with its line end.
+
+    Raises:
+        DataError: there is none, or it is no text.
+    """
+    first = text.partition(b"\n")[0]
+    guess = first.decode("latin-1")
+    found = records_in(text, delimiter_of(guess), is_last=True)
+    if not len(found.starts):
+        raise DataError("is empty, expected a header and rows")
+    header = text[: found.ends[0]]
+    try:
+        return header.decode() if header.endswith(b"\n") else header.decode() + "\n"
+    except UnicodeDecodeError:
+        raise DataError("line 1 is not UTF-8 text") from None
+
+
+def delimiter_of(header: str) -> str:
+    """What stands between cells."""
+    return max(",;\t", key=header.count)
+
+
+def line_end(header: str) -> str:
+    """How the file ends its lines."""
+    return "\r\n" if header.endswith("\r\n") else "\n"
+
+
+def names_of(header: str) -> list[str]:
+    """The columns' names."""
+    (cells,) = csv.reader([header.strip("\r\n")], delimiter=delimiter_of(header), strict=True)
+    return [name.strip() for name in cells]
+
+
+def parsed(records: Sequence[bytes], delimiter: str, width: int) -> list[list[str]]:
+    """The cells of CSV records.
+
+    Raises:
+        RowError: one has another number of cells, or is damaged.
+    """
+    reader = csv.reader((text_of(row, record) for row, record in enumerate(records)), delimiter=delimiter, strict=True)
+    rows: list[list[str]] = []
+    try:
+        for cells in reader:
+            if len(cells) != width:
+                raise RowError(len(rows), f"has {len(cells)} cells, the header has {width}")
+            rows.append(cells)
+    except csv.Error:
+        raise RowError(len(rows), "is no record of CSV: a quote is out of place") from None
+    return rows
+
+
+def text_of(row: int, record: bytes) -> str:
+    """A record's text.
+
+    Raises:
+        RowError: it is none.
+    """
+    try:
+        return record.decode()
+    except UnicodeDecodeError:
+        raise RowError(row, "is not UTF-8 text") from None
+
+
+# JSON
+
+
+def decoded(row: int, line: bytes) -> Any:
+    """A line's value; NaN and Infinity, which Python writes, are read.
+
+    Raises:
+        RowError: it is no JSON.
+    """
+    try:
+        return msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        raise RowError(row, "is not JSON") from None
+
+
+def values_of(row: int, instance: Any, spec: InputSpec) -> list[Any]:
+    """A row's cells in the model's order: numbers, or text where the model reads that; None for holes.
+
+    Raises:
+        RowError: one is absent, or is neither.
+    """
+    if isinstance(instance, dict):
+        if spec.columns is None:
+            raise RowError(row, "is an object, expected a list: the model's columns have no names")
+        absent = [name for name in spec.columns if name not in instance]
+        if absent:
+            raise RowError(row, "the column is absent", absent[0])
+        cells = [instance[name] for name in spec.columns]
+    elif isinstance(instance, list):
+        nested = instance and all(isinstance(line, list) for line in instance)
+        cells = [cell for line in instance for cell in line] if nested else instance
+        if len(cells) != spec.features:
+            raise RowError(row, f"has {len(cells)} features, the model reads {spec.features}")
+    else:
+        raise RowError(row, "is neither an object nor a list")
+    return [value_of(row, spec, at, cell) for at, cell in enumerate(cells)]
+
+
+def value_of(row: int, spec: InputSpec, at: int, cell: Any) -> float | str | None:
+    """One cell.
+
+    Raises:
+        RowError: it is not what the model reads there.
+    """
+    is_number = isinstance(cell, int | float) and not isinstance(cell, bool)
+    if reads_text(spec, at):
+        if cell is None or isinstance(cell, str):
+            return cell
+        if is_number:
+            return repr(cell)
+        raise RowError(row, "neither text nor a number", spec.column(at))
+    if is_number:
+        return math.inf if abs(cell) >= OVERFLOW else float(cell)
+    if cell is None:
+        return math.nan
+    raise RowError(row, "not a number", spec.column(at))
+
+
+def reads_text(spec: InputSpec, at: int) -> bool:
+    """Whether a column holds text."""
+    if not isinstance(spec.transform, Mixed):
+        return False
+    column = spec.transform.columns[at]
+    return isinstance(column, CategoryColumn) and column.is_text

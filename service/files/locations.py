@@ -1,0 +1,189 @@
+"""Where a data set's files are, and the folder that its results go to: local paths and fsspec URLs alike."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from service.errors import DataError
+from service.store.storage import as_os_error, is_url, sync_folder, write_synced
+
+CHUNK = 2**23  # bytes that are read at a time
+TEMPORARY = ".vouch/tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file of a data set: where it is, and what it is called below the data set's root."""
+
+    path: str
+    name: str
+
+    def open(self) -> IO[bytes]:
+        """Its bytes."""
+        with as_os_error():
+            files, path = fsspec.core.url_to_fs(self.path)
+            opened: IO[bytes] = files.open(path, "rb")
+            return opened
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is in this machine's own files."""
+        return not is_url(self.path)
+
+    def version(self) -> str:
+        """What its place says of its version, which is enough for a file from afar: size, time, ETag."""
+        with as_os_error():
+            files, path = fsspec.core.url_to_fs(self.path)
+            return f"version:{hashlib.sha256(str(files.ukey(path)).encode()).hexdigest()}"
+
+    def digest(self) -> str:
+        """sha256 of the content; of a file from afar, its version."""
+        if not self.is_local:
+            return self.version()
+        content = hashlib.sha256()
+        with self.open() as file:
+            while chunk := file.read(CHUNK):
+                content.update(chunk)
+        return f"sha256:{content.hexdigest()}"
+
+    @property
+    def suffix(self) -> str:
+        """Its ending, in small letters."""
+        return PurePosixPath(self.name).suffix.lower()
+
+
+def found(source: str, suffixes: frozenset[str]) -> list[InputFile]:
+    """The files of a data set, a file, a folder or a glob, in the order of their names.
+
+    In a folder, those of other endings are passed over, and what is hidden: names that start with a dot or an underscore.
+
+    Raises:
+        DataError: there are none.
+        OSError: the place cannot be read.
+    """
+    with as_os_error():
+        files, root = reached(source)
+        if files.isfile(root):
+            paths, root = [root], root.rpartition("/")[0]
+        elif files.isdir(root):
+            paths = [path for path in files.find(root) if is_data(path.removeprefix(root), suffixes)]
+        elif glob.has_magic(root):
+            pattern, root = root, fixed_part(root)
+            paths = [path for path in files.glob(pattern) if "/." not in path.removeprefix(root) and files.isfile(path)]
+        else:
+            raise DataError(f"{source}: no such file or folder")
+        if not paths:
+            raise DataError(f"{source}: holds no files that end in {', '.join(sorted(suffixes))}")
+        return [
+            InputFile(files.unstrip_protocol(path) if is_url(source) else path, path.removeprefix(root).lstrip("/"))
+            for path in sorted(paths)
+        ]
+
+
+def reached(source: str) -> tuple[Any, str]:
+    """The filesystem of a path or a URL, and the path there.
+
+    Raises:
+        DataError: no driver knows it.
+    """
+    try:
+        files, path = fsspec.core.url_to_fs(source if is_url(source) else os.path.abspath(source))
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{source.partition('://')[0]}://...: no driver for such URLs: {error}") from None
+    return files, path.rstrip("/") or "/"
+
+
+def is_data(name: str, suffixes: frozenset[str]) -> bool:
+    """Whether a file of a folder is to be read."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in suffixes and not any(part.startswith((".", "_")) for part in path.parts)
+
+
+def fixed_part(pattern: str) -> str:
+    """The folder of a glob below which its stars are."""
+    parts = pattern.split("/")
+    first = next(at for at, part in enumerate(parts) if glob.has_magic(part))
+    return "/".join(parts[:first])
+
+
+class OutFolder:
+    """The folder of a run's results. A file in it is there whole or not at all, whoever else writes it."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.files, self.path = reached(root)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files are renamed into place; elsewhere a file appears once it is written."""
+        return isinstance(self.files, LocalFileSystem)
+
+    @property
+    def absolute(self) -> str:
+        """The same, from whatever folder."""
+        return self.path if self.is_local else self.root
+
+    def holds(self, file: InputFile) -> bool:
+        """Whether a file is one of its."""
+        return reached(file.path)[1].startswith(f"{self.path}/") and file.is_local == self.is_local
+
+    def at(self, name: str) -> str:
+        """A name's path."""
+        return f"{self.path}/{name}"
+
+    def names(self) -> set[str]:
+        """The names of all files."""
+        with as_os_error():
+            self.files.invalidate_cache()
+            listed = self.files.find(self.path) if self.files.isdir(self.path) else []
+            return {path.removeprefix(self.path).lstrip("/") for path in listed}
+
+    def read(self, name: str) -> bytes:
+        """A file's content."""
+        with as_os_error():
+            content: bytes = self.files.cat_file(self.at(name))
+            return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole or not at all.
+
+        Raises:
+            OSError: names the file.
+        """
+        try:
+            if self.is_local:
+                self.rename_into_place(name, content)
+            else:
+                with as_os_error():
+                    self.files.makedirs(self.at(name).rpartition("/")[0], exist_ok=True)
+                    self.files.pipe_file(self.at(name), content)
+        except OSError as error:
+            raise OSError(f"{self.root}/{name}: cannot be written: {error.strerror or error}") from error
+
+    def rename_into_place(self, name: str, content: bytes) -> None:
+        """Write beside it, wait until the disk has it, and rename."""
+        target, temporary = Path(self.at(name)), Path(self.at(TEMPORARY)) / uuid.uuid4().hex
+        for folder in (target.parent, temporary.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write_synced(temporary, content)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
+
+    def remove(self, folder: str) -> None:
+        """Remove a folder, if it is there."""
+        with as_os_error():
+            if self.files.exists(self.at(folder)):
+                self.files.rm(self.at(folder), recursive=True)

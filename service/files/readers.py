@@ -1,0 +1,171 @@
+"""Data files to arrays: npz, npy, csv, parquet, idx (plain or gzipped), folders of images.
+
+Every reader raises `DataError` with the file's name and the place for what it cannot read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from service.errors import DataError
+from service.files.images import read_image
+from service.files.tables import is_table, read_table, readable
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff"}
+NPZ_KEYS = ("x_train", "X", "x", "data", "images", "arr_0")
+IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+GIB = 2**30
+MAX_UNPACKED = 16 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Numbers from a file: an array of shape (N, D) or (N, H, W), and the columns' names if the file has any."""
+
+    array: np.ndarray
+    columns: tuple[str, ...] | None = None
+
+    def digest(self) -> str:
+        """sha256 of the numbers, their type and shape: what the card says a model was trained on."""
+        content = hashlib.sha256(f"{self.array.dtype.str}{self.array.shape}{self.columns}".encode())
+        content.update(np.ascontiguousarray(self.array).data)
+        return f"sha256:{content.hexdigest()}"
+
+
+def read(path: Path, key: str | None = None, columns: Sequence[str] | None = None) -> Rows:
+    """Read a data file or a folder of images.
+
+    Args:
+        key: which array of an npz file; by default x_train, X, ... or the only one.
+        columns: which columns of a table, in this order; by default all.
+
+    Raises:
+        DataError: not there, not what its name says, empty, or with values that are no finite numbers.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if key is not None and path.suffix != ".npz":
+        raise DataError(f"{path}: --key picks an array of an .npz file, this is none")
+    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    with readable(path):
+        rows = dispatch(path, suffix.lower(), key, columns)
+    if columns is not None and rows.columns is None:
+        raise DataError(f"{path}: --columns needs a file whose columns have names")
+    return checked(path, rows)
+
+
+def dispatch(path: Path, suffix: str, key: str | None, columns: Sequence[str] | None) -> Rows:
+    """Call the reader for the file's ending."""
+    if path.is_dir():
+        return Rows(read_folder(path))
+    if suffix == ".npz":
+        return Rows(read_npz(path, key))
+    if suffix == ".npy":
+        return Rows(np.load(path, allow_pickle=False))
+    if is_table(path):
+        table = read_table(path, columns)
+        try:
+            return Rows(table.numbers(), table.names)
+        except DataError as error:
+            raise DataError(f"{path}: {error} (choose columns with --columns)") from None
+    if "idx" in path.name or "ubyte" in path.name:
+        return Rows(read_idx(path))
+    raise DataError(
+        f"{path}: unknown kind of file, expected .npz, .npy, .csv, .parquet, an idx file (.gz) or a folder of images"
+    )
+
+
+def checked(path: Path, rows: Rows) -> Rows:
+    """The rows, if there are any and they are finite numbers."""
+    array = rows.array
+    if array.dtype.kind not in "uifb":
+        raise DataError(f"{path}: holds {array.dtype} values, expected numbers")
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim > 3 or array.size == 0:
+        raise DataError(
+            f"{path}: has shape {array.shape}, expected (rows, columns) or (rows, height, width), not empty"
+        )
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            wrong = ~np.isfinite(array.astype(np.float32))
+        if wrong.any():
+            place = np.argwhere(wrong)[0]
+            where = f"row {place[0]}, column {named_column(rows, tuple(place[1:]))}"
+            raise DataError(f"{path}: {where}: missing, infinite or too large for float32; expected a finite number")
+    return Rows(array, rows.columns)
+
+
+def named_column(rows: Rows, index: tuple[int, ...]) -> str:
+    """A column's name, or its position."""
+    return rows.columns[index[0]] if rows.columns else ",".join(str(int(i)) for i in index)
+
+
+def read_npz(path: Path, key: str | None) -> np.ndarray:
+    """One array of an npz file."""
+    with np.load(path, allow_pickle=False) as arrays:
+        unpacked = sum(info.file_size for info in arrays.zip.infolist())
+        if unpacked > MAX_UNPACKED:
+            raise DataError(f"{path}: unpacks to {unpacked / GIB:.0f} GiB, expected at most {MAX_UNPACKED // GIB}")
+        names = list(arrays)
+        chosen = chosen_array(names, key)
+        if chosen is None:
+            raise DataError(f"{path}: choose an array with --key: {', '.join(names)}")
+        return np.asarray(arrays[chosen])
+
+
+def chosen_array(names: Sequence[str], key: str | None) -> str | None:
+    """Which array of an npz file is meant: the one that is named, or the only one, or one of a usual name; or none."""
+    if key is not None:
+        return key if key in names else None
+    return names[0] if len(names) == 1 else next((name for name in NPZ_KEYS if name in names), None)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An idx file, the format that MNIST was published in, plain or gzipped."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        zeros, kind, dimensions = struct.unpack(">HBB", file.read(4))
+        if zeros != 0 or kind not in IDX_TYPES or not 1 <= dimensions <= 3:
+            raise DataError(f"{path}: is no idx file of 1 to 3 dimensions")
+        shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
+        dtype = np.dtype(IDX_TYPES[kind])
+        size = math.prod(shape) * dtype.itemsize
+        if size > MAX_UNPACKED:
+            raise DataError(f"{path}: claims to hold {size / GIB:.0f} GiB, expected at most {MAX_UNPACKED // GIB}")
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise DataError(f"{path}: its header says {size} bytes, it holds {'more' if len(content) > size else 'fewer'}")
+    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def read_folder(path: Path) -> np.ndarray:
+    """All images of a folder, in the order of their names, grey: shape (N, H, W), uint8."""
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    if not files:
+        raise DataError(f"{path}: the folder holds no images")
+    images: list[np.ndarray] = []
+    for file in files:
+        with readable(file):
+            image = read_image(file.read_bytes()).pixels
+        if images and image.shape != images[0].shape:
+            raise DataError(
+                f"{file}: is {size_text(image)}, the first image ({files[0].name}) is {size_text(images[0])}"
+            )
+        images.append(image)
+    return np.stack(images)
+
+
+def size_text(image: np.ndarray) -> str:
+    """28 x 28."""
+    return " x ".join(str(length) for length in image.shape)

@@ -1,0 +1,77 @@
+"""Cross-fit calibration: each of K networks scores the fold of the rows that it was fitted without.
+
+They serve together as one density. What is compared with validation rows is a row's score by each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+
+import numpy as np
+
+from service.data.inputs import InputSpec
+from service.density.estimator import Estimator
+from service.scoring.model import REFERENCE_ROWS, Calibration, Model, ReferenceRows, piloted, ready, suspects
+from service.vae.network import VAE
+from service.validity.band import Band
+from service.validity.column_ranks import ColumnSketch
+
+
+def calibrated_by_folds(
+    vaes: Sequence[VAE],
+    spec: InputSpec,
+    estimator: Estimator,
+    pilots: Sequence[np.ndarray],
+    folds: Sequence[np.ndarray],
+    percentiles: tuple[float, float] = (25.0, 75.0),
+    pool: Executor | None = None,
+) -> tuple[Model, Calibration]:
+    """K networks made ready to score as one, calibrated on the fold that each was fitted without.
+
+    Args:
+        pilots: valid rows that each network was not fitted to and that are not of its fold, shape (m, D).
+        folds: valid rows, shape (n / K, D) each, all of one size.
+
+    Raises:
+        CalibrationError: too few rows for the percentiles.
+    """
+    Band.fit(np.zeros(sum(map(len, folds))), percentiles)
+    model = ready(vaes, spec, estimator, pilots)
+    model = replace(model, estimator=piloted(model, pilots[0], percentiles, pool))
+    alone = [model.alone(number) for number in range(len(vaes))]
+    suspect = np.max([suspects(one, pilot, pool) for one, pilot in zip(alone, pilots, strict=True)], axis=0)
+    references = [ReferenceRows.of(one, rows) for one, rows in zip(alone, folds, strict=True)]
+    looks = [one.look(given.rows, suspect, None, pool) for one, given in zip(alone, references, strict=True)]
+    scores = np.concatenate([look.estimates.log_likelihood for look in looks])
+    columns = [
+        np.where(given.holes, np.nan, look.columns.log_likelihood)
+        for given, look in zip(references, looks, strict=True)
+        if look.columns is not None
+    ]
+    order, of_fold = np.argsort(scores, kind="stable"), numbered(folds)
+    some = [given.first(REFERENCE_ROWS // len(folds)) for given in references]
+    calibration = Calibration(
+        scores[order],
+        percentiles,
+        model.fingerprint,
+        joined(some) if spec.reads_holes else None,
+        ColumnSketch.fit(np.concatenate(columns), suspect),
+        folds=of_fold[order],
+    )
+    return model, calibration
+
+
+def joined(parts: Sequence[ReferenceRows]) -> ReferenceRows:
+    """The reference rows of all folds."""
+    return ReferenceRows(
+        np.concatenate([one.rows for one in parts]),
+        np.concatenate([one.holes for one in parts]),
+        numbered([one.rows for one in parts]),
+    )
+
+
+def numbered(folds: Sequence[np.ndarray]) -> np.ndarray:
+    """Which fold each row of all is of, shape (n,)."""
+    return np.repeat(np.arange(len(folds)), [len(rows) for rows in folds])

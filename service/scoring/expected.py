@@ -1,0 +1,192 @@
+"""What a model expects in a row's columns, in the units of the training data: means, intervals, likeliest categories.
+
+E[x_j] is the mean of E[x_j | z] over draws of z by their weights. A number's distribution given z is taken at evenly spaced
+probabilities, so that the way back from the network's scale to the column's, however bent, comes before any mean.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.data.columns import CategoryColumn, NumberColumn
+from service.data.inputs import InputSpec, Mixed
+from service.density.conditionals import ColumnDraws
+from service.density.estimator import Draws
+from service.vae.likelihoods import Elementwise, Likelihood
+from service.vae.mixed import Columns
+
+EXPECTING_DRAWS = 64  # what is expected need not be known as well as how likely something is
+POINTS = 8  # of a number's distribution given z
+INTERVAL = (0.05, 0.95)
+ROWS_AT_ONCE = 64
+EXPECTED = ("value", "low", "high", "probability")  # what `expected_column` returns, in its last dimension
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one network says of B rows: decoder outputs (B, S, P) for draws of weights (B, S).
+
+    The weights of all parts of a row sum to 1.
+    """
+
+    likelihood: Likelihood
+    output: Tensor
+    weights: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class MemberDraws:
+    """A network's draws for some rows: how it decodes latents, (N, L) to outputs (N, P), and what it drew."""
+
+    likelihood: Likelihood
+    decode: Callable[[Tensor], Tensor]
+    draws: ColumnDraws
+
+
+def expected_rows(spec: InputSpec, parts: Sequence[Part]) -> np.ndarray:
+    """E[x] of B rows: shape (B, D), float64."""
+    if isinstance(spec.transform, Mixed):
+        return np.stack([expected_column(spec, parts, at)[:, 0] for at in range(spec.features)], axis=1)
+    return spec.decode(sum((one.weights[..., None] * numbers(one.likelihood.mean(one.output))).sum(1) for one in parts))
+
+
+def expected_cells(spec: InputSpec, members: Sequence[MemberDraws], rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """What the other columns let expect in some columns of rows.
+
+    Args:
+        rows: in their own units, shape (B, D).
+        chosen: columns of each row, shape (B, N), -1 for none.
+
+    Returns:
+        Shape (B, N, 4): what EXPECTED names, NaN where it does not apply.
+    """
+    expected = np.full((*chosen.shape, len(EXPECTED)), np.nan)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        places = slice(start, start + ROWS_AT_ONCE)
+        all_draws = [WithoutColumn(spec, one, rows[places], start) for one in members]
+        # Cells of one column with as many draws are looked at together.
+        alike: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
+        for index, at in np.argwhere(chosen[places] >= 0).tolist():
+            row = start + index
+            column = int(chosen[row, at])
+            alike[column, *(len(one.draws(row, column).z) for one in all_draws)].append((row, at))
+        for (column, *_), cells in alike.items():
+            given = [[one.given(row, column) for row, _ in cells] for one in all_draws]
+            outputs = [torch.stack([output for output, _ in part]) for part in given]
+            log_masses = [np.stack([masses for _, masses in part]) for part in given]
+            total = np.logaddexp.reduce(np.concatenate(log_masses, axis=1), axis=1, keepdims=True)
+            parts = [
+                Part(one.likelihood, output, np.exp(masses - total))
+                for one, output, masses in zip(members, outputs, log_masses, strict=True)
+            ]
+            expected[tuple(np.array(cells).T)] = expected_column(spec, parts, column)
+    return expected
+
+
+class WithoutColumn:
+    """A network's draws for some rows, as draws from p(z | x_-j) for any column j."""
+
+    def __init__(self, spec: InputSpec, member: MemberDraws, rows: np.ndarray, start: int) -> None:
+        self.of = member.draws
+        places = range(start, start + len(rows))
+        keys = [(row, -1) for row in places]
+        keys += [(row, column) for row in places for column in self.of.without[row]]
+        all_z = [self.draws(row, column).z for row, column in keys]
+        outputs = member.decode(torch.cat(all_z)).split([len(z) for z in all_z])
+        self.outputs = dict(zip(keys, outputs, strict=True))
+        counts = [len(z) for z in all_z[: len(rows)]]
+        x = torch.from_numpy(spec.encode(rows)).to(outputs[0])
+        each = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts)).to(x.device)
+        terms = spec.by_column(numbers(member.likelihood.log_prob(torch.cat(outputs[: len(rows)]), x[each])))
+        self.terms = dict(zip(places, np.split(terms, np.cumsum(counts)[:-1]), strict=True))
+
+    def draws(self, row: int, column: int) -> Draws:
+        """Some of those in which the column was hidden, where there are such; else of the row's own."""
+        draws = self.of.without[row].get(column, self.of.draws[row])
+        return Draws(draws.z[:EXPECTING_DRAWS], draws.log_weights[:EXPECTING_DRAWS])
+
+    def given(self, row: int, column: int) -> tuple[Tensor, np.ndarray]:
+        """Decoder outputs, shape (S, P), and what each draw adds to p(x_-j), (S,), as a logarithm."""
+        log_weights = numbers(self.draws(row, column).log_weights)
+        own = column in self.of.without[row]
+        log_masses = log_weights if own else log_weights - self.terms[row][:, column]
+        return self.outputs[row, column if own else -1], log_masses - np.log(len(log_masses))
+
+
+def expected_column(spec: InputSpec, parts: Sequence[Part], at: int) -> np.ndarray:
+    """What is expected in column `at` of B rows: shape (B, EXPECTED).
+
+    A number's mean and the interval that holds nine tenths, or the likeliest category and its probability.
+    """
+    nothing = np.full(len(parts[0].output), np.nan)
+    column, start = spec.transform.columns[at] if isinstance(spec.transform, Mixed) else None, sum(spec.widths[:at])
+    if isinstance(column, CategoryColumn):
+        shares = sum((one.weights[..., None] * cell_probabilities(one, start)).sum(axis=1) for one in parts)
+        place = shares.argmax(axis=1)
+        value = place.astype(np.float64) if column.is_text else np.array(column.values)[place]
+        return np.stack([value, nothing, nothing, (1.0 - column.unseen) * shares.max(axis=1)], axis=1)
+    both = [plain_values(one, at) if column is None else number_values(column, one, start) for one in parts]
+    values, masses = (np.concatenate(arrays, axis=1) for arrays in zip(*both, strict=True))
+    middle, (low, high) = (values * masses).sum(axis=1), intervals(values, masses)
+    if column is not None:
+        return np.stack([middle, low, high, nothing], axis=1)
+    # These transforms go column by column, and never down where the column goes up.
+    middle = sum((one.weights * numbers(one.likelihood.mean(one.output)[..., at])).sum(axis=1) for one in parts)
+    x = np.zeros((3, len(middle), spec.features))
+    x[..., at] = middle, low, high
+    return np.stack([*spec.decode(x)[..., at], nothing], axis=1)
+
+
+def cell_probabilities(part: Part, at: int) -> np.ndarray:
+    """Of the cells of the network's column `at`, a category: shape (B, S, cells)."""
+    assert isinstance(part.likelihood, Columns)
+    return numbers(part.likelihood.probabilities_of(part.output, at))
+
+
+def plain_values(part: Part, at: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values of x_j in the network's units, and their masses, (B, N) both."""
+    assert isinstance(part.likelihood, Elementwise)
+    points = numbers(part.likelihood.quantile(part.output[..., at, None], probabilities(part.output), at))
+    return points.reshape(len(points), -1), np.repeat(part.weights / POINTS, POINTS, axis=1)
+
+
+def number_values(column: NumberColumn, part: Part, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values that a number of B rows may have, and their masses, (B, N) both.
+
+    None is beyond what training rows had.
+    """
+    assert isinstance(part.likelihood, Columns)
+    x = numbers(part.likelihood.quantile_of(part.output, probabilities(part.output), start + column.width - 1))
+    values = np.clip(column.number(x), column.low, column.high).reshape(len(x), -1)  # of (B, S, POINTS)
+    masses = np.repeat(part.weights[..., None] / POINTS, POINTS, axis=2)
+    if not column.atoms:
+        return values, masses.reshape(values.shape)
+    gate = cell_probabilities(part, start)  # (B, S, atoms + 1)
+    between = (masses * gate[..., -1:]).reshape(values.shape)
+    at_atoms = (part.weights[..., None] * gate[..., :-1]).sum(axis=1)
+    atoms = np.broadcast_to(np.array(column.atoms), at_atoms.shape)
+    return np.concatenate([values, atoms], axis=1), np.concatenate([between, at_atoms], axis=1)
+
+
+def intervals(values: np.ndarray, masses: np.ndarray) -> np.ndarray:
+    """The quantiles of INTERVAL, of B rows' values whose masses sum to 1, (B, N): shape (2, B)."""
+    order = np.argsort(values, axis=1)
+    below = np.cumsum(np.take_along_axis(masses, order, axis=1), axis=1)
+    places = [(below < level).sum(axis=1, keepdims=True).clip(max=values.shape[1] - 1) for level in INTERVAL]
+    return np.stack([np.take_along_axis(values, np.take_along_axis(order, at, axis=1), axis=1)[:, 0] for at in places])
+
+
+def probabilities(like: Tensor) -> Tensor:
+    """Evenly spaced ones, shape (POINTS,)."""
+    return (torch.arange(POINTS, dtype=like.dtype, device=like.device) + 0.5) / POINTS
+
+
+def numbers(tensor: Tensor) -> np.ndarray:
+    """A tensor as a float64 array."""
+    return tensor.double().cpu().numpy()

@@ -1,0 +1,135 @@
+"""Scores and rows as people and spreadsheets read them: lists, CSV and JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from service.data.inputs import InputSpec
+from service.scoring.scorer import ExplainedScores, Scores
+from service.validity.conformal import Discoveries
+
+SCORE_COLUMNS = (
+    *("verdict", "side", "certain", "reliable", "log_likelihood", "std_error", "ess", "khat"),
+    *("num_samples", "percentile", "p_value"),
+)
+BLAMED_COLUMNS = ("column", "value", "log_likelihood", "p_value", "expected")
+
+
+def blamed_columns(scores: ExplainedScores, spec: InputSpec) -> list[list[dict[str, Any]]]:
+    """The columns most to blame, for each row: what is there, how unlikely, and what was expected."""
+    parts = zip(
+        scores.columns.tolist(),
+        scores.cells.tolist(),
+        scores.column_log_likelihood.tolist(),
+        scores.column_std_error.tolist(),
+        scores.column_reliable.tolist(),
+        scores.column_p_value.tolist(),
+        scores.expected.tolist(),
+        scores.expected_low.tolist(),
+        scores.expected_high.tolist(),
+        scores.expected_probability.tolist(),
+        strict=True,
+    )
+    return [[blamed_column(spec, *cell) for cell in zip(*row, strict=True) if cell[0] >= 0] for row in parts]
+
+
+def blamed_column(
+    spec: InputSpec,
+    column: int,
+    cell: float,
+    log_likelihood: float,
+    std_error: float,
+    reliable: bool,
+    p_value: float,
+    expected: float,
+    low: float,
+    high: float,
+    probability: float,
+) -> dict[str, Any]:
+    """One of them."""
+    if np.isnan(probability):
+        what: dict[str, Any] = {"mean": expected, "interval": [low, high]}
+    else:
+        what = {"most_likely": spec.cell(column, expected), "probability": probability}
+    place = {"pixel": list(divmod(column, spec.shape[-1]))} if spec.kind == "image" else {}
+    return {
+        "name": spec.column(column),
+        **place,
+        "value": spec.cell(column, cell),
+        "log_likelihood": log_likelihood,
+        "std_error": std_error,
+        "reliable": reliable,
+        "p_value": p_value,
+        "expected": what,
+    }
+
+
+def score_lists(
+    scores: Scores, spec: InputSpec, discoveries: Discoveries | None = None
+) -> tuple[list[str], Iterator[list[Any]]]:
+    """The names of a score's parts, and each row's, with None for no khat; `missing` where the model reads holes."""
+    names = [*SCORE_COLUMNS, *(["missing"] if spec.reads_holes else [])]
+    columns = [getattr(scores, name) for name in names]
+    if scores.rule is not None:
+        names = [*names, "combined_p_value", *(f"p_value_{name}" for name in scores.rule.statistics)]
+        columns = [*columns, scores.combined_p_value, *scores.evidence.T]
+    if discoveries is not None:
+        names, columns = [*names, "discovery"], [*columns, discoveries.chosen]
+    lists = [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]
+    # NaN alone differs from itself.
+    return names, ([None if value != value else value for value in row] for row in zip(*lists, strict=True))  # noqa: PLR0124
+
+
+def scores_csv(
+    scores: Scores, spec: InputSpec, ids: Sequence[Any] | None = None, discoveries: Discoveries | None = None
+) -> str:
+    """The scores as a CSV table, with the number or the id of each row, and five columns for each column to blame."""
+    names, rows = score_lists(scores, spec, discoveries)
+    header, keys = ["row" if ids is None else "id", *names], range(len(scores)) if ids is None else ids
+    table = ([key, *row] for key, row in zip(keys, rows, strict=True))
+    if isinstance(scores, ExplainedScores):
+        number = scores.columns.shape[1]
+        header += [f"blamed_{rank}_{name}" for rank in range(1, number + 1) for name in BLAMED_COLUMNS]
+        blamed = blamed_columns(scores, spec)
+        table = (row + cells_of(columns, number) for row, columns in zip(table, blamed, strict=True))
+    return as_csv(header, table)
+
+
+def cells_of(blamed: list[dict[str, Any]], number: int) -> list[Any]:
+    """Columns to blame as cells of a table."""
+    cells: list[Any] = []
+    for one in blamed:
+        expected = one["expected"]
+        most = expected["most_likely"] if "most_likely" in expected else expected["mean"]
+        cells += [one["name"], one["value"], one["log_likelihood"], one["p_value"], most]
+    return cells + [None] * (number * len(BLAMED_COLUMNS) - len(cells))
+
+
+def scores_json_lines(scores: Scores, spec: InputSpec, discoveries: Discoveries | None = None) -> str:
+    """The scores as JSON, a line each."""
+    names, rows = score_lists(scores, spec, discoveries)
+    documents = [{"row": index, **dict(zip(names, row, strict=True))} for index, row in enumerate(rows)]
+    if isinstance(scores, ExplainedScores):
+        for document, columns in zip(documents, blamed_columns(scores, spec), strict=True):
+            document["columns"] = columns
+    return "".join(json.dumps(document) + "\n" for document in documents)
+
+
+def rows_csv(rows: np.ndarray, spec: InputSpec) -> str:
+    """Rows, shape (N, D), as a CSV table with the columns' names."""
+    return as_csv(spec.columns or [f"x{index}" for index in range(spec.features)], spec.cells(rows))
+
+
+def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A CSV table."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return buffer.getvalue()

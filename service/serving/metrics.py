@@ -1,0 +1,131 @@
+"""Prometheus metrics of one application."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from service.scoring.scorer import Scores
+from service.validity.band import SIDES
+
+M = TypeVar("M", Counter, Histogram)
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# log p(x) is -1e5 for some models and 20 for others: steps of a factor two on both sides of zero serve all of them.
+NATS = (*(-(2.0**power) for power in range(17, -1, -1)), 0.0, *(2.0**power for power in range(10)))
+GAPS = (0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # percent
+TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
+
+
+@dataclass
+class Metrics:
+    """Counters and histograms, in a registry of their own, so that two applications in a process do not collide."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        self.children: dict[Any, Any] = {}
+        self.requests = self.counter("vouch_requests", "Requests by path template", "method", "path", "status")
+        self.seconds = self.histogram("vouch_request_seconds", "From the request's head to its answer", SECONDS, "path")
+        self.parts = self.histogram(
+            "vouch_request_part_seconds", "Parts of it: body, parse, queue, compute, encode", SECONDS, "part"
+        )
+        self.rejections = self.counter("vouch_rejections", "Requests that were refused", "reason")
+        self.batch_rows = self.histogram("vouch_batch_rows", "Rows in a batch", ROWS)
+        self.batch_seconds = self.histogram("vouch_batch_seconds", "Time that a batch took", SECONDS)
+        self.queue = self.gauge("vouch_queue_evaluations", "Decoder evaluations that wait or run")
+        self.rate = self.gauge("vouch_evaluations_per_second", "Decoder evaluations a second, as measured lately")
+        self.dropped = self.counter("vouch_dropped_requests", "Requests dropped before they were computed", "reason")
+        self.rows = self.counter("vouch_rows", "Scored rows by side of the band: inside is valid", "model", "side")
+        self.unreliable = self.counter("vouch_unreliable_rows", "Scored rows whose estimate is not reliable", "model")
+        self.log_likelihood = RowHistogram("vouch_log_likelihood", "log p(x) of scored rows, nats", NATS)
+        self.p_value = RowHistogram("vouch_p_value", "p_value of scored rows; uniform where nothing drifts", TENTHS)
+        self.reload_failures = self.counter("vouch_reload_failures", "Versions of the store that could not be served")
+        self.held_back = self.gauge("vouch_held_back", "What is new in the store and cannot be served")
+        self.drift_capital = self.gauge(
+            "vouch_drift_log_capital", "Of the bets that served rows are unlike the validation rows, nats", "model"
+        )
+        self.drifts = self.gauge(
+            "vouch_drifts", "1: the bets paid; served rows are unlike the validation rows", "model"
+        )
+        self.shadow_rows = self.counter(
+            "vouch_shadow_rows", "Rows scored by a second version, too", "model", "shadow", "verdicts"
+        )
+        self.shadow_gap = RowHistogram(
+            "vouch_shadow_percentile_gap", "Between the two versions' percentiles", GAPS, ("model", "shadow")
+        )
+        for histogram in (self.log_likelihood, self.p_value, self.shadow_gap):
+            self.registry.register(histogram)
+        self.shadow_skipped = self.counter("vouch_shadow_skipped", "Requests that the shadow left out")
+
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        """A counter in this registry."""
+        return Counter(name, text, labels, registry=self.registry)
+
+    def gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        """A gauge in this registry."""
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        """A histogram in this registry."""
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def at(self, metric: M, *labels: str) -> M:
+        """A metric's child for some labels, remembered: asking for it anew costs more than counting."""
+        key = (metric, labels)
+        child = self.children.get(key)
+        if child is None:
+            child = self.children[key] = metric.labels(*labels)
+        return child
+
+    def count_scores(self, model: str, scores: Scores) -> None:
+        """Count the scores of a batch; inference threads call this."""
+        for side, number in zip(SIDES, np.bincount(scores.sides + 1, minlength=len(SIDES)).tolist(), strict=True):
+            self.at(self.rows, model, side).inc(number)
+        self.at(self.unreliable, model).inc(int((~scores.reliable).sum()))
+        self.log_likelihood.observe((model,), scores.log_likelihood)
+        self.p_value.observe((model,), scores.p_value)
+
+    def count_batch(self, rows: int, seconds: float) -> None:
+        """Count a batch."""
+        self.batch_rows.observe(rows)
+        self.batch_seconds.observe(seconds)
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class RowHistogram(Collector):
+    """A histogram by model that takes whole arrays of values."""
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...], labels: tuple[str, ...] = ("model",)) -> None:
+        self.name, self.text, self.bounds, self.labels = name, text, np.array(bounds), labels
+        self.counts: dict[tuple[str, ...], np.ndarray] = {}
+        self.sums: dict[tuple[str, ...], float] = {}
+        self.lock = threading.Lock()
+
+    def observe(self, of: tuple[str, ...], values: np.ndarray) -> None:
+        """Count the values, shape (B,), under some values of the labels."""
+        counts = np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.bounds) + 1)
+        with self.lock:
+            self.counts[of] = self.counts.get(of, 0) + counts
+            self.sums[of] = self.sums.get(of, 0.0) + float(values.sum())
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """The counts as Prometheus wants them: each bucket holds those below it."""
+        family = HistogramMetricFamily(self.name, self.text, labels=self.labels)
+        ends = [*map(str, self.bounds.tolist()), "+Inf"]
+        with self.lock:
+            known = [(of, counts, self.sums[of]) for of, counts in self.counts.items()]
+        for of, counts, total in known:
+            buckets = list(zip(ends, np.cumsum(counts).astype(float).tolist(), strict=True))
+            family.add_metric(of, buckets, total)
+        yield family

@@ -1,0 +1,203 @@
+"""The models that a process serves: what the store held when it was last looked at, and the versions in memory.
+
+A new version or alias takes over in one step, after it was read, verified, warmed up and checked against the golden rows
+that it carries. Where that fails, what was served goes on being served, and `held_back` says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from service.errors import DamagedModelError, ModelError, ModelNotFoundError, UnavailableError, VouchError
+from service.scoring.scorer import Scorer, torch_device
+from service.store.store import Catalog, Reference, Store
+
+RETRY_S = 30.0  # before the files of a version that failed are read again
+STORE = "store"  # what could not be read, where it is none of the models
+log = logging.getLogger("vouch")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a version could not be loaded, and when that was."""
+
+    text: str
+    at: float
+
+    def is_fresh(self) -> bool:
+        """Whether it is too early to try again."""
+        return time.monotonic() - self.at < RETRY_S
+
+
+@dataclass
+class Registry:
+    """Scorers by version. What cannot be loaded is refused by name; the others go on.
+
+    `catalog` is what requests go by; it is replaced whole, so that readers need no lock.
+    """
+
+    store: Store
+    device: str
+    max_loaded: int
+    on_failure: Callable[[], None] = lambda: None
+    catalog: Catalog = field(default_factory=lambda: Catalog({}, {}, None, {}))
+    found: Catalog | None = None  # what the store held when it was last looked at
+    wanted: set[Reference] = field(default_factory=set)  # what bare names and aliases mean in the store
+    scorers: dict[Reference, Scorer] = field(default_factory=dict)
+    failures: dict[Reference, Failure] = field(default_factory=dict)
+    held_back: dict[str, str] = field(default_factory=dict)
+    loading: threading.Lock = field(default_factory=threading.Lock)
+    refreshing: threading.Lock = field(default_factory=threading.Lock)
+
+    # What requests ask
+
+    def resolve(self, name: str | None) -> Reference:
+        """Which version NAME, NAME@VERSION or NAME@ALIAS means; None is the default.
+
+        Raises:
+            ModelNotFoundError: there is none such.
+            UnavailableError: the store was not looked at yet.
+        """
+        if self.found is None:
+            raise UnavailableError(self.held_back.get(STORE, "the models are being loaded"), 2.0)
+        return self.catalog.resolve(name)
+
+    def in_memory(self, name: str | None) -> Scorer | None:
+        """The scorer for NAME, NAME@VERSION or NAME@ALIAS, if it is loaded; None is the default."""
+        return self.scorers.get(self.resolve(name))
+
+    def get(self, name: str | None) -> Scorer:
+        """The scorer for NAME, NAME@VERSION or NAME@ALIAS; None is the default.
+
+        Raises:
+            ModelNotFoundError: there is none such.
+            DamagedModelError: it cannot be loaded.
+        """
+        reference = self.resolve(name)
+        scorer = self.scorers.get(reference)
+        if scorer is None:
+            self.store.check_holds(reference, self.catalog)
+            scorer = self.load(reference)
+        return scorer
+
+    def load(self, reference: Reference) -> Scorer:
+        """Read a version into memory, verified and warm, one at a time; those that are in memory wait for none."""
+        with self.loading:
+            if reference in self.scorers:
+                return self.scorers[reference]
+            failure = self.failures.get(reference)
+            if failure is not None and failure.is_fresh():
+                raise DamagedModelError(failure.text)
+            try:
+                scorer = Scorer(self.store.load(reference), torch_device(self.device))
+                scorer.warm_up()
+            except Exception as error:
+                text = str(error) if isinstance(error, VouchError) else f"{reference}: {type(error).__name__}"
+                if not isinstance(error, VouchError):
+                    log.exception("a model cannot be loaded", extra={"model": str(reference)})
+                self.failures[reference] = Failure(text, time.monotonic())
+                self.on_failure()
+                raise DamagedModelError(text) from error
+            self.failures.pop(reference, None)
+            self.scorers = self.kept(reference) | {reference: scorer}
+            return scorer
+
+    def kept(self, newest: Reference) -> dict[Reference, Scorer]:
+        """The scorers to keep beside a new one: those that are served, and the latest others, within the limit."""
+        served = {target for name in self.catalog.names() for target in self.catalog.targets(name)}
+        others = [reference for reference in self.scorers if reference not in served | self.wanted | {newest}]
+        forgotten = others[: max(0, len(others) + 1 - self.max_loaded)]
+        return {reference: scorer for reference, scorer in self.scorers.items() if reference not in forgotten}
+
+    # What follows the store
+
+    def refresh(self) -> None:
+        """Look at the store, load what is new there, and serve it."""
+        with self.refreshing:
+            try:
+                found = self.store.catalog()
+                if found == self.found and not self.held_back:
+                    return
+                self.hold_back(self.load_targets(found))
+            except VouchError as error:
+                self.hold_back({STORE: str(error)})
+                return
+            except Exception as error:  # whoever follows the store goes on doing so
+                log.exception("the store cannot be followed")
+                self.hold_back({STORE: type(error).__name__})
+                return
+            self.catalog = self.merged(found)
+            self.found = found
+
+    def load_targets(self, found: Catalog) -> dict[str, str]:
+        """Load what every bare name and alias means; the problems by version."""
+        problems = {}
+        self.wanted = {target for name in found.names() for target in found.targets(name)}
+        for reference in sorted(self.wanted, key=str):
+            if reference not in self.scorers:
+                try:
+                    self.store.check_holds(reference, found)
+                    self.load(reference)
+                except (ModelError, UnavailableError) as error:
+                    problems[str(reference)] = str(error)
+        return problems
+
+    def merged(self, found: Catalog) -> Catalog:
+        """What was found, but where it cannot be served, what was served before."""
+        old = self.catalog
+        serving = dict(found.serving)
+        aliases = {name: dict(named) for name, named in found.aliases.items()}
+        for name in found.names():
+            before = old.serving.get(name)
+            if Reference(name, serving[name]) not in self.scorers and before is not None:
+                serving[name] = before
+            for alias, target in aliases[name].items():
+                previous = old.aliases.get(name, {}).get(alias)
+                if Reference(name, target) not in self.scorers and previous is not None:
+                    aliases[name][alias] = previous
+        default = found.default
+        if default is None or Reference(default, serving.get(default, "")) not in self.scorers:
+            default = old.default or default
+        return replace(found, serving=serving, aliases=aliases, default=default)
+
+    def hold_back(self, problems: dict[str, str]) -> None:
+        """Remember why something new is not served, and say so once."""
+        for what, text in problems.items():
+            if self.held_back.get(what) != text:
+                log.error("cannot be served, what was served before goes on", extra={"what": what, "error": text})
+        self.held_back = problems
+
+    # What they say of themselves
+
+    def status(self) -> dict[str, str]:
+        """Each model and `ready`, or why it is not."""
+        catalog = self.catalog
+        return {name: self.state(Reference(name, catalog.serving[name])) for name in catalog.names()}
+
+    def state(self, reference: Reference) -> str:
+        """`ready`, why it failed, or that nobody has asked for it yet."""
+        if reference in self.scorers:
+            return "ready"
+        failure = self.failures.get(reference)
+        return "not loaded yet" if failure is None else failure.text
+
+    def phase(self) -> str:
+        """`loading` at first, `unavailable` where the default model still is not there after that."""
+        return "loading" if self.found is None and not self.held_back else "unavailable"
+
+    def default_is_ready(self) -> bool:
+        """Whether a request that names no model can be answered."""
+        try:
+            return self.in_memory(None) is not None
+        except (ModelError, UnavailableError):
+            return False
+
+    def known(self, name: str) -> str:
+        """The name, if the store has a model of that name."""
+        if name not in self.catalog.versions:
+            raise ModelNotFoundError("no such model in the store")
+        return name

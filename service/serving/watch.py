@@ -1,0 +1,131 @@
+"""Whether the rows that a version is asked about still look like its validation rows: tallies, and the test martingale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from service.scoring.scorer import Scorer, Scores
+from service.validity.band import SIDES
+from service.validity.martingale import BETS, Martingale, Ranks, log_limit
+
+BINS = 10
+
+
+@dataclass
+class Watch:
+    """What one version was asked: rows by side of its band and by p-value, and the test martingale.
+
+    `watched` counts the complete rows, which alone can be ranked among each other, and not where each fold has a score of
+    its own. `alarm_row` is the row at which the martingale spoke, since its last start; `restarts` how often it was started
+    anew.
+    """
+
+    digest: str
+    ranks: Ranks
+    sides: np.ndarray = field(default_factory=lambda: np.zeros(len(SIDES), dtype=np.int64))
+    p_values: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
+    martingale: Martingale = field(default_factory=Martingale)
+    watched: int = 0
+    restarts: int = 0
+    alarm_row: int | None = None
+    peak: float = 0.0  # of the log capital since the last start
+
+    @staticmethod
+    def of(scorer: Scorer) -> Watch:
+        """A new one, which knows the validation rows; its grid is made of rows that the model drew, and of no others."""
+        golden = scorer.published.golden
+        drawn = np.zeros(1) if golden is None else golden.log_likelihood
+        ranks = Ranks(float(np.median(drawn)), float(drawn.std()) or 1.0)
+        ranks.add(ranks.cells(scorer.calibration.scores))
+        return Watch(scorer.published.digest, ranks)
+
+    def add(self, scorer: Scorer, scores: Scores, uniforms: np.ndarray, level: float) -> bool:
+        """Count rows, and bet on the complete ones; whether the martingale speaks up just now."""
+        # By the calibration's own band, whatever a request asked for.
+        self.sides += np.bincount(scores.sides_of(scorer.band.percentiles) + 1, minlength=len(SIDES))
+        self.p_values += p_value_counts(scores.p_value, BINS)
+        complete = (scores.missing == 0) & (scores.band.folds == 1)
+        return self.bet(scores.log_likelihood[complete], uniforms[complete], level)
+
+    def bet(self, log_likelihood: np.ndarray, uniforms: np.ndarray, level: float) -> bool:
+        """Bet on complete rows, shape (N,) both; whether the martingale speaks up just now."""
+        path = self.martingale.bet(self.ranks.p_values(log_likelihood, uniforms))
+        before, self.watched = self.watched, self.watched + len(path)
+        self.peak = max(self.peak, float(path.max(initial=0.0)))
+        over = np.flatnonzero(path >= log_limit(level, self.restarts))
+        if self.alarm_row is not None or not over.size:
+            return False
+        self.alarm_row = before + int(over[0]) + 1
+        return True
+
+    @property
+    def direction(self) -> str | None:
+        """Which likelihoods pile up, where the martingale has spoken: `low` or `high`."""
+        if self.alarm_row is None:
+            return None
+        return BETS[int(np.argmax(self.martingale.log_parts[1:]))][0]
+
+    def restart(self) -> None:
+        """Begin to bet anew, with less to spend; all rows so far stay known."""
+        self.martingale, self.restarts, self.alarm_row, self.peak = Martingale(), self.restarts + 1, None, 0.0
+
+    def document(self, level: float) -> dict[str, Any]:
+        """What the martingale says, at a level that is the probability to speak without reason."""
+        return {
+            "drifts": self.alarm_row is not None,
+            "direction": self.direction,
+            "alarm_row": self.alarm_row,
+            "watched_rows": self.watched,
+            "log_capital": self.martingale.log_capital,
+            "peak_log_capital": self.peak,
+            "limit": log_limit(level, self.restarts),
+            "level": level,
+            "restarts": self.restarts,
+        }
+
+    # To a file and back
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it."""
+        return {
+            "digest": np.array(self.digest),
+            "grid": np.array([self.ranks.center, self.ranks.width]),
+            "counts": self.ranks.counts,
+            "sides": self.sides,
+            "p_values": self.p_values,
+            "log_parts": self.martingale.log_parts,
+            "numbers": np.array([self.watched, self.restarts, self.alarm_row or 0]),
+            "peak": np.array(self.peak),
+        }
+
+    @staticmethod
+    def of_arrays(arrays: dict[str, np.ndarray]) -> Watch:
+        """And back.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        ranks = Ranks(*arrays["grid"].tolist())
+        if arrays["counts"].shape != ranks.counts.shape or arrays["log_parts"].shape != Martingale().log_parts.shape:
+            raise ValueError("of other shapes")
+        watched, restarts, alarm_row = map(int, arrays["numbers"].tolist())
+        ranks.counts = arrays["counts"].astype(np.int64)
+        return Watch(
+            str(arrays["digest"]),
+            ranks,
+            arrays["sides"].astype(np.int64),
+            arrays["p_values"].astype(np.int64),
+            Martingale(arrays["log_parts"].astype(np.float64)),
+            watched,
+            restarts,
+            alarm_row or None,
+            float(arrays["peak"]),
+        )
+
+
+def p_value_counts(p_values: np.ndarray, bins: int) -> np.ndarray:
+    """How many p-values are in each of equal bins from 0 to 1: shape (bins,)."""
+    return np.bincount(np.minimum((p_values * bins).astype(int), bins - 1), minlength=bins)

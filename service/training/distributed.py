@@ -1,0 +1,153 @@
+"""A fit by several processes of this machine: gloo between CPUs, nccl between GPUs where there is one for each."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+from service.errors import TrainingError, VouchError
+from service.settings import cpu_quota
+from service.system.processes import end_with_parent
+from service.training.augmentation import Augmentation
+from service.training.fit import NO_CHECKPOINT, Checkpoint, Feed, FitOptions, FitReport, Progress, fit
+from service.training.process_group import ALONE, Team
+from service.vae.network import VAE
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a process needs to take part in a fit (`service.training.fit.fit`)."""
+
+    vae: VAE
+    train: Tensor | Feed
+    validation: Tensor
+    options: FitOptions
+    augment: Augmentation | None = None
+    hide: Augmentation | None = None
+    checkpoint: Checkpoint = NO_CHECKPOINT
+
+    def run(self, team: Team, on_epoch: Callable[[Progress], None] = lambda progress: None) -> FitReport:
+        """Fit the network in place."""
+        self.vae.to(team.device)
+        report = fit(
+            self.vae,
+            self.train,
+            self.validation.to(team.device),
+            self.options,
+            on_epoch,
+            self.augment,
+            self.hide,
+            team,
+            self.checkpoint,
+        )
+        self.vae.to("cpu")
+        return report
+
+
+def fit_by(processes: int, task: Task, on_epoch: Callable[[Progress], None]) -> FitReport:
+    """Fit a network in place, by so many processes, of which this is the first.
+
+    Raises:
+        TrainingError: the loss is no longer finite, or one of the others ended.
+    """
+    if processes == 1:
+        return task.run(ALONE, on_epoch)
+    if processes > task.options.batch_size:
+        raise TrainingError(f"{processes} processes cannot share batches of {task.options.batch_size} rows")
+    context = multiprocessing.get_context("spawn")
+    threads, hook = torch.get_num_threads(), sys.excepthook
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        others = [Other.started(context, task, rank, processes, meeting) for rank in range(1, processes)]
+        try:
+            for one in others:
+                one.wait_until_ready()
+            return task.run(joined(0, processes, meeting), on_epoch)
+        except RuntimeError as error:  # of gloo or nccl, once somebody is gone
+            for one in others:
+                one.raise_what_it_said()
+            raise TrainingError(f"a process of the fit ended: {str(error).splitlines()[0]}") from error
+        finally:
+            for one in others:
+                one.end()
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+            torch.set_num_threads(threads)
+            sys.excepthook = hook  # torch puts its own there, for as long as the process lives
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another process of the fit, and the line on which it says that it is ready, and what it could not bear."""
+
+    process: Any
+    line: Any
+
+    @staticmethod
+    def started(context: Any, task: Task, rank: int, size: int, meeting: str) -> Other:
+        """Start it."""
+        here, there = context.Pipe()
+        process = context.Process(target=take_part, args=(task, rank, size, meeting, there), daemon=True)
+        process.start()
+        there.close()
+        return Other(process, here)
+
+    def wait_until_ready(self) -> None:
+        """Wait for its word, since nobody can be woken who waits for one that never comes to the meeting.
+
+        Raises:
+            TrainingError: it ended before.
+        """
+        try:
+            self.line.recv()
+        except EOFError:
+            raise TrainingError("a process of the fit ended before it began, perhaps for want of memory") from None
+
+    def raise_what_it_said(self) -> None:
+        """Its error, if it sent one."""
+        with contextlib.suppress(EOFError, OSError):
+            if self.line.poll(1.0):
+                raise self.line.recv()
+
+    def end(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.join()
+        self.line.close()
+
+
+def take_part(task: Task, rank: int, size: int, meeting: str, line: Any) -> None:
+    """In a process of its own."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one decides, and ends the others
+    # Tensors come as the parent's own memory: right for rows, which nobody changes, and wrong for weights.
+    own = replace(task, vae=copy.deepcopy(task.vae))
+    line.send("ready")
+    try:
+        own.run(joined(rank, size, meeting))
+    except VouchError as error:
+        line.send(error)
+    except RuntimeError:
+        sys.exit(1)  # somebody else is gone, and knows why
+
+
+def joined(rank: int, size: int, meeting: str) -> Team:
+    """Meet the others."""
+    on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= size
+    device = torch.device("cuda", rank) if on_gpus else torch.device("cpu")
+    if on_gpus:
+        torch.cuda.set_device(device)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name may lead to nowhere; all are on this machine
+    torch.set_num_threads(max(1, cpu_quota() // size))
+    distributed.init_process_group("nccl" if on_gpus else "gloo", init_method=meeting, rank=rank, world_size=size)
+    return Team(rank, size, device)

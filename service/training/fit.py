@@ -1,0 +1,483 @@
+"""The fit: gradient ascent on a lower bound of log p(x). Never imported by the running service."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from service.errors import TrainingError
+from service.training.augmentation import Augmentation
+from service.training.process_group import ALONE, Team
+from service.vae.likelihoods import LOG_2PI, normal_like
+from service.vae.network import VAE, DiagonalNormal
+
+LOOK_STEPS = (
+    20  # of the optimizer, at least, between two looks at the validation rows, which cost as much as some steps
+)
+Stopped = Literal["epochs", "minutes", "patience", "interrupted"]
+NOISE_STRIDE = 1_000_003  # between the seeds of two processes
+ACTIVE_VARIANCE = 0.01  # of the posterior's mean over rows; below it a latent carries nothing (Burda et al., 2016)
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """How to fit.
+
+    `epochs` and `minutes` bound the fit, and the learning rate decays over whichever ends first. Without `epochs`, there
+    are 100, or on small data sets as many as make so many `steps` of the optimizer. `patience` is how many epochs without
+    a better bound end the fit, a tenth of them by default. `averaging` is the share that the moving average of the weights
+    keeps at each step. `augment_share` is the first part of the budget in which rows are augmented, where an augmentation
+    is given.
+    """
+
+    epochs: int | None = None
+    steps: int = 5_000
+    minutes: float | None = None
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    beta: float = 1.0
+    warmup_epochs: int = 10
+    importance_samples: int = 1
+    patience: int | None = None
+    clip_norm: float = 50.0
+    averaging: float = 0.999
+    augment_share: float = 0.6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.importance_samples > 1 and self.beta != 1.0:
+            raise TrainingError("--beta weighs the KL term of the ELBO; the bound of --importance-samples has none")
+        positive = (
+            "epochs", "steps", "minutes", "batch_size", "learning_rate", "importance_samples", "patience", "clip_norm"
+        )  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise TrainingError(f"{name} is {value}, expected a number above 0")
+        if self.beta < 0 or not 0 <= self.averaging < 1:
+            raise TrainingError("expected beta >= 0 and averaging in [0, 1)")
+
+    def for_rows(self, rows: int) -> FitOptions:
+        """The same with the epochs and the patience that suit so many training rows."""
+        epochs = self.epochs or max(100, math.ceil(self.steps / max(1, rows // self.batch_size)))
+        return replace(self, epochs=epochs, patience=self.patience or max(20, epochs // 10))
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A lower bound on mean log p(x) over some rows, with the ELBO's two terms; nats per row."""
+
+    bound: float
+    reconstruction: float
+    kl: float
+    active_latents: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is known after an epoch."""
+
+    epoch: int
+    train_bound: float
+    validation: Bound
+    best: float
+    fraction: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """How a fit went; `validation` is that of the weights that were kept."""
+
+    validation: Bound
+    epochs: int
+    best_epoch: int
+    seconds: float
+    stopped: Stopped
+
+
+class Feed(Protocol):
+    """Rows to fit to, in the network's units: `rows` of them, of which `some`, shape (n, D), say where a fit starts."""
+
+    rows: int
+    some: Tensor
+
+    def epoch(self, number: int, team: Team) -> Iterator[Tensor]:
+        """This process's part of each batch of a pass over the rows, in random order; all have as many batches."""
+
+    def state(self) -> dict[str, Any]:
+        """What the next pass depends on, beside its number."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+
+
+class InMemory:
+    """Rows that are all in memory, shape (N, D). A last smaller batch is there only where there is no other."""
+
+    def __init__(self, rows: Tensor, batch_size: int, generator: torch.Generator) -> None:
+        self.some, self.rows = rows, len(rows)
+        self.batch_size, self.generator = batch_size, generator
+
+    def epoch(self, number: int, team: Team) -> Iterator[Tensor]:
+        """This process's part of each batch."""
+        order = torch.randperm(self.rows, generator=self.generator, device=self.generator.device)
+        full = max(self.rows // self.batch_size, 1) * self.batch_size
+        for start in range(0, min(full, self.rows), self.batch_size):
+            yield self.some[team.share(order[start : start + self.batch_size])].to(team.device)
+
+    def state(self) -> dict[str, Any]:
+        """The generator's."""
+        return {"order": self.generator.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """And back."""
+        self.generator.set_state(state["order"])
+
+
+class Checkpoint(Protocol):
+    """Where the state of a fit is kept, so that it can go on after its process has ended."""
+
+    def load(self) -> dict[str, Any] | None:
+        """The state that was kept last, if there is one to go on from."""
+
+    def save(self, state: Callable[[], dict[str, Any]], is_last: bool) -> None:
+        """Keep a state, if it is time to."""
+
+
+class NoCheckpoint:
+    """Nothing is kept."""
+
+    def load(self) -> dict[str, Any] | None:
+        """Nothing."""
+        return None
+
+    def save(self, state: Callable[[], dict[str, Any]], is_last: bool) -> None:
+        """Nothing."""
+
+
+NO_CHECKPOINT = NoCheckpoint()
+
+
+@dataclass
+class Best:
+    """The weights that are best on the validation rows, so far."""
+
+    bound: Bound
+    epoch: int
+    weights: dict[str, Tensor]
+
+
+def fit(
+    vae: VAE,
+    train: Tensor | Feed,
+    validation: Tensor,
+    options: FitOptions,
+    on_epoch: Callable[[Progress], None] = lambda progress: None,
+    augment: Augmentation | None = None,
+    hide: Augmentation | None = None,
+    team: Team = ALONE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
+) -> FitReport:
+    """Fit `vae` in place to rows `train`, shape (N, D); keep the weights that are best on `validation`, shape (M, D).
+
+    Rows are augmented in the first part of the fit, and have cells hidden throughout, where that is given. In a team every
+    process calls this with the same arguments, and each ends with the same weights.
+
+    What is judged and kept is the exponential moving average of the weights. Interrupting (Ctrl-C) keeps the best so far.
+
+    Raises:
+        TrainingError: the loss is no longer finite.
+    """
+    # Every process draws noise of its own; the order of the rows is one for all.
+    noise = torch.Generator(validation.device).manual_seed(options.seed + NOISE_STRIDE * team.rank)
+    if isinstance(train, Tensor):
+        own = noise if team.size == 1 else torch.Generator().manual_seed(options.seed)
+        train = InMemory(train, options.batch_size, own)
+    options = options.for_rows(train.rows)
+    assert options.epochs is not None
+    assert options.patience is not None
+    with torch.no_grad():
+        vae.decoder.output.bias.copy_(vae.likelihood.initial_bias(train.some))
+    run = Run(vae, options, noise, augment, hide, team)
+    stopped: Stopped | None = None
+    epochs_a_look = math.ceil(LOOK_STEPS / max(1, train.rows // options.batch_size))
+    kept = checkpoint.load()
+    if kept is not None:
+        stopped = run.resume(kept, train)
+    epoch = run.epochs
+    try:
+        while stopped is None:
+            epoch = run.epochs + 1
+            train_bound = run.epoch(train, epoch)
+            is_over = run.is_over()
+            if epoch % epochs_a_look and epoch < options.epochs and not is_over:
+                continue
+            judged = run.judged(validation)
+            best, clock = run.keep(judged), run.clock
+            on_epoch(
+                Progress(epoch, train_bound, judged, best.bound.bound, clock.fraction(epoch), clock.seconds_left(epoch))
+            )
+            if is_over:
+                stopped = "minutes"
+            elif run.is_plain(epoch) and epoch - best.epoch >= options.patience:
+                stopped = "patience"
+            elif epoch == options.epochs:
+                stopped = "epochs"
+            run.save(checkpoint, train, stopped)
+    except KeyboardInterrupt:
+        if run.best is None:
+            raise TrainingError("interrupted before the first epoch was done: there is nothing to keep") from None
+        stopped = "interrupted"
+    assert run.best is not None
+    vae.load_state_dict(run.best.weights)
+    return FitReport(run.best.bound, epoch, run.best.epoch, run.clock.seconds(), stopped)
+
+
+class Loss(nn.Module):
+    """The loss as a module, since gradients are averaged behind one's `forward`."""
+
+    def __init__(self, vae: VAE, importance_samples: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.vae, self.importance_samples, self.generator = vae, importance_samples, generator
+
+    def forward(self, x: Tensor, kl_weight: float) -> Tensor:
+        """`negative_bound`."""
+        return negative_bound(self.vae, x, self.importance_samples, kl_weight, self.generator)
+
+
+class Run:
+    """What changes while a network is fitted: the optimizer, the averaged weights, the best so far and the clock."""
+
+    def __init__(
+        self,
+        vae: VAE,
+        options: FitOptions,
+        generator: torch.Generator,
+        augment: Augmentation | None,
+        hide: Augmentation | None,
+        team: Team,
+    ) -> None:
+        self.vae = vae
+        self.average = copy.deepcopy(vae)
+        self.options = options
+        self.generator = generator
+        self.augment = augment
+        self.hide = hide
+        self.team = team
+        self.loss = team.together(Loss(vae, options.importance_samples, generator))
+        self.optimizer = torch.optim.Adam(vae.parameters(), lr=options.learning_rate, foreach=True)
+        self.clock = Clock(options)
+        self.steps = 0
+        self.epochs = 0
+        self.best: Best | None = None
+
+    def epoch(self, train: Feed, epoch: int) -> float:
+        """One pass over the rows, or what of it the minutes allow; the mean bound that was trained."""
+        bounds = []
+        for x in train.epoch(epoch, self.team):
+            fraction = self.fraction(epoch)
+            if self.augment is not None and fraction < self.options.augment_share:
+                x = self.augment(x, self.generator)  # noqa: PLW2901  # the row as this step sees it
+            if self.hide is not None:
+                x = self.hide(x, self.generator)  # noqa: PLW2901
+            bounds.append(self.step(x, kl_weight(self.options, epoch), fraction, epoch))
+            if self.is_over():
+                break
+        self.epochs = epoch
+        return sum(bounds) / len(bounds)
+
+    def fraction(self, epoch: int) -> float:
+        """How much of the budget is spent, in an epoch; by the first one's clock, where it is a matter of clocks."""
+        if self.options.minutes is None:
+            return self.clock.fraction(epoch - 1)
+        return self.team.first(lambda: [self.clock.fraction(epoch - 1)])[0]
+
+    def is_over(self) -> bool:
+        """Whether the minutes are spent, by the first one's clock."""
+        return self.options.minutes is not None and self.team.first(lambda: [self.clock.is_over()])[0] > 0
+
+    def judged(self, validation: Tensor) -> Bound:
+        """What the averaged weights make of the validation rows, which the first one looks at."""
+        options = self.options
+
+        def looked() -> list[float]:
+            if self.team.rank:
+                return [0.0] * 4
+            bound = evaluate(self.average, validation, options.importance_samples, options.seed)
+            return [float(value) for value in asdict(bound).values()]
+
+        bound, reconstruction, kl, active = self.team.first(looked)
+        return Bound(bound, reconstruction, kl, int(active))
+
+    def keep(self, judged: Bound) -> Best:
+        """Keep the averaged weights, if they are the best so far; the best."""
+        beta = self.options.beta
+        if self.best is None or objective(judged, beta) > objective(self.best.bound, beta):
+            self.best = Best(judged, self.epochs, copy.deepcopy(self.average.state_dict()))
+        return self.best
+
+    def save(self, checkpoint: Checkpoint, train: Feed, stopped: Stopped | None) -> None:
+        """Keep all of it, so that a process that begins anew goes on as if this one had never ended."""
+        best, noise = self.best, self.team.each(self.generator.get_state())
+        assert best is not None
+        if self.team.rank:
+            return
+
+        def state() -> dict[str, Any]:
+            return {
+                "epochs": self.epochs,
+                "steps": self.steps,
+                "seconds": self.clock.seconds(),
+                "stopped": stopped,
+                "weights": self.vae.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "best": asdict(best.bound) | {"epoch": best.epoch},
+                "best_weights": best.weights,
+                "noise": noise,
+                "feed": train.state(),
+            }
+
+        checkpoint.save(state, stopped is not None)
+
+    def resume(self, state: dict[str, Any], train: Feed) -> Stopped | None:
+        """Go on from a state that was kept; how the fit had ended, if it had."""
+        self.vae.load_state_dict(state["weights"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epochs, self.steps = state["epochs"], state["steps"]
+        self.clock.start -= state["seconds"]
+        bound = dict(state["best"])
+        self.best = Best(epoch=bound.pop("epoch"), bound=Bound(**bound), weights=state["best_weights"])
+        self.generator.set_state(state["noise"][self.team.rank])
+        train.set_state(state["feed"])
+        stopped: Stopped | None = state["stopped"]
+        return stopped
+
+    def is_plain(self, epoch: int) -> bool:
+        """Whether what is being fitted is the objective itself: no augmentation, and the KL term at its weight."""
+        augmented = self.augment is not None and self.fraction(epoch + 1) < self.options.augment_share
+        return not augmented and epoch >= self.options.warmup_epochs
+
+    def step(self, x: Tensor, kl_weight: float, fraction: float, epoch: int) -> float:
+        """One step of the optimizer on the rows x, shape (B, D); their bound before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * min(1.0, (self.steps + 1) / 200) * decay(fraction)
+        loss = self.loss(x, kl_weight)
+        value = self.team.mean(loss.item())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} at epoch {epoch}, step {self.steps}: lower --learning-rate "
+                f"(now {self.options.learning_rate:g}) or look for extreme values in the data"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.vae.parameters(), self.options.clip_norm)
+        self.optimizer.step()
+        self.steps += 1
+        follow(self.average, self.vae, min(self.options.averaging, self.steps / (self.steps + 10)))
+        return -value
+
+
+def negative_bound(
+    vae: VAE, x: Tensor, importance_samples: int, kl_weight: float, generator: torch.Generator
+) -> Tensor:
+    """The loss: minus the ELBO (its KL term weighed), or minus the IWAE bound (Burda et al., 2016). A scalar, nats."""
+    posterior = vae.posterior(x)
+    if importance_samples == 1:
+        reconstruction, kl = elbo_terms(vae, x, posterior, generator)
+        return -(reconstruction - kl_weight * kl).mean()
+    return -iwae_bound(vae, x, posterior, importance_samples, generator).mean()
+
+
+def elbo_terms(vae: VAE, x: Tensor, posterior: DiagonalNormal, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """E_q[log p(x | z)] by one draw, and KL(q || p), in closed form where there is one: shapes (B,), nats."""
+    z = posterior.sample(normal_like(posterior.mean, generator))
+    reconstruction = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1)
+    return reconstruction, vae.prior.kl(posterior.mean, posterior.std, z)
+
+
+def iwae_bound(vae: VAE, x: Tensor, posterior: DiagonalNormal, num_samples: int, generator: torch.Generator) -> Tensor:
+    """Log (1/S) sum_s p(x, z_s) / q(z_s | x), shape (B,), nats; in float32, for gradients only."""
+    noise = normal_like(posterior.mean.expand(num_samples, -1, -1), generator)
+    z = posterior.sample(noise)  # (S, B, L)
+    log_posterior = (-0.5 * noise.square() - posterior.std.log() - 0.5 * LOG_2PI).sum(dim=-1)
+    log_weights = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1) + vae.prior.log_prob(z) - log_posterior
+    return log_weights.logsumexp(dim=0) - math.log(num_samples)
+
+
+@torch.no_grad()
+def evaluate(vae: VAE, rows: Tensor, importance_samples: int = 1, seed: int = 0, block: int = 500) -> Bound:
+    """The bound that is trained (with beta = 1), the ELBO's terms and the active latents on `rows`, shape (N, D)."""
+    generator = torch.Generator(rows.device).manual_seed(seed)
+    bounds, reconstructions, kls, means = [], [], [], []
+    for x in rows.split(block):
+        posterior = vae.posterior(x)
+        reconstruction, kl = elbo_terms(vae, x, posterior, generator)
+        bounds.append(
+            reconstruction - kl
+            if importance_samples == 1
+            else iwae_bound(vae, x, posterior, importance_samples, generator)
+        )
+        reconstructions.append(reconstruction)
+        kls.append(kl)
+        means.append(posterior.mean)
+    bound, expected, divergence = (torch.cat(parts).double().mean().item() for parts in (bounds, reconstructions, kls))
+    spread = torch.cat(means).var(dim=0, unbiased=False)
+    return Bound(bound, expected, divergence, int((spread > ACTIVE_VARIANCE).sum()))
+
+
+def objective(bound: Bound, beta: float) -> float:
+    """What the validation rows say of what is being fitted."""
+    return bound.bound if beta == 1.0 else bound.reconstruction - beta * bound.kl
+
+
+def kl_weight(options: FitOptions, epoch: int) -> float:
+    """beta, reached linearly over the first `warmup_epochs` epochs."""
+    return options.beta * min(1.0, epoch / max(1, options.warmup_epochs))
+
+
+def decay(fraction: float) -> float:
+    """The learning rate's factor: 1 for the first half of the budget, then half a cosine down to 1 %."""
+    return 1.0 if fraction < 0.5 else 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * (2.0 * min(fraction, 1.0) - 1.0)))
+
+
+@torch.no_grad()
+def follow(average: VAE, vae: VAE, share: float) -> None:
+    """Move `average` so that it keeps `share` of itself."""
+    torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1.0 - share)
+
+
+class Clock:
+    """How much of the budget, epochs or minutes, is spent."""
+
+    def __init__(self, options: FitOptions) -> None:
+        self.options = options
+        self.start = time.monotonic()
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.start
+
+    def is_over(self) -> bool:
+        """The minutes are spent."""
+        return self.options.minutes is not None and self.seconds() >= 60.0 * self.options.minutes
+
+    def fraction(self, epochs: int) -> float:
+        """Of the budget that ends first, after so many epochs; 0 to 1."""
+        by_epochs = epochs / (self.options.epochs or 1)
+        by_time = 0.0 if self.options.minutes is None else self.seconds() / (60.0 * self.options.minutes)
+        return min(1.0, max(by_epochs, by_time))
+
+    def seconds_left(self, epochs: int) -> float:
+        """An estimate, from the pace so far."""
+        fraction = self.fraction(epochs)
+        return math.inf if fraction == 0 else self.seconds() * (1.0 - fraction) / fraction

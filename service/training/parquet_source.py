@@ -1,0 +1,248 @@
+"""Training rows that do not fit into memory: Parquet files, read again in every pass, by each process its part.
+
+Which rows are held back, and which are looked at first, is drawn for each piece of a file from the seed: whoever asks gets
+the same answer, and nothing is kept. A pass goes through the row groups in random order and mixes the rows of some pieces
+at a time, so that files whose rows are sorted should have small row groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import parquet as pq
+from torch import Tensor
+
+from service.data.columns import Table
+from service.data.inputs import InputSpec
+from service.errors import DataError, InputError, RowError, first_fault
+from service.files.formats.base import Cut, readable
+from service.files.formats.parquet import ParquetReader
+from service.files.locations import InputFile, found
+from service.files.tables import chosen_columns, table_of
+from service.training.process_group import Team
+
+SUFFIXES = frozenset({".parquet", ".pq"})
+PIECE_CELLS, MOST_PIECE, LEAST_PIECE = 2**20, 2**16, 2**8  # rows that are read at a time
+MIXED_CELLS = 2**23  # numbers of the rows that are mixed
+PIECES = 16  # at least, of the data: so that processes have equal parts
+MOST_VALIDATION, MOST_CALIBRATION, MOST_SAMPLE = 10_000, 50_000, 100_000
+TRAIN, VALIDATION, CALIBRATION = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of one row group."""
+
+    number: int
+    file: InputFile
+    cut: Cut
+
+
+@dataclass(frozen=True)
+class Source:
+    """Parquet files of the same columns, in pieces by row group, and what share of the rows is held back for what.
+
+    `sample` is the share of the training rows by which columns are learnt.
+    """
+
+    groups: tuple[tuple[Piece, ...], ...]
+    names: tuple[str, ...]
+    rows: int
+    digest: str
+    seed: int
+    validation: float
+    calibration: float
+    sample: float
+
+    @staticmethod
+    def of(
+        place: str, columns: Sequence[str] | None, seed: int, validation_share: float, calibration_share: float
+    ) -> Source:
+        """Look at the footers of a file, a folder or a glob.
+
+        Raises:
+            DataError: there are no files, one is damaged, or lacks a column.
+        """
+        files = found(place, SUFFIXES)
+        groups: list[tuple[InputFile, int, int]] = []  # the file, its first row, and how many
+        names: list[str] | None = None
+        for file in files:
+            with readable(f"{file.path}: the file"), file.open() as opened, pq.ParquetFile(opened) as parquet:
+                meta, here = parquet.metadata, parquet.schema_arrow.names
+                counts = [meta.row_group(at).num_rows for at in range(meta.num_row_groups)]
+            names = names or chosen_columns(file.path, here, columns)
+            chosen_columns(file.path, here, names)
+            groups += [(file, sum(counts[:at]), count) for at, count in enumerate(counts)]
+        rows = sum(count for *_, count in groups)
+        if names is None or not rows:
+            raise DataError(f"{place}: no rows")
+        size = max(LEAST_PIECE, min(MOST_PIECE, PIECE_CELLS // len(names), -(-rows // PIECES)))
+        content = hashlib.sha256("\n".join(file.digest() for file in files).encode())
+        return Source(
+            in_pieces(groups, size),
+            tuple(names),
+            rows,
+            f"sha256:{content.hexdigest()}",
+            seed,
+            min(validation_share, MOST_VALIDATION / rows),
+            min(calibration_share, MOST_CALIBRATION / rows),
+            min(1.0, MOST_SAMPLE / rows),
+        )
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """All pieces, in their order."""
+        return [piece for group in self.groups for piece in group]
+
+    def draws(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+        """What each row of a piece is for, and whether a training row is looked at first: shape (n,) both."""
+        uniform = np.random.default_rng([self.seed, piece.number]).random((2, piece.cut.rows))
+        role = np.where(uniform[0] < self.calibration, CALIBRATION, TRAIN)
+        role[uniform[0] >= 1.0 - self.validation] = VALIDATION
+        return role, uniform[1] < self.sample
+
+    def read(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, pa.Table]]:
+        """Pieces with their rows; cheap where they come in their files' order.
+
+        Raises:
+            DataError: names the file that is damaged.
+        """
+        reader, path = None, None
+        try:
+            for piece in pieces:
+                if path != piece.file.path:
+                    if reader is not None:
+                        reader.close()
+                    reader, path = ParquetReader(piece.file), piece.file.path
+                assert reader is not None
+                try:
+                    rows = reader.rows(piece.cut)
+                except DataError as error:
+                    raise DataError(f"{path}: {error}") from None
+                yield piece, rows.select(self.names)
+        finally:
+            if reader is not None:
+                reader.close()
+
+    def gathered(self, is_plain: bool = False) -> Gathered:
+        """Go through all rows once: those held back, and a sample of the others.
+
+        Args:
+            is_plain: every cell must be a number.
+
+        Raises:
+            DataError: names the file and the row that cannot be read.
+        """
+        parts: list[list[pa.Table]] = [[], [], []]
+        count = 0
+        for piece, rows in self.read(self.pieces):
+            with placed(piece):
+                table = table_of(rows)
+                table.check_range()
+                if is_plain:
+                    table.numbers()
+            role, is_seen = self.draws(piece)
+            count += int((role == TRAIN).sum())
+            for wanted, part in enumerate(parts):
+                part.append(rows.filter(pa.array((role == wanted) & (is_seen | (wanted != TRAIN)))))
+        train, validation, calibration = (table_of(pa.concat_tables(part)) for part in parts)
+        return Gathered(train, validation, calibration, count)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A sample of the training rows, of which there are `train_rows`, and all that are held back."""
+
+    sample: Table
+    validation: Table
+    calibration: Table
+    train_rows: int
+
+
+@dataclass
+class ParquetFeed:
+    """The training rows of a source, in the network's units (`service.training.fit.Feed`)."""
+
+    source: Source
+    spec: InputSpec
+    batch_size: int
+    rows: int
+    some: Tensor = field(repr=False)
+
+    def epoch(self, number: int, team: Team) -> Iterator[Tensor]:
+        """This process's part of each batch: equal parts, of rows that are its own."""
+        order = np.random.default_rng([self.source.seed, number, 1]).permutation(len(self.source.groups))
+        mine = [piece for group in order for piece in self.source.groups[group]][team.rank :: team.size]
+        mixing = torch.Generator().manual_seed(
+            int(np.random.default_rng([self.source.seed, number, 2]).integers(2**62))
+        )
+        size = max(1, self.batch_size // team.size)
+        left = max(1, self.rows // self.batch_size)
+        rest = self.some[:0]
+        for window in self.windows(mine):
+            rows = torch.cat([rest, window])
+            rows = rows[torch.randperm(len(rows), generator=mixing)]
+            for start in range(0, len(rows) - size + 1, size):
+                yield rows[start : start + size].to(team.device)
+                left -= 1
+                if not left:
+                    return
+            rest = rows[len(rows) // size * size :]
+
+    def windows(self, pieces: Sequence[Piece]) -> Iterator[Tensor]:
+        """Rows of some pieces at a time, again and again, since not every process has quite as many."""
+        while True:
+            window: list[Tensor] = []
+            seen = 0
+            for piece, rows in self.source.read(pieces):
+                window.append(self.encoded(piece, rows))
+                seen += len(window[-1])
+                if sum(part.numel() for part in window) >= MIXED_CELLS:
+                    yield torch.cat(window)
+                    window = []
+            if window:
+                yield torch.cat(window)
+            if not seen:
+                raise DataError("a process has no rows to fit to: let fewer share them")
+
+    def encoded(self, piece: Piece, rows: pa.Table) -> Tensor:
+        """A piece's training rows."""
+        role, _ = self.source.draws(piece)
+        with placed(piece):
+            array = self.spec.rows(self.spec.array(table_of(rows)))
+        return torch.from_numpy(self.spec.encode(array[role == TRAIN]))
+
+    def state(self) -> dict[str, Any]:
+        """A pass depends on its number alone."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Nothing is to be set."""
+
+
+def in_pieces(groups: Sequence[tuple[InputFile, int, int]], size: int) -> tuple[tuple[Piece, ...], ...]:
+    """Row groups, each a file, its first row and how many there are, in pieces of at most so many rows."""
+    found_pieces, number = [], 0
+    for file, first, count in groups:
+        cuts = [Cut(first + start, min(size, count - start)) for start in range(0, count, size)]
+        found_pieces.append(tuple(Piece(number + at, file, cut) for at, cut in enumerate(cuts)))
+        number += len(cuts)
+    return tuple(found_pieces)
+
+
+@contextmanager
+def placed(piece: Piece) -> Iterator[None]:
+    """Let what is wrong with a row name its file, and its number there."""
+    try:
+        yield
+    except (DataError, InputError) as error:
+        problem = first_fault(error) if isinstance(error, InputError) else error
+        where = problem.after(piece.cut.first) if isinstance(problem, RowError) else problem
+        raise DataError(f"{piece.file.path}: {where}") from None

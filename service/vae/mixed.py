@@ -1,0 +1,425 @@
+"""The likelihood of a table's row: real numbers, counts and categories side by side, any of them missing.
+
+Each column takes some of the decoder's output and is independent of the others given z. A hole (NaN) has no term: what is
+left is exactly the likelihood of the cells that are there. Columns of one family are computed together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from service.vae.determinism import gram, in_vectors, product
+from service.vae.likelihoods import LOG_2PI, Likelihood, sigmoid, softplus, uniform_like
+
+MAX_LOGIT = 40.0  # e^40 and sums of its inverse stay inside float32
+MAX_LOG_STD = 3.0
+FAR = 1e15  # in the network's units; its square is a float32
+FIRST = 0.25  # a count below this is 0
+LINEAR = 5.0  # numbers much larger reach the encoder as their logarithm
+INNER = (1e-6, 1 - 1e-6)  # probabilities of which quantiles are taken
+LOG_SCALE_INFORMATION = (math.pi**2 + 3.0) / 9.0  # of a logistic density's log scale
+KINDS = ("real", "count", "categorical")
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """A real number: a normal whose mean and standard deviation depend on z; the deviation stays above a floor."""
+
+    min_std: float = 0.05
+    kind: Literal["real"] = "real"
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A whole number v of at least 0, as x = (log(v + offset) - center) / scale.
+
+    Its mass is that of a logistic density of x, of location and scale by z, over v's interval; that of 0 has no lower end.
+    """
+
+    offset: float
+    center: float
+    scale: float
+    min_std: float = 0.05
+    kind: Literal["count"] = "count"
+
+
+@dataclass(frozen=True, slots=True)
+class Categorical:
+    """One of `cells` values, as 0, 1, ...; x = cells is any other value, whose probability does not depend on z."""
+
+    cells: int
+    unseen: float
+    kind: Literal["categorical"] = "categorical"
+
+
+Column = Real | Count | Categorical
+
+
+class Columns(Likelihood):
+    """Independent columns of several families, given z.
+
+    The decoder's output, shape (..., P), holds the means of the real columns, then the logs of their standard deviations,
+    the locations and the log scales of the counts, and the logits of the categories, column after column.
+    """
+
+    real_at: Tensor
+    count_at: Tensor
+    categorical_at: Tensor
+    order: Tensor
+    real_floor: Tensor
+    count_min_std: Tensor
+    count_offset: Tensor
+    count_center: Tensor
+    count_scale: Tensor
+    cell_counts: Tensor
+    owner: Tensor
+    first_cell: Tensor
+    members: Tensor
+    log_unseen: Tensor
+    log_seen: Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        self.columns = tuple(columns)
+        real, count, categorical = ([at for at, c in enumerate(columns) if c.kind == kind] for kind in KINDS)
+        self.reals, self.counts, self.categories = len(real), len(count), len(categorical)
+        cells = [columns[at].cells for at in categorical]  # type: ignore[union-attr]  # by its kind
+        self.cells = sum(cells)
+        self.outputs = 2 * (self.reals + self.counts) + self.cells
+        self.keep("real_at", torch.tensor(real, dtype=torch.long))
+        self.keep("count_at", torch.tensor(count, dtype=torch.long))
+        self.keep("categorical_at", torch.tensor(categorical, dtype=torch.long))
+        self.keep("order", torch.tensor([*real, *count, *categorical], dtype=torch.long).argsort())
+        self.keep("real_floor", torch.tensor([columns[at].min_std for at in real]))  # type: ignore[union-attr]
+        for name in ("min_std", "offset", "center", "scale"):
+            self.keep(f"count_{name}", torch.tensor([getattr(columns[at], name) for at in count]))
+        self.keep("cell_counts", torch.tensor(cells, dtype=torch.long))
+        owner = torch.repeat_interleave(torch.arange(len(cells)), self.cell_counts)
+        self.keep("owner", owner)  # the categorical column of each cell
+        self.keep("first_cell", self.cell_counts.cumsum(0) - self.cell_counts)
+        self.keep("members", torch.nn.functional.one_hot(owner, len(cells)).float() if cells else torch.zeros(0, 0))
+        unseen = torch.tensor([columns[at].unseen for at in categorical], dtype=torch.float64)  # type: ignore[union-attr]
+        self.keep("log_unseen", unseen.log().float())
+        self.keep("log_seen", torch.log1p(-unseen).float())
+
+    def keep(self, name: str, tensor: Tensor) -> None:
+        """What follows from the columns and is not stored with the weights."""
+        self.register_buffer(name, tensor, persistent=False)
+
+    # The output in parts
+
+    def real_output(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and logs of the standard deviations without their floor, shape (..., R) each."""
+        return output[..., : self.reals], output[..., self.reals : 2 * self.reals].clamp(max=MAX_LOG_STD)
+
+    def count_output(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Locations and log scales, shape (..., C) each."""
+        start, middle = 2 * self.reals, 2 * self.reals + self.counts
+        return output[..., start:middle], output[..., middle : middle + self.counts].clamp(max=MAX_LOG_STD)
+
+    def logits(self, output: Tensor) -> Tensor:
+        """Logits of the cells, shape (..., K)."""
+        return output[..., 2 * (self.reals + self.counts) :].clamp(-MAX_LOGIT, MAX_LOGIT)
+
+    # log p(x | z)
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        """log p(x_j | z) for each column, nats, 0 for a hole: shape (..., D) by broadcasting `output` with `x`."""
+        return self.log_prob_of(output, self.read(x))
+
+    def log_prob_of(self, output: Tensor, cells: Cells) -> Tensor:
+        """`log_prob` of rows that are read already."""
+        parts = (
+            self.real_log_prob(output, cells),
+            self.count_log_prob(output, cells),
+            self.cell_log_prob(output, cells),
+        )
+        return torch.cat(parts, dim=-1)[..., self.order]
+
+    def read(self, x: Tensor) -> Cells:
+        """Rows, shape (..., D), by family."""
+        present = ~x.isnan()
+        filled = x.nan_to_num(0.0, FAR, -FAR).clamp(-FAR, FAR)
+        code, there = filled[..., self.categorical_at].long(), present[..., self.categorical_at]
+        is_seen = (code >= 0) & (code < self.cell_counts)
+        cell = self.first_cell + torch.where(is_seen, code, 0)
+        informative = (there & is_seen).to(x.dtype)
+        hot = torch.zeros((*x.shape[:-1], self.cells), dtype=x.dtype, device=x.device)
+        return Cells(
+            real=filled[..., self.real_at],
+            real_present=present[..., self.real_at].to(x.dtype),
+            count=filled[..., self.count_at],
+            count_present=present[..., self.count_at].to(x.dtype),
+            cell=cell,
+            informative=informative,
+            constant=torch.where(is_seen, self.log_seen, self.log_unseen) * there,
+            hot=hot.scatter(-1, cell, informative) if self.categories else hot,
+        )
+
+    def real_log_prob(self, output: Tensor, cells: Cells) -> Tensor:
+        """Normal log densities, shape (..., R)."""
+        mean, variance, _ = self.real_moments(output)
+        residual = cells.real - mean
+        return cells.real_present * (
+            -0.5 * (residual * residual / variance + in_vectors(torch.log, variance) + LOG_2PI)
+        )
+
+    def real_moments(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance, and the share of the variance that is not its floor, shape (..., R) each."""
+        mean, log_std = self.real_output(output)
+        free = in_vectors(torch.exp, 2.0 * log_std)
+        variance = free + self.real_floor.square()
+        return mean, variance, free / variance
+
+    def count_log_prob(self, output: Tensor, cells: Cells) -> Tensor:
+        """Log masses of the counts' intervals, shape (..., C), without cancellation far from the location."""
+        lower, upper, width, first, _, _ = self.count_ends(output, cells)
+        inner = in_vectors(torch.log, -in_vectors(torch.expm1, -width)) - softplus(lower)
+        return cells.count_present * (torch.where(first, 0.0, inner) - softplus(-upper))
+
+    def count_ends(self, output: Tensor, cells: Cells) -> tuple[Tensor, ...]:
+        """The ends and width of the counts' intervals in scales from the location, which are 0's, scale and free share."""
+        location, log_scale = self.count_output(output)
+        free = in_vectors(torch.exp, 2.0 * log_scale)
+        square = free + self.count_min_std.square()
+        scale = square.sqrt()
+        logarithm = cells.count * self.count_scale + self.count_center  # log(v + offset)
+        inverse = in_vectors(torch.exp, -logarithm.clamp(-30.0, 30.0))  # 1 / (v + offset)
+        first = (1.0 / inverse - self.count_offset).abs() < FIRST
+        below = in_vectors(torch.log1p, -(0.5 * inverse).clamp(max=0.9)) / self.count_scale
+        above = in_vectors(torch.log1p, 0.5 * inverse) / self.count_scale
+        lower, upper = (cells.count + below - location) / scale, (cells.count + above - location) / scale
+        return lower, upper, (above - below) / scale, first, scale, free / square
+
+    def cell_log_prob(self, output: Tensor, cells: Cells) -> Tensor:
+        """Log masses of the categories, shape (..., C)."""
+        logits = self.logits(output)
+        if not self.categories:
+            return logits + cells.constant  # nothing, for as many rows as there are
+        shape = torch.broadcast_shapes(logits.shape[:-1], cells.cell.shape[:-1])
+        chosen = logits.expand(*shape, -1).gather(-1, cells.cell.expand(*shape, -1))
+        return cells.informative * (chosen - self.log_normalizers(logits)) + cells.constant
+
+    def log_normalizers(self, logits: Tensor) -> Tensor:
+        """The logs of the categories' sums of exp(logit), shape (..., C)."""
+        return in_vectors(torch.log, product(in_vectors(torch.exp, logits), self.members.mT.contiguous()))
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        """Of the cells, among those of their column, shape (..., K)."""
+        logits = self.logits(output)
+        if not self.categories:
+            return logits
+        return in_vectors(torch.exp, logits - self.log_normalizers(logits)[..., self.owner])
+
+    def probabilities_of(self, output: Tensor, at: int) -> Tensor:
+        """Of the cells of column `at`, a category: shape (..., cells), float64."""
+        place = self.categorical_at.tolist().index(at)
+        start = int(self.first_cell[place])
+        logits = self.logits(output)[..., start : start + int(self.cell_counts[place])]
+        return logits.double().softmax(dim=-1)
+
+    # Its derivatives in the output
+
+    def score(self, output: Tensor, x: Tensor) -> Tensor:
+        """d log p(x | z) / d output, shape (..., P)."""
+        cells = self.read(x)
+        mean, variance, share = self.real_moments(output)
+        residual = cells.real - mean
+        by_mean = cells.real_present * residual / variance
+        by_log_std = cells.real_present * (residual * residual / variance - 1.0) * share
+        by_logits = cells.hot - self.probabilities(output) * cells.informative[..., self.owner]
+        return torch.cat([by_mean, by_log_std, *self.count_score(output, cells), by_logits], dim=-1)
+
+    def count_score(self, output: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
+        """The derivatives in the counts' locations and log scales."""
+        lower, upper, width, first, scale, share = self.count_ends(output, cells)
+        from_lower = sigmoid(lower).masked_fill(first, 0.0)
+        from_upper = sigmoid(-upper)
+        by_location = (from_lower - from_upper) / scale
+        narrowing = (width / in_vectors(torch.expm1, width.clamp(1e-6, 80.0))).masked_fill(first, 0.0)
+        ends = (from_lower * lower).masked_fill(first, 0.0) - from_upper * upper
+        return cells.count_present * by_location, cells.count_present * (ends - narrowing) * share
+
+    def fisher_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor:
+        """The Fisher information along tangents of the output, shape (N, L, P): (N, L, L), without what holes would say.
+
+        For counts the information that the interval at hand gives, which is never negative either: an interval that
+        holds nearly all of the mass says little of its location.
+        """
+        cells = self.read(x)
+        _, variance, share = self.real_moments(output)
+        lower, upper, _, first, scale, count_share = self.count_ends(output, cells)
+        bend = slope(lower).masked_fill(first, 0.0) + slope(upper)
+        by_location = cells.count_present * bend / scale.square()
+        by_log_scale = cells.count_present * LOG_SCALE_INFORMATION * (3.0 * bend).clamp(max=1.0) * count_share.square()
+        weight = self.probabilities(output) * cells.informative[..., self.owner]
+        weights = torch.cat(
+            [
+                cells.real_present / variance,
+                cells.real_present * 2.0 * share.square(),
+                by_location,
+                by_log_scale,
+                weight,
+            ],
+            dim=-1,
+        )
+        scaled = tangents * weights.sqrt()[:, None]
+        total = gram(scaled, scaled)
+        if not self.categories:
+            return total
+        start = 2 * (self.reals + self.counts)
+        means = product(tangents[..., start:] * weight[:, None], self.members.mT.contiguous())  # (N, L, C)
+        return total - gram(means, means)
+
+    def excess_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor | None:
+        """The observed information less that of Fisher, along tangents (N, L, P): (N, L, L); that of real columns."""
+        if not self.reals:
+            return None
+        cells = self.read(x)
+        mean, variance, share = self.real_moments(output)
+        residual = cells.real_present * (cells.real - mean)
+        square = residual.square() / variance
+        by_mean, by_log_std = tangents[..., : self.reals], tangents[..., self.reals : 2 * self.reals]
+        mixed = gram(by_mean * (2.0 * residual * share / variance)[:, None], by_log_std)
+        observed = 2.0 * square * share.square() - 2.0 * (square - 1.0) * share * (1.0 - share)
+        curved = cells.real_present * (observed - 2.0 * share.square())
+        return mixed + mixed.mT + gram(by_log_std * curved[:, None], by_log_std)
+
+    # What it draws and expects
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The middle of each column: a mean, a median of a count, the likeliest category; shape (..., D)."""
+        half = torch.full_like(output[..., : self.reals + self.counts], 0.5)
+        return torch.cat([self.quantile(output, half), self.likeliest(self.logits(output))], dim=-1)[..., self.order]
+
+    def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """One draw of x given z, shape (..., D)."""
+        numbers = self.quantile(output, uniform_like(output[..., : self.reals + self.counts], generator))
+        exponential = -uniform_like(self.logits(output), generator).clamp(1e-12).log()
+        races = self.logits(output) - exponential.clamp(min=1e-30).log()
+        return torch.cat([numbers, self.likeliest(races)], dim=-1)[..., self.order]
+
+    def quantile(self, output: Tensor, u: Tensor) -> Tensor:
+        """Quantiles of the numbers, shape (..., R + C), real columns first; a count's is one."""
+        real, count = self.real_output(output), self.count_output(output)
+        reals = [self.real_quantile(*real, u[..., : self.reals], slice(None))]
+        return torch.cat([*reals, self.count_quantile(*count, u[..., self.reals :], slice(None))], dim=-1)
+
+    def quantile_of(self, output: Tensor, u: Tensor, at: int) -> Tensor:
+        """Quantiles of column `at`, a number, at probabilities u, shape (Q,): shape (..., Q)."""
+        if at in (places := self.real_at.tolist()):
+            one = slice(place := places.index(at), place + 1)
+            mean, log_std = self.real_output(output)
+            return self.real_quantile(mean[..., one], log_std[..., one], u, one)
+        one = slice(place := self.count_at.tolist().index(at), place + 1)
+        location, log_scale = self.count_output(output)
+        return self.count_quantile(location[..., one], log_scale[..., one], u, one)
+
+    def real_quantile(self, mean: Tensor, log_std: Tensor, u: Tensor, chosen: slice) -> Tensor:
+        """Quantiles of some real columns, by their part of the output."""
+        std = (in_vectors(torch.exp, 2.0 * log_std) + self.real_floor[chosen].square()).sqrt()
+        return mean + std * torch.special.ndtri(u.clamp(*INNER))
+
+    def count_quantile(self, location: Tensor, log_scale: Tensor, u: Tensor, chosen: slice) -> Tensor:
+        """The whole numbers at quantiles of some counts, by their part of the output."""
+        scale = (in_vectors(torch.exp, 2.0 * log_scale) + self.count_min_std[chosen].square()).sqrt()
+        x = location + scale * torch.logit(u.clamp(*INNER))
+        spread, center, offset = self.count_scale[chosen], self.count_center[chosen], self.count_offset[chosen]
+        value = ((x * spread + center).clamp(-30.0, 30.0).exp() - offset).round().clamp(min=0)
+        return ((value + offset).log() - center) / spread
+
+    def likeliest(self, weights: Tensor) -> Tensor:
+        """The cell of each category with the largest weight, shape (..., K) to (..., C)."""
+        parts = weights.split(self.cell_counts.tolist(), dim=-1) if self.categories else ()
+        cells = [part.argmax(dim=-1, keepdim=True).to(weights.dtype) for part in parts]
+        return torch.cat(cells, dim=-1) if cells else weights[..., :0]
+
+    def initial_bias(self, x: Tensor) -> Tensor:
+        """The output, shape (P,), that fits the columns of rows x, shape (N, D), one by one: where a fit starts."""
+        cells = self.read(x)
+        shares = (cells.hot.sum(dim=0) + 0.5) / (
+            cells.informative[:, self.owner].sum(dim=0) + 0.5 * self.cell_counts[self.owner]
+        )
+        return torch.cat(
+            [
+                *location_and_log_scale(cells.real, cells.real_present, 1.0),
+                *location_and_log_scale(cells.count, cells.count_present, math.sqrt(3.0) / math.pi),
+                shares.log(),
+            ]
+        )
+
+    # Rows as networks and codebooks see them
+
+    def sizes(self, features: int) -> tuple[int, int]:
+        """How many numbers the encoder reads of a row, and how many the decoder puts out."""
+        return self.reals + self.counts + self.cells + len(self.columns), self.outputs
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Rows, shape (B, D), as numbers, one-hot categories, and which cells are there: (B, inputs)."""
+        cells = self.read(x)
+        numbers = torch.cat([cells.real * cells.real_present, cells.count * cells.count_present], dim=-1)
+        tamed = LINEAR * in_vectors(torch.asinh, numbers / LINEAR)
+        return torch.cat([tamed, cells.hot, (~x.isnan()).to(x.dtype)], dim=-1)
+
+    def traits(self, x: Tensor) -> Tensor:
+        """What log p(x | z) is linear in (counts taken for normals), shape (B, T)."""
+        cells = self.read(x)
+        parts = []
+        for value, present in ((cells.real, cells.real_present), (cells.count, cells.count_present)):
+            bounded = value.clamp(-1e4, 1e4) * present
+            parts += [bounded, bounded.square(), present]
+        return torch.cat([*parts, cells.hot, cells.informative], dim=-1)
+
+    def linear_in_traits(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact, but for counts."""
+        mean, variance, _ = self.real_moments(output)
+        location, log_scale = self.count_output(output)
+        spread = (in_vectors(torch.exp, 2.0 * log_scale) + self.count_min_std.square()) * (math.pi**2 / 3.0)
+        parts = []
+        for middle, square in ((mean, variance), (location, spread)):
+            parts += [middle / square, -0.5 / square, -0.5 * (middle.square() / square + square.log())]
+        logits = self.logits(output)
+        normalizers = [-self.log_normalizers(logits)] if self.categories else []
+        slopes = torch.cat([*parts, logits, *normalizers], dim=-1)
+        return slopes, slopes.new_zeros(len(slopes), dtype=torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Rows by family: numbers with 0 for holes, and where there are any; each category's cell among all cells.
+
+    `informative` is 1 where a category is one of the known ones, `constant` what the others add to log p(x | z).
+    """
+
+    real: Tensor
+    real_present: Tensor
+    count: Tensor
+    count_present: Tensor
+    cell: Tensor
+    informative: Tensor
+    constant: Tensor
+    hot: Tensor
+
+    def select(self, rows: slice | Tensor) -> Cells:
+        """Those of some of the rows."""
+        return Cells(*(getattr(self, part.name)[rows] for part in fields(self)))
+
+
+def slope(x: Tensor) -> Tensor:
+    """The derivative of the sigmoid."""
+    value = sigmoid(x)
+    return value * (1.0 - value)
+
+
+def location_and_log_scale(value: Tensor, present: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Means of the columns' cells that are there, and logs of their standard deviations times a factor."""
+    number = present.sum(dim=0).clamp(min=1.0)
+    mean = (value * present).sum(dim=0) / number
+    variance = ((value - mean).square() * present).sum(dim=0) / number
+    return mean, 0.5 * (variance.clamp(min=1e-4)).log() + math.log(factor)

@@ -1,0 +1,143 @@
+"""What a row's draws say beside log p(x): exact in a linear-Gaussian model, and the same in any company."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from service.density import starts
+from service.density.estimator import Estimator
+from service.density.neighbours import Neighbours
+from service.density.row_statistics import Witness, encodings, estimate_with_witness, witnessed
+from tests.conftest import linear_gaussian
+
+
+def witness_of(vae, x, known):
+    codes = starts.build(vae, x)
+
+    def observe(block):
+        return witnessed(block, [1] * x.shape[1], encodings(vae, known))
+
+    estimates, seen = estimate_with_witness(
+        Estimator.of("fast"), vae, codes, x.astype(np.float32), observe, np.zeros(len(x))
+    )
+    return estimates, Witness.joined(seen, x.shape[1])
+
+
+@pytest.fixture(scope="module")
+def exact(factor_analysis):
+    """E[log p(x_j | z)] and KL of p(z | x) from p(z) for each row, by the formulas for normals."""
+    analysis, x = factor_analysis.analysis, factor_analysis.rows
+    loadings, noise = analysis.components_.T, analysis.noise_variance_
+    precision = np.eye(loadings.shape[1]) + (loadings.T / noise) @ loadings
+    covariance = np.linalg.inv(precision)
+    mean = (x - analysis.mean_) @ (covariance @ (loadings.T / noise)).T
+    spread = np.einsum("jl,lk,jk->j", loadings, covariance, loadings)
+    residual = x - analysis.mean_ - mean @ loadings.T
+    given_back = -0.5 * (np.log(2 * np.pi * noise) + (residual**2 + spread) / noise)
+    log_det = np.linalg.slogdet(covariance)[1]
+    divergence = 0.5 * (np.trace(covariance) + (mean**2).sum(axis=1) - loadings.shape[1] - log_det)
+    return SimpleNamespace(given_back=given_back, divergence=divergence)
+
+
+def test_what_is_given_back_and_the_divergence_are_the_exact_ones(factor_analysis, exact):
+    x = factor_analysis.rows
+    _, witness = witness_of(linear_gaussian(factor_analysis.analysis), x, x[:50])
+    # Sixteen draws each; over all rows their errors are small.
+    assert witness.given_back.mean(axis=0) == pytest.approx(exact.given_back.mean(axis=0), abs=0.1)
+    assert witness.divergence.mean() == pytest.approx(exact.divergence.mean(), abs=0.2)
+    assert np.corrcoef(witness.divergence, exact.divergence)[0, 1] > 0.95
+    assert np.corrcoef(witness.given_back.sum(axis=1), exact.given_back.sum(axis=1))[0, 1] > 0.99
+
+
+def test_the_gap_is_what_the_encoder_misses(factor_analysis):
+    x = factor_analysis.rows
+    _, good = witness_of(linear_gaussian(factor_analysis.analysis), x, x[:50])
+    assert np.abs(good.gap).max() < 1e-3
+    # A posterior that is twice as wide misses L (w^2 - 1 - log w^2) / 2 nats, whatever the row.
+    _, wide = witness_of(linear_gaussian(factor_analysis.analysis, widening=2.0), x, x[:50])
+    assert wide.gap.mean() == pytest.approx(4 * (4 - 1 - np.log(4)) / 2, rel=1e-3)
+
+
+def test_the_distance_is_to_the_nearest_encoding(factor_analysis):
+    x = factor_analysis.rows
+    vae = linear_gaussian(factor_analysis.analysis)
+    _, witness = witness_of(vae, x, x[:50])
+    means = encodings(vae, x).numpy()
+    expected = np.linalg.norm(means[:, None] - means[None, :50], axis=2).min(axis=1)
+    assert witness.latent_distance == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_estimates_are_the_usual_ones_and_what_is_seen_is_the_same_in_any_company(factor_analysis):
+    x, vae = factor_analysis.rows.astype(np.float32), linear_gaussian(factor_analysis.analysis, 1.3, torch.float32)
+    estimates, together = witness_of(vae, x, x[:50])
+    plain = Estimator.of("fast").estimate(vae, starts.build(vae, x), x)
+    assert (estimates.log_likelihood == plain.log_likelihood).all()
+    codes, known = starts.build(vae, x), encodings(vae, x[:50])
+
+    def observe(block):
+        return witnessed(block, [1] * x.shape[1], known)
+
+    for rows in ([0], [5, 0, 177], list(range(100))):
+        _, seen = estimate_with_witness(Estimator.of("fast"), vae, codes, x[rows], observe, np.zeros(len(rows)))
+        alone = Witness.joined(seen, x.shape[1])
+        assert (alone.given_back == together.given_back[rows]).all()
+        assert (alone.divergence == together.divergence[rows]).all()
+        assert (alone.gap == together.gap[rows]).all()
+        assert (alone.latent_distance == together.latent_distance[rows]).all()
+
+
+# Neighbours
+
+
+def gower(known, row, is_category):
+    """The naive way."""
+    best = np.inf
+    span = np.nanmax(known, axis=0) - np.nanmin(known, axis=0)
+    for other in known:
+        terms = [
+            float(a != b) if category else ((a - b) / (width or 1.0)) ** 2
+            for a, b, category, width in zip(row, other, is_category, span, strict=True)
+            if not np.isnan(a) and not np.isnan(b)
+        ]
+        best = min(best, np.sqrt(np.mean(terms))) if terms else best
+    return best
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.3])
+def test_distances_are_gower_s(holes):
+    generator = np.random.default_rng(0)
+    rows = np.column_stack(
+        [generator.normal(size=90), 1e6 * generator.random(90), generator.integers(3, size=90), np.full(90, 7.0)]
+    )
+    rows[generator.random(rows.shape) < holes] = np.nan
+    rows[:, 3] = 7.0
+    is_category = np.array([False, False, True, False])
+    known, asked = rows[:60], rows[60:]
+    found = Neighbours(known, is_category).distances(asked)
+    assert found == pytest.approx([gower(known, row, is_category) for row in asked], abs=1e-9)
+    assert Neighbours(known, is_category).distances(known[:5]) == pytest.approx(0.0)
+
+
+def test_neighbours_bear_rows_from_anywhere():
+    neighbours = Neighbours(np.random.default_rng(0).normal(size=(20, 3)), np.zeros(3, dtype=bool))
+    far = neighbours.distances(np.array([[1e38, 0, 0], [np.nan] * 3, [-1e38, 1e38, 1e38]]))
+    assert np.isfinite(far).all()
+    assert neighbours.distances(np.zeros((0, 3))).shape == (0,)
+
+
+def test_a_row_s_distance_does_not_depend_on_its_company():
+    generator = np.random.default_rng(1)
+    neighbours = Neighbours(generator.random((300, 64)), np.zeros(64, dtype=bool))
+    rows = generator.random((150, 64))
+    together = neighbours.distances(rows)
+    assert [neighbours.distances(rows[at : at + 1])[0] for at in (0, 63, 64, 149)] == together[
+        [0, 63, 64, 149]
+    ].tolist()
+
+
+def test_numbers_may_share_a_range():
+    known = np.array([[0.0, 0.0], [200.0, 0.0]])
+    found = Neighbours(known, np.zeros(2, dtype=bool), 255.0).distances(np.array([[200.0, 51.0]]))
+    assert found == pytest.approx(np.sqrt(0.5 * 0.2**2))

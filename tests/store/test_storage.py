@@ -1,0 +1,123 @@
+"""Stores at URLs: whole versions or none, kept by digest, and as much said of what is wrong as in a folder."""
+
+import os
+import time
+import uuid
+
+import fsspec
+import pytest
+
+from service.errors import DamagedModelError, DataError, ModelConflictError, ModelNotFoundError, UnavailableError
+from service.scoring.scorer import load_scorer
+from service.store.storage import LocalShelf, RemoteShelf
+from service.store.store import FILES, Reference, Store
+from tests.conftest import digits
+
+
+@pytest.fixture
+def url():
+    """A place in memory, as fsspec has it."""
+    return f"memory://{uuid.uuid4().hex}/models"
+
+
+@pytest.fixture
+def remote(url, digit_scorer, tmp_path):
+    """A store there, with one version of one model."""
+    store = Store(url, tmp_path / "cache")
+    store.publish("digits", digit_scorer.model, digit_scorer.calibration, training={}, calibration_data={})
+    return store
+
+
+def publish(store, scorer):
+    return store.publish("digits", scorer.model, scorer.calibration, training={}, calibration_data={})
+
+
+def test_a_model_published_to_a_url_scores_as_before(remote, url, digit_scorer):
+    again = load_scorer(Store(url), "digits", "cpu")
+    assert (again.score(digits()[:5]).log_likelihood == digit_scorer.score(digits()[:5]).log_likelihood).all()
+    assert again.published.digest == remote.load(Reference("digits", "1")).digest
+
+
+def test_versions_count_up_and_aliases_move(remote, digit_scorer):
+    assert publish(remote, digit_scorer) == Reference("digits", "2")
+    assert remote.resolve("digits") == Reference("digits", "2")
+    remote.set_alias("digits", "production", "1")
+    remote.set_default("digits")
+    assert remote.resolve() == Reference("digits", "1")
+    with pytest.raises(ModelConflictError):
+        remote.set_alias("digits", "production", "2", expected="2")
+    with pytest.raises(ModelNotFoundError):
+        remote.resolve("digits@7")
+
+
+def test_files_are_fetched_once_and_a_damaged_copy_is_fetched_again(remote, tmp_path, monkeypatch):
+    remote.load(Reference("digits", "1"))
+    cache = tmp_path / "cache"
+    assert len(list(cache.iterdir())) == len(FILES)
+    fetched = []
+    plain = RemoteShelf.read
+    monkeypatch.setattr(
+        RemoteShelf, "read", lambda self, path, most: (fetched.append(path), plain(self, path, most))[1]
+    )
+    remote.load(Reference("digits", "1"))
+    assert fetched == ["digits/1/manifest.json"]
+    victim = next(cache.iterdir())
+    victim.write_bytes(b"nonsense")
+    remote.load(Reference("digits", "1"))
+    assert len(fetched) == 3
+    assert victim.read_bytes() != b"nonsense"
+
+
+def test_a_cache_that_cannot_be_written_is_none(url, digit_scorer, tmp_path):
+    (tmp_path / "file").write_text("")
+    store = Store(url, tmp_path / "file" / "cache")
+    publish(store, digit_scorer)
+    assert store.load(Reference("digits", "1")).card.name == "digits"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_refused_by_name(remote, url, name):
+    files, root = fsspec.core.url_to_fs(url)
+    files.pipe_file(f"{root}/digits/1/{name}", files.cat_file(f"{root}/digits/1/{name}")[:-3])
+    with pytest.raises(DamagedModelError, match=name):
+        remote.load(Reference("digits", "1"))
+
+
+def test_a_version_without_its_manifest_is_none_and_its_number_stays_taken(remote, url, digit_scorer):
+    files, root = fsspec.core.url_to_fs(url)
+    files.pipe_file(f"{root}/digits/2/card.json", b"{}")
+    assert remote.versions("digits") == ["1"]
+    assert publish(remote, digit_scorer) == Reference("digits", "3")
+
+
+def test_of_two_who_publish_the_same_version_one_is_refused(remote):
+    with pytest.raises(ModelConflictError, match="published it meanwhile"):
+        remote.shelf.publish("digits", {}, b"{}", "1")
+
+
+def test_what_a_driver_raises_is_an_unavailable_store(remote, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(type(remote.shelf.files), "glob", broken)
+    with pytest.raises(UnavailableError, match="cannot be read"):
+        remote.catalog()
+
+
+def test_a_url_that_nothing_reaches_is_refused_in_words():
+    with pytest.raises(DataError, match="cannot be used"):
+        Store("nothing://bucket/models")
+
+
+def test_what_killed_writers_left_is_removed_after_an_hour(tmp_path, digit_scorer):
+    store = Store(tmp_path)
+    publish(store, digit_scorer)
+    old, young = tmp_path / "digits" / ".2-old", tmp_path / "digits" / ".2-young"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (time.time() - 7200,) * 2)
+    publish(store, digit_scorer)
+    assert not old.exists()
+    assert young.exists()
+    assert isinstance(store.shelf, LocalShelf)
+    assert store.versions("digits") == ["1", "2"]
