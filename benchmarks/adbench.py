@@ -5,7 +5,7 @@
 
 A detector is fitted to a random half of the normal rows and ranks the other half among all anomalies; at most 10,000 rows
 of each. Labels are looked at by the two measures alone. Each run of a detector on a set with a seed is a line of the file.
-Needs vouch[bench].
+Needs the extra: pip install '.[bench]'.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Split:
 
 
 def vouch(train: np.ndarray, seed: int) -> dict[str, Scoring]:
-    """Ours: the less likely the stranger, and by all evidence; both of one fit."""
+    """Ours: the less likely the stranger, and by all statistics; both of one fit."""
     from service.detector import VAEDetector
 
     detector = VAEDetector(random_state=seed, rule="combined").fit(train)

@@ -1,4 +1,4 @@
-"""Which cell is wrong, what belonged there, and rows with holes: adult and wine, beside simpler ways.
+"""Which cell is wrong, what belonged there, and rows with missing cells: adult and wine, beside simpler ways.
 
     python benchmarks/cells.py --data FOLDER [--only adult] [--store FOLDER]
 
@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +33,13 @@ from sklearn.metrics import average_precision_score
 
 from service.data.columns import CategoryColumn
 from service.files.tables import read_table
-from service.scoring.scorer import ExplainedScores, Scorer, load_scorer
+from service.scoring.options import ScoreOptions
+from service.scoring.scorer import Scorer
+from service.scoring.scores import ExplainedScores
+from service.store.loading import load_scorer
 from service.store.store import Store
-from service.training.train import TABLE_FIT, Recipe, train_table
+from service.training.recipe import TABLE_FIT, Recipe
+from service.training.train import train_table
 from service.validity.column_ranks import ColumnSketch
 
 TABLES = {"adult": "mixed/adult.csv", "wine": "mixed/wine_quality.csv"}
@@ -46,7 +50,7 @@ Unlikely = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows to log 
 
 @dataclass(frozen=True)
 class Data:
-    """Rows as the model reads them, complete but for their own holes: to fit baselines to, to calibrate, to test."""
+    """Rows as the model reads them, with no cell missing but their own: to fit baselines to, to calibrate, to test."""
 
     scorer: Scorer
     train: np.ndarray
@@ -68,7 +72,8 @@ def prepared(name: str, folder: Path, store: Path, rows: int, seed: int = 0) -> 
     known = table.select(np.sort(order[held:]))
     store.mkdir(parents=True, exist_ok=True)
     if name not in Store(store).names():
-        train_table(Store(store), name, known, Recipe(prior="auto", fit=TABLE_FIT), description="for a benchmark")
+        trained = train_table(known, Recipe(prior="auto", fit=TABLE_FIT))
+        Store(store).publish(name, replace(trained.draft, description="for a benchmark"))
     scorer = load_scorer(Store(store), name, "cpu")
     spec = scorer.model.input
     test = spec.rows(spec.array(table.select(order[:held])))
@@ -113,14 +118,14 @@ def by_vouch(data: Data) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray,
     """p-values and distances from the median by the model, and what it expects."""
 
     def judged(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        scores = data.scorer.score(rows, explain=rows.shape[1])
+        scores = data.scorer.score(rows, ScoreOptions(explain=rows.shape[1]))
         assert isinstance(scores, ExplainedScores)
         order = np.argsort(scores.columns, axis=1)
 
         def in_order(values: np.ndarray) -> np.ndarray:
             return np.take_along_axis(values, order, axis=1)
 
-        short = data.scorer.sketch().median - in_order(scores.column_log_likelihood)
+        short = data.scorer.column_sketch().median - in_order(scores.column_log_likelihood)
         return in_order(scores.column_p_value), short, in_order(scores.expected)
 
     return judged
@@ -243,7 +248,7 @@ def blame(name: str, data: Data, console: Console) -> None:
     console.print(table)
 
 
-def holes(name: str, data: Data, console: Console, patterns: int) -> None:
+def missing_cells(name: str, data: Data, console: Console, patterns: int) -> None:
     """The tables of acceptance and of filled-in numbers."""
     scorer, rows = data.scorer, data.test
     generator = np.random.default_rng(3)
@@ -256,23 +261,23 @@ def holes(name: str, data: Data, console: Console, patterns: int) -> None:
     for number in usual:
         accepted, beside = [], []
         for _ in range(patterns):
-            holed = rows.copy()
-            holed[:, generator.choice(width, number, replace=False)] = np.nan
-            accepted.append((scorer.score(holed).sides == 0).mean())
-            beside.append(len(scorer.reference_rows(np.isnan(holed[0]))))
+            incomplete = rows.copy()
+            incomplete[:, generator.choice(width, number, replace=False)] = np.nan
+            accepted.append((scorer.score(incomplete).sides == 0).mean())
+            beside.append(len(scorer.patterns.reference_rows(np.isnan(incomplete[0]))))
         error = 50 * np.sqrt(1 / len(rows) + np.mean(1 / np.array(beside)) / patterns)
         table.add_row(str(number), f"{patterns} x {len(rows)}", f"{100 * np.mean(accepted):.1f}", f"{error:.1f}")
     console.print(table)
     hidden = generator.random(rows.shape) < HIDDEN_SHARE
-    holed = np.where(hidden, np.float32(np.nan), rows)
+    incomplete = np.where(hidden, np.float32(np.nan), rows)
     numeric = np.flatnonzero(~np.array(data.is_category))
     center, spread = np.nanmean(data.train[:, numeric], axis=0), np.nanstd(data.train[:, numeric], axis=0)
     truth = (rows[:, numeric] - center) / spread
     chained = IterativeImputer(random_state=0).fit((data.train[:, numeric] - center) / spread)
     filled = {
         "column means": np.zeros_like(truth),
-        "IterativeImputer": chained.transform((holed[:, numeric] - center) / spread),
-        "Vouch": (scorer.reconstruct(holed).mean[:, numeric] - center) / spread,
+        "IterativeImputer": chained.transform((incomplete[:, numeric] - center) / spread),
+        "Vouch": (scorer.reconstruct(incomplete).mean[:, numeric] - center) / spread,
     }
     table = Printed("filled in by", "root mean square error / sd", "mean absolute error / sd", box=box.MARKDOWN)
     console.print(f"\n{name}: numbers, {100 * HIDDEN_SHARE:.0f} % of all cells hidden, {len(rows)} rows\n")
@@ -302,7 +307,7 @@ def main() -> None:
             if "blame" in (options.part or ["blame"]):
                 blame(name, data, console)
             if "holes" in (options.part or ["holes"]):
-                holes(name, data, console, options.patterns)
+                missing_cells(name, data, console, options.patterns)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,15 @@ import numpy as np
 import torch
 import typer
 
-from service.cli.main import epoch_bar, fail_in_one_line
+from service.cli.console import epoch_bar, fail_in_one_line
 from service.density import starts
+from service.density.estimate import Member, estimate
 from service.density.estimator import Estimator
 from service.files.readers import Rows, read
 from service.training.fit import FitOptions, fit
-from service.training.train import Recipe, architecture_of, augmentation_of, input_of, network_rows
+from service.training.inputs import architecture_of, input_of, network_rows
+from service.training.recipe import Recipe
+from service.training.train import augmentation_of
 from service.vae.network import VAE
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -61,9 +64,9 @@ def main(
     )
     start = time.monotonic()
     x = spec.encode(spec.rows(rows["x_test"]))
-    codes = starts.build(vae.eval().requires_grad_(False), validation.numpy()[:2000])
+    member = Member(vae, starts.build(vae.eval().requires_grad_(False), validation.numpy()[:2000]))
     fixed = Estimator("fast", first_samples=num_samples, max_samples=num_samples)
-    estimates = fixed.estimate(vae, codes, x)
+    estimates = estimate(fixed, member, x)
     log_likelihood = estimates.log_likelihood
     error = log_likelihood.std() / np.sqrt(len(log_likelihood))
     print(

@@ -9,7 +9,7 @@ that the first looks for), itself bounded from both sides on rows that the model
 2015). Rows on which the two disagree are annealed longer, and counted and left out of the first table where they still do.
 For rows that do not belong the reference is the highest of three estimates with searches from different starts: none
 exceeds log p(x) by more than b nats with a probability above exp(-b). A cost is in decoder evaluations per row, all
-searches, Jacobians and looks into the codebook included.
+searches, Jacobians and looks at the search starts included.
 """
 
 from __future__ import annotations
@@ -31,16 +31,20 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 from evaluate import compare_verdicts, fixed, grid_log_likelihood, model_estimates, percent
 from mnist import DATA, Mnist
 
-from service.cli.main import fail_in_one_line
+from service.cli.console import fail_in_one_line
 from service.density.annealing import annealed_log_weights
-from service.density.estimator import Estimates, Estimator, differentiable_log_joint, one_thread
+from service.density.block import Estimates, differentiable_log_joint
+from service.density.estimate import Member
+from service.density.estimator import Estimator
 from service.density.importance import log_likelihood
 from service.density.laplace import Sites, mode_at, quasi_newton
 from service.density.proposals import Diagonal
 from service.density.quasirandom import Points
+from service.density.tiling import one_thread
 from service.files.readers import read
 from service.scoring.model import Model
-from service.scoring.scorer import Scorer, load_scorer
+from service.scoring.scorer import Scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
 from service.vae.conditional import conditional
 from service.vae.network import DiagonalNormal
@@ -172,7 +176,7 @@ def budget_table(scorer: Scorer, digits: np.ndarray, reference: np.ndarray, budg
                 flush=True,
             )
     ends = (scorer.band.low, scorer.band.high)
-    error_line("`standard`, stopped by the band", model.estimates(model.input.rows(digits), None, ends), reference)
+    error_line("`standard`, stopped by the band", model.estimates(model.input.rows(digits), ends), reference)
     error_line("`thorough`", model_estimates(model, Estimator.of("thorough"), digits), reference)
 
 
@@ -243,7 +247,7 @@ def invalid_table(scorer: Scorer, kinds: dict[str, np.ndarray]) -> None:
     for name, rows in kinds.items():
         reference = best_known(model, rows)
         estimates = model_estimates(model, fixed(256, search="wide"), rows)
-        standard = model.estimates(model.input.rows(rows), None, (band.low, band.high))
+        standard = model.estimates(model.input.rows(rows), (band.low, band.high))
         relative = np.abs(estimates.log_likelihood - reference) / np.abs(reference)
         sides = band.sides(reference)
         same = band.sides(estimates.log_likelihood) == sides
@@ -264,13 +268,14 @@ def best_known(model: Model, rows: np.ndarray) -> np.ndarray:
     """The highest of some estimates with searches from different starts."""
     generator = np.random.default_rng(4)
     latents = model.vae.architecture.latents
-    books = [model.codebook, *(scale * generator.standard_normal((4096, latents)) for scale in (1.0, 2.0))]
+    member = model.members[0]
+    several = [member.starts, *(scale * generator.standard_normal((4096, latents)) for scale in (1.0, 2.0))]
     return np.max(
         [
             model_estimates(
-                replace(model, codebook=book.astype(np.float32)), fixed(1024, "wide", at), rows
+                replace(model, members=(Member(member.vae, starts.astype(np.float32)),)), fixed(1024, "wide", at), rows
             ).log_likelihood
-            for at, book in enumerate(books)
+            for at, starts in enumerate(several)
         ],
         axis=0,
     )

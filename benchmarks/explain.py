@@ -16,8 +16,10 @@ import torch
 
 from service import load
 from service.files.tables import read_table
+from service.scoring.options import ScoreOptions
 
 BATCHES, ROWS, EXPLAIN = 6, 64, 5
+EXPLAINED = ScoreOptions(explain=EXPLAIN)
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -43,12 +45,12 @@ def main() -> None:
     columns = generator.integers(rows.shape[1], size=len(rows))
     spread = rows.std(axis=0)
     spoilt[np.arange(len(rows)), columns] += np.rint(5 * spread[columns])
-    scorer.score(rows[:ROWS], explain=EXPLAIN)  # what is set up once
+    scorer.score(rows[:ROWS], EXPLAINED)  # what is set up once
     for name, content in (("valid rows", rows), ("one wrong cell each", spoilt)):
         alone, explained = [], []
         for batch in np.split(content, BATCHES):
             alone.append(seconds(lambda batch=batch: scorer.score(batch)))  # type: ignore[misc]  # binds the batch now
-            explained.append(seconds(lambda batch=batch: scorer.score(batch, explain=EXPLAIN)))  # type: ignore[misc]
+            explained.append(seconds(lambda batch=batch: scorer.score(batch, EXPLAINED)))  # type: ignore[misc]
         ratios = [more / less for more, less in zip(explained, alone, strict=True)]
         print(
             f"{name}: score {1e3 * statistics.median(alone) / ROWS:.2f} ms a row, with explain={EXPLAIN} "

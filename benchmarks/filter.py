@@ -33,13 +33,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from service.datasets.plan import Options
+from service.datasets.plan import RunOptions
 from service.datasets.run import Run, engine_of
 from service.files.readers import Rows
-from service.scoring.scorer import load_scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.fit import FitOptions
-from service.training.train import Recipe, train
+from service.training.recipe import Recipe
+from service.training.train import train
 
 COLUMNS, FACTORS = 30, 6
 NAMES = tuple(f"c{at}" for at in range(COLUMNS))
@@ -78,7 +79,7 @@ def store_with_model(folder: Path) -> Path:
     """A store with the model that `vouch train` would make of plain columns."""
     store = folder / "store"
     recipe = Recipe(likelihood="gaussian", fit=FitOptions(epochs=30))
-    train(Store(store), "thirty", Rows(rows_of(30_000, 1), NAMES), recipe)
+    Store(store).publish("thirty", train(Rows(rows_of(30_000, 1), NAMES), recipe).draft)
     return store
 
 
@@ -313,7 +314,7 @@ def fdr(folder: Path, sets: int) -> None:
     scorer = load_scorer(Store(store), "thirty", "cpu", threads=1)
     valid, outliers = rows_of(20_000, 50), outliers_of(4_000, 60)
     generator, shares, powers = np.random.default_rng(0), [], []
-    chosen = Options(
+    chosen = RunOptions(
         model=str(scorer.published.reference), model_digest=scorer.published.digest, fdr=LEVEL, shard_rows=FDR_ROWS
     )
     for number in range(sets):

@@ -19,11 +19,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from service.data.columns import Table as Rows
+from service.data.table import Table as Rows
 from service.files.tables import read_table
-from service.scoring.scorer import load_scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
-from service.training.train import TABLE_FIT, Recipe, train_table
+from service.training.recipe import TABLE_FIT, Recipe
+from service.training.train import train_table
 from service.validity.band import Band, percentiles_of
 from service.validity.conformal import Tail
 
@@ -54,7 +55,7 @@ def realised(known: Rows, fresh: Rows, recipe: Recipe) -> list[float]:
     """The share of fresh valid rows that each of RULES refuses."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        reference, _ = train_table(store, "few", known, recipe)
+        reference = store.publish("few", train_table(known, recipe).draft)
         scorer = load_scorer(store, str(reference), "cpu", threads=1)
     scores = scorer.score(scorer.model.input.array(fresh))
     return [float((scores.sides_of(percentiles_of(rate, tail)) != 0).mean()) for tail, rate in RULES]

@@ -17,10 +17,12 @@ import torch
 import typer
 
 from service import load
-from service.density.estimator import Tiling, WeightedDraws
+from service.density.block import WeightedDraws
+from service.density.estimate import weighted_draws
 from service.density.importance import log_weights
 from service.density.proposals import Diagonal
 from service.density.quasirandom import row_points
+from service.density.tiling import Tiling
 from service.scoring.scorer import Scorer
 
 SAMPLES = 1024
@@ -92,7 +94,7 @@ def naive(scorer: Scorer, batch: np.ndarray) -> torch.Tensor:
 def weighed(scorer: Scorer, batch: np.ndarray) -> Iterator[WeightedDraws]:
     """The scorer's own draws, search for modes included."""
     model = scorer.model
-    return model.estimator.draws(model.vae, model.codebook, model.input.encode(model.input.rows(batch)), SAMPLES)
+    return weighted_draws(model.estimator, model.members[0], model.input.encode(model.input.rows(batch)), SAMPLES)
 
 
 if __name__ == "__main__":

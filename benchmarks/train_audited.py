@@ -22,11 +22,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from mnist import DATA, Mnist, load_mnist
 
-from service.cli.main import epoch_bar, fail_in_one_line, print_report
+from service.cli.console import epoch_bar, fail_in_one_line, print_report
 from service.files.readers import Rows
 from service.store.store import Store
 from service.training.fit import FitOptions
-from service.training.train import Recipe, Split, train_on_splits
+from service.training.recipe import Recipe, Split
+from service.training.train import Hooks, train_on_splits
 
 STORE = Path("build/audited")
 CALIBRATION = 3000  # rows to calibrate on
@@ -76,10 +77,9 @@ def train_missing(store: Path, latents: list[int], images: Mnist, threshold: boo
             continue
         with epoch_bar() as on_epoch:
             digest = Rows(split.train).digest()
-            reference, report = train_on_splits(
-                Store(store), name, [split], None, recipe(number), on_epoch, "audited", digest
-            )
-        print_report(reference, report)
+            trained = train_on_splits([split], None, recipe(number), digest, Hooks(on_epoch))
+        reference = Store(store).publish(name, replace(trained.draft, description="audited"))
+        print_report(reference, trained.report)
 
 
 @fail_in_one_line

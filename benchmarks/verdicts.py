@@ -29,23 +29,27 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from service import load
-from service.density.estimator import worker_pool
+from service.density.estimate import Execution
+from service.density.tiling import worker_pool
 from service.detector import VAEDetector
 from service.errors import CalibrationError
 from service.files.readers import read
 from service.files.tables import read_table
 from service.scoring.evaluation import RATES, evaluated
 from service.scoring.model import Model
-from service.scoring.statistics import Witnesses, weights_of
-from service.settings import cpu_quota
+from service.scoring.options import ScoreOptions
+from service.scoring.statistics import RowStatistics, weights_of
 from service.store.store import Store
+from service.system.cpus import cpu_quota
 from service.training.fit import FitOptions
-from service.training.train import Recipe, Split, train
+from service.training.recipe import Recipe, Split
+from service.training.train import train
 from service.validity.band import exact, rank
 from service.validity.combination import Combination
-from service.validity.conformal import Discoveries, Places
+from service.validity.conformal import Discoveries, ScoreRanks
 from service.validity.martingale import Martingale, Ranks, log_limit
 
+COMBINED = ScoreOptions(rule="combined")
 CLOTHES = Path("build/clothes")
 RESPLITS = 200
 MIN_HALF = 150
@@ -122,7 +126,7 @@ def images(folder: Path, store: str, count: int) -> None:
     chosen = generator.permutation(len(digits))
     valid, basis = digits[chosen[count : 3 * count]], digits[chosen[:count]]
     spec = scorer.model.input
-    good = scorer.score(valid, combined=True)
+    good = scorer.score(valid, COMBINED)
     table = Table(
         *("kind", "combined", "log p(x), one-sided", "two-sided", "caught at 1 %", "unchanged by the threshold"),
         box=box.MARKDOWN,
@@ -130,7 +134,7 @@ def images(folder: Path, store: str, count: int) -> None:
     means = []
     for kind, pictures in invalid_images(basis, fashion).items():
         rows = scorer.rows(pictures)
-        bad = scorer.score(rows, combined=True)
+        bad = scorer.score(rows, COMBINED)
         same = (spec.encode(rows) == spec.encode(scorer.rows(basis[: len(rows)]))).all(axis=1).mean()
         areas = [
             area(-good.combined_p_value, -bad.combined_p_value),
@@ -157,7 +161,7 @@ def clothes(folder: Path, count: int) -> None:
     store = Store(CLOTHES)
     if not store.names():
         recipe = Recipe(fit=FitOptions(minutes=12.0), calibration_share=0.1, validation_share=0.05)
-        train(store, "fashion", read(folder / "fashion_mnist.npz", "x_train"), recipe)
+        store.publish("fashion", train(read(folder / "fashion_mnist.npz", "x_train"), recipe).draft)
     scorer = load("fashion", CLOTHES, "cpu")
     valid = scorer.rows(read(folder / "fashion_mnist.npz", "x_test").array[:count])
     table = Table("rule", "AUROC", "AUPRC", *(f"caught at {100 * rate:g} %" for rate in RATES), box=box.MARKDOWN)
@@ -178,7 +182,7 @@ def area(valid: np.ndarray, invalid: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Looked:
+class Assessed:
     """What is known of valid rows that no network was fitted to: log p(x), (n,), and statistics, (n, K), with weights."""
 
     name: str
@@ -187,23 +191,24 @@ class Looked:
     weights: tuple[np.ndarray, np.ndarray]
 
     @staticmethod
-    def of(name: str, model: Model, witnesses: Witnesses, rows: np.ndarray) -> Looked:
-        """By a model and what it sees."""
-        look = model.look(model.input.rows(rows), None, witnesses, worker_pool(cpu_quota()))
-        assert look.statistics is not None
-        return Looked(name, look.estimates.log_likelihood, look.statistics, weights_of(model.input))
+    def of(name: str, model: Model, statistics: RowStatistics, rows: np.ndarray) -> Assessed:
+        """By a model and what computes its statistics."""
+        execution = Execution(worker_pool(cpu_quota()))
+        found = model.assess(model.input.rows(rows), statistics=statistics, execution=execution)
+        assert found.statistics is not None
+        return Assessed(name, found.estimates.log_likelihood, found.statistics, weights_of(model.input))
 
 
-def looked_by_bundled(folder: Path, store: str, count: int) -> Iterator[Looked]:
+def assessed_by_bundled(folder: Path, store: str, count: int) -> Iterator[Assessed]:
     """The test digits, and those rows of adult that the bundled model was calibrated on."""
     mnist, adult = (load(name, store, "cpu") for name in ("mnist", "adult"))
-    yield Looked.of("mnist", mnist.model, mnist.witnesses, digits_of(folder)[:count])
+    yield Assessed.of("mnist", mnist.model, mnist.row_statistics, digits_of(folder)[:count])
     rows = adult.model.input.array(read_table(folder / "mixed" / "adult.csv"))
     held_back = Split.shuffled(rows, Recipe()).calibration  # as it was when the model was trained
-    yield Looked.of("adult", adult.model, adult.witnesses, held_back[:count])
+    yield Assessed.of("adult", adult.model, adult.row_statistics, held_back[:count])
 
 
-def looked_by_detectors(folder: Path, count: int) -> Iterator[Looked]:
+def assessed_by_detectors(folder: Path, count: int) -> Iterator[Assessed]:
     """Halves of wine and of ten sets of ADBench, by small detectors of the other halves."""
     wine = read_table(folder / "mixed" / "wine_quality.csv")
     numbers = [at for at, cells in enumerate(wine.columns) if cells.dtype != object]
@@ -216,17 +221,17 @@ def looked_by_detectors(folder: Path, count: int) -> Iterator[Looked]:
     for name, whole in sets.items():
         rows = np.random.default_rng(0).permutation(whole)[: 2 * count]
         detector = VAEDetector(ensemble=1, steps=1_000, rule="combined", random_state=0).fit(rows[::2])
-        yield Looked.of(name, detector.model_, detector.witnesses_, rows[1::2])
+        yield Assessed.of(name, detector.model_, detector.row_statistics_, rows[1::2])
 
 
 def alarms(folder: Path, store: str, count: int, bundled: bool) -> None:
     """Realised rates over resplits: half of the rows validate, the others are fresh."""
     table = Table("rows", "rule", *(f"at {100 * rate:g} %" for rate in RATES), box=box.MARKDOWN)
     worst = 0.0
-    others = () if bundled else looked_by_detectors(folder, count)
-    for looked in (*looked_by_bundled(folder, store, count), *others):
-        rows = len(looked.log_likelihood)
-        for rule, rates in resplit(looked).items():
+    others = () if bundled else assessed_by_detectors(folder, count)
+    for assessed in (*assessed_by_bundled(folder, store, count), *others):
+        rows = len(assessed.log_likelihood)
+        for rule, rates in resplit(assessed).items():
             cells = []
             for rate, realised in zip(RATES, rates, strict=True):
                 if not realised:
@@ -237,7 +242,7 @@ def alarms(folder: Path, store: str, count: int, bundled: bool) -> None:
                 error = np.sqrt(promised * (1 - promised) * (2 / (rows // 2)))
                 worst = max(worst, (np.mean(realised) - promised) / error)
                 cells.append(f"{100 * np.mean(realised):.2f} of {100 * promised:.2f} (+-{100 * error:.2f})")
-            table.add_row(f"{looked.name}, {rows:,}", rule, *cells)
+            table.add_row(f"{assessed.name}, {rows:,}", rule, *cells)
     CONSOLE.print(
         f"\nFalse alarms in per cent of fresh valid rows, over {RESPLITS} resplits, of what so many rows allow\n"
     )
@@ -253,21 +258,21 @@ def promise(rule: str, rate: float, rows: int) -> float:
     return rank(judging, 100 * exact(rate)) / (judging + 1)
 
 
-def resplit(looked: Looked) -> dict[str, list[list[float]]]:
+def resplit(assessed: Assessed) -> dict[str, list[list[float]]]:
     """The realised rates of each rule, at each of RATES, in each resplit; none where the rows are too few for a rate."""
     rules = ("band, both sides", "band, low side", "combined")
     found: dict[str, list[list[float]]] = {rule: [[] for _ in RATES] for rule in rules}
     generator = np.random.default_rng(0)
-    rows, half = len(looked.log_likelihood), len(looked.log_likelihood) // 2
+    rows, half = len(assessed.log_likelihood), len(assessed.log_likelihood) // 2
     for _ in range(RESPLITS):
         order = generator.permutation(rows)
         known, fresh = order[:half], order[half:]
-        scores = np.sort(looked.log_likelihood[known])
-        combined = Combination.fit(looked.statistics[known], *looked.weights).p_value(looked.statistics[fresh])
+        scores = np.sort(assessed.log_likelihood[known])
+        combined = Combination.fit(assessed.statistics[known], *assessed.weights).p_value(assessed.statistics[fresh])
         for at, rate in enumerate(RATES):
             p_values = {
-                "band, both sides": Places.of(scores, looked.log_likelihood[fresh]).two_sided_p_value,
-                "band, low side": Places.of(scores, looked.log_likelihood[fresh]).low_p_value,
+                "band, both sides": ScoreRanks.of(scores, assessed.log_likelihood[fresh]).two_sided_p_value,
+                "band, low side": ScoreRanks.of(scores, assessed.log_likelihood[fresh]).low_p_value,
                 "combined": combined,
             }
             for rule, values in p_values.items():
@@ -282,10 +287,11 @@ def discoveries(folder: Path, store: str, count: int) -> None:
     rows = scorer.rows(digits_of(folder)[:count])
     outliers = scorer.rows(read(folder / "fashion_mnist.npz", "x_test").array[: count // 5])
     weights = weights_of(scorer.model.input)
-    looks = [scorer.model.look(part, None, scorer.witnesses, scorer.pool) for part in (rows, outliers)]
+    statistics, execution = scorer.row_statistics, Execution(scorer.pool)
+    assessments = [scorer.model.assess(part, statistics=statistics, execution=execution) for part in (rows, outliers)]
     (good, bad), (good_all, bad_all) = (
-        [look.estimates.log_likelihood for look in looks],
-        [look.statistics for look in looks],
+        [one.estimates.log_likelihood for one in assessments],
+        [one.statistics for one in assessments],
     )
     assert good_all is not None and bad_all is not None  # noqa: PT018
     generator = np.random.default_rng(0)
@@ -299,7 +305,7 @@ def discoveries(folder: Path, store: str, count: int) -> None:
         combination = Combination.fit(good_all[known], *weights)
         p_values = {
             "log p(x), low side": (
-                Places.of(np.sort(good[known]), np.concatenate([good[fresh], bad[strange]])).low_p_value,
+                ScoreRanks.of(np.sort(good[known]), np.concatenate([good[fresh], bad[strange]])).low_p_value,
                 half,
             ),
             "combined": (combination.p_value(np.concatenate([good_all[fresh], bad_all[strange]])), half - half // 2),
@@ -375,13 +381,13 @@ def cost(folder: Path, store: str) -> None:
         else:
             whole = scorer.rows(scorer.model.input.array(read_table(folder / "mixed" / "adult.csv")))
             rows = whole[~np.isnan(whole).any(axis=1)][:384]
-        scorer.score(rows[:64], combined=True)  # what is set up once
+        scorer.score(rows[:64], COMBINED)  # what is set up once
         ratios, plain = [], []
         for batch in np.split(rows, 6):
             start = time.perf_counter()
             scorer.score(batch)
             between = time.perf_counter()
-            scorer.score(batch, combined=True)
+            scorer.score(batch, COMBINED)
             ratios.append((time.perf_counter() - between) / (between - start))
             plain.append(1e3 * (between - start) / 64)
         CONSOLE.print(

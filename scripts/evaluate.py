@@ -24,12 +24,16 @@ from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
 from service import load
-from service.cli.main import fail_in_one_line
-from service.density.estimator import Estimates, Estimator, SearchName, worker_pool
+from service.cli.console import fail_in_one_line
+from service.density.block import Estimates
+from service.density.estimate import Execution
+from service.density.estimator import Estimator, SearchName
 from service.density.search import EVERY_AXIS
+from service.density.tiling import worker_pool
 from service.files.readers import read
 from service.scoring.model import Model
-from service.scoring.scorer import Scorer, Scores
+from service.scoring.scorer import Scorer
+from service.scoring.scores import Scores
 
 GRID_POINTS, GRID_REACH = 900, 5.0
 
@@ -100,9 +104,9 @@ def auroc(valid: np.ndarray, invalid: np.ndarray) -> float:
 def compare_verdicts(scorer: Scorer, digits: np.ndarray, pool: Executor | None = None) -> None:
     """What verdicts cost, and how often they differ with another seed, and from those of far more draws."""
     model, band = scorer.model, scorer.band
-    rows, ends = model.input.rows(digits), (band.low, band.high)
-    first = model.estimates(rows, pool, ends)
-    other = replace(model, estimator=replace(model.estimator, seed=9)).estimates(rows, pool, ends)
+    rows, ends, execution = model.input.rows(digits), (band.low, band.high), Execution(pool)
+    first = model.estimates(rows, ends, execution)
+    other = replace(model, estimator=replace(model.estimator, seed=9)).estimates(rows, ends, execution)
     thorough = model_estimates(model, replace(Estimator.of("thorough"), seed=31), digits, pool)
     at_512 = band.sides(model_estimates(model, fixed(512), digits, pool).log_likelihood)
     sides, settled = band.sides(first.log_likelihood), band.sides(thorough.log_likelihood)
@@ -122,7 +126,7 @@ def model_estimates(model: Model, estimator: Estimator, rows: np.ndarray, pool: 
     """Estimates of a model's rows by another estimator."""
     own = model.estimator
     estimator = replace(estimator, typical_error=own.typical_error, typical_decay=own.typical_decay)
-    return replace(model, estimator=estimator).estimates(model.input.rows(rows), pool)
+    return replace(model, estimator=estimator).estimates(model.input.rows(rows), execution=Execution(pool))
 
 
 def fixed(samples: int, search: SearchName = "narrow", seed: int = 0) -> Estimator:

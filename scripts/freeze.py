@@ -21,11 +21,14 @@ import numpy as np
 import torch
 import typer
 
-from service.cli.main import app
+from service.cli.app import app
+from service.cli.main import COMMANDS
 from service.files.tables import read_table
-from service.scoring.scorer import Scorer, load_scorer
+from service.scoring.options import ScoreOptions
+from service.scoring.scorer import Scorer
 from service.serving.metrics import Metrics
 from service.settings import Settings
+from service.store.loading import load_scorer
 from service.store.store import Store
 from service.web.app import create_app
 
@@ -98,14 +101,14 @@ def arrays_in(answer: Any) -> Answers:
 
 def scored(name: str, threads: int = 1, **options: Any) -> Answers:
     """Scores of a model's rows."""
-    return arrays_in(scorer_of(name, threads).score(rows_of(name), **options))
+    return arrays_in(scorer_of(name, threads).score(rows_of(name), ScoreOptions(**options)))
 
 
 def scored_with_missing_cells() -> Answers:
     """Scores of a row with a missing cell, all at once: a new pattern costs as much as a thousand rows."""
     row = rows_of("adult")[:1].copy()
     row[0, 13] = np.nan
-    return arrays_in(scorer_of("adult", 2).score(row, explain=EXPLAINED, combined=True))
+    return arrays_in(scorer_of("adult", 2).score(row, ScoreOptions("combined", explain=EXPLAINED)))
 
 
 def generated(name: str) -> Answers:
@@ -125,7 +128,7 @@ SCORED: dict[str, dict[str, Any]] = {
     "plain": {},
     "other band": {"percentiles": (1.0, 99.0)},
     "explained": {"explain": EXPLAINED},
-    "combined": {"combined": True, "false_alarm": 0.01},
+    "combined": {"rule": "combined", "false_alarm": 0.01},
 }
 ANSWERS: dict[str, Callable[..., Answers]] = {
     **{
@@ -174,6 +177,7 @@ def http_names() -> dict[str, Any]:
 
 def command_names() -> dict[str, list[str]]:
     """Commands with their arguments and options."""
+    assert COMMANDS
     group: Any = typer.main.get_command(app)
     return {
         name: sorted(text for parameter in command.params for text in (*parameter.opts, *parameter.secondary_opts))

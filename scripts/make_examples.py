@@ -14,7 +14,7 @@ import numpy as np
 import typer
 from mnist import DATA, load_mnist
 
-from service.cli.main import fail_in_one_line
+from service.cli.console import fail_in_one_line
 from service.files.images import png
 from service.files.readers import read
 
@@ -52,17 +52,17 @@ def main(data: Annotated[Path, typer.Option(help="folder of the real data")] = D
 
 
 def write_census(path: Path) -> None:
-    """Rows as they came, one of them with holes, and three of them again with one cell that cannot be."""
+    """Rows as they came, one of them with missing cells, and three of them again with one cell that cannot be."""
     with path.open(newline="") as file:
         header, *rows = csv.reader(file)
-    holed = next(row for row in rows if "?" in row)
+    incomplete = next(row for row in rows if "?" in row)
     wrong = {"hours-per-week": "400", "relationship": "Wife", "workclass": "Astronaut"}
     spoilt = [
         [wrong[name] if name == column else cell for name, cell in zip(header, row, strict=True)]
         for column, row in zip(wrong, rows, strict=False)
     ]
     with (EXAMPLES / "adult.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows[:4], holed, *spoilt])
+        csv.writer(file, lineterminator="\n").writerows([header, *rows[:4], incomplete, *spoilt])
     named = {name: int(cell) if cell.isdecimal() else cell for name, cell in zip(header, spoilt[0], strict=True)}
     body = {"instances": [named | {"native-country": None}]}
     (EXAMPLES / "adult.json").write_text(json.dumps(body, indent=1) + "\n")

@@ -16,10 +16,11 @@ import typer
 from mnist import DATA
 
 from service import load
-from service.cli.main import drawn_rules, fail_in_one_line
+from service.cli.console import drawn_rules, fail_in_one_line
 from service.files.images import grid, png, read_image
 from service.files.readers import read
 from service.scoring.evaluation import evaluated
+from service.scoring.options import ScoreOptions
 from service.scoring.scorer import Scorer
 from service.validity.martingale import Martingale, Ranks, log_limit
 
@@ -182,7 +183,7 @@ def draw_verdicts(store: Path, path: Path) -> None:
     scorer = load("mnist", store, "cpu")
     files = sorted((EXAMPLES / "valid").glob("*.png")) + sorted((EXAMPLES / "invalid").glob("*.png"))
     images = np.stack([read_image(file.read_bytes()).pixels for file in files])
-    scores, wide = scorer.score(images), scorer.score(images, (1.0, 99.0))
+    scores, wide = scorer.score(images), scorer.score(images, ScoreOptions(percentiles=(1.0, 99.0)))
     columns = 8
     lines = -(-len(files) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(columns * 1.5, lines * 2.4))

@@ -17,13 +17,15 @@ import torch
 import typer
 from mnist import DATA, load_mnist
 
-from service.cli.main import epoch_bar, fail_in_one_line, print_report
+from service.cli.console import epoch_bar, fail_in_one_line, print_report
 from service.errors import DataError
 from service.files.readers import Rows
 from service.files.tables import read_table
-from service.store.store import Published, Reference, Store
+from service.scoring.version import Published, Reference
+from service.store.store import Store
 from service.training.fit import FitOptions
-from service.training.train import TABLE_FIT, Recipe, Split, recalibrate_on, train_on_splits, train_table
+from service.training.recipe import TABLE_FIT, Recipe, Split
+from service.training.train import Hooks, Trained, recalibrate_on, train_on_splits, train_table
 
 TABLES = {
     "adult": (
@@ -62,7 +64,13 @@ def again(
     store: Store, published: Published, pilot: np.ndarray, rows: np.ndarray, known: np.ndarray, digest: str
 ) -> Reference:
     """The same network, calibrated anew."""
-    return recalibrate_on(store, published, pilot, rows, digest, known=known)
+    return store.publish(published.reference.name, recalibrate_on(published, pilot, rows, digest, known=known))
+
+
+def publish(store: Store, name: str, trained: Trained, description: str) -> None:
+    """Publish a model that is trained, and report on it."""
+    reference = store.publish(name, replace(trained.draft, description=description))
+    print_report(reference, trained.report)
 
 
 @fail_in_one_line
@@ -91,7 +99,8 @@ def main(
             print(again(Store(store), published, split.validation, split.calibration, split.train, digest))
             continue
         with epoch_bar() as on_epoch:
-            print_report(*train_table(Store(store), name, table, recipe, None, on_epoch, description))
+            trained = train_table(table, recipe, hooks=Hooks(on_epoch))
+        publish(Store(store), name, trained, description)
     image_names = [name for name in names if name in MODELS]
     if not image_names:
         return
@@ -106,10 +115,8 @@ def main(
             continue
         recipe = replace(recipe, fit=replace(recipe.fit, minutes=minutes))  # the same, in the time given
         with epoch_bar() as on_epoch:
-            reference, report = train_on_splits(
-                Store(store), name, [split], None, recipe, on_epoch, description, Rows(split.train).digest()
-            )
-        print_report(reference, report)
+            trained = train_on_splits([split], None, recipe, Rows(split.train).digest(), Hooks(on_epoch))
+        publish(Store(store), name, trained, description)
     if "mnist" in Store(store).names():
         Store(store).set_default("mnist")
 

@@ -8,16 +8,14 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from service._version import __version__
 
 if TYPE_CHECKING:
     from service.scoring.scorer import Scorer
 
-try:
-    __version__ = version("vouch")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0"
+__all__ = ["__version__", "load"]
 
 
 def load(
@@ -31,7 +29,7 @@ def load(
         ModelNotFoundError: the store has no such model.
         DamagedModelError: a file of it is missing, cut short or altered.
     """
-    from service.scoring.scorer import load_scorer  # here, so that `import service` stays instant
+    from service.store.loading import load_scorer  # here, so that `import service` stays instant
     from service.store.store import Store
 
     return load_scorer(Store(store), name, device, threads)

@@ -1,4 +1,4 @@
-"""A client of the service: `pip install 'vouch[client]'`.
+"""A client of the service: `pip install '.[client]'`.
 
     with Client("http://127.0.0.1:8000", model="mnist", deadline_s=2.0) as vouch:
         accepted = rows[vouch.score(rows, false_alarm=0.01).valid]

@@ -1,6 +1,6 @@
 """VAEDetector: the model as a scikit-learn outlier detector, for pipelines, grid searches and other people's benchmarks.
 
-Needs the extra vouch[sklearn]. The service never imports it.
+Needs the extra the extra `sklearn`. The service never imports it.
 """
 
 from __future__ import annotations
@@ -16,31 +16,26 @@ try:
     from sklearn.utils import check_random_state
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
-    raise ImportError("VAEDetector needs the extra: pip install 'vouch[sklearn]'") from error
+    raise ImportError("VAEDetector needs the extra: pip install '.[sklearn]'") from error
 
-from service.data.columns import (
-    FLOAT32_MAX,
-    CategoryColumn,
-    ColumnKind,
-    Kind,
-    NumberColumn,
-    Schema,
-    Table,
-    cells_of,
-    infer,
-    is_missing,
-    learn,
-    plain_number,
-)
+from service.data.columns import CategoryColumn, NumberColumn
 from service.data.inputs import InputSpec, Mixed
+from service.data.kinds import ColumnKind, Schema, infer
+from service.data.learn import learn, plain_number
+from service.data.table import FLOAT32_MAX, Kind, Table, cells_of, is_missing
 from service.density import starts
-from service.density.estimator import SETTINGS, Estimator, SettingName, worker_pool
+from service.density.estimate import Execution, Member
+from service.density.estimator import SETTINGS, Estimator, SettingName
+from service.density.tiling import worker_pool
 from service.errors import DataError, VouchError
-from service.scoring.model import Member, Model, known_rows
-from service.scoring.statistics import Known, weights_of
-from service.settings import cpu_quota
+from service.scoring.calibration import known_rows
+from service.scoring.model import Model
+from service.scoring.statistics import KnownRows, weights_of
+from service.system.cpus import cpu_quota
 from service.training.fit import FitOptions
-from service.training.train import TABLE_FIT, PriorName, Recipe, Split, fitted, table_architecture
+from service.training.inputs import table_architecture
+from service.training.recipe import TABLE_FIT, PriorName, Recipe, Split
+from service.training.train import fitted
 from service.vae.mixed import Real
 from service.vae.network import Architecture
 from service.validity.band import rank
@@ -163,7 +158,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         rows = spec.rows(np.clip(spec.array(table), -FLOAT32_MAX, FLOAT32_MAX))
         architecture: Architecture | None = None
         members, bounds, held_out, usual = [], [], [], []
-        pool = worker_pool(cpu_quota())
+        execution = Execution(worker_pool(cpu_quota()))
         for number in range(self.ensemble):
             recipe = self.recipe(seed + number, len(names), bool(np.isnan(rows).any()))
             if architecture is None:
@@ -177,22 +172,25 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             architecture = vae.architecture
             members.append(Member(vae, starts.build(vae, spec.encode(split.validation))))
             bounds.append(report.validation.bound)
-            alone = Model(vae, spec, Estimator.of(self.estimator), members[-1].codebook)
+            alone = Model(spec, Estimator.of(self.estimator), (members[-1],))
             if self.rule == "log_likelihood":
-                held_out.append(alone.estimates(split.validation, pool).log_likelihood)
+                held_out.append(alone.estimates(split.validation, execution=execution).log_likelihood)
                 continue
-            known = known_rows(alone, split.train, split.validation, pool)
+            known = known_rows(alone, split.train, split.validation, execution)
             assert known is not None
             usual.append(known.usual)
-            statistics = alone.look(split.validation, None, alone.witnesses(known), pool).statistics
+            statistics = alone.assess(
+                split.validation, statistics=alone.row_statistics(known), execution=execution
+            ).statistics
             assert statistics is not None
             held_out.append(statistics)
-        first, *others = members
-        self.model_ = Model(first.vae, spec, Estimator.of(self.estimator), first.codebook, tuple(others))
+        self.model_ = Model(spec, Estimator.of(self.estimator), tuple(members))
         self.validation_bound_ = float(np.mean(bounds))
         if self.rule == "log_likelihood":
             return np.concatenate(held_out)
-        self.witnesses_ = self.model_.witnesses(replace(Known.of(rows, spec.features), usual=np.mean(usual, axis=0)))
+        self.row_statistics_ = self.model_.row_statistics(
+            replace(KnownRows.of(rows, spec.features), usual=np.mean(usual, axis=0))
+        )
         statistics = np.concatenate(held_out)
         self.combination_ = Combination(np.sort(statistics, axis=0), np.zeros(0), *weights_of(spec))
         return -self.combination_.combine(statistics)
@@ -237,11 +235,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
 
     def score_table(self, table: Table) -> np.ndarray:
         """What the rule makes of a table's rows."""
-        model, pool = self.model_, worker_pool(cpu_quota())
+        model, execution = self.model_, Execution(worker_pool(cpu_quota()))
         rows = model.input.rows(np.clip(model.input.array(table), -FLOAT32_MAX, FLOAT32_MAX))
         if self.rule == "log_likelihood":
-            return model.estimates(rows, pool).log_likelihood
-        statistics = model.look(rows, None, self.witnesses_, pool).statistics
+            return model.estimates(rows, execution=execution).log_likelihood
+        statistics = model.assess(rows, statistics=self.row_statistics_, execution=execution).statistics
         assert statistics is not None
         return -self.combination_.combine(statistics)
 

@@ -74,18 +74,19 @@ class DataError(VouchError):
 
 
 class RowError(DataError):
-    """A row that cannot be read, counted from 0 in what was read, and what is wrong with it."""
+    """A row that cannot be read, counted from 0 in what was read: what is wrong with it, and what was expected."""
 
-    def __init__(self, row: int, problem: str, column: str | int | None = None) -> None:
-        super().__init__(f"row {row}{' ' if column is None else f', column {column!r}: '}{problem}")
-        self.row, self.problem, self.column = row, problem, column
+    def __init__(self, row: int, problem: str, column: str | int | None = None, expected: str | None = None) -> None:
+        place = "" if column is None else f", column {column!r}:"
+        super().__init__(f"row {row}{place} {problem}" + (f", expected {expected}" if expected else ""))
+        self.row, self.problem, self.column, self.expected = row, problem, column, expected
 
-    def __reduce__(self) -> tuple[type[RowError], tuple[int, str, str | int | None]]:
-        return RowError, (self.row, self.problem, self.column)
+    def __reduce__(self) -> tuple[type[RowError], tuple[int, str, str | int | None, str | None]]:
+        return RowError, (self.row, self.problem, self.column, self.expected)
 
     def after(self, rows: int) -> RowError:
         """The same row, where so many come before what was read."""
-        return RowError(self.row + rows, self.problem, self.column)
+        return RowError(self.row + rows, self.problem, self.column, self.expected)
 
 
 def first_fault(error: InputError) -> DataError:
@@ -94,7 +95,7 @@ def first_fault(error: InputError) -> DataError:
         return DataError(str(error))
     fault = error.faults[0]
     assert fault.row is not None
-    return RowError(fault.row, f"{fault.message}, expected {fault.expected}", fault.column)
+    return RowError(fault.row, fault.message, fault.column, fault.expected)
 
 
 class TrainingError(VouchError):

@@ -20,10 +20,11 @@ from sklearn.decomposition import FactorAnalysis
 
 from service.density.estimator import Estimator
 from service.files.readers import Rows
-from service.scoring.scorer import load_scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.fit import FitOptions
-from service.training.train import Recipe, train
+from service.training.recipe import Recipe
+from service.training.train import train
 from service.vae.network import VAE, Architecture
 
 REPOSITORY = Path(__file__).parents[1]
@@ -87,7 +88,7 @@ def tiny_store(tmp_path_factory) -> Path:
     """A store with a Bernoulli, a grey and a table model; read it, do not write."""
     root = tmp_path_factory.mktemp("store")
     for name, recipe in RECIPES.items():
-        train(Store(root), name, data_of(name), recipe)
+        Store(root).publish(name, train(data_of(name), recipe).draft)
     Store(root).set_default("digits")
     return root
 

@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.scoring.scorer import Scores
+from service.scoring.scores import Scores
 from service.serving.metrics import Metrics
 from service.settings import Settings
 from service.web.observe import REASONS

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from service.settings import Settings, SettingsError, cpu_quota, quota_v1, quota_v2, read_settings
+from service.settings import Settings, SettingsError, read_settings
+from service.system.cpus import cpu_quota, quota_v1, quota_v2
 
 
 def test_they_come_from_the_environment_and_are_frozen(monkeypatch):

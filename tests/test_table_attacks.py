@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 from service.cli.main import app
 from service.density.estimator import Estimator
 from service.files.tables import read_table
-from service.scoring.scorer import load_scorer
+from service.scoring.options import ScoreOptions
+from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.fit import FitOptions
-from service.training.train import Recipe, train_table
+from service.training.recipe import Recipe
+from service.training.train import train_table
 from tests.test_tables import made
 
 QUICK = ["--epochs", "3", "--hidden", "16", "--estimator", "fast", "--prior", "normal", "--calibration-share", "0.3"]
@@ -119,7 +121,7 @@ def test_two_thousand_columns_are_fitted(tmp_path):
     some = scorer.rows(scorer.model.input.array(read_table(path)))[:3]
     spoilt = some.copy()
     spoilt[:, 1234] += 100
-    assert (scorer.score(spoilt, explain=1).columns[:, 0] == 1234).all()
+    assert (scorer.score(spoilt, ScoreOptions(explain=1)).columns[:, 0] == 1234).all()
 
 
 def test_a_file_with_other_columns_is_refused_and_more_columns_are_left_out(tmp_path):
@@ -157,12 +159,12 @@ def test_the_units_of_a_column_change_no_verdict_and_no_order_of_blame(tmp_path)
     answers = []
     for label, content in (("dollars", table), ("cents", other)):
         path = written(tmp_path / f"{label}.csv", names, content)
-        train_table(Store(tmp_path / label), "t", read_table(path), recipe)
+        Store(tmp_path / label).publish("t", train_table(read_table(path), recipe).draft)
         scorer = load_scorer(Store(tmp_path / label), "t", "cpu", threads=1)
         some = scorer.rows(scorer.model.input.array(read_table(path)))[:150]
         some[::3, 0] *= 1.4
         some[1::3, 1] *= 20
-        answers.append(scorer.score(some, explain=len(names)))
+        answers.append(scorer.score(some, ScoreOptions(explain=len(names))))
     dollars, cents = answers
     apart = np.abs(dollars.log_likelihood - cents.log_likelihood)  # of two estimates with draws of their own
     reliable = dollars.reliable & cents.reliable

@@ -9,10 +9,11 @@ import pytest
 from service.density.estimator import Estimator
 from service.errors import DataError
 from service.files.tables import read_table
-from service.scoring.scorer import load_scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.fit import FitOptions
-from service.training.train import Recipe, train_table
+from service.training.recipe import Recipe
+from service.training.train import train_table
 from tests.conftest import running_service
 from tests.web.test_contract import check_problem, npy
 
@@ -55,7 +56,7 @@ def write(path, rows):
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
     table = read_table(write(folder / "people.csv", made(2500)))
-    train_table(Store(folder / "store"), "people", table, RECIPE)
+    Store(folder / "store").publish("people", train_table(table, RECIPE).draft)
     return folder / "store"
 
 
@@ -156,7 +157,7 @@ def test_what_a_version_carries_for_rows_with_holes_is_stored(store, scorer):
 def test_a_table_of_which_nothing_can_be_learnt_is_refused(tmp_path):
     table = read_table(write(tmp_path / "t.csv", [["1"] * len(COLUMNS)] * 50))
     with pytest.raises(DataError, match=r"no column is left to learn from \(height: constant"):
-        train_table(Store(tmp_path / "store"), "t", table, RECIPE)
+        Store(tmp_path / "store").publish("t", train_table(table, RECIPE).draft)
     assert not (tmp_path / "store").exists()
 
 

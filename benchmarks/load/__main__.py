@@ -29,10 +29,11 @@ from load.strangers import hang_up_with_work, strangers
 from load.stream import liveness, stream
 from service.density.estimator import Estimator
 from service.files.readers import Rows
-from service.settings import cpu_quota
 from service.store.store import Store
+from service.system.cpus import cpu_quota
 from service.training.fit import FitOptions
-from service.training.train import Recipe, train
+from service.training.recipe import Recipe
+from service.training.train import train
 
 RESULTS = HERE / "RESULTS.md"
 SMALL = "small"
@@ -123,7 +124,7 @@ def small_store(root: Path) -> Path:
     rows = factors @ generator.standard_normal((3, 10)) + 0.5 * generator.standard_normal((4000, 10))
     columns = tuple(f"c{number}" for number in range(10))
     recipe = Recipe(latents=4, hidden=(32,), fit=FitOptions(epochs=10), estimator=Estimator.of("fast"))
-    train(Store(root), SMALL, Rows(rows, columns), recipe)
+    Store(root).publish(SMALL, train(Rows(rows, columns), recipe).draft)
     return root
 
 

@@ -21,7 +21,9 @@ from load.servers import HERE, Server, service, start_generator, write_requests
 from peers.peers import by_type
 from service.client import Client
 from service.errors import VouchError
-from service.store.store import Reference, Store
+from service.scoring.generator import Generator
+from service.scoring.version import Draft, Reference
+from service.store.store import Store
 
 ANSWERED = "answered"
 SWAPS, PAUSE_S, KILLS, SCORING = 200, 0.1, 100, 4
@@ -32,10 +34,10 @@ def alias_swaps(store: Path, model: str, work: Path, threads: int) -> list[str]:
     own = copied(store, work / "swaps")
     first = own.resolve(model)
     published = own.load(first)
-    second = own.publish(model, published.model, published.calibration, training={}, calibration_data={})
+    second = own.publish(model, Draft(published.model, published.calibration, {}, {}))
     digests = {one.version: own.load(one).digest for one in (first, second)}
     own.set_alias(model, "production", first.version)
-    rows = np.rint(published.model.drawn(1, seed=11)).astype(np.uint8)
+    rows = np.rint(Generator(published.model).sample(1, seed=11).samples).astype(np.uint8)
     moves: list[tuple[float, float, str]] = [(0.0, 0.0, digests[first.version])]  # asked, done, digest from then on
     seen: list[tuple[float, float, str, str]] = []
     over = threading.Event()
@@ -94,7 +96,8 @@ def score_until(
 def end_under_load(store: Path, model: str, work: Path, threads: int) -> list[str]:
     """SIGTERM while clients score: what was accepted is answered."""
     own = Store(store)
-    rows = np.rint(own.load(own.resolve(model)).model.drawn(4, seed=11)).astype(np.uint8)
+    generator = Generator(own.load(own.resolve(model)).model)
+    rows = np.rint(generator.sample(4, seed=11).samples).astype(np.uint8)
     requests = write_requests(work / "ending", [by_type(f"/score?model={model}")(rows, "binary")])
     with service(store, work / "ending.log", threads=threads, drain_s=3) as server:
         load = start_generator(server.port, requests, 32, 15)
@@ -110,13 +113,13 @@ def end_under_load(store: Path, model: str, work: Path, threads: int) -> list[st
 
 PUBLISH = """
 import sys
-from pathlib import Path
-from service.store import Store
+from service.scoring.version import Draft
+from service.store.store import Store
 store = Store(sys.argv[1])
 published = store.load(store.resolve(sys.argv[2]))
 print("ready", flush=True)
 while True:
-    store.publish(sys.argv[2], published.model, published.calibration, training={}, calibration_data={})
+    store.publish(sys.argv[2], Draft(published.model, published.calibration, {}, {}))
 """
 
 

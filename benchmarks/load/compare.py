@@ -16,7 +16,8 @@ import numpy as np
 
 from load.servers import Server, generate, peer_server, service, write_requests
 from peers.peers import BENTOML, LITSERVE, MLSERVER, NAIVE, PEERS, Kind, Request, by_type
-from service.scoring.scorer import Scorer, load_scorer
+from service.scoring.scorer import Scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
 
 CLIENTS, ROWS = (1, 8, 64), (1, 64)

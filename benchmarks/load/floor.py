@@ -9,7 +9,7 @@ import numpy as np
 from load.compare import scorer_alone
 from load.servers import generate, service, write_requests
 from peers.peers import Kind, by_type
-from service.scoring.scorer import load_scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
 
 ROWS, CLIENTS = 64, 4

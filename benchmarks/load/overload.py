@@ -9,7 +9,7 @@ import numpy as np
 
 from load.servers import Server, generate, service, start_generator, write_requests
 from peers.peers import by_type
-from service.scoring.scorer import load_scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
 
 ROWS = 8

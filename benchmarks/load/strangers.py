@@ -13,7 +13,7 @@ import numpy as np
 
 from load.servers import Server, connected, generate, request_bytes, service, write_requests
 from peers.peers import by_type
-from service.scoring.scorer import load_scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
 
 HANG_UPS, AT_A_TIME, SLOW, HALF_CLOSED = 1000, 50, 100, 100

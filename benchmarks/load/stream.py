@@ -12,7 +12,7 @@ import numpy as np
 
 from load.servers import Server, connected, request_bytes, service
 from peers.peers import by_type
-from service.scoring.scorer import load_scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
 
 CHUNK_ROWS = 500

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from service.scoring.scorer import Scorer, load_scorer
+from service.scoring.scorer import Scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
 from service.validity.band import SIDES
 from service.web.answers import SCORE_DTYPE

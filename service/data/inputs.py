@@ -11,8 +11,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from service.data.columns import FLOAT32_MAX, CategoryColumn, Frozen, LearntColumn, Table, plain
+from service.data.cells import USUAL, CellReader, Reading
+from service.data.columns import CategoryColumn, LearntColumn, plain
+from service.data.table import FLOAT32_MAX, Table
 from service.errors import Fault, InputError
+from service.system.frozen import Frozen
 
 
 class Binary(Frozen):
@@ -31,7 +34,7 @@ class Binary(Frozen):
         """0 and 1, or probabilities, to the input's units."""
         return self.low + (self.high - self.low) * x
 
-    def log_measures(self, rows: np.ndarray) -> np.ndarray:
+    def log_abs_det_jacobian(self, rows: np.ndarray) -> np.ndarray:
         """Masses need no change of units: shape (B, D)."""
         return np.zeros(rows.shape)
 
@@ -49,7 +52,7 @@ class Grey(Frozen):
         """[0, 1] to levels."""
         return 255.0 * x
 
-    def log_measures(self, rows: np.ndarray) -> np.ndarray:
+    def log_abs_det_jacobian(self, rows: np.ndarray) -> np.ndarray:
         """Masses need no change of units: shape (B, D)."""
         return np.zeros(rows.shape)
 
@@ -70,8 +73,8 @@ class Standard(Frozen):
         """Back to the columns' units."""
         return x * np.array(self.scale) + np.array(self.center)
 
-    def log_measures(self, rows: np.ndarray) -> np.ndarray:
-        """What a log density in a column's units is more than that of the standardised one: shape (B, D), nats."""
+    def log_abs_det_jacobian(self, rows: np.ndarray) -> np.ndarray:
+        """What converts a log density of a standardised column to its own units: shape (B, D), nats."""
         return np.broadcast_to(-np.log(self.scale), rows.shape)
 
 
@@ -80,17 +83,6 @@ class Mixed(Frozen):
 
     kind: Literal["mixed"] = "mixed"
     columns: tuple[LearntColumn, ...]
-
-    def rows(self, table: Table) -> np.ndarray:
-        """A table's rows, shape (B, D), float64.
-
-        Raises:
-            DataError: a column is absent, or holds text where numbers are expected.
-        """
-        chosen = table.only([column.name for column in self.columns])
-        return np.stack(
-            [column.read(cells) for column, cells in zip(self.columns, chosen.columns, strict=True)], axis=1
-        )
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """Rows, shape (B, D), to the network's columns, (B, D'): one for each, two for a number that has atoms."""
@@ -105,12 +97,12 @@ class Mixed(Frozen):
         ]
         return np.stack(parts, axis=-1)
 
-    def log_measures(self, rows: np.ndarray) -> np.ndarray:
-        """What log p(x_j) is more than that of the network's columns: shape (B, D), nats.
+    def log_abs_det_jacobian(self, rows: np.ndarray) -> np.ndarray:
+        """What converts log p(x_j) of the network's columns to the table's: shape (B, D), nats.
 
         Masses stay as they are; a density is multiplied with the column's resolution.
         """
-        parts = [column.log_measure(rows[:, at].astype(np.float64)) for at, column in enumerate(self.columns)]
+        parts = [column.log_abs_det_jacobian(rows[:, at].astype(np.float64)) for at, column in enumerate(self.columns)]
         return np.stack(parts, axis=1)
 
     @property
@@ -136,7 +128,7 @@ class InputSpec(Frozen):
         return int(np.prod(self.shape))
 
     @property
-    def reads_holes(self) -> bool:
+    def reads_missing(self) -> bool:
         """Whether cells may be missing."""
         return isinstance(self.transform, Mixed)
 
@@ -155,15 +147,18 @@ class InputSpec(Frozen):
         """A column's name, or its position where it has none."""
         return index if self.columns is None else self.columns[index]
 
+    def reader(self, reading: Reading = USUAL) -> CellReader:
+        """What reads cells as a model of this input does, as they were read when it was trained."""
+        columns = self.transform.columns if isinstance(self.transform, Mixed) else None
+        return CellReader(self.shape, self.columns, columns, self.kind == "table", reading)
+
     def array(self, table: Table) -> np.ndarray:
-        """A table's rows as numbers, shape (B, D), float64, which `rows` checks; columns are found by their names.
+        """The rows of a training table as numbers, shape (N, D), float64, which `rows` checks.
 
         Raises:
-            DataError: a column is absent, or a cell is not what the model reads there.
+            DataError: a column is absent, or a cell cannot be read.
         """
-        if isinstance(self.transform, Mixed):
-            return self.transform.rows(table)
-        return (table if self.columns is None else table.only(self.columns)).numbers()
+        return self.reader().table(table)
 
     def rows(self, array: np.ndarray) -> np.ndarray:
         """Check foreign numbers of shape (B, D) or (B, *shape), and cast them to float32 rows, shape (B, D).
@@ -179,7 +174,7 @@ class InputSpec(Frozen):
             return self.in_range(array.astype(np.float32))
         with np.errstate(over="ignore", invalid="ignore"):
             rows = array.astype(np.float32)
-        finite = np.isfinite(rows) | (np.isnan(rows) & self.reads_holes)
+        finite = np.isfinite(rows) | (np.isnan(rows) & self.reads_missing)
         if not finite.all():
             raise InputError("some values cannot be scored", self.faults(array, ~finite))
         return self.in_range(rows)
@@ -233,9 +228,9 @@ class InputSpec(Frozen):
             return self.transform.columns[column].cells(np.array([value]))[0]
         return plain(value) if self.kind == "image" else value
 
-    def log_measure(self, rows: np.ndarray) -> np.ndarray:
-        """What log p(x) is more in the rows' units than in the network's, shape (B,), nats."""
-        return self.transform.log_measures(rows).sum(axis=1)
+    def log_abs_det_jacobian(self, rows: np.ndarray) -> np.ndarray:
+        """What converts log p(x_j) from the network's units to the rows', shape (B, D), nats."""
+        return self.transform.log_abs_det_jacobian(rows)
 
     def by_column(self, values: np.ndarray) -> np.ndarray:
         """Sums over the network's columns that belong to one of the rows': shape (..., D') to (..., D)."""

@@ -3,5 +3,5 @@
     INPUT -> survey (what is there, by digests) -> shards of rows, each: read -> `score_table` -> write, mark as done
       -> finish: false discovery rate over all rows, report
 
-Needs the extra vouch[datasets].
+Needs the extra the extra `datasets`.
 """

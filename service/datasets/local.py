@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
-from service.datasets.plan import OnBadFile, Options, Shard
+from service.datasets.plan import OnBadFile, RunOptions, Shard
 from service.datasets.shards import OnBatch, Worker
 from service.errors import UnavailableError
 from service.files.locations import OutFolder
@@ -43,7 +43,7 @@ class Job:
     cache: Path | None
     device: str
     out: str
-    options: Options
+    options: RunOptions
     on_bad_file: OnBadFile
 
     def worker(self) -> Worker:

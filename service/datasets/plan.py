@@ -17,13 +17,14 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from service import __version__
-from service.data.columns import Frozen
+from service._version import __version__
 from service.data.inputs import InputSpec
-from service.datasets.scored import Judging
 from service.errors import DataError
 from service.files.formats.registry import FORMS, Cut, Form, Survey, Wanted
 from service.files.locations import InputFile, OutFolder
+from service.scoring.options import ScoreOptions
+from service.scoring.scorer import Scorer
+from service.system.frozen import Frozen
 
 PLAN, LOCK = ".vouch/run.json", ".vouch/lock"
 SHARD_CELLS, LEAST_ROWS, MOST_ROWS = 2**21, 2**10, 2**16  # of a shard, where nobody says how many rows
@@ -32,7 +33,7 @@ Write = Literal["split", "verdicts"]
 OnBadFile = Literal["stop", "skip"]
 
 
-class Options(Frozen):
+class RunOptions(Frozen):
     """What a run's results depend on beside the data."""
 
     model: str
@@ -48,12 +49,38 @@ class Options(Frozen):
     write: Write = "split"
     shard_rows: int
 
-    @property
-    def judging(self) -> Judging:
-        """How rows are judged."""
-        return Judging(self.percentiles, self.combined, self.false_alarm, self.tail, self.explain)
+    @staticmethod
+    def of(
+        scorer: Scorer, options: ScoreOptions, key: str | None, write: Write, shard_rows: int | None = None
+    ) -> RunOptions:
+        """How a scorer is to judge rows, and what to write of them; shards have as many rows as suits their width."""
+        combined = options.rule == "combined"
+        return RunOptions(
+            model=str(scorer.published.reference),
+            model_digest=scorer.published.digest,
+            percentiles=options.band_percentiles,
+            combined=combined,
+            false_alarm=options.false_alarm if combined else None,
+            explain=options.explain,
+            fdr=options.fdr,
+            key=key,
+            write=write,
+            shard_rows=shard_rows or usual_shard_rows(scorer.model.input.features),
+        )
 
-    def difference(self, other: Options) -> str | None:
+    @property
+    def score_options(self) -> ScoreOptions:
+        """How rows are judged."""
+        return ScoreOptions(
+            "combined" if self.combined else "band",
+            self.percentiles,
+            self.false_alarm,
+            None if self.combined or self.false_alarm is None else self.tail,
+            self.fdr,
+            self.explain,
+        )
+
+    def difference(self, other: RunOptions) -> str | None:
         """The first thing that is otherwise in another run, in words."""
         for name, value in self:
             if (there := getattr(other, name)) != value:
@@ -109,7 +136,7 @@ class Shard:
 class Plan(Frozen):
     """A run's options, and its files in order."""
 
-    options: Options
+    options: RunOptions
     files: tuple[PlannedFile, ...]
 
     @property
@@ -152,7 +179,7 @@ def digest_of(*parts: str) -> str:
 
 def planned(
     files: Sequence[InputFile],
-    options: Options,
+    options: RunOptions,
     spec: InputSpec,
     on_bad_file: OnBadFile,
     before: Plan | None = None,
@@ -184,7 +211,7 @@ def planned(
 
 
 def agreed(
-    out: OutFolder, files: Sequence[InputFile], options: Options, spec: InputSpec, on_bad_file: OnBadFile
+    out: OutFolder, files: Sequence[InputFile], options: RunOptions, spec: InputSpec, on_bad_file: OnBadFile
 ) -> Plan:
     """The plan that the folder has or, in an empty one, a new one, which is written there.
 

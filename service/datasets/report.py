@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader
 
-from service.data.columns import Frozen
 from service.datasets.plan import Plan, Shard
+from service.datasets.scored import p_value_column
 from service.scoring.scorer import Scorer
 from service.serving.watch import Watch, p_value_counts
+from service.system.frozen import Frozen
 from service.validity.band import SIDES
 from service.validity.conformal import RejectionLimit, too_few_warning
 
@@ -127,7 +128,7 @@ class Tally:
     def add(self, shard: Shard, scores: pa.Table) -> None:
         """Count a shard's scores."""
         log_likelihood = scores.column("log_likelihood").to_numpy()
-        p_value = scores.column(self.plan.options.judging.p_value_column).to_numpy()
+        p_value = scores.column(p_value_column(self.plan.options.score_options)).to_numpy()
         invalid = np.array(scores.column("verdict").to_pylist()) == "invalid"
         if self.limit is not None:
             invalid = self.limit.chosen(p_value)
@@ -217,9 +218,9 @@ def rule_text(scorer: Scorer, plan: Plan) -> str:
         evidence = "all evidence" if options.combined else "log p(x)"
         return f"a false discovery rate of {options.fdr:g}, by one-sided p-values of {evidence}"
     if options.combined:
-        rule = scorer.rule(options.false_alarm)
+        rule = scorer.combined_rule(options.false_alarm)
         return f"all evidence combined, at a rate of false alarms of {rule.false_alarm:g}"
-    band = options.judging.band(scorer)
+    band = scorer.calibration.band(options.score_options.band_percentiles)
     low, high = band.ends_or_none
     return f"log p(x) outside the band from {low:.2f}" + (" on" if high is None else f" to {high:.2f} nats")
 

@@ -10,16 +10,18 @@ import numpy as np
 import pyarrow as pa
 
 from service.datasets.local import Engine, InThisProcess, Job, Processes
-from service.datasets.plan import OnBadFile, Options, Plan, Shard, agreed
+from service.datasets.plan import OnBadFile, Plan, RunOptions, Shard, agreed
 from service.datasets.report import NotDone, Report, Tally, as_html
+from service.datasets.scored import p_value_column
 from service.datasets.shards import Done, OnBatch, Worker, done_of, row_files, scores_of
 from service.errors import DataError
 from service.files.formats.registry import FORMS, Npy, Npz
 from service.files.locations import TEMPORARY, OutFolder, found
 from service.scoring.scorer import Scorer
-from service.settings import cpu_quota, read_settings
-from service.store.storage import is_url
-from service.validity.conformal import RejectionLimit, check_share
+from service.settings import read_settings
+from service.system.cpus import cpu_quota
+from service.system.files import is_url
+from service.validity.conformal import RejectionLimit
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,13 @@ class Run:
     on_bad_file: OnBadFile
 
     @staticmethod
-    def begun(source: str, out: str, options: Options, scorer: Scorer, on_bad_file: OnBadFile = "stop") -> Run:
+    def begun(source: str, out: str, options: RunOptions, scorer: Scorer, on_bad_file: OnBadFile = "stop") -> Run:
         """Look at all files, and agree with the folder that it is for this run.
 
         Raises:
             DataError: a file is bad, the folder is another run's, or the options do not go with each other.
         """
-        check(options, scorer)
+        scorer.check(options.score_options)
         folder = OutFolder(out)
         # Results are no input, also where they are put below it.
         files = [file for file in found(source, frozenset(FORMS)) if not folder.holds(file)]
@@ -84,7 +86,7 @@ class Run:
         """Whether a shard's rows were told from each other by this very limit, among the names of the folder's files."""
         if not names.issuperset(row_files(shard, self.plan.options)):
             return False
-        column = self.plan.options.judging.p_value_column
+        column = p_value_column(self.plan.options.score_options)
         try:
             scores = scores_of(shard, self.out, [column, "discovery"])
         except (pa.ArrowInvalid, KeyError):
@@ -95,12 +97,12 @@ class Run:
 
     def limit(self, shards: Sequence[Shard]) -> RejectionLimit:
         """Up to which p-value rows of the whole data set are discoveries."""
-        options, column = self.plan.options, self.plan.options.judging.p_value_column
+        options, column = self.plan.options, p_value_column(self.plan.options.score_options)
         values, counts = np.zeros(0), np.zeros(0, dtype=np.int64)
         for shard in shards:
             found_here = scores_of(shard, self.out, [column]).column(column).to_numpy()
             values, counts = merged(values, counts, *np.unique(found_here, return_counts=True))
-        known = self.scorer.rule().rows if options.combined else self.scorer.band.rows
+        known = self.scorer.combined_rule().rows if options.combined else self.scorer.band.rows
         assert options.fdr is not None
         return RejectionLimit.of(values, counts, options.fdr, "low", known)
 
@@ -143,7 +145,7 @@ def engine_of(
         try:
             from service.datasets.ray_engine import Ray
         except ImportError:
-            raise DataError("--engine ray needs the extra: pip install 'vouch[ray]'") from None
+            raise DataError("--engine ray needs the extra: pip install '.[ray]'") from None
         return Ray(job, workers, address)
     if name != "local":
         raise DataError("--engine: expected local or ray")
@@ -152,23 +154,6 @@ def engine_of(
     if number <= 1:
         return InThisProcess(Worker(run.scorer, run.plan.options, run.out, run.on_bad_file))
     return Processes(job, number)
-
-
-def check(options: Options, scorer: Scorer) -> None:
-    """Refuse before the first row what no row could be judged by.
-
-    Raises:
-        CalibrationError: the band, the rule, or the false discovery rate.
-    """
-    if options.combined:
-        scorer.rule(options.false_alarm)
-    else:
-        options.judging.band(scorer)
-    if options.explain:
-        scorer.sketch()
-    if options.fdr is not None:
-        scorer.calibration.check_has_no_folds()
-        check_share("false discovery rate", options.fdr)
 
 
 def merged(

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet as pq
 from pydantic import ValidationError
 
-from service.data.columns import Frozen
-from service.datasets.plan import OnBadFile, Options, Shard
-from service.datasets.scored import score_table
+from service.datasets.plan import OnBadFile, RunOptions, Shard
+from service.datasets.scored import p_value_column, score_table
 from service.errors import DataError, RowError
 from service.files.formats.registry import Reader
 from service.files.locations import OutFolder
 from service.scoring.scorer import Scorer
+from service.system.frozen import Frozen
 from service.validity.conformal import RejectionLimit
 
 PREFIX = "vouch_"  # of the columns of verdicts, beside those of rows
@@ -69,7 +69,7 @@ class Worker:
     """A scorer and the folder of results."""
 
     scorer: Scorer
-    options: Options
+    options: RunOptions
     out: OutFolder
     on_bad_file: OnBadFile
     reader: ShardReader = field(default_factory=ShardReader)
@@ -88,10 +88,10 @@ class Worker:
 
     def score_rows(self, shard: Shard, raw: pa.Table, on_batch: OnBatch = lambda rows, invalid: None) -> Done:
         """The same of raw rows that are read already."""
-        spec = self.scorer.model.input
+        reader = replace(self.scorer.reader, refuses_unknown=False)
         try:
-            cells = shard.form.cells(raw, shard.header, spec)
-            scores = score_table(self.scorer, cells, self.options.judging, on_batch)
+            cells = shard.form.cells(raw, shard.header, reader)
+            scores = score_table(self.scorer, cells, self.options.score_options, on_batch)
             is_valid = np.array(scores.column("verdict").to_pylist()) == "valid"
             if self.options.fdr is None:
                 self.write_rows(shard, raw, scores, is_valid)
@@ -114,7 +114,7 @@ class Worker:
     def split_rows(self, shard: Shard, raw: pa.Table, limit: RejectionLimit) -> None:
         """The same of raw rows that are read already."""
         scores = scores_of(shard, self.out)
-        chosen = limit.chosen(scores.column(self.options.judging.p_value_column).to_numpy())
+        chosen = limit.chosen(scores.column(p_value_column(self.options.score_options)).to_numpy())
         if "discovery" in scores.column_names:
             scores = scores.drop_columns("discovery")
         scores = scores.append_column("discovery", pa.array(chosen, pa.bool_()))
@@ -148,18 +148,18 @@ def beside(scores: pa.Table) -> pa.Table:
     return scores.rename_columns([PREFIX + name for name in scores.column_names])
 
 
-def results(shard: Shard, options: Options) -> list[str]:
+def results(shard: Shard, options: RunOptions) -> list[str]:
     """The files that a shard leaves behind when it is scored."""
     return [shard.scores] if options.fdr is not None else [shard.scores, *row_files(shard, options)]
 
 
-def row_files(shard: Shard, options: Options) -> list[str]:
+def row_files(shard: Shard, options: RunOptions) -> list[str]:
     """The files of its rows."""
     folders = ["rows"] if options.write == "verdicts" else ["valid", "invalid"]
     return [f"{folder}/{shard.part}" for folder in folders]
 
 
-def done_of(shard: Shard, options: Options, out: OutFolder, names: set[str]) -> Done | None:
+def done_of(shard: Shard, options: RunOptions, out: OutFolder, names: set[str]) -> Done | None:
     """A shard's marker, if it is there with all results, among the names of a folder's files."""
     if shard.marker not in names:
         return None

@@ -1,6 +1,7 @@
 """Estimates of log p(x) by importance sampling, and what they are worth."""
 
-from service.density.estimator import Estimates, Estimator
+from service.density.block import Estimates
+from service.density.estimator import Estimator
 from service.density.importance import elbo, ess, log_likelihood, log_weights, std_error
 from service.density.pareto import khat
 

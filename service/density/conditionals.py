@@ -13,10 +13,8 @@ then judged without it, and so on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,22 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from service.density import importance
-from service.density.estimator import (
-    END_TOLERANCE,
-    Block,
-    BlockOfRows,
-    Draws,
-    Estimates,
-    Estimator,
-    Row,
-    Tiling,
-    estimates_of,
-    go_on,
-    is_usual,
-    one_thread,
-)
+from service.density.block import END_TOLERANCE, Block, Draws, Row
+from service.density.diagnostics import is_usual
+from service.density.estimator import Estimator
 from service.density.pareto import khat
-from service.density.starts import Codebook, codebook_of
+from service.density.tiling import Tiling
 from service.vae.determinism import VECTOR
 from service.vae.network import VAE
 
@@ -75,61 +62,41 @@ class ColumnDraws:
     without: Sequence[dict[int, Draws]]
 
 
-def nothing_seen(block: Block) -> list[None]:
-    """An observer of rows who looks away."""
-    return [None] * len(block.rows)
+@dataclass(frozen=True)
+class ColumnObserver:
+    """Observes log p(x_j | the other columns) of each row, and which columns are to blame where some are suspicious.
 
-
-def estimate_with_columns(
-    estimator: Estimator,
-    vae: VAE,
-    codes: np.ndarray,
-    x: np.ndarray,
-    widths: Sequence[int],
-    suspect: np.ndarray,
-    measures: np.ndarray,
-    pool: Executor | None = None,
-    band_ends: tuple[float, ...] = (),
-    checkpoint: Callable[[], None] = go_on,
-    incomplete: np.ndarray | None = None,
-    observe: Callable[[Block], Sequence[Any]] = nothing_seen,
-) -> tuple[Estimates, ColumnEstimates, ColumnDraws, list[Any]]:
-    """What `Estimator.estimate` says of rows, and what it takes to say which column is to blame.
-
-    Args:
+    Attributes:
         widths: how many of the network's columns each of the D columns is.
         suspect: log p(x_j | others) below which a column is suspicious, shape (D,), nats.
-        measures: what log p(x_j) is more in the units in which everything is told, shape (B, D), nats.
-        observe: what else to note of the rows of a block that has its draws.
+        log_abs_det: what converts log p(x_j) to the data's units, for all rows that are estimated, shape (B, D), nats.
     """
-    book = codebook_of(vae, codes)
 
-    def found(block: BlockOfRows) -> list[tuple[Row, Case, Any]]:
-        with one_thread(), torch.inference_mode(False), torch.no_grad():
-            more = measures[block.chosen]
-            rows = Block(
-                block.estimator, vae, book, block.x, block.band_ends, None, checkpoint, more.sum(axis=1), KEPT_DRAWS
-            )
-            rows.sample(block.estimator.first_samples)
-            draw_enough(rows)
-            seen = observe(rows)
-            cases = [Case.of(*one) for one in zip(rows.rows, block.x, more, strict=True)]
-            judge = Judge(vae, book, without_ends(block.estimator), widths, suspect, checkpoint)
-            judge.leave_out(cases, rows.tiling)
-            judge.find_blame(cases)
-            return list(zip(rows.rows, cases, seen, strict=True))
+    widths: Sequence[int]
+    suspect: np.ndarray
+    log_abs_det: np.ndarray
+    kept_draws: int = KEPT_DRAWS
 
-    all_found = estimator.by_block(vae, x, band_ends, incomplete, found, pool)
-    rows, cases, seen = zip(*all_found, strict=True) if all_found else ((), (), ())
-    shape = (len(cases), len(widths))
+    def __call__(self, block: Block, chosen: np.ndarray) -> list[Case]:
+        """What is known of the columns of each row of a block whose draws are done."""
+        draw_enough(block)
+        cases = [Case.of(*one) for one in zip(block.rows, block.block, self.log_abs_det[chosen], strict=True)]
+        judge = Judge(block, self.widths, self.suspect)
+        judge.leave_out(cases, block.tiling)
+        judge.find_blame(cases)
+        return cases
+
+
+def columns_of(cases: Sequence[Case], features: int) -> tuple[ColumnEstimates, ColumnDraws]:
+    """What is known of B rows' columns, as arrays, and the draws that it rests on."""
+    shape = (len(cases), features)
     columns = ColumnEstimates(
         np.array([case.values for case in cases]).reshape(shape),
         np.array([case.errors for case in cases]).reshape(shape),
         ~np.array([case.doubtful for case in cases], dtype=bool).reshape(shape),
         np.array([case.log_others for case in cases]).reshape(shape),
     )
-    draws = ColumnDraws([case.draws for case in cases], [case.without for case in cases])
-    return estimates_of(rows), columns, draws, list(seen)
+    return columns, ColumnDraws([case.draws for case in cases], [case.without for case in cases])
 
 
 def draw_enough(block: Block) -> None:
@@ -152,7 +119,7 @@ class Case:
 
     row: Row
     x: np.ndarray
-    measures: np.ndarray
+    log_abs_det: np.ndarray
     values: np.ndarray
     errors: np.ndarray
     doubtful: np.ndarray
@@ -161,11 +128,11 @@ class Case:
     without: dict[int, Draws]
 
     @staticmethod
-    def of(row: Row, x: np.ndarray, measures: np.ndarray) -> Case:
+    def of(row: Row, x: np.ndarray, log_abs_det: np.ndarray) -> Case:
         """A row of which nothing is known but its score."""
-        nothing = np.full(len(measures), np.nan)
-        doubtful = np.zeros(len(measures), dtype=bool)
-        return Case(row, x, measures, nothing, nothing.copy(), doubtful, nothing.copy(), [], {})
+        nothing = np.full(len(log_abs_det), np.nan)
+        doubtful = np.zeros(len(log_abs_det), dtype=bool)
+        return Case(row, x, log_abs_det, nothing, nothing.copy(), doubtful, nothing.copy(), [], {})
 
     @property
     def draws(self) -> Draws:
@@ -195,18 +162,10 @@ class Case:
 class Judge:
     """Looks at the columns of rows whose draws are done."""
 
-    def __init__(
-        self,
-        vae: VAE,
-        book: Codebook,
-        estimator: Estimator,
-        widths: Sequence[int],
-        suspect: np.ndarray,
-        checkpoint: Callable[[], None],
-    ) -> None:
-        self.vae, self.book, self.estimator, self.suspect = vae, book, estimator, suspect
-        self.checkpoint = checkpoint
-        self.starts = np.cumsum([0, *widths[:-1]])
+    def __init__(self, block: Block, widths: Sequence[int], suspect: np.ndarray) -> None:
+        self.vae, self.search_starts, self.check_cancelled = block.vae, block.starts, block.check_cancelled
+        self.estimator, self.suspect = without_ends(block.estimator), suspect
+        self.firsts = np.cumsum([0, *widths[:-1]])
         self.owner = np.repeat(np.arange(len(widths)), widths)
 
     # By the draws there are
@@ -217,7 +176,7 @@ class Judge:
             alike = [case for case in cases if len(case.draws.log_weights) == size]
             group = tiling.group(size)
             for start in range(0, len(alike), group):
-                self.checkpoint()
+                self.check_cancelled()
                 self.leave_out_of(alike[start : start + group], group)
 
     def leave_out_of(self, cases: list[Case], group: int) -> None:
@@ -230,11 +189,11 @@ class Judge:
         samples = len(divided)
         tail, size = khat(divided.flatten(1)), importance.ess(divided.flatten(1))
         trusted = (is_usual(tail, size, samples) | (size >= (1.0 - 1e-6) * samples)).view(values.shape)
-        arrays = (part[:, : len(self.starts)].cpu().numpy() for part in (values, errors, ~trusted))
+        arrays = (part[:, : len(self.firsts)].cpu().numpy() for part in (values, errors, ~trusted))
         for case, value, error, doubtful in zip(cases, *arrays, strict=False):
-            judged = ~np.logical_and.reduceat(np.isnan(case.x), self.starts)
+            judged = ~np.logical_and.reduceat(np.isnan(case.x), self.firsts)
             judged[case.blamed] = False
-            case.values[judged] = (value + case.measures)[judged]
+            case.values[judged] = (value + case.log_abs_det)[judged]
             case.errors[judged], case.doubtful[judged] = error[judged], doubtful[judged]
             case.log_others[judged] = case.row.log_likelihood - case.values[judged]
 
@@ -246,8 +205,8 @@ class Judge:
         z = torch.stack([case.draws.z for case in cases], dim=1)  # (S, B, L)
         x = torch.from_numpy(np.stack([case.x for case in cases])).to(z)
         terms = self.vae.likelihood.log_prob(self.vae.decoder(z), x).double()
-        if len(self.starts) < terms.shape[-1]:
-            together = np.add.reduceat(terms.cpu().numpy(), self.starts, axis=-1)
+        if len(self.firsts) < terms.shape[-1]:
+            together = np.add.reduceat(terms.cpu().numpy(), self.firsts, axis=-1)
             terms = torch.from_numpy(together).to(terms.device)
         return F.pad(terms, (0, -terms.shape[-1] % VECTOR))
 
@@ -282,9 +241,18 @@ class Judge:
         for start in range(0, len(wanted), tiling.rows):
             part = wanted[start : start + tiling.rows]
             x = np.stack([np.where(np.isin(self.owner, out), np.float32(np.nan), case.x) for case, out in part])
-            measures = np.array([np.delete(case.measures, out).sum() for case, out in part])
+            log_abs_det = np.array([np.delete(case.log_abs_det, out).sum() for case, out in part])
             block = Block(
-                self.estimator, self.vae, self.book, x, (), None, self.checkpoint, measures, KEPT_DRAWS, tiling
+                self.estimator,
+                self.vae,
+                self.search_starts,
+                x,
+                (),
+                None,
+                self.check_cancelled,
+                log_abs_det,
+                KEPT_DRAWS,
+                tiling,
             )
             block.sample(self.estimator.first_samples, may_restart=False)
             rows += block.rows

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from service.density.block import Estimates
 from service.density.conditionals import ColumnEstimates
-from service.density.estimator import Estimates
 
 
 def averaged(members: Sequence[Estimates]) -> Estimates:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from service.density.estimator import one_thread
+from service.density.tiling import one_thread
 
 FAR = 1e6  # ranges
 CANDIDATES = 8  # by rounded distances, of which the exact ones are taken
@@ -16,7 +16,7 @@ ROWS_AT_ONCE = 64
 
 
 class Neighbours:
-    """Known rows, shape (m, D), with which columns are categories, (D,); NaN is a missing cell.
+    """KnownRows rows, shape (m, D), with which columns are categories, (D,); NaN is a missing cell.
 
     `span` is the range of all numbers, where they share one, such as pixels; by default each column has that of its own.
     """

@@ -7,8 +7,7 @@ was off, and how far the encoding is from those of known rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,28 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.density.estimator import (
-    IMPOSSIBLE,
-    Block,
-    BlockOfRows,
-    Estimates,
-    Estimator,
-    Row,
-    estimates_of,
-    go_on,
-    one_thread,
-)
+from service.density.block import Block
+from service.density.diagnostics import IMPOSSIBLE
 from service.density.quasirandom import normal_quantile
-from service.density.starts import codebook_of
 from service.vae.network import VAE
 
-WITNESS_DRAWS = 16  # of a row's, that are looked at column by column
+OBSERVED_DRAWS = 16  # of a row's, that are looked at column by column
 BOUND_DRAWS = 8  # from the encoder, that tell its bound
 Seen = tuple[np.ndarray, np.ndarray]  # of a row: E[log p(x_j | z)], (D,), and divergence, gap and distance, (3,)
 
 
 @dataclass(frozen=True, slots=True)
-class Witness:
+class DrawStatistics:
     """What is known of B rows from their draws.
 
     `given_back` (B, D) is E[log p(x_j | z)] over p(z | x), nats; `divergence` (B,) KL of p(z | x) from p(z), nats; `gap`
@@ -51,16 +40,16 @@ class Witness:
     latent_distance: np.ndarray
 
     @staticmethod
-    def joined(rows: Sequence[Seen], columns: int) -> Witness:
+    def joined(rows: Sequence[Seen], columns: int) -> DrawStatistics:
         """Of what was seen of rows one by one."""
         given_back = np.array([one for one, _ in rows]).reshape(len(rows), columns)
-        return Witness(given_back, *np.array([numbers for _, numbers in rows]).reshape(len(rows), 3).T)
+        return DrawStatistics(given_back, *np.array([numbers for _, numbers in rows]).reshape(len(rows), 3).T)
 
     @staticmethod
-    def averaged(members: Sequence[Witness]) -> Witness:
+    def averaged(members: Sequence[DrawStatistics]) -> DrawStatistics:
         """The mean of what an ensemble's networks say."""
         arrays = zip(*((w.given_back, w.divergence, w.gap, w.latent_distance) for w in members), strict=True)
-        return Witness(*(np.mean(part, axis=0) for part in arrays))
+        return DrawStatistics(*(np.mean(part, axis=0) for part in arrays))
 
 
 def encodings(vae: VAE, x: np.ndarray) -> Tensor:
@@ -70,33 +59,25 @@ def encodings(vae: VAE, x: np.ndarray) -> Tensor:
         return torch.cat([vae.posterior(part).mean.double() for part in rows.split(512)])
 
 
-def estimate_with_witness(
-    estimator: Estimator,
-    vae: VAE,
-    codes: np.ndarray,
-    x: np.ndarray,
-    observe: Callable[[Block], list[Seen]],
-    measure: np.ndarray,
-    pool: Executor | None = None,
-    band_ends: tuple[float, ...] = (),
-    checkpoint: Callable[[], None] = go_on,
-    incomplete: np.ndarray | None = None,
-) -> tuple[Estimates, list[Seen]]:
-    """What `Estimator.estimate` says of rows, the same to the last bit, and what is seen of blocks with their draws."""
-    book = codebook_of(vae, codes)
+@dataclass(frozen=True)
+class DrawObserver:
+    """Observes what each row's draws say beside log p(x).
 
-    def found(block: BlockOfRows) -> list[tuple[Row, Seen]]:
-        with one_thread(), torch.inference_mode(False), torch.no_grad():
-            part = measure[block.chosen]
-            rows = Block(block.estimator, vae, book, block.x, block.band_ends, None, checkpoint, part, WITNESS_DRAWS)
-            rows.sample(block.estimator.first_samples)
-            return list(zip(rows.rows, observe(rows), strict=True))
+    Attributes:
+        widths: how many of the network's columns each of the D columns is.
+        known: the encoder's means for known rows, shape (m, L).
+    """
 
-    both = estimator.by_block(vae, x, band_ends, incomplete, found, pool)
-    return estimates_of([row for row, _ in both]), [seen for _, seen in both]
+    widths: Sequence[int]
+    known: Tensor
+    kept_draws: int = OBSERVED_DRAWS
+
+    def __call__(self, block: Block, chosen: np.ndarray) -> list[Seen]:
+        """What the draws of each row of a block say."""
+        return seen_in(block, self.widths, self.known)
 
 
-def witnessed(block: Block, widths: Sequence[int], known: Tensor) -> list[Seen]:
+def seen_in(block: Block, widths: Sequence[int], known: Tensor) -> list[Seen]:
     """What is seen of each row of a block that has its draws.
 
     Args:
@@ -104,12 +85,12 @@ def witnessed(block: Block, widths: Sequence[int], known: Tensor) -> list[Seen]:
         known: encodings of known rows, shape (m, L).
     """
     filled = block.rows + block.rows[-1:] * (block.tiling.rows - len(block.rows))
-    z = torch.stack([row.draws.z[:WITNESS_DRAWS] for row in filled], dim=1)  # (S, B, L)
-    log_weights = torch.stack([row.draws.log_weights[:WITNESS_DRAWS] for row in filled], dim=1)
+    z = torch.stack([row.draws.z[:OBSERVED_DRAWS] for row in filled], dim=1)  # (S, B, L)
+    log_weights = torch.stack([row.draws.log_weights[:OBSERVED_DRAWS] for row in filled], dim=1)
     terms = block.vae.likelihood.log_prob(block.vae.decoder(z), block.x).double()  # (S, B, D')
     terms = terms.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE)
     mean = (log_weights.softmax(dim=0)[..., None] * terms).sum(dim=0).cpu().numpy()
-    log_likelihood = np.array([row.log_likelihood - row.measure for row in filled])
+    log_likelihood = np.array([row.log_likelihood - row.log_abs_det for row in filled])
     numbers = np.stack(
         [
             mean.sum(axis=1) - log_likelihood,

@@ -65,12 +65,12 @@ class Effort:
 class Tiles:
     """How many pairs of a row and a start go through the networks at a time, for gradients and for Jacobians.
 
-    `checkpoint` is called before each tile: it may raise, and so end a search whose result nobody wants any more.
+    `check_cancelled` is called before each tile: it may raise, and so end a search whose result nobody wants any more.
     """
 
     gradients: int
     jacobians: int
-    checkpoint: Callable[[], None]
+    check_cancelled: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class Searches:
     def tiled(self, pairs: list[int], tile: int) -> Iterator[tuple[list[int], Tensor]]:
         """Pairs in parts of at most a tile, each also as indices that fill one, the last of them repeated."""
         for start in range(0, len(pairs), tile):
-            self.tiles.checkpoint()
+            self.tiles.check_cancelled()
             part = pairs[start : start + tile]
             filled = part + [part[-1]] * (tile - len(part))
             yield part, torch.tensor(filled, device=self.sites.z.device)

@@ -43,15 +43,15 @@ def build(vae: VAE, x: np.ndarray) -> np.ndarray:
     return codes
 
 
-class Codebook:
+class SearchStarts:
     """Latents, shape (K, L), with what is known of them before a row comes."""
 
     def __init__(self, vae: VAE, latents: np.ndarray) -> None:
-        self.traits = vae.likelihood.traits
+        self.sufficient_statistics = vae.likelihood.sufficient_statistics
         with torch.inference_mode():
             self.latents = torch.from_numpy(latents).to(vae.device, vae.dtype)
             output = torch.cat([vae.decoder(part) for part in self.latents.split(256)])  # (K, D)
-            self.slope, self.offset = vae.likelihood.linear_in_traits(output)
+            self.slope, self.offset = vae.likelihood.linear_in_statistics(output)
             self.offset = self.offset + vae.prior.log_prob(self.latents.double())
             is_dense = vae.architecture.latents <= FEW_LATENTS and len(latents) > NEIGHBOURS
             self.neighbours = nearest(self.latents, NEIGHBOURS) if is_dense else None
@@ -61,9 +61,11 @@ class Codebook:
 
     def log_joint(self, x: Tensor) -> Tensor:
         """log p(x, z_k) up to a number for each row of x, shape (B, D): shape (B, K), float64, nats."""
-        return (product(self.traits(x), self.slope).double() + self.offset).nan_to_num(-1e300, -1e300, -1e300)
+        return (product(self.sufficient_statistics(x), self.slope).double() + self.offset).nan_to_num(
+            -1e300, -1e300, -1e300
+        )
 
-    def starts(self, x: Tensor, count: int) -> Tensor:
+    def likeliest(self, x: Tensor, count: int) -> Tensor:
         """Likely codes for each row, each in a place of its own: shape (count, B, L).
 
         Few latents are covered densely: a code that is likelier than its neighbours is next to a mode. Among many latents
@@ -94,17 +96,17 @@ def nearest(latents: Tensor, count: int) -> Tensor:
     return torch.cat(parts)[:, 1:]
 
 
-def evaluations(vae: VAE, codes: int) -> float:
+def lookup_evaluations(vae: VAE, codes: int) -> float:
     """What a row's look into the codebook costs in decoder evaluations: its multiplications over theirs."""
     return codes * vae.architecture.features / vae.evaluation_size
 
 
-CODEBOOKS: WeakKeyDictionary[VAE, tuple[bytes, Codebook]] = WeakKeyDictionary()
+STARTS: WeakKeyDictionary[VAE, tuple[bytes, SearchStarts]] = WeakKeyDictionary()
 
 
-def codebook_of(vae: VAE, latents: np.ndarray) -> Codebook:
+def starts_of(vae: VAE, latents: np.ndarray) -> SearchStarts:
     """The codebook of a network that no longer changes; made once."""
     key = latents.tobytes()
-    if vae not in CODEBOOKS or CODEBOOKS[vae][0] != key or CODEBOOKS[vae][1].latents.device != vae.device:
-        CODEBOOKS[vae] = (key, Codebook(vae, latents))
-    return CODEBOOKS[vae][1]
+    if vae not in STARTS or STARTS[vae][0] != key or STARTS[vae][1].latents.device != vae.device:
+        STARTS[vae] = (key, SearchStarts(vae, latents))
+    return STARTS[vae][1]

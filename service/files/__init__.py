@@ -1,1 +1,1 @@
-"""Files of rows, wherever they are: found, cut into ranges, read forward, written whole. Needs vouch[datasets]."""
+"""Files of rows, wherever they are: found, cut into ranges, read forward, written whole. Needs the extra `datasets`."""

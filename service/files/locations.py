@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -14,7 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from service.errors import DataError
-from service.store.storage import as_os_error, is_url, sync_folder, write_synced
+from service.system.files import as_os_error, is_url, write_remote, write_whole
 
 CHUNK = 2**23  # bytes that are read at a time
 TEMPORARY = ".vouch/tmp"
@@ -161,26 +160,11 @@ class OutFolder:
         """
         try:
             if self.is_local:
-                self.rename_into_place(name, content)
+                write_whole(Path(self.at(name)), content, Path(self.at(TEMPORARY)))
             else:
-                with as_os_error():
-                    self.files.makedirs(self.at(name).rpartition("/")[0], exist_ok=True)
-                    self.files.pipe_file(self.at(name), content)
+                write_remote(self.files, self.at(name), content)
         except OSError as error:
             raise OSError(f"{self.root}/{name}: cannot be written: {error.strerror or error}") from error
-
-    def rename_into_place(self, name: str, content: bytes) -> None:
-        """Write beside it, wait until the disk has it, and rename."""
-        target, temporary = Path(self.at(name)), Path(self.at(TEMPORARY)) / uuid.uuid4().hex
-        for folder in (target.parent, temporary.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        try:
-            write_synced(temporary, content)
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(target.parent)
 
     def remove(self, folder: str) -> None:
         """Remove a folder, if it is there."""

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from service.data.columns import Table, cells_of, is_number
+from service.data.cells import Cells, RawTable
+from service.data.table import Table, cells_of, is_number
 from service.errors import DataError
 
 MAX_COLUMNS = 10_000
@@ -38,7 +39,26 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> Table:
-    """Read a CSV or Parquet file.
+    """Read a CSV or Parquet file as `read_raw` does, and find out which columns hold numbers."""
+    return inferred(read_raw(path, columns))
+
+
+def inferred(raw: RawTable) -> Table:
+    """A table whose columns are numbers where all cells that are there are some, and text otherwise."""
+    return Table(raw.names, tuple(map(inferred_cells, raw.columns)))
+
+
+def inferred_cells(cells: Cells) -> np.ndarray:
+    """The same for one column."""
+    if isinstance(cells, np.ndarray):
+        return cells
+    if all(cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool)) for cell in cells):
+        return np.array([np.nan if cell is None else float(cell) for cell in cells])
+    return cells_of(["" if cell is None else str(cell) for cell in cells])
+
+
+def read_raw(path: Path, columns: Sequence[str] | None = None) -> RawTable:
+    """Read the cells of a CSV or Parquet file as they are.
 
     Args:
         columns: those to read, in this order; by default all.
@@ -55,7 +75,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Table:
     return table
 
 
-def csv_table(path: Path, columns: Sequence[str] | None) -> Table:
+def csv_table(path: Path, columns: Sequence[str] | None) -> RawTable:
     """A CSV file with a header, commas, semicolons or tabs."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         first = file.readline()
@@ -64,7 +84,7 @@ def csv_table(path: Path, columns: Sequence[str] | None) -> Table:
         return parsed_table(str(path), csv.reader(file, delimiter=delimiter, strict=True), columns)
 
 
-def parsed_table(source: str, lines: Iterator[list[str]], columns: Sequence[str] | None = None) -> Table:
+def parsed_table(source: str, lines: Iterator[list[str]], columns: Sequence[str] | None = None) -> RawTable:
     """Lines of cells, the header first.
 
     Args:
@@ -82,7 +102,7 @@ def parsed_table(source: str, lines: Iterator[list[str]], columns: Sequence[str]
             raise DataError(f"{source}: line {number} has {len(cells)} cells, the header has {len(header)}")
         for column, pick in zip(texts, picks, strict=True):
             column.append(cells[pick])
-    return Table(tuple(chosen), tuple(map(cells_of, texts)))
+    return RawTable(tuple(chosen), tuple(texts))
 
 
 def check_header(source: str, header: list[str]) -> None:
@@ -107,29 +127,32 @@ def chosen_columns(source: str, names: Sequence[str], columns: Sequence[str] | N
     return list(names if columns is None else columns)
 
 
-def parquet_table(path: Path, columns: Sequence[str] | None) -> Table:
-    """A Parquet file; needs the extra vouch[parquet]."""
+def parquet_table(path: Path, columns: Sequence[str] | None) -> RawTable:
+    """A Parquet file; needs the extra `parquet`."""
     try:
         from pyarrow import parquet as pq
     except ImportError as error:
-        raise DataError(f"{path}: reading Parquet needs the extra: pip install 'vouch[parquet]'") from error
+        raise DataError(f"{path}: reading Parquet needs the extra: pip install '.[parquet]'") from error
     file = pq.ParquetFile(path)
     chosen = chosen_columns(str(path), file.schema_arrow.names, columns)
-    return table_of(file.read(columns=chosen).select(chosen))
+    return raw_of(file.read(columns=chosen).select(chosen))
 
 
 def table_of(rows: Any) -> Table:
     """Arrow's columns as a table."""
-    return Table(tuple(rows.column_names), tuple(map(arrow_cells, rows.columns)))
+    return inferred(raw_of(rows))
 
 
-def arrow_cells(values: Any) -> np.ndarray:
-    """A column of Arrow's: numbers as they are, anything else as its text."""
+def raw_of(rows: Any) -> RawTable:
+    """Arrow's columns as their cells."""
+    return RawTable(tuple(rows.column_names), tuple(map(arrow_cells, rows.columns)))
+
+
+def arrow_cells(values: Any) -> Cells:
+    """A column of Arrow's: numbers as they are, booleans and text, anything else as its text."""
     from pyarrow import types
 
     if types.is_integer(values.type) or types.is_floating(values.type):
         return np.asarray(values.cast("float64", safe=False).fill_null(math.nan).to_numpy())
     cells = values.to_pylist()
-    if all(cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool)) for cell in cells):
-        return np.array([np.nan if cell is None else float(cell) for cell in cells])
-    return cells_of(["" if cell is None else str(cell) for cell in cells])
+    return [cell if cell is None or isinstance(cell, bool | int | float | str) else str(cell) for cell in cells]

@@ -6,14 +6,15 @@ They serve together as one density. What is compared with validation rows is a r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import replace
 
 import numpy as np
 
 from service.data.inputs import InputSpec
+from service.density.estimate import DIRECT, Execution
 from service.density.estimator import Estimator
-from service.scoring.model import REFERENCE_ROWS, Calibration, Model, ReferenceRows, piloted, ready, suspects
+from service.scoring.calibration import REFERENCE_ROWS, Calibration, ReferenceRows, piloted, ready, suspects
+from service.scoring.model import Model
 from service.vae.network import VAE
 from service.validity.band import Band
 from service.validity.column_ranks import ColumnSketch
@@ -26,7 +27,7 @@ def calibrated_by_folds(
     pilots: Sequence[np.ndarray],
     folds: Sequence[np.ndarray],
     percentiles: tuple[float, float] = (25.0, 75.0),
-    pool: Executor | None = None,
+    execution: Execution = DIRECT,
 ) -> tuple[Model, Calibration]:
     """K networks made ready to score as one, calibrated on the fold that each was fitted without.
 
@@ -39,16 +40,19 @@ def calibrated_by_folds(
     """
     Band.fit(np.zeros(sum(map(len, folds))), percentiles)
     model = ready(vaes, spec, estimator, pilots)
-    model = replace(model, estimator=piloted(model, pilots[0], percentiles, pool))
+    model = replace(model, estimator=piloted(model, pilots[0], percentiles, execution))
     alone = [model.alone(number) for number in range(len(vaes))]
-    suspect = np.max([suspects(one, pilot, pool) for one, pilot in zip(alone, pilots, strict=True)], axis=0)
+    suspect = np.max([suspects(one, pilot, execution) for one, pilot in zip(alone, pilots, strict=True)], axis=0)
     references = [ReferenceRows.of(one, rows) for one, rows in zip(alone, folds, strict=True)]
-    looks = [one.look(given.rows, suspect, None, pool) for one, given in zip(alone, references, strict=True)]
-    scores = np.concatenate([look.estimates.log_likelihood for look in looks])
+    found = [
+        one.assess(given.rows, suspect=suspect, execution=execution)
+        for one, given in zip(alone, references, strict=True)
+    ]
+    scores = np.concatenate([one.estimates.log_likelihood for one in found])
     columns = [
-        np.where(given.holes, np.nan, look.columns.log_likelihood)
-        for given, look in zip(references, looks, strict=True)
-        if look.columns is not None
+        np.where(given.missing, np.nan, one.columns.log_likelihood)
+        for given, one in zip(references, found, strict=True)
+        if one.columns is not None
     ]
     order, of_fold = np.argsort(scores, kind="stable"), numbered(folds)
     some = [given.first(REFERENCE_ROWS // len(folds)) for given in references]
@@ -56,7 +60,7 @@ def calibrated_by_folds(
         scores[order],
         percentiles,
         model.fingerprint,
-        joined(some) if spec.reads_holes else None,
+        joined(some) if spec.reads_missing else None,
         ColumnSketch.fit(np.concatenate(columns), suspect),
         folds=of_fold[order],
     )
@@ -67,7 +71,7 @@ def joined(parts: Sequence[ReferenceRows]) -> ReferenceRows:
     """The reference rows of all folds."""
     return ReferenceRows(
         np.concatenate([one.rows for one in parts]),
-        np.concatenate([one.holes for one in parts]),
+        np.concatenate([one.missing for one in parts]),
         numbered([one.rows for one in parts]),
     )
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.errors import CalibrationError
-from service.scoring.scorer import Scorer, Scores
+from service.scoring.options import ScoreOptions
+from service.scoring.scorer import Scorer
+from service.scoring.scores import Scores
 
 RATES = (0.01, 0.05, 0.1, 0.5)
 Measured = Callable[[Scores], np.ndarray]  # scores to p-values, shape (B,)
@@ -52,16 +53,13 @@ def evaluated(scorer: Scorer, valid: np.ndarray, invalid: dict[str, np.ndarray])
         valid: valid rows that the model has not seen, shape (B, D).
         invalid: sets of invalid rows by name, each (N, D).
     """
-    try:
-        scorer.evidence()
-        has_evidence = True
-    except CalibrationError:
-        has_evidence = False
-    rules = [rule for rule in RULES if has_evidence or rule != "combined"]
-    good = scorer.score(valid, combined=has_evidence)
+    can_combine = scorer.calibration.statistics is not None
+    rules = [rule for rule in RULES if can_combine or rule != "combined"]
+    options = ScoreOptions("combined" if can_combine else "band")
+    good = scorer.score(valid, options)
     results = []
     for name, rows in invalid.items():
-        bad = scorer.score(rows, combined=has_evidence)
+        bad = scorer.score(rows, options)
         for rule in rules:
             p_valid, p_invalid = RULES[rule](good), RULES[rule](bad)
             results.append(RuleOnSet(rule, name, shares(p_valid), shares(p_invalid), *ranking(p_valid, p_invalid)))

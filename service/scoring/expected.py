@@ -16,8 +16,8 @@ from torch import Tensor
 
 from service.data.columns import CategoryColumn, NumberColumn
 from service.data.inputs import InputSpec, Mixed
+from service.density.block import Draws
 from service.density.conditionals import ColumnDraws
-from service.density.estimator import Draws
 from service.vae.likelihoods import Elementwise, Likelihood
 from service.vae.mixed import Columns
 

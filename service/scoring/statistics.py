@@ -8,16 +8,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from service.data.columns import CategoryColumn
 from service.data.inputs import Binary, InputSpec, Mixed
-from service.density.estimator import Block
 from service.density.neighbours import Neighbours
-from service.density.row_statistics import Seen, Witness, encodings, witnessed
+from service.density.row_statistics import DrawObserver, DrawStatistics, Seen, encodings
 from service.vae.network import VAE
 from service.validity.combination import FULL_WEIGHT, MIN_ROWS, Combination
 
@@ -72,7 +70,7 @@ ASIDE = {"table": 1.0 / 30.0, "image": 1.0 / 3.0}
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownRows:
     """Rows that the networks were fitted to, shape (m, D), float32, and what is usual of valid rows' columns.
 
     `usual` (2, D) is the median and the spread of E[log p(x_j | z)], nats.
@@ -82,12 +80,12 @@ class Known:
     usual: np.ndarray = field(repr=False)
 
     @staticmethod
-    def of(rows: np.ndarray, features: int) -> Known:
+    def of(rows: np.ndarray, features: int) -> KnownRows:
         """As many of the rows, shape (n, D), as are kept, at random; nothing is usual yet."""
         most = max(1, min(MAX_KNOWN_ROWS, MAX_KNOWN_CELLS // features))
         if len(rows) > most:
             rows = rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
-        return Known(rows, np.stack([np.zeros(features), np.ones(features)]))
+        return KnownRows(rows, np.stack([np.zeros(features), np.ones(features)]))
 
     @staticmethod
     def usual_of(given_back: np.ndarray) -> np.ndarray:
@@ -97,18 +95,18 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ReferenceStatistics:
     """What a row's statistics are compared with: known rows, and the statistics of validation rows."""
 
-    known: Known
+    known: KnownRows
     combination: Combination
 
     @staticmethod
-    def fit(known: Known, statistics: np.ndarray, spec: InputSpec) -> Evidence | None:
+    def fit(known: KnownRows, statistics: np.ndarray, spec: InputSpec) -> ReferenceStatistics | None:
         """Of validation rows' statistics, shape (n, K), in random order; None where they are too few."""
         if len(statistics) < MIN_ROWS:
             return None
-        return Evidence(known, Combination.fit(statistics, *weights_of(spec)))
+        return ReferenceStatistics(known, Combination.fit(statistics, *weights_of(spec)))
 
     @property
     def rows(self) -> int:
@@ -156,40 +154,40 @@ def weights_of(spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
     return np.array(weights), np.array(scales)
 
 
-class Witnesses:
+class RowStatistics:
     """Networks, V of them, that see more of rows of one input than how likely they are, beside known rows."""
 
-    def __init__(self, spec: InputSpec, known: Known, vaes: Sequence[VAE]) -> None:
+    def __init__(self, spec: InputSpec, known: KnownRows, vaes: Sequence[VAE]) -> None:
         self.spec, self.known = spec, known
         # A pixel that is black in all known rows would otherwise make the slightest grey there a long way.
         span = WHITE if spec.kind == "image" else None
         self.neighbours = Neighbours(coordinates(spec, known.rows), categories(spec), span)
         self.encodings = [encodings(vae, spec.encode(known.rows)) for vae in vaes]
 
-    def observer(self, number: int) -> Callable[[Block], list[Seen]]:
-        """What a network sees of a block's rows."""
-        return partial(witnessed, widths=self.spec.widths, known=self.encodings[number])
+    def observer(self, number: int) -> DrawObserver:
+        """What notes of a network's draws what the statistics need."""
+        return DrawObserver(self.spec.widths, self.encodings[number])
 
-    def together(self, seen: Sequence[Sequence[Seen]]) -> Witness:
+    def together(self, seen: Sequence[Sequence[Seen]]) -> DrawStatistics:
         """What all networks have seen of B rows."""
-        return Witness.averaged([Witness.joined(rows, self.spec.features) for rows in seen])
+        return DrawStatistics.averaged([DrawStatistics.joined(rows, self.spec.features) for rows in seen])
 
-    def statistics(self, rows: np.ndarray, log_likelihood: np.ndarray, seen: Sequence[Sequence[Seen]]) -> np.ndarray:
+    def of(self, rows: np.ndarray, log_likelihood: np.ndarray, seen: Sequence[Sequence[Seen]]) -> np.ndarray:
         """Of checked rows, shape (B, D): (B, K), both sides of those that have two, the larger the stranger.
 
         Args:
             seen: by each network, of each row.
         """
-        witness = self.together(seen)
+        by_draws = self.together(seen)
         middle, spread = self.known.usual
-        short = np.where(np.isnan(rows), 0.0, (middle - witness.given_back) / spread)
+        short = np.where(np.isnan(rows), 0.0, (middle - by_draws.given_back) / spread)
         values: dict[StatisticName, Callable[[], np.ndarray]] = {
             "nearest_row": lambda: logarithm(self.neighbours.distances(coordinates(self.spec, rows))),
-            "reconstruction": lambda: -witness.given_back.sum(axis=1),
+            "reconstruction": lambda: -by_draws.given_back.sum(axis=1),
             "worst_column": lambda: short.max(axis=1),
-            "divergence": lambda: np.arcsinh(witness.divergence),
-            "bound_gap": lambda: np.arcsinh(witness.gap),
-            "nearest_encoding": lambda: logarithm(witness.latent_distance),
+            "divergence": lambda: np.arcsinh(by_draws.divergence),
+            "bound_gap": lambda: np.arcsinh(by_draws.gap),
+            "nearest_encoding": lambda: logarithm(by_draws.latent_distance),
             "compressed_size": lambda: logarithm(compressed_sizes(rows.reshape(-1, *self.spec.shape))),
             "discarded": lambda: np.abs(rows - self.spec.decode(self.spec.encode(rows))).mean(axis=1) / WHITE,
         }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from service.data.inputs import InputSpec
-from service.scoring.scorer import ExplainedScores, Scores
+from service.scoring.scores import ExplainedScores, Scores
 from service.validity.conformal import Discoveries
 
 SCORE_COLUMNS = (
@@ -74,7 +74,7 @@ def score_lists(
     scores: Scores, spec: InputSpec, discoveries: Discoveries | None = None
 ) -> tuple[list[str], Iterator[list[Any]]]:
     """The names of a score's parts, and each row's, with None for no khat; `missing` where the model reads holes."""
-    names = [*SCORE_COLUMNS, *(["missing"] if spec.reads_holes else [])]
+    names = [*SCORE_COLUMNS, *(["missing"] if spec.reads_missing else [])]
     columns = [getattr(scores, name) for name in names]
     if scores.rule is not None:
         names = [*names, "combined_p_value", *(f"p_value_{name}" for name in scores.rule.statistics)]

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from service.scoring.scorer import Scorer, Scores
+from service.scoring.scorer import Scorer
+from service.scoring.scores import Scores
+from service.scoring.version import Reference
 from service.serving.watch import Watch
-from service.store.storage import write_whole
-from service.store.store import Reference
+from service.system.files import write_whole
 from service.validity.band import SIDES
 
 log = logging.getLogger("vouch")
@@ -24,7 +25,7 @@ REMEMBERED = 10_000  # requests, by which a retry is known
 SAVE_EVERY_S = 30.0
 
 
-class DriftMonitor:
+class DriftMonitors:
     """A watch for each version; threads add, requests read.
 
     Args:

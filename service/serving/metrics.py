@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from service.scoring.scorer import Scores
+from service.scoring.scores import Scores
 from service.validity.band import SIDES
 
 M = TypeVar("M", Counter, Histogram)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from service.errors import DamagedModelError, ModelError, ModelNotFoundError, UnavailableError, VouchError
 from service.scoring.scorer import Scorer, torch_device
-from service.store.store import Catalog, Reference, Store
+from service.scoring.version import Reference
+from service.store.store import Catalog, Store
 
 RETRY_S = 30.0  # before the files of a version that failed are read again
 STORE = "store"  # what could not be read, where it is none of the models

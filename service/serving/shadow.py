@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from service.errors import VouchError
-from service.scoring.scorer import Scorer, Scores, joined
-
-if TYPE_CHECKING:
-    from service.web.context import Service
+from service.scoring.options import ScoreOptions
+from service.scoring.scorer import Scorer
+from service.scoring.scores import Scores
+from service.serving.metrics import Metrics
 
 MAX_RUNNING = 8  # requests
 log = logging.getLogger("vouch")
@@ -25,43 +25,46 @@ log = logging.getLogger("vouch")
 
 @dataclass
 class Shadow:
-    """The version NAME@ALIAS beside whatever the model NAME serves, on a share of its requests."""
+    """The version NAME@ALIAS beside whatever the model NAME serves, on a share of its requests.
+
+    Attributes:
+        load: the scorer of a reference.
+        score: a scorer's scores of some rows, whenever nothing else is to be computed.
+    """
 
     reference: str
     share: float
+    metrics: Metrics
+    load: Callable[[str], Awaitable[Scorer]]
+    score: Callable[[Scorer, np.ndarray, ScoreOptions], Awaitable[Scores]]
     draw: random.Random = field(default_factory=random.Random)
     running: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def compare(self, service: Service, served: Scorer, rows: np.ndarray, scores: Scores) -> None:
+    def compare(self, served: Scorer, rows: np.ndarray, scores: Scores) -> None:
         """Have rows that were just scored scored again, later, if it is their turn."""
         name = self.reference.partition("@")[0]
         if served.published.reference.name != name or self.draw.random() >= self.share:
             return
         if len(self.running) >= MAX_RUNNING:
-            service.metrics.shadow_skipped.inc()
+            self.metrics.shadow_skipped.inc()
             return
-        task = asyncio.ensure_future(self.score(service, served, rows, scores))
+        task = asyncio.ensure_future(self.score_again(served, rows, scores))
         self.running.add(task)
         task.add_done_callback(self.running.discard)
 
-    async def score(self, service: Service, served: Scorer, rows: np.ndarray, scores: Scores) -> None:
+    async def score_again(self, served: Scorer, rows: np.ndarray, scores: Scores) -> None:
         """Score the rows with the second version and count where its verdicts differ."""
         try:
-            scorer = await service.scorer(self.reference)
+            scorer = await self.load(self.reference)
             if scorer is served:
                 return
-            percentiles = scores.band.percentiles
-            task = service.row_task(
-                scorer, lambda batch, go_on: scorer.score(batch, percentiles, go_on), (scorer, percentiles), shadow=True
-            )
-            job = service.inference.submit(task, scorer.rows(rows), service.settings.request_timeout_s)
-            other = joined((await job.future).answers)
+            other = await self.score(scorer, rows, ScoreOptions(percentiles=scores.band.percentiles))
         except VouchError as error:
-            service.metrics.shadow_skipped.inc()
+            self.metrics.shadow_skipped.inc()
             log.warning("the shadow did not score", extra={"model": self.reference, "error": str(error)})
             return
         differ = int(((scores.sides == 0) != (other.sides == 0)).sum())
         labels = (str(served.published.reference), str(scorer.published.reference))
-        service.metrics.shadow_rows.labels(*labels, "same").inc(len(scores) - differ)
-        service.metrics.shadow_rows.labels(*labels, "different").inc(differ)
-        service.metrics.shadow_gap.observe(labels, np.abs(scores.percentile - other.percentile))
+        self.metrics.shadow_rows.labels(*labels, "same").inc(len(scores) - differ)
+        self.metrics.shadow_rows.labels(*labels, "different").inc(differ)
+        self.metrics.shadow_gap.observe(labels, np.abs(scores.percentile - other.percentile))

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from service.scoring.scorer import Scorer, Scores
+from service.scoring.scorer import Scorer
+from service.scoring.scores import Scores
 from service.validity.band import SIDES
 from service.validity.martingale import BETS, Martingale, Ranks, log_limit
 

@@ -19,7 +19,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from service.errors import DataError, ModelConflictError, UnavailableError, VouchError
+from service.errors import DataError, ModelConflictError, UnavailableError
+from service.system.files import as_os_error, is_url, sync_folder, write_remote, write_synced, write_whole
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -132,11 +133,8 @@ class LocalShelf:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def replace(self, path: str, content: bytes) -> None:
-        """Write beside it, sync, and rename."""
-        temporary = self.root / f".{path}.{os.getpid()}"
-        write_synced(temporary, content)
-        temporary.replace(self.root / path)
-        sync_folder(self.root)
+        """Write the new one, and rename it over the old one."""
+        write_whole(self.root / path, content)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -163,7 +161,7 @@ class RemoteShelf:
             import fsspec
         except ImportError as error:
             raise DataError(
-                "a store at a URL needs fsspec and its driver: pip install 'vouch[remote]', and s3fs for s3://"
+                "a store at a URL needs fsspec and its driver: pip install '.[remote]', and s3fs for s3://"
             ) from error
         try:
             # Listings are not cached: somebody else may publish.
@@ -233,9 +231,7 @@ class RemoteShelf:
 
     def replace(self, path: str, content: bytes) -> None:
         """Put the new one over the old one."""
-        with as_os_error():
-            self.files.makedirs(self.root, exist_ok=True)
-            self.files.pipe_file(self.at(path), content)
+        write_remote(self.files, self.at(path), content)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -251,17 +247,6 @@ def as_unavailable() -> Iterator[None]:
         yield
     except OSError as error:
         raise UnavailableError(f"the store cannot be written: {type(error).__name__}", 60.0) from error
-
-
-@contextlib.contextmanager
-def as_os_error() -> Iterator[None]:
-    """Drivers raise whatever their libraries raise; here all of it is an OSError, whose text may name what was tried."""
-    try:
-        yield
-    except (OSError, VouchError):
-        raise
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def entries(folder: Path) -> list[str]:
@@ -295,42 +280,8 @@ def already_there(name: str, version: str) -> ModelConflictError:
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Put a file into the cache; a cache that cannot be written is none."""
+    """Put a file into the cache. Without a writable cache, files are fetched each time."""
     try:
         write_whole(path, content)
     except OSError as error:
         log.warning("a file of the store is not kept in the cache", extra={"error": str(error)})
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, in a folder that is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(content)
-        except OSError:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).replace(path)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the folder's entries."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def is_url(root: str) -> bool:
-    """Whether a store's root is no folder."""
-    return "://" in root

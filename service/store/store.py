@@ -2,80 +2,38 @@
 
     STORE/NAME/VERSION/card.json                 what the model is
                        weights.safetensors       the network
-                       calibration.safetensors   the validation rows' scores, the codebook, and the golden rows
+                       calibration.safetensors   the validation rows' scores, the search starts, and the golden rows
                        manifest.json             sha256 and size of each, written last
     STORE/aliases.json                           the default model, and names for versions
 
-A version is there whole or not at all (`shelf.py`). Loading checks every hash before a byte is used. Nothing is ever
+A version is there whole or not at all (`storage.py`). Loading checks every hash before a byte is used. Nothing is ever
 unpickled.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
-from service import __version__
-from service.data.columns import Frozen
-from service.data.inputs import InputSpec
-from service.density.estimator import Estimator
+from service.density.estimate import Member
 from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError, UnavailableError
-from service.scoring.model import Calibration, Golden, Member, Model, ReferenceRows
-from service.scoring.statistics import Evidence, Known, weights_of
+from service.scoring.model import Model
+from service.scoring.version import Card, Draft, Published, Reference
+from service.store.serialization import contents_of, first_line, load_calibration, load_networks
 from service.store.storage import MANIFEST, NAME, VERSION, LocalShelf, Shelf, shelf_of
-from service.vae.network import VAE, Architecture
-from service.validity.column_ranks import ColumnSketch
-from service.validity.combination import Combination
+from service.system.frozen import Frozen
 
-COMBINATION = tuple(field.name for field in dataclasses.fields(Combination))
-SKETCH = tuple(field.name for field in dataclasses.fields(ColumnSketch))
 FILES = ("card.json", "weights.safetensors", "calibration.safetensors")
 ALIASES = "aliases.json"
 PRODUCTION = "production"  # the alias that a bare name means
 MAX_FILE_BYTES = 2**30
-MAX_MEMBERS = 100
 MAX_MANIFEST = MAX_ALIASES = 2**20
 ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-
-
-class CalibrationCard(Frozen):
-    """What the card says of the calibration; the scores themselves are in calibration.safetensors."""
-
-    rows: int
-    percentiles: tuple[float, float]
-    band: tuple[float, float | None]  # None for no high end
-    data: dict[str, Any] = {}
-
-
-class Card(Frozen):
-    """What a model is, how it was made, and how it is to be read."""
-
-    format: Literal[2] = 2
-    name: str
-    version: str
-    created: datetime
-    vouch: str = __version__
-    description: str = ""
-    architecture: Architecture
-    members: int = Field(1, ge=1, le=MAX_MEMBERS)  # networks of it, whose densities are averaged
-    input: InputSpec
-    estimator: Estimator
-    calibration: CalibrationCard
-    training: dict[str, Any] = {}
 
 
 class FileEntry(Frozen):
@@ -98,29 +56,6 @@ class Aliases(BaseModel):
 
     default: str | None = None
     aliases: dict[str, dict[str, str]] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """A model version that exists in the store."""
-
-    name: str
-    version: str
-
-    def __str__(self) -> str:
-        return f"{self.name}@{self.version}"
-
-
-@dataclass(frozen=True)
-class Published:
-    """A verified model version, in memory."""
-
-    reference: Reference
-    digest: str
-    card: Card
-    model: Model
-    calibration: Calibration
-    golden: Golden | None
 
 
 @dataclass(frozen=True)
@@ -265,77 +200,25 @@ class Store:
         if (card.name, card.version) != (reference.name, reference.version):
             raise DamagedModelError(f"{reference}: card.json is that of {card.name}@{card.version}")
         vaes = load_networks(card, contents["weights.safetensors"])
-        calibration, codebooks, golden = load_calibration(card, contents["calibration.safetensors"])
-        first, *others = (Member(vae, codebook) for vae, codebook in zip(vaes, codebooks, strict=True))
-        model = Model(first.vae, card.input, card.estimator, first.codebook, tuple(others))
+        calibration, all_starts, golden = load_calibration(card, contents["calibration.safetensors"])
+        members = tuple(Member(vae, starts) for vae, starts in zip(vaes, all_starts, strict=True))
+        model = Model(card.input, card.estimator, members)
         try:
             calibration.check_belongs_to(model)
         except CalibrationError as error:
             raise CalibrationError(f"{reference}: {error}") from error
         return Published(reference, digest, card, model, calibration, golden)
 
-    def publish(
-        self,
-        name: str,
-        model: Model,
-        calibration: Calibration,
-        *,
-        training: dict[str, Any],
-        calibration_data: dict[str, Any],
-        description: str = "",
-    ) -> Reference:
+    def publish(self, name: str, draft: Draft) -> Reference:
         """Write a new version of a model, the next number after the newest; no existing one is touched.
 
         Raises:
             CalibrationError: the thresholds belong to another estimator.
             ModelConflictError: somebody else published the same version meanwhile.
         """
-        calibration.check_belongs_to(model)
-        golden = Golden.of(model, calibration)
+        draft.calibration.check_belongs_to(draft.model)
         reference = Reference(checked_name(name), self.shelf.next_version(name))
-        band = calibration.band()
-        card = Card(
-            name=name,
-            version=reference.version,
-            created=datetime.now(UTC).replace(microsecond=0),
-            description=description,
-            architecture=model.vae.architecture,
-            members=len(model.members),
-            input=model.input,
-            estimator=model.estimator,
-            calibration=CalibrationCard(
-                rows=len(calibration.scores),
-                percentiles=calibration.percentiles,
-                band=band.ends_or_none,
-                data=calibration_data,
-            ),
-            training=training,
-        )
-        contents = {
-            "card.json": (card.model_dump_json(indent=2) + "\n").encode(),
-            "weights.safetensors": save_tensors(
-                {
-                    prefix_of(number) + key: tensor.detach().cpu().contiguous()
-                    for number, one in enumerate(model.members)
-                    for key, tensor in one.vae.state_dict().items()
-                }
-            ),
-            "calibration.safetensors": save_tensors(
-                {
-                    "scores": torch.from_numpy(calibration.scores),
-                    **({} if calibration.folds is None else {"folds": torch.from_numpy(calibration.folds)}),
-                    **{
-                        f"{prefix_of(number)}codebook": torch.from_numpy(one.codebook)
-                        for number, one in enumerate(model.members)
-                    },
-                    **{f"golden.{key}": torch.tensor(array) for key, array in golden.arrays().items()},
-                    **reference_tensors(calibration.reference),
-                    **sketch_tensors(calibration.columns),
-                    **evidence_tensors(calibration.evidence),
-                },
-                metadata={"fingerprint": calibration.fingerprint},
-            ),
-        }
+        contents = contents_of(reference, draft)
         self.shelf.publish(name, contents, manifest_of(contents), reference.version)
         return reference
 
@@ -426,126 +309,3 @@ def manifest_of(contents: dict[str, bytes]) -> bytes:
         for name, content in contents.items()
     }
     return (Manifest(files=files).model_dump_json(indent=2) + "\n").encode()
-
-
-def prefix_of(member: int) -> str:
-    """What the names of a network's tensors begin with; nothing for the first one's."""
-    return f"member.{member}." if member else ""
-
-
-def load_networks(card: Card, content: bytes) -> list[VAE]:
-    """The networks of a card with their weights, ready for inference."""
-    try:
-        tensors, vaes = load_tensors(content), []
-        for member in reversed(range(card.members)):  # the first one, without a prefix, takes what is left
-            prefix = prefix_of(member)
-            own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-            vae = VAE(card.architecture)
-            vae.load_state_dict(own)
-            vaes.append(vae.eval().requires_grad_(False))
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise DamagedModelError(
-            f"{card.name}@{card.version}: weights.safetensors does not fit the card: {first_line(error)}"
-        ) from error
-    return vaes[::-1]
-
-
-def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.ndarray], Golden | None]:
-    """The validation scores, the codebooks and the golden rows of a card; older versions have no golden rows."""
-    try:
-        tensors = load_tensors(content)
-        scores = tensors["scores"].numpy().astype(np.float64)
-        codebooks = [tensors[f"{prefix_of(member)}codebook"].numpy() for member in range(card.members)]
-        golden = golden_of({key: tensor.numpy() for key, tensor in tensors.items()})
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        fingerprint = header["__metadata__"]["fingerprint"]
-        reference, sketch, evidence = reference_of(tensors), sketch_of(tensors), evidence_of(tensors, card.input)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise DamagedModelError(f"{card.name}@{card.version}: calibration.safetensors cannot be read") from error
-    if scores.shape != (card.calibration.rows,) or not len(scores) or not (np.diff(scores) >= 0).all():
-        raise DamagedModelError(
-            f"{card.name}@{card.version}: the validation scores are not {card.calibration.rows} in order"
-        )
-    for codebook in codebooks:
-        shape = (max(1, len(codebook)), card.architecture.latents)
-        if codebook.shape != shape or not (np.isfinite(codebook).all() and np.isfinite(scores).all()):
-            raise DamagedModelError(f"{card.name}@{card.version}: the codebook does not fit the card")
-    folds = tensors["folds"].numpy() if "folds" in tensors else None
-    if folds is not None and (folds.shape != scores.shape or set(folds.tolist()) != set(range(card.members))):
-        raise DamagedModelError(f"{card.name}@{card.version}: the folds are not those of {card.members} networks")
-    calibration = Calibration(scores, card.calibration.percentiles, fingerprint, reference, sketch, evidence, folds)
-    return calibration, codebooks, golden
-
-
-def reference_tensors(reference: ReferenceRows | None) -> dict[str, torch.Tensor]:
-    """The reference rows of a calibration that has some."""
-    if reference is None:
-        return {}
-    arrays = {"rows": reference.rows, "holes": reference.holes, "folds": reference.folds}
-    return {f"reference.{name}": torch.tensor(array) for name, array in arrays.items() if array is not None}
-
-
-def reference_of(tensors: dict[str, torch.Tensor]) -> ReferenceRows | None:
-    """And back."""
-    if "reference.rows" not in tensors:
-        return None
-    folds = tensors["reference.folds"].numpy() if "reference.folds" in tensors else None
-    return ReferenceRows(tensors["reference.rows"].numpy(), tensors["reference.holes"].numpy(), folds)
-
-
-def sketch_tensors(sketch: ColumnSketch | None) -> dict[str, torch.Tensor]:
-    """The columns of a calibration that knows them."""
-    return {} if sketch is None else {f"columns.{name}": torch.tensor(getattr(sketch, name)) for name in SKETCH}
-
-
-def sketch_of(tensors: dict[str, torch.Tensor]) -> ColumnSketch | None:
-    """And back."""
-    if f"columns.{SKETCH[0]}" not in tensors:
-        return None
-    return ColumnSketch(*(tensors[f"columns.{name}"].numpy() for name in SKETCH))
-
-
-def evidence_tensors(evidence: Evidence | None) -> dict[str, torch.Tensor]:
-    """The evidence of a calibration that has some; rows of small whole numbers, such as pixels, as bytes."""
-    if evidence is None:
-        return {}
-    rows = evidence.known.rows
-    small = np.where(np.isfinite(rows), rows, -1.0).astype(np.uint8, casting="unsafe")
-    arrays = {
-        "rows": small if np.array_equal(small.astype(rows.dtype), rows) else rows,
-        "usual": evidence.known.usual,
-        **{name: getattr(evidence.combination, name) for name in COMBINATION},
-    }
-    return {f"evidence.{name}": torch.tensor(array) for name, array in arrays.items()}
-
-
-def evidence_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> Evidence | None:
-    """And back.
-
-    Raises:
-        ValueError: it does not fit the input.
-    """
-    if "evidence.rows" not in tensors:
-        return None
-    arrays = {name: tensors[f"evidence.{name}"].numpy() for name in ("rows", "usual", *COMBINATION)}
-    known = Known(arrays["rows"].astype(np.float32), arrays["usual"].astype(np.float64))
-    combination = Combination(*(arrays[name].astype(np.float64) for name in COMBINATION))
-    sides = len(weights_of(spec)[0])
-    shapes = known.rows.shape[1:], known.usual.shape, combination.parts.shape[1:], combination.weights.shape
-    if shapes != ((spec.features,), (2, spec.features), (sides,), (sides,)):
-        raise ValueError("evidence of other shapes")
-    return Evidence(known, combination)
-
-
-def golden_of(tensors: dict[str, np.ndarray]) -> Golden | None:
-    """The golden rows among a version's tensors."""
-    arrays = {key.removeprefix("golden."): array for key, array in tensors.items() if key.startswith("golden.")}
-    return Golden(**arrays) if arrays else None
-
-
-def first_line(error: Exception) -> str:
-    """An exception in one line; pydantic's without the input that it repeats."""
-    if isinstance(error, ValidationError):
-        problem = error.errors(include_input=False, include_url=False)[0]
-        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from service.errors import DataError
-from service.store.storage import is_url, write_whole
+from service.system.files import is_url, write_whole
 
 SAVE_EVERY_S = 5.0  # a short epoch takes less time than the disk
 

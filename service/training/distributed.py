@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 
 from service.errors import TrainingError, VouchError
-from service.settings import cpu_quota
+from service.system.cpus import cpu_quota
 from service.system.processes import end_with_parent
 from service.training.augmentation import Augmentation
 from service.training.fit import NO_CHECKPOINT, Checkpoint, Feed, FitOptions, FitReport, Progress, fit
@@ -25,7 +25,7 @@ from service.vae.network import VAE
 
 
 @dataclass(frozen=True)
-class Task:
+class FitTask:
     """All that a process needs to take part in a fit (`service.training.fit.fit`)."""
 
     vae: VAE
@@ -54,7 +54,7 @@ class Task:
         return report
 
 
-def fit_by(processes: int, task: Task, on_epoch: Callable[[Progress], None]) -> FitReport:
+def fit_by(processes: int, task: FitTask, on_epoch: Callable[[Progress], None]) -> FitReport:
     """Fit a network in place, by so many processes, of which this is the first.
 
     Raises:
@@ -94,7 +94,7 @@ class Other:
     line: Any
 
     @staticmethod
-    def started(context: Any, task: Task, rank: int, size: int, meeting: str) -> Other:
+    def started(context: Any, task: FitTask, rank: int, size: int, meeting: str) -> Other:
         """Start it."""
         here, there = context.Pipe()
         process = context.Process(target=take_part, args=(task, rank, size, meeting, there), daemon=True)
@@ -126,7 +126,7 @@ class Other:
         self.line.close()
 
 
-def take_part(task: Task, rank: int, size: int, meeting: str, line: Any) -> None:
+def take_part(task: FitTask, rank: int, size: int, meeting: str, line: Any) -> None:
     """In a process of its own."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one decides, and ends the others

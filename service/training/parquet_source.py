@@ -19,8 +19,8 @@ import torch
 from pyarrow import parquet as pq
 from torch import Tensor
 
-from service.data.columns import Table
 from service.data.inputs import InputSpec
+from service.data.table import Table
 from service.errors import DataError, InputError, RowError, first_fault
 from service.files.formats.base import Cut, readable
 from service.files.formats.parquet import ParquetReader

@@ -71,12 +71,12 @@ class Likelihood(nn.Module, ABC):
         """The output, shape (P,), whose mean is that of the rows `x`, shape (N, D): where a fit starts."""
 
     @abstractmethod
-    def traits(self, x: Tensor) -> Tensor:
+    def sufficient_statistics(self, x: Tensor) -> Tensor:
         """What log p(x | z) is linear in, roughly at least, of rows (B, D): shape (B, T)."""
 
     @abstractmethod
-    def linear_in_traits(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(x | z_k) as slope_k . traits + offset_k + a number of x alone, for outputs (K, P): (K, T) and (K,)."""
+    def linear_in_statistics(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x | z_k) as slope_k . sufficient_statistics + offset_k + a number of x alone, for outputs (K, P): (K, T) and (K,)."""
 
 
 class Elementwise(Likelihood):
@@ -114,7 +114,7 @@ class Elementwise(Likelihood):
         excess = self.excess_information(output, x.masked_fill(holes, 0.0))
         return None if excess is None else gram(tangents * excess.masked_fill(holes, 0.0)[:, None], tangents)
 
-    def traits(self, x: Tensor) -> Tensor:
+    def sufficient_statistics(self, x: Tensor) -> Tensor:
         """The row itself, holes as 0."""
         return x.nan_to_num(0.0)
 
@@ -174,7 +174,7 @@ class Bernoulli(Elementwise):
         """Log-odds of the columns' means, kept away from certainty."""
         return torch.logit(x.mean(dim=0).clamp(1e-3, 1 - 1e-3))
 
-    def linear_in_traits(self, output: Tensor) -> tuple[Tensor, Tensor]:
+    def linear_in_statistics(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Exact."""
         return output, -F.softplus(output).sum(dim=-1, dtype=torch.float64)
 
@@ -224,7 +224,7 @@ class Gaussian(Elementwise):
         """The columns' means."""
         return x.mean(dim=0)
 
-    def linear_in_traits(self, output: Tensor) -> tuple[Tensor, Tensor]:
+    def linear_in_statistics(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Exact."""
         return linear_in_rows(output, self.std.square())
 
@@ -324,7 +324,7 @@ class DiscretizedLogistic(Elementwise):
         """Log-odds of the columns' means, kept away from certainty."""
         return torch.logit(x.mean(dim=0).clamp(1e-2, 1 - 1e-2))
 
-    def linear_in_traits(self, output: Tensor) -> tuple[Tensor, Tensor]:
+    def linear_in_statistics(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Taken for normals of the same spread, which is enough to choose a start by."""
         variance = (math.pi * self.scale).square() / 3.0 + self.LEVELS**-2 / 12.0
         return linear_in_rows(self.mean(output), variance)

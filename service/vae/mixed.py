@@ -367,7 +367,7 @@ class Columns(Likelihood):
         tamed = LINEAR * in_vectors(torch.asinh, numbers / LINEAR)
         return torch.cat([tamed, cells.hot, (~x.isnan()).to(x.dtype)], dim=-1)
 
-    def traits(self, x: Tensor) -> Tensor:
+    def sufficient_statistics(self, x: Tensor) -> Tensor:
         """What log p(x | z) is linear in (counts taken for normals), shape (B, T)."""
         cells = self.read(x)
         parts = []
@@ -376,7 +376,7 @@ class Columns(Likelihood):
             parts += [bounded, bounded.square(), present]
         return torch.cat([*parts, cells.hot, cells.informative], dim=-1)
 
-    def linear_in_traits(self, output: Tensor) -> tuple[Tensor, Tensor]:
+    def linear_in_statistics(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Exact, but for counts."""
         mean, variance, _ = self.real_moments(output)
         location, log_scale = self.count_output(output)

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from service.errors import CalibrationError
-from service.validity.conformal import Acceptance, Places, Tail, check_share
+from service.validity.conformal import Acceptance, ScoreRanks, Tail, check_share
 from service.validity.cross_conformal import accepted_by_folds
 
 Side = Literal["below", "inside", "above"]
@@ -95,7 +95,7 @@ class Band:
             return accepted_by_folds(self.outside, self.rows, self.folds)
         return Acceptance.of(self.rows + 1 - sum(self.outside), self.rows)
 
-    def sides_of(self, places: Places) -> np.ndarray:
+    def sides_of(self, places: ScoreRanks) -> np.ndarray:
         """-1 below, 0 inside, 1 above, by where scores stand: shape (B,), int."""
         below, above = self.outside
         return (places.rows - places.below < above).astype(int) - (places.at_most < below).astype(int)

@@ -22,7 +22,7 @@ HARMONIC_BLOCK = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class ScoreRanks:
     """Where B scores stand among those of `rows` validation rows: how many are `below` each, or `at_most` it, (B,) both."""
 
     below: np.ndarray
@@ -30,10 +30,10 @@ class Places:
     rows: int
 
     @staticmethod
-    def of(sorted_scores: np.ndarray, scores: np.ndarray) -> Places:
+    def of(sorted_scores: np.ndarray, scores: np.ndarray) -> ScoreRanks:
         """Of scores, shape (B,), among ascending ones."""
         below, at_most = (np.searchsorted(sorted_scores, scores, side) for side in ("left", "right"))
-        return Places(below, at_most, len(sorted_scores))
+        return ScoreRanks(below, at_most, len(sorted_scores))
 
     @property
     def percentile(self) -> np.ndarray:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.validity.conformal import Acceptance, Places
+from service.validity.conformal import Acceptance, ScoreRanks
 
 CELLS = 2**22  # of differences that are in memory at a time
 
@@ -27,7 +27,7 @@ def accepted_by_folds(outside: tuple[int, int], rows: int, folds: int) -> Accept
     return Acceptance(1.0 - sum(outside) / (rows + 1), None, max(0.0, 1.0 - refused))
 
 
-def places_by_folds(sorted_scores: np.ndarray, folds: np.ndarray, scores: np.ndarray) -> Places:
+def ranks_by_folds(sorted_scores: np.ndarray, folds: np.ndarray, scores: np.ndarray) -> ScoreRanks:
     """Where rows stand among validation rows.
 
     Args:
@@ -35,8 +35,8 @@ def places_by_folds(sorted_scores: np.ndarray, folds: np.ndarray, scores: np.nda
         folds: which fold each is of, 0 to K - 1, shape (n,).
         scores: of the rows, by each network, shape (K, B).
     """
-    each = [Places.of(sorted_scores[folds == fold], by_one) for fold, by_one in enumerate(scores)]
-    return Places(sum_of([one.below for one in each]), sum_of([one.at_most for one in each]), len(sorted_scores))
+    each = [ScoreRanks.of(sorted_scores[folds == fold], by_one) for fold, by_one in enumerate(scores)]
+    return ScoreRanks(sum_of([one.below for one in each]), sum_of([one.at_most for one in each]), len(sorted_scores))
 
 
 def sum_of(counts: list[np.ndarray]) -> np.ndarray:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from service.data.inputs import InputSpec
 from service.errors import NotAcceptableError
 from service.files.images import grid, png
-from service.scoring.scorer import CombinedRule, Encodings, ExplainedScores, Manifold, Reconstructions, Samples, Scores
+from service.scoring.scores import CombinedRule, Encodings, ExplainedScores, Manifold, Reconstructions, Samples, Scores
 from service.scoring.tables import blamed_columns, rows_csv, scores_csv
 from service.validity.band import Band
 from service.validity.conformal import CONFIDENCE, Acceptance, Discoveries
@@ -118,7 +118,7 @@ def shaped(rows: np.ndarray, spec: InputSpec) -> np.ndarray:
 
 def presented(rows: np.ndarray, spec: InputSpec) -> Any:
     """Rows, shape (..., D), for JSON: in the model's input shape, categories by their names."""
-    if not spec.reads_holes:
+    if not spec.reads_missing:
         return shaped(rows, spec)
     if rows.ndim == 2:
         return spec.cells(rows)

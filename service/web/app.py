@@ -17,17 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import __version__
+from service._version import __version__
 from service.errors import AccessError, ModelError, UnavailableError, VouchError
-from service.scoring.scorer import torch_device
-from service.serving.batching import InferenceThreads
-from service.serving.drift import DriftMonitor
-from service.serving.metrics import Metrics
-from service.serving.registry import Registry
-from service.serving.shadow import Shadow
+from service.serving.engine import Engine
 from service.settings import Settings
-from service.store.store import Store
-from service.web import inference_protocol, routes, schemas
+from service.web import inference_protocol, routes, routes_admin, routes_generate, routes_health, schemas
 from service.web.access import KeyRing
 from service.web.context import Service
 from service.web.examples import put_examples
@@ -36,11 +30,12 @@ from service.web.problems import on_http_error, on_validation_error, on_vouch_er
 
 log = logging.getLogger("vouch")
 PROBES = ("/livez", "/readyz")
+ROUTERS = (routes.router, routes_generate.router, routes_admin.router, routes_health.probes, routes_health.router)
 
 
 def create_app(settings: Settings) -> FastAPI:
     """An application that serves the store of the settings; models are loaded when it starts."""
-    service = service_with(settings)
+    service = Service(settings, Engine(settings), KeyRing(settings.api_keys_file))
     app = FastAPIOffline(
         docs_url="/docs",
         redoc_url=None,
@@ -53,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.service = service
-    for router in (routes.lean, routes.router):
+    for router in ROUTERS:
         app.include_router(router)
         app.include_router(router, prefix="/v1", include_in_schema=False)
     app.include_router(inference_protocol.router)
@@ -66,30 +61,6 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def service_with(settings: Settings) -> Service:
-    """The application's parts, as the settings have them."""
-    metrics = Metrics()
-    registry = Registry(
-        Store(settings.store, settings.cache()),
-        settings.device,
-        settings.loaded_versions,
-        on_failure=metrics.reload_failures.inc,
-    )
-    on_cpu = torch_device(settings.device).type == "cpu"
-    inference = InferenceThreads(
-        settings.thread_count() if on_cpu else 1,
-        settings.max_queue_evaluations,
-        settings.batch_delay_ms / 1000,
-        on_batch=metrics.count_batch,
-        on_drop=lambda reason: metrics.dropped.labels(reason).inc(),
-    )
-    shadow = None if settings.shadow is None else Shadow(settings.shadow, settings.shadow_share)
-    keys = KeyRing(settings.api_keys_file)
-    return Service(
-        settings, registry, inference, keys, metrics, DriftMonitor(settings.drift_level, settings.drift_folder), shadow
-    )
-
-
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the inference threads, load the models beside the event loop and follow the store; finish at the end.
@@ -97,35 +68,33 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     The service listens while it loads: alive, and not ready.
     """
     service: Service = app.state.service
-    service.inference.start()
-    following = asyncio.create_task(follow_store(service))
+    service.engine.start()
+    following = asyncio.create_task(follow_store(service.engine))
     yield
     following.cancel()
-    service.loader.shutdown(wait=False, cancel_futures=True)
-    await asyncio.to_thread(service.inference.stop)
-    await asyncio.to_thread(service.drift.save)
+    await asyncio.to_thread(service.engine.stop)
     log.info("stopped")
 
 
-async def follow_store(service: Service) -> None:
+async def follow_store(engine: Engine) -> None:
     """Load what the store holds, and look again from time to time."""
-    await asyncio.to_thread(service.registry.refresh)
+    await asyncio.to_thread(engine.registry.refresh)
     # What is in memory now stays there: torch's many objects, walked through again and again by the garbage collector,
     # would stop the service for a tenth of a second each time.
     gc.collect()
     gc.freeze()
-    threads = len(service.inference.threads)
-    log.info("started", extra={"models": service.registry.status(), "threads": threads})
-    while seconds := service.settings.store_poll_s:
+    threads = len(engine.inference.threads)
+    log.info("started", extra={"models": engine.registry.status(), "threads": threads})
+    while seconds := engine.settings.store_poll_s:
         await asyncio.sleep(seconds)
-        await asyncio.to_thread(service.registry.refresh)
+        await asyncio.to_thread(engine.registry.refresh)
 
 
 async def reload(service: Service) -> None:
     """What SIGHUP asks for: the keys and the store as they are now."""
     log.info("reloading")
     service.keys.reread()
-    await asyncio.to_thread(service.registry.refresh)
+    await asyncio.to_thread(service.engine.registry.refresh)
 
 
 class Guard:
@@ -175,7 +144,7 @@ def document_bodies(app: FastAPI, service: Service) -> None:
                 components |= schema.pop("$defs", {})
                 components[model.__name__] = schema
             try:
-                scorer = service.registry.in_memory(None)
+                scorer = service.engine.registry.in_memory(None)
             except (ModelError, UnavailableError):
                 scorer = None
             if scorer is None:  # nothing to make an example of, yet

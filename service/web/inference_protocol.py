@@ -15,12 +15,13 @@ import msgspec
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from service import __version__
+from service._version import __version__
 from service.errors import InputError, MalformedError, TooLargeError
-from service.scoring.scorer import Scorer, Scores
+from service.scoring.scorer import Scorer
+from service.scoring.scores import Scores
 from service.web import answers, schemas
 from service.web.answers import JSON
-from service.web.context import Service, body_of, encoded, parsed, service_of
+from service.web.context import RequestContext
 from service.web.lean import LeanRoute
 from service.web.problems import PROTOCOL as PREFIX
 
@@ -91,14 +92,14 @@ async def server(request: Request) -> Response:
 @router.get("/health/live", response_model=schemas.ProtocolLive, responses={503: {"model": schemas.ProtocolLive}})
 async def live(request: Request) -> Response:
     """Alive."""
-    alive = service_of(request).inference.is_alive()
+    alive = RequestContext.of(request).engine.is_alive()
     return answers.json_response({"live": alive}, None, 200 if alive else 503)
 
 
 @router.get("/health/ready", response_model=schemas.ProtocolReady, responses={503: {"model": schemas.ProtocolReady}})
 async def ready(request: Request) -> Response:
     """Ready."""
-    is_ready = service_of(request).is_ready()
+    is_ready = RequestContext.of(request).service.is_ready()
     return answers.json_response({"ready": is_ready}, None, 200 if is_ready else 503)
 
 
@@ -117,7 +118,7 @@ async def version_metadata(request: Request, name: str, version: str) -> Respons
 @router.get("/models/{name}/ready", response_model=schemas.ProtocolModelReady, responses=errors(404, 503))
 async def model_ready(request: Request, name: str) -> Response:
     """Whether a model can be asked."""
-    await service_of(request).scorer(name)
+    await RequestContext.of(request).engine.scorer(name)
     return answers.json_response({"name": name, "ready": True})
 
 
@@ -126,7 +127,7 @@ async def model_ready(request: Request, name: str) -> Response:
 )
 async def version_ready(request: Request, name: str, version: str) -> Response:
     """Whether a version can be asked."""
-    await service_of(request).scorer(reference(name, version))
+    await RequestContext.of(request).engine.scorer(reference(name, version))
     return answers.json_response({"name": name, "ready": True})
 
 
@@ -165,12 +166,12 @@ async def version_infer(request: Request, name: str, version: str) -> Response:
 
 async def described(request: Request, name: str, version: str | None) -> Response:
     """The metadata of a model or version."""
-    service = service_of(request)
-    scorer = await service.scorer(reference(name, version))
+    engine = RequestContext.of(request).engine
+    scorer = await engine.scorer(reference(name, version))
     document = {
         "name": name,
         # One that was published a moment ago is served by its number before the store is looked at again.
-        "versions": service.registry.catalog.versions.get(name, (scorer.published.reference.version,)),
+        "versions": engine.registry.catalog.versions.get(name, (scorer.published.reference.version,)),
         "platform": "vouch",
         "inputs": [{"name": "rows", "datatype": "FP32", "shape": [-1, scorer.model.input.features]}],
         "outputs": [{"name": output, "datatype": kind, "shape": [-1]} for output, kind in OUTPUTS.items()],
@@ -180,14 +181,15 @@ async def described(request: Request, name: str, version: str | None) -> Respons
 
 async def inferred(request: Request, name: str, version: str | None) -> Response:
     """The scores of a request's rows, as the outputs that it wants."""
-    service = service_of(request)
-    scorer = await service.scorer(reference(name, version))
-    service.inference.check_room(scorer.model.row_cost)
-    body = await body_of(request)
+    context = RequestContext.of(request)
+    scorer = await context.engine.scorer(reference(name, version))
+    context.engine.check_room(scorer)
+    body = await context.body()
     length = header_length(request, len(body))
-    asked = await parsed(request, len(body), partial(read, body, length, scorer, service))
-    scores = await service.score(request, scorer, asked.rows)
-    return await encoded(request, len(scores), answer, name, scorer, asked, scores)
+    parse = partial(read, body, length, scorer, context.settings.max_rows)
+    asked = await context.parsed(len(body), parse)
+    scores = await context.engine.score(context, scorer, asked.rows)
+    return await context.encoded(len(scores), answer, name, scorer, asked, scores)
 
 
 def reference(name: str, version: str | None) -> str:
@@ -208,7 +210,7 @@ def header_length(request: Request, size: int) -> int:
     return int(given)
 
 
-def read(body: bytes, length: int, scorer: Scorer, service: Service) -> Asked:
+def read(body: bytes, length: int, scorer: Scorer, max_rows: int) -> Asked:
     """The rows and the wanted outputs of a request."""
     asked = decoded(body[:length])
     if len(asked.inputs) != 1:
@@ -220,7 +222,7 @@ def read(body: bytes, length: int, scorer: Scorer, service: Service) -> Asked:
     if len({output.name for output in wanted}) < len(wanted):
         raise InputError("an output is asked for twice")
     outputs = [(output.name, output.parameters.get(BINARY, all_binary) is True) for output in wanted]
-    array = array_of(asked.inputs[0], memoryview(body)[length:], service.settings.max_rows)
+    array = array_of(asked.inputs[0], memoryview(body)[length:], max_rows)
     return Asked(scorer.rows(array), asked.id, outputs)
 
 

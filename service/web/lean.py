@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -13,28 +13,27 @@ from service.errors import InputError
 
 
 class LeanRoute(APIRoute):
-    """For endpoints whose parameters are the request and texts of its path and query; documented as any other."""
+    """For endpoints that take the request and the texts of its path; their query is documented in `openapi_extra`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """What FastAPI calls for a request; errors are for the application's handlers."""
-        endpoint, known = self.endpoint, frozenset(field.alias for field in self.dependant.query_params)
+        parameters = (self.openapi_extra or {}).get("parameters", [])
+        endpoint, known = self.endpoint, frozenset(one["name"] for one in parameters if one["in"] == "query")
 
         async def handler(request: Request) -> Response:
-            parameters = dict(request.query_params)
-            check_known(parameters, known)
-            response: Response = await endpoint(request, **request.path_params, **parameters)
+            check_known(request.query_params, known)
+            response: Response = await endpoint(request, **request.path_params)
             return response
 
         return handler
 
 
-def check_known(parameters: dict[str, str], known: frozenset[str]) -> None:
+def check_known(parameters: Iterable[str], known: frozenset[str]) -> None:
     """Refuse query parameters that the endpoint does not have: a misspelt one would otherwise be ignored in silence."""
     if not known.issuperset(parameters):
-        raise InputError(f"a query parameter is not known, expected some of: {', '.join(sorted(known)) or 'none'}")
+        raise InputError(f"unknown query parameter; expected some of: {', '.join(sorted(known)) or 'none'}")
 
 
 async def only_known_parameters(request: Request) -> None:
     """The same for routes of FastAPI's own, as a dependency."""
-    known = frozenset(field.alias for field in request.scope["route"].dependant.query_params)
-    check_known(dict(request.query_params), known)
+    check_known(request.query_params, frozenset(one.alias for one in request.scope["route"].dependant.query_params))

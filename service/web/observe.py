@@ -11,7 +11,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.web.context import Service, Timings
+from service.serving.call import CallerLeftError, Timings
+from service.web.context import RequestContext, Service
 from service.web.problems import on_bug
 from service.web.tracing import Tracer
 
@@ -50,9 +51,8 @@ class Observe:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        request_id = self.request_id(headers)
-        timings = Timings()
-        scope.setdefault("state", {}).update(request_id=request_id, timings=timings)
+        context = RequestContext.begun(self.service, scope, receive, self.request_id(headers))
+        request_id, timings = context.request_id, context.timings
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -69,36 +69,37 @@ class Observe:
         with self.tracer.span(scope["path"], headers) as span:
             try:
                 await self.app(scope, receive, send_with_headers)
-            except ClientDisconnect:
+            except (ClientDisconnect, CallerLeftError):
                 log.debug("the client hung up", extra={"request_id": request_id})
             except Exception as error:  # whatever a handler did not foresee
                 log.exception("unhandled error", extra={"request_id": request_id})
                 if not status:
                     await on_bug(Request(scope), error)(scope, receive, send_with_headers)
             finally:
-                self.service.release(scope)
-                entry = self.entry(scope, headers, status, timings)
+                context.release()
+                entry = self.entry(context, status)
                 span.end(entry, timings.intervals)
                 self.count(entry, timings)
 
-    def entry(self, scope: Scope, headers: Headers, status: int, timings: Timings) -> dict[str, Any]:
+    def entry(self, context: RequestContext, status: int) -> dict[str, Any]:
         """The log line's fields; the path's template, not the path, so that nobody can make labels."""
+        scope, timings = context.request.scope, context.timings
         path = getattr(scope.get("route"), "path", UNKNOWN)
-        traceparent = headers.get("traceparent", "")
+        traceparent = context.request.headers.get("traceparent", "")
         return {
-            "request_id": scope["state"]["request_id"],
+            "request_id": context.request_id,
             **({"traceparent": traceparent} if TRACEPARENT.fullmatch(traceparent) else {}),
             "method": scope["method"] if path != UNKNOWN else UNKNOWN,
             "path": path,
             "status": status,  # 0: the client hung up before an answer
             "ms": round(1000 * timings.elapsed_s(), 3),
             **{f"{name}_ms": round(1000 * part, 3) for name, part in timings.seconds.items()},
-            **scope["state"].get("log", {}),
+            **context.log_entry,
         }
 
     def count(self, entry: dict[str, Any], timings: Timings) -> None:
         """The metrics and the log line of a request."""
-        metrics = self.service.metrics
+        metrics = self.service.engine.metrics
         path, status = entry["path"], entry["status"]
         metrics.at(metrics.requests, entry["method"], path, str(status)).inc()
         metrics.at(metrics.seconds, path).observe(entry["ms"] / 1000)

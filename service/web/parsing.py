@@ -18,13 +18,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from service.data.columns import MAX_TEXT, CategoryColumn
-from service.data.inputs import InputSpec, Mixed
-from service.errors import DataError, Fault, InputError, MalformedError, MediaTypeError, TooLargeError
+from service.data.cells import CellReader, shortened
+from service.data.inputs import InputSpec
+from service.errors import DataError, Fault, InputError, MalformedError, MediaTypeError, RowError, TooLargeError
 from service.files.images import read_image
 from service.files.tables import parsed_table
 
-NUMBER = "a finite number"
 MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape
 NPY_KINDS = "uif"
 MAX_DIMENSIONS = 3  # rows of images
@@ -69,25 +68,27 @@ class Batch:
         return len(self.rows)
 
 
-def parse_rows(body: bytes, content_type: str, spec: InputSpec, max_rows: int, max_pixels: int) -> Batch:
-    """Rows from a body of any type that is spoken.
+def parse_rows(
+    body: bytes, content_type: str, spec: InputSpec, reader: CellReader, max_rows: int, max_pixels: int
+) -> Batch:
+    """Rows from a body of any supported type.
 
     Raises:
         MediaTypeError, MalformedError, TooLargeError, InputError.
     """
     match media_type(content_type):
         case "application/json":
-            array, ids = parse_json(body, spec, max_rows)
+            array, ids = parse_json(body, spec, reader, max_rows)
             batch = Batch(spec.rows(array), ids)
         case "application/x-npy":
             batch = Batch(spec.rows(parse_npy(body, spec.features, max_rows)))
         case "image/png" | "image/jpeg" as kind:
             return parse_image(body, kind, spec, max_pixels)
         case "text/csv":
-            batch = Batch(spec.rows(parse_table(body, spec)))
+            batch = Batch(spec.rows(parse_table(body, reader)))
         case _:
             raise MediaTypeError(
-                "the content type is not spoken, expected application/json, application/x-npy, image/png, image/jpeg, "
+                "unsupported content type; send application/json, application/x-npy, image/png, image/jpeg, "
                 "application/x-ndjson or text/csv"
             )
     check_row_count(len(batch), max_rows)
@@ -110,10 +111,10 @@ def with_warnings(batch: Batch, spec: InputSpec) -> Batch:
 # JSON
 
 
-def parse_json(body: bytes, spec: InputSpec, max_rows: int) -> tuple[np.ndarray, list[Any] | None]:
+def parse_json(body: bytes, spec: InputSpec, reader: CellReader, max_rows: int) -> tuple[np.ndarray, list[Any] | None]:
     """The instances of a JSON body as an array of shape (B, D), float64, and their ids where they have any."""
     array = parse_numbers(body, spec, max_rows)
-    return explained(body, spec, max_rows) if array is None else (array, None)
+    return explained(body, reader, max_rows) if array is None else (array, None)
 
 
 def parse_numbers(body: bytes, spec: InputSpec, max_rows: int) -> np.ndarray | None:
@@ -141,19 +142,19 @@ def check_row_count(rows: int, max_rows: int) -> None:
         raise TooLargeError(f"the request has {rows:,} rows, at most {max_rows:,} are accepted")
 
 
-def explained(body: bytes, spec: InputSpec, max_rows: int) -> tuple[np.ndarray, list[Any] | None]:
+def explained(body: bytes, reader: CellReader, max_rows: int) -> tuple[np.ndarray, list[Any] | None]:
     """The slow way: rows by column name, and what is wrong with the others."""
     instances = field_of(loaded(body), "instances")
     check_row_count(len(instances), max_rows)
     faults: list[Fault] = []
     rows = []
     for index, instance in enumerate(instances):
-        rows.append(row_of(index, instance, spec, faults))
+        rows.append(reader.row(instance, index, faults))
         if len(faults) >= InputError.MAX_FAULTS:
             break
     if faults:
         raise InputError(summary(faults), faults)
-    return np.array(rows, dtype=np.float64), ids_of(instances, spec)
+    return np.array(rows, dtype=np.float64), ids_of(instances, reader)
 
 
 def summary(faults: Sequence[Fault]) -> str:
@@ -191,82 +192,9 @@ def field_of(document: Any, name: str) -> list[Any]:
     return rows
 
 
-def row_of(index: int, instance: Any, spec: InputSpec, faults: list[Fault]) -> list[float]:
-    """One row as numbers; what is wrong with it is added to the faults."""
-    if isinstance(instance, dict):
-        return named_row(index, instance, spec, faults)
-    if not isinstance(instance, list):
-        faults.append(Fault(f"{kind_of(instance)}", index, None, "a list of numbers"))
-        return []
-    cells = instance
-    if instance and all(isinstance(line, list) for line in instance):
-        shape = (len(instance), len(instance[0]))
-        ragged = any(len(line) != shape[1] for line in instance)
-        if ragged or shape != spec.shape:
-            has = "lines of different lengths" if ragged else f"{shape[0]} x {shape[1]} values"
-            faults.append(Fault(f"has {has}", index, None, " x ".join(map(str, spec.shape)) + " values"))
-            return []
-        cells = [number for line in instance for number in line]
-    if len(cells) != spec.features:
-        faults.append(Fault(f"has {len(cells)} features", index, None, f"{spec.features} features"))
-        return []
-    return [cell_of(index, spec, position, cell, faults) for position, cell in enumerate(cells)]
-
-
-def named_row(index: int, instance: dict[str, Any], spec: InputSpec, faults: list[Fault]) -> list[float]:
-    """A row by column name, in the model's order of columns; an `id` may come along."""
-    if spec.columns is None:
-        faults.append(Fault("an object", index, None, "a list: the model's columns have no names"))
-        return []
-    unknown = [name for name in instance if name not in spec.columns and name != "id"]
-    absent = [name for name in spec.columns if name not in instance]
-    if unknown:
-        faults.append(Fault("a column that the model does not know", index, None, ", ".join(spec.columns)))
-    faults.extend(Fault("the column is absent", index, name, NUMBER) for name in absent)
-    if unknown or absent:
-        return []
-    return [cell_of(index, spec, position, instance[name], faults) for position, name in enumerate(spec.columns)]
-
-
-def cell_of(row: int, spec: InputSpec, position: int, value: Any, faults: list[Fault]) -> float:
-    """A cell as the number that stands for it; NaN for one that is missing, where the model reads such."""
-    column = spec.column(position)
-    if not isinstance(spec.transform, Mixed):
-        return number_of(row, column, value, faults)
-    learnt = spec.transform.columns[position]
-    if value is None:
-        return math.nan
-    if not isinstance(learnt, CategoryColumn) or not learnt.is_text:
-        return number_of(row, column, value, faults)
-    if isinstance(value, str):
-        return learnt.place(value.strip()[:MAX_TEXT])
-    if len(faults) < InputError.MAX_FAULTS:
-        faults.append(Fault(kind_of(value), row, column, "text"))
-    return 0.0
-
-
-def number_of(row: int, column: str | int, value: Any, faults: list[Fault]) -> float:
-    """A cell as a number; NaN and infinity pass here and are named by `InputSpec.rows`."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf
-    if len(faults) < InputError.MAX_FAULTS:
-        what = "a missing value, and the model was not trained for any" if value is None else kind_of(value)
-        faults.append(Fault(what, row, column, NUMBER))
-    return 0.0
-
-
-def kind_of(value: Any) -> str:
-    """A JSON value's kind, in words."""
-    names = {bool: "a boolean", str: "a string", list: "a list", dict: "an object", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def ids_of(instances: list[Any], spec: InputSpec) -> list[Any] | None:
+def ids_of(instances: list[Any], reader: CellReader) -> list[Any] | None:
     """The ids of object rows, None for rows without; None where no row has one."""
-    if spec.columns is None or "id" in spec.columns:
+    if reader.names is None or "id" in reader.names:
         return None
     ids = [instance.get("id") if isinstance(instance, dict) else None for instance in instances]
     if not any(one is not None for one in ids):
@@ -300,17 +228,17 @@ def parse_simple_rows(lines: Sequence[bytes], spec: InputSpec) -> np.ndarray | N
     return np.array(rows, dtype=np.float64) if set(map(len, rows)) == {spec.features} else None
 
 
-def parse_row(line: bytes, spec: InputSpec) -> tuple[np.ndarray, Any]:
+def parse_row(line: bytes, spec: InputSpec, reader: CellReader) -> tuple[np.ndarray, Any]:
     """One JSON row, shape (1, D), and its id; the row is number 0 in errors."""
     simple = parse_simple_rows([line], spec)
     if simple is not None:
         return simple, None
     instance = loaded(line)
     faults: list[Fault] = []
-    cells = row_of(0, instance, spec, faults)
+    cells = reader.row(instance, 0, faults)
     if faults:
         raise InputError(summary(faults), faults)
-    ids = ids_of([instance], spec)
+    ids = ids_of([instance], reader)
     return np.array([cells], dtype=np.float64), ids[0] if ids else None
 
 
@@ -328,22 +256,18 @@ def parse_latents(body: bytes, content_type: str, latents: int, max_rows: int) -
         except (msgspec.DecodeError, RecursionError, OverflowError):
             array = explained_latents(body, latents)
     else:
-        raise MediaTypeError("the content type is not spoken, expected application/json or application/x-npy")
+        raise MediaTypeError("unsupported content type; send application/json or application/x-npy")
     check_row_count(len(array), max_rows)
     return array
 
 
 def explained_latents(body: bytes, latents: int) -> np.ndarray:
-    """What is wrong with a body of latents; they are read as rows of a table without names."""
+    """What is wrong with a body of latents: they are read as rows of numbers without names."""
+    reader = CellReader((latents,), None, None, reads_text=False)
     faults: list[Fault] = []
-    rows = []
-    for index, row in enumerate(field_of(loaded(body), "latents")):
-        if not isinstance(row, list) or len(row) != latents:
-            faults.append(Fault("is no row of latents", index, None, f"a list of {latents} numbers"))
-            continue
-        rows.append([number_of(index, position, cell, faults) for position, cell in enumerate(row)])
+    rows = [reader.row(row, index, faults) for index, row in enumerate(field_of(loaded(body), "latents"))]
     if faults:
-        raise InputError(summary(faults), faults)
+        raise InputError(summary(faults), faults[: InputError.MAX_FAULTS])
     return np.array(rows, dtype=np.float64)
 
 
@@ -389,22 +313,28 @@ def parse_image(body: bytes, kind: str, spec: InputSpec, max_pixels: int) -> Bat
     return Batch(spec.rows(image.pixels[None]), None, warnings)
 
 
-def parse_table(body: bytes, spec: InputSpec) -> np.ndarray:
-    """A CSV body with a header that names the model's columns, in any order."""
-    if spec.columns is None:
-        raise MediaTypeError("the model's columns have no names, expected application/json or application/x-npy")
+def parse_table(body: bytes, reader: CellReader) -> np.ndarray:
+    """A CSV body with a header that names the model's columns, in any order, as numbers."""
+    if reader.names is None:
+        raise MediaTypeError("the model's columns have no names; send application/json or application/x-npy")
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise MalformedError("the body is not UTF-8 text") from None
     try:
         table = parsed_table("the body", csv.reader(io.StringIO(text, newline=""), strict=True))
-        if len(table.names) > len(spec.columns):
-            raise InputError(f"the body has {len(table.names):,} columns, expected {', '.join(spec.columns)}")
+        if unknown := reader.unknown(table.names):
+            raise InputError(
+                f"unknown column {shortened(unknown[0])!r}; expected {reader.known()}",
+                [Fault("unknown column", None, shortened(name), reader.known()) for name in unknown],
+            )
         if not len(table):
             raise InputError("the body has a header and no rows")
-        return spec.array(table)
+        return reader.table(table)
     except csv.Error:
-        raise MalformedError("the body is no CSV table") from None
+        raise MalformedError("the body is not a CSV table") from None
+    except RowError as error:
+        fault = Fault(error.problem, error.row, error.column, error.expected)
+        raise InputError(summary([fault]), [fault]) from None
     except DataError as error:
         raise InputError(f"the body: {error}") from None

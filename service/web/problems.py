@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import errors
+from service.web.context import RequestContext
 
 PROTOCOL = "/v2"
 JSON = "application/json"
@@ -82,7 +83,7 @@ def respond(request: Request, problem: dict[str, Any], headers: dict[str, str] |
     path = request.scope["path"]
     if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
         return Response(msgspec.json.encode({"error": in_a_line(problem)}), problem["status"], headers, JSON)
-    body = problem | {"request_id": request.scope.get("state", {}).get("request_id")}
+    body = problem | {"request_id": RequestContext.of(request).request_id}
     return Response(msgspec.json.encode(body), problem["status"], headers, "application/problem+json")
 
 

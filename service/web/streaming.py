@@ -15,14 +15,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.errors import DeadlineError, InputError, OverloadedError, TooLargeError, VouchError
-from service.scoring.scorer import Scorer, Scores
+from service.scoring.options import ScoreOptions
+from service.scoring.scorer import Scorer
+from service.scoring.scores import Scores
+from service.serving.call import CallerLeftError
 from service.web.answers import NDJSON, model_headers, score_list
-from service.web.context import Service, Wanted, model_id, parsed, refuse_compressed
+from service.web.context import RequestContext, model_id
 from service.web.parsing import parse_row, parse_simple_rows
 from service.web.problems import error_document, internal
 
@@ -33,22 +36,20 @@ BLOCKS = 4  # that are being answered at a time
 ENCODER = msgspec.json.Encoder()
 
 
-async def scored_lines(service: Service, request: Request, scorer: Scorer, wanted: Wanted) -> Response:
+async def scored_lines(context: RequestContext, scorer: Scorer, options: ScoreOptions) -> Response:
     """A stream with a line for each line: a score, or a problem in its place."""
-    refuse_compressed(request)
-    wanted.check(scorer)
-    model = model_id(scorer)
-    headers = model_headers(model)
-    request.scope["state"]["streamed"] = True
-    return LinesResponse(Lines(service, request, scorer, wanted), headers)
+    context.refuse_compressed()
+    scorer.check(options)
+    context.is_stream = True
+    return LinesResponse(Lines(context, scorer, options), model_headers(model_id(scorer)))
 
 
 class Lines:
     """A request's lines and their answers."""
 
-    def __init__(self, service: Service, request: Request, scorer: Scorer, wanted: Wanted) -> None:
-        self.service, self.request, self.scorer, self.wanted = service, request, scorer, wanted
-        self.timeout_s = service.timeout(request)
+    def __init__(self, context: RequestContext, scorer: Scorer, options: ScoreOptions) -> None:
+        self.context, self.scorer, self.options = context, scorer, options
+        self.timeout_s = context.timeout_s()
         self.started: set[asyncio.Task[bytes]] = set()
         self.room = asyncio.Semaphore(BLOCKS)
 
@@ -62,12 +63,12 @@ class Lines:
                 self.started.discard(task)
                 self.room.release()
             await reading
-        except ClientDisconnect:
+        except (ClientDisconnect, CallerLeftError):
             raise
         except VouchError as error:  # the head is sent: what is wrong can only stand in a last line
             yield ENCODER.encode(error_document(error)) + b"\n"
         except Exception:
-            log.exception("unhandled error", extra={"request_id": self.request.scope["state"]["request_id"]})
+            log.exception("unhandled error", extra={"request_id": self.context.request_id})
             yield ENCODER.encode(internal()) + b"\n"
         finally:
             unfinished: list[asyncio.Task[Any]] = [reading, *self.started]
@@ -89,7 +90,7 @@ class Lines:
     async def blocks(self) -> AsyncIterator[list[bytes]]:
         """The body's lines without the empty ones, as they come in, in blocks of bounded length."""
         rest = b""
-        chunks = aiter(self.request.stream())
+        chunks = aiter(self.context.request.stream())
         while (chunk := await self.next_chunk(chunks)) is not None:
             *lines, rest = (rest + chunk).split(b"\n")
             lines = list(filter(bytes.strip, lines))
@@ -115,7 +116,7 @@ class Lines:
     async def answers_to(self, block: list[bytes]) -> bytes:
         """Score the lines that can be read, and put the problems of the others in their places."""
         size = sum(map(len, block))
-        answers, rows, ids, places = await parsed(self.request, size, partial(read_block, self.scorer, block))
+        answers, rows, ids, places = await self.context.parsed(size, partial(read_block, self.scorer, block))
         if len(rows):
             scores = score_list(await self.score(rows), ids, self.scorer.model.input)
             for place, score in zip(places, scores, strict=True):
@@ -127,7 +128,7 @@ class Lines:
         until = time.monotonic() + self.timeout_s
         while True:
             try:
-                return await self.service.score(self.request, self.scorer, rows, self.wanted)
+                return await self.context.engine.score(self.context, self.scorer, rows, self.options)
             except OverloadedError as error:
                 pause = min(1.0, max(0.05, error.retry_after_s))
                 if time.monotonic() + pause > until:
@@ -174,7 +175,7 @@ def read_block(scorer: Scorer, block: list[bytes]) -> tuple[list[Any], np.ndarra
     rows, ids, places = [], [], []
     for place, line in enumerate(block):
         try:
-            row, one_id = parse_row(line, spec)
+            row, one_id = parse_row(line, spec, scorer.reader)
             rows.append(spec.rows(row))
             ids.append(one_id)
             places.append(place)

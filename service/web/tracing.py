@@ -1,4 +1,4 @@
-"""OpenTelemetry spans, where its SDK is installed (`vouch[otel]`) and configured by its own `OTEL_*` variables."""
+"""OpenTelemetry spans, where its SDK is installed (`the extra `otel``) and configured by its own `OTEL_*` variables."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class OpenTelemetry(Tracer):
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
         except ImportError as error:
-            raise SettingsError("OTEL_* variables ask for spans, but the extra is missing: vouch[otel]") from error
+            raise SettingsError("OTEL_* variables ask for spans, but the extra is missing: the extra `otel`") from error
         name = os.environ.get("OTEL_SERVICE_NAME", "vouch")
         provider = TracerProvider(resource=Resource.create({"service.name": name}))
         to_console = os.environ.get("OTEL_TRACES_EXPORTER") == "console"

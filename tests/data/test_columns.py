@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from service.data.columns import CategoryColumn, ColumnKind, Schema, Table, atoms_of, cells_of, infer, learn, learnt
+from service.data.columns import CategoryColumn
 from service.data.inputs import InputSpec, Mixed
+from service.data.kinds import ColumnKind, Schema, infer
+from service.data.learn import atoms_of, learn, learnt
+from service.data.table import Table, cells_of
 from service.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -115,7 +118,7 @@ def test_an_atom_is_a_category_and_no_number():
     assert x[:, 0].tolist()[:2] == [0.0, 1.0]
     assert np.isnan(x).tolist() == [[False, True], [False, False], [True, True]]
     np.testing.assert_allclose(column.decode(x[:2]), [0.0, 1000.0])
-    assert column.log_measure(np.array([0.0, np.nan])).tolist() == [0.0, 0.0]
+    assert column.log_abs_det_jacobian(np.array([0.0, np.nan])).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("kind", ["real", "positive"])
@@ -123,7 +126,9 @@ def test_the_density_of_a_column_is_that_of_its_numbers_by_the_change_of_variabl
     values = np.exp(RNG.normal(2, 0.7, 4000))
     column = learnt(ColumnKind(name="x", kind=kind), values)
     grid = np.linspace(1e-3, 400.0, 2_000_001)
-    density = np.exp(stats.norm.logpdf(column.encode(grid)[:, 0]) + column.log_measure(grid)) / column.resolution
+    density = (
+        np.exp(stats.norm.logpdf(column.encode(grid)[:, 0]) + column.log_abs_det_jacobian(grid)) / column.resolution
+    )
     outside = stats.norm.cdf(column.encode(grid[:1])[0, 0]) + stats.norm.sf(column.encode(grid[-1:])[0, 0])
     assert float(np.trapezoid(density, grid)) + outside == pytest.approx(1.0, abs=1e-4)
 
@@ -136,7 +141,7 @@ def test_other_units_change_no_number_of_the_network_and_no_measure(factor):
         one, other = learnt(column, values), learnt(column, factor * values)
         np.testing.assert_allclose(one.encode(values), other.encode(factor * values), atol=1e-5)
         # The smallest step is known to what float32 leaves of it; by how much it is wrong is the same for all rows.
-        gap = one.log_measure(values) - other.log_measure(factor * values)
+        gap = one.log_abs_det_jacobian(values) - other.log_abs_det_jacobian(factor * values)
         np.testing.assert_allclose(gap, gap[0], atol=1e-6)
         assert abs(gap[0]) < 0.02
 
@@ -145,7 +150,7 @@ def test_numbers_that_no_column_can_hold_stay_finite(spec):
     rows = np.full((2, spec.features), 3e38)
     rows[1] = -3e38
     assert np.isfinite(spec.encode(spec.rows(rows))).all()
-    assert np.isfinite(spec.log_measure(spec.rows(rows))).all()
+    assert np.isfinite(spec.log_abs_det_jacobian(spec.rows(rows))).all()
 
 
 def test_a_schema_that_the_cells_contradict_is_refused(table):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from service.files.tables import read_table
-from service.scoring.scorer import load_scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.train import train_table
 from tests.test_tables import RECIPE, made, write
@@ -15,7 +15,9 @@ from tests.test_tables import RECIPE, made, write
 def people(tmp_path_factory):
     """A model of a table with text and holes, and a CSV file of rows that it has not seen."""
     folder = tmp_path_factory.mktemp("people")
-    train_table(Store(folder / "store"), "people", read_table(write(folder / "train.csv", made(2500))), RECIPE)
+    Store(folder / "store").publish(
+        "people", train_table(read_table(write(folder / "train.csv", made(2500))), RECIPE).draft
+    )
     return SimpleNamespace(
         store=folder / "store",
         scorer=load_scorer(Store(folder / "store"), "people", "cpu", threads=1),

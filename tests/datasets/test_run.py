@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_wine
 
-from service.datasets.plan import Options, Plan, Shard
+from service.datasets.plan import Plan, RunOptions, Shard
 from service.datasets.report import Tally, as_html
 from service.datasets.run import Run, engine_of, merged
 from service.files.formats.registry import Cut
 from service.files.locations import InputFile
 from service.files.tables import read_table
+from service.scoring.options import ScoreOptions
 from service.validity.conformal import Discoveries, RejectionLimit
 from tests.cli.test_cli import vouch
 from tests.conftest import REPOSITORY
@@ -91,7 +92,7 @@ def test_every_row_is_in_one_part_as_it_was_and_in_its_order(data, undisturbed, 
         scores[path.name[0]].append(pq.read_table(path))
     scores = {name: pa.concat_tables(parts) for name, parts in scores.items()}
     rows = wine_rows(2000)
-    expected = wine.score(rows, (5.0, 95.0))
+    expected = wine.score(rows, ScoreOptions(percentiles=(5.0, 95.0)))
     found = pa.concat_tables([scores[name] for name in "abcd"])
     assert found.column("log_likelihood").to_pylist() == expected.log_likelihood.tolist()
     assert found.column("verdict").to_pylist() == expected.verdict
@@ -376,7 +377,7 @@ def test_drift_is_told_with_the_row_at_which_it_became_plain(people):
     generator = np.random.default_rng(0)
     known = people.scorer.calibration.scores
     usual, low = generator.choice(known, 600), generator.choice(known[: len(known) // 10], 200)
-    options = Options(model="people@1", model_digest=people.scorer.published.digest, shard_rows=400)
+    options = RunOptions(model="people@1", model_digest=people.scorer.published.digest, shard_rows=400)
     tally = Tally(people.scorer, Plan(options=options, files=()), None)
     for number, part in enumerate(np.split(np.concatenate([usual, low]), 2)):
         shard = Shard(number, 400 * number, InputFile("x/a.npy", "a.npy"), "", Cut(400 * number, 400), "a.npy", "")
@@ -405,7 +406,7 @@ def scores_of(log_likelihood):
 
 
 def test_results_may_go_where_only_a_driver_reaches(data, tiny_store, undisturbed, wine):
-    chosen = Options(
+    chosen = RunOptions(
         model="wine@1",
         model_digest=wine.published.digest,
         percentiles=(5.0, 95.0),
@@ -425,7 +426,7 @@ def test_results_may_go_where_only_a_driver_reaches(data, tiny_store, undisturbe
 def test_a_missing_extra_is_named(data, options, tmp_path, absent, extra):
     engine = ("--engine", "ray") if absent == "ray" else ()
     arguments = ["vouch", "filter", str(data), *map(str, options), *engine, "--out", str(tmp_path / "out")]
-    code = f"import sys; sys.modules[{absent!r}] = None; sys.argv = {arguments!r}; from service.cli import main; main()"
+    code = f"import sys; sys.modules[{absent!r}] = None; sys.argv = {arguments!r}; from service.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert f"needs the extra: pip install 'vouch[{extra}]'" in done.stderr

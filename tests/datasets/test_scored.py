@@ -8,9 +8,10 @@ import pyarrow.csv as pa_csv
 import pytest
 from sklearn.datasets import load_wine
 
-from service.datasets.scored import Judging, score_table
+from service.datasets.scored import score_table
 from service.errors import DataError, RowError
 from service.files.tables import read_table
+from service.scoring.options import ScoreOptions
 from service.scoring.tables import SCORE_COLUMNS
 
 
@@ -73,9 +74,9 @@ def people_table(people):
 
 def test_columns_to_blame_come_as_text_beside_their_p_values(people):
     table = people_table(people)
-    found = score_table(people.scorer, table, Judging(explain=2))
+    found = score_table(people.scorer, table, ScoreOptions(explain=2))
     assert {"blamed_1_column", "blamed_2_value", "blamed_1_p_value", "blamed_2_expected"} <= set(found.column_names)
-    scores = people.scorer.score(people.scorer.model.input.array(read_table(people.csv))[:12], explain=2)
+    scores = people.scorer.score(people.scorer.model.input.array(read_table(people.csv))[:12], ScoreOptions(explain=2))
     names = [people.scorer.model.input.column(at) for at in scores.columns[:, 0]]
     assert found.column("blamed_1_column").to_pylist() == names
     assert found.column("blamed_1_p_value").to_pylist() == scores.column_p_value[:, 0].tolist()
@@ -84,12 +85,15 @@ def test_columns_to_blame_come_as_text_beside_their_p_values(people):
 def test_the_combined_rule_and_rates_are_passed_on(people):
     table = people_table(people)
     rows = people.scorer.model.input.array(read_table(people.csv))[:12]
-    found = score_table(people.scorer, table, Judging(combined=True, false_alarm=0.1))
-    scores = people.scorer.score(rows, combined=True, false_alarm=0.1)
+    found = score_table(people.scorer, table, ScoreOptions("combined", false_alarm=0.1))
+    scores = people.scorer.score(rows, ScoreOptions("combined", false_alarm=0.1))
     assert found.column("combined_p_value").to_pylist() == scores.combined_p_value.tolist()
     assert found.column("verdict").to_pylist() == scores.verdict
-    found = score_table(people.scorer, table, Judging(false_alarm=0.02, tail="low"))
-    assert found.column("verdict").to_pylist() == people.scorer.score(rows, false_alarm=0.02, tail="low").verdict
+    found = score_table(people.scorer, table, ScoreOptions(false_alarm=0.02, tail="low"))
+    assert (
+        found.column("verdict").to_pylist()
+        == people.scorer.score(rows, ScoreOptions(false_alarm=0.02, tail="low")).verdict
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 
 from service.density import starts
-from service.density.conditionals import estimate_with_columns
+from service.density.conditionals import ColumnObserver, columns_of
+from service.density.estimate import Member, estimate, observe
 from service.density.estimator import Estimator
 from service.vae.mixed import Real
 from service.vae.network import VAE, Architecture
@@ -19,11 +20,10 @@ def with_columns(vae, x, suspect=np.inf, estimator=None, widths=None, **options)
     """Estimates of rows and their columns, in the network's units."""
     x = np.asarray(x, dtype=np.float32)
     widths = widths or [1] * x.shape[1]
-    measures = np.zeros((len(x), len(widths)))
-    codes = starts.build(vae, np.nan_to_num(x))
-    return estimate_with_columns(
-        estimator or Estimator(), vae, codes, x, widths, np.full(len(widths), suspect), measures, **options
-    )[:2]
+    observer = ColumnObserver(widths, np.full(len(widths), suspect), np.zeros((len(x), len(widths))))
+    member = Member(vae, starts.build(vae, np.nan_to_num(x)))
+    estimates, (cases,) = observe(estimator or Estimator(), member, x, [observer], **options)
+    return estimates, columns_of(cases, len(widths))[0]
 
 
 def exact_conditionals(analysis, x, without=None):
@@ -114,7 +114,7 @@ def test_conditionals_are_those_of_a_grid_where_the_posterior_is_no_normal():
 def test_what_is_said_of_the_row_is_the_same(factor_analysis):
     vae = linear_gaussian(factor_analysis.analysis, widening=1.3)
     x = factor_analysis.rows[:30].astype(np.float32)
-    plain = Estimator().estimate(vae, starts.build(vae, x), x)
+    plain = estimate(Estimator(), Member(vae, starts.build(vae, x)), x)
     explained, _ = with_columns(vae, x)
     for name in ("log_likelihood", "std_error", "khat", "num_samples"):
         np.testing.assert_array_equal(getattr(plain, name), getattr(explained, name))
@@ -130,10 +130,11 @@ def test_a_row_s_columns_are_the_same_in_any_company(likelihood):
     x[::3, 2] = np.nan
     x[1, 4] = 7.0 if likelihood == "columns" else x[1, 4]
     suspect = np.full(3, math.log(0.3))
-    codes, measures = starts.build(vae, np.nan_to_num(x)), np.zeros((40, 3))
+    member = Member(vae, starts.build(vae, np.nan_to_num(x)))
 
     def found(rows):
-        return estimate_with_columns(Estimator(), vae, codes, x[rows], [2, 3, 4], suspect, measures[rows])[1:3]
+        observer = ColumnObserver([2, 3, 4], suspect, np.zeros((len(rows), 3)))
+        return columns_of(observe(Estimator(), member, x[rows], [observer])[1][0], 3)
 
     together, draws = found(np.arange(40))
     for row in range(40):

@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from service.density import starts
-from service.density.estimator import END_TOLERANCE, SETTINGS, Block, Estimator, Tiling, worker_pool
+from service.density.block import END_TOLERANCE, Block
+from service.density.estimate import Execution, Member, estimate
+from service.density.estimator import SETTINGS, Estimator
 from service.density.importance import log_likelihood, log_weights
 from service.density.proposals import Diagonal
 from service.density.quasirandom import row_generator, row_points
-from service.density.starts import codebook_of
+from service.density.starts import starts_of
+from service.density.tiling import Tiling, worker_pool
 from service.errors import CalibrationError
 from service.vae.mixed import Real
 from service.vae.network import VAE, Architecture
@@ -31,10 +34,10 @@ def fixed(samples, **options):
     return Estimator("fast", first_samples=samples, max_samples=samples, anneal=False, **options)
 
 
-def estimate(estimator, vae, x, pool=None, band_ends=()):
-    """Estimates with a codebook that is made of the rows themselves."""
+def estimated(estimator, vae, x, pool=None, band_ends=()):
+    """Estimates with search starts that are made of the rows themselves."""
     x = np.asarray(x, dtype=np.float32)
-    return estimator.estimate(vae, starts.build(vae, x), x, pool, band_ends)
+    return estimate(estimator, Member(vae, starts.build(vae, x)), x, band_ends, execution=Execution(pool))
 
 
 # A known answer
@@ -46,7 +49,7 @@ def estimate(estimator, vae, x, pool=None, band_ends=()):
 def test_a_linear_gaussian_gives_factor_analysis_log_density(factor_analysis, dtype, tolerance, widening, setting):
     """Whatever its encoder says: the posterior is a normal, the search finds it, and all weights are equal."""
     vae = linear_gaussian(factor_analysis.analysis, widening=widening, dtype=dtype)
-    estimates = estimate(Estimator.of(setting), vae, factor_analysis.rows)
+    estimates = estimated(Estimator.of(setting), vae, factor_analysis.rows)
     exact = factor_analysis.analysis.score_samples(factor_analysis.rows.astype(np.float32).astype(np.float64))
     np.testing.assert_allclose(estimates.log_likelihood, exact, atol=tolerance, rtol=0)
     assert estimates.reliable.all()
@@ -70,7 +73,7 @@ def test_a_mixture_of_factor_analyses_has_its_exact_density(factor_analysis):
         ).logpdf(x)
         for share, mean, std in zip([0.2, 0.3, 0.5], vae.prior.mean.numpy(), [0.5, 0.8, 1.5], strict=True)
     ]
-    estimates = estimate(Estimator(tolerance=0.01), vae, x)
+    estimates = estimated(Estimator(tolerance=0.01), vae, x)
     error = np.abs(estimates.log_likelihood - np.logaddexp.reduce(parts, axis=0))
     assert estimates.reliable.mean() > 0.95
     # Where a component holds a hundredth of the mass, all draws may agree without it.
@@ -128,7 +131,7 @@ def test_two_latents_agree_with_a_grid_or_say_that_they_are_not_reliable():
     vae = bent(2)
     x = (np.random.default_rng(0).random((100, 20)) < 0.5).astype(np.float32)
     exact = grid_log_likelihood(vae, x)
-    estimates = estimate(fixed(256), vae, x)
+    estimates = estimated(fixed(256), vae, x)
     error = np.abs(estimates.log_likelihood - exact)
     assert (~estimates.reliable | (error <= 4 * estimates.std_error + 1e-3)).all()
     assert estimates.reliable.mean() > 0.95
@@ -139,9 +142,9 @@ def test_more_samples_are_nearer_and_the_tolerance_is_kept():
     vae = bent(2)
     x = (np.random.default_rng(0).random((60, 20)) < 0.5).astype(np.float32)
     exact = grid_log_likelihood(vae, x)
-    few, many = estimate(fixed(32), vae, x), estimate(fixed(2048), vae, x)
+    few, many = estimated(fixed(32), vae, x), estimated(fixed(2048), vae, x)
     assert np.abs(many.log_likelihood - exact).mean() < 0.5 * np.abs(few.log_likelihood - exact).mean()
-    near = estimate(Estimator(first_samples=32, max_samples=16384, tolerance=0.01), vae, x)
+    near = estimated(Estimator(first_samples=32, max_samples=16384, tolerance=0.01), vae, x)
     assert (near.std_error[near.reliable] <= 0.01).mean() > 0.95
     assert (near.num_samples < 16384).any()
 
@@ -154,7 +157,7 @@ def test_the_encoder_alone_is_half_right_where_there_are_two_modes_and_the_estim
     rows = torch.from_numpy(x)
     blind = log_likelihood(log_weights(vae, rows, Diagonal(vae.posterior(rows)), points))
     assert blind.item() == pytest.approx(expected - math.log(2), abs=0.15)  # half of p(x), and sure of it
-    found = estimate(fixed(512), vae, x)
+    found = estimated(fixed(512), vae, x)
     assert abs(found.log_likelihood[0] - expected) < 4 * found.std_error[0] + 1e-3
     assert found.reliable[0]
 
@@ -165,7 +168,7 @@ def test_modes_of_different_heights_are_weighed_without_bias(sigma, tilt):
     vae = squared(sigma, tilt)
     x = np.array([[2.25, 0.02]], dtype=np.float32)
     expected = by_integral(vae, x)
-    estimates = [estimate(fixed(128, seed=seed), vae, x) for seed in range(40)]
+    estimates = [estimated(fixed(128, seed=seed), vae, x) for seed in range(40)]
     error = np.array([each.log_likelihood[0] for each in estimates]) - expected
     assert np.sqrt((error**2).mean()) < 0.1
     assert abs(np.exp(error).mean() - 1) < 4.5 * np.exp(error).std() / np.sqrt(40) + 1e-3
@@ -176,7 +179,7 @@ def test_annealing_agrees_with_a_grid():
     x = (np.random.default_rng(1).random((8, 20)) < 0.5).astype(np.float32)
     exact = grid_log_likelihood(vae, x)
     with torch.no_grad():
-        block = Block(Estimator(), vae, codebook_of(vae, starts.build(vae, x)), x)
+        block = Block(Estimator(), vae, starts_of(vae, starts.build(vae, x)), x)
         block.anneal(list(range(8)))
     for row, expected in zip(block.rows, exact, strict=True):
         assert abs(row.log_likelihood - expected) < 5 * row.std_error + 0.02
@@ -189,10 +192,10 @@ def test_annealing_agrees_with_a_grid():
 def test_rows_far_from_the_ends_stop_first_and_near_ones_go_on():
     vae = bent(4)
     x = (np.random.default_rng(0).random((64, 20)) < 0.5).astype(np.float32)
-    far = estimate(fixed(4096), vae, x)
+    far = estimated(fixed(4096), vae, x)
     end = float(np.median(far.log_likelihood))
     estimator = Estimator(first_samples=32, max_samples=4096, tolerance=0.0, ends=(end, 0.0), anneal=False)
-    stopped = estimate(estimator, vae, x, band_ends=(end, 0.0))
+    stopped = estimated(estimator, vae, x, band_ends=(end, 0.0))
     distance = np.abs(far.log_likelihood - end)
     assert stopped.num_samples[distance > 3].mean() < 0.2 * stopped.num_samples[distance < 0.1].mean()
     assert ((stopped.log_likelihood < end) == (far.log_likelihood < end)).mean() >= 63 / 64
@@ -202,9 +205,9 @@ def test_rows_far_from_the_ends_stop_first_and_near_ones_go_on():
 def test_rows_near_the_frozen_ends_alone_stop_once_they_are_known_well():
     vae = bent(4)
     x = (np.random.default_rng(0).random((64, 20)) < 0.5).astype(np.float32)
-    end = float(np.median(estimate(fixed(1024), vae, x).log_likelihood))
+    end = float(np.median(estimated(fixed(1024), vae, x).log_likelihood))
     estimator = Estimator(max_samples=4096, tolerance=0.0, ends=(end, 0.0), anneal=False)
-    unjudged, judged = estimate(estimator, vae, x), estimate(estimator, vae, x, band_ends=(end, 0.0))
+    unjudged, judged = estimated(estimator, vae, x), estimated(estimator, vae, x, band_ends=(end, 0.0))
     assert (unjudged.std_error[unjudged.reliable] <= 0.5).all()
     near = np.abs(unjudged.log_likelihood - end) < 3 * unjudged.std_error
     assert near.any()
@@ -216,8 +219,8 @@ def test_rows_near_the_frozen_ends_alone_stop_once_they_are_known_well():
 def test_a_usual_error_widens_that_of_rows_that_look_lucky():
     vae = bent(4)
     x = (np.random.default_rng(0).random((32, 20)) < 0.5).astype(np.float32)
-    own = estimate(fixed(64), vae, x)
-    moderated = estimate(fixed(64, typical_error=0.2, typical_decay=1.5), vae, x)
+    own = estimated(fixed(64), vae, x)
+    moderated = estimated(fixed(64, typical_error=0.2, typical_decay=1.5), vae, x)
     usual = 0.2**2 * 2**1.5
     variance = (own.std_error / student(15)) ** 2
     expected = student(19) * np.sqrt((15 * variance + 4 * usual) / 19)
@@ -239,7 +242,7 @@ def test_tiles_change_nothing_against_the_plain_way(digit_scorer, num_samples):
     model = digit_scorer.model
     rows = Tiling.of(model.vae).rows  # a whole block
     x = model.input.encode(model.input.rows(digits()[:rows]))
-    book = codebook_of(model.vae, model.codebook)
+    book = starts_of(model.vae, model.members[0].starts)
     with torch.no_grad():
         block = Block(fixed(num_samples), model.vae, book, x)
         tiles = list(block.drawn(list(range(rows)), 0, num_samples))
@@ -247,7 +250,7 @@ def test_tiles_change_nothing_against_the_plain_way(digit_scorer, num_samples):
         plain = log_weights(model.vae, torch.from_numpy(x), block.proposal, points)
     drawn = torch.cat([weights[:, : len(chosen)] for chosen, _, weights in tiles], dim=1)
     torch.testing.assert_close(drawn, plain, atol=2e-4, rtol=0)
-    estimates = fixed(num_samples).estimate(model.vae, model.codebook, x)
+    estimates = estimate(fixed(num_samples), model.members[0], x)
     if num_samples < 512:  # with more, rows that are not to be trusted are estimated anew
         np.testing.assert_allclose(estimates.log_likelihood, log_likelihood(plain).numpy(), atol=2e-4, rtol=0)
 
@@ -277,9 +280,9 @@ def test_it_does_so_in_every_setting(digit_scorer, setting):
     model = digit_scorer.model
     x = model.input.encode(model.input.rows(digits()[:40]))
     estimator = replace(Estimator.of(setting), max_samples=max(1024, Estimator.of(setting).first_samples))
-    together = estimator.estimate(model.vae, model.codebook, x).log_likelihood
-    parts = [estimator.estimate(model.vae, model.codebook, x[i : i + 1]).log_likelihood for i in range(40)]
-    backwards = estimator.estimate(model.vae, model.codebook, x[::-1].copy()).log_likelihood[::-1]
+    together = estimate(estimator, model.members[0], x).log_likelihood
+    parts = [estimate(estimator, model.members[0], x[i : i + 1]).log_likelihood for i in range(40)]
+    backwards = estimate(estimator, model.members[0], x[::-1].copy()).log_likelihood[::-1]
     assert (together == np.concatenate(parts)).all()
     assert (together == backwards).all()
 
@@ -291,8 +294,8 @@ def test_it_does_so_with_a_mixture_of_normals_as_its_prior(latents):
     vae.decoder.output.weight.mul_(4.0)
     x = (np.random.default_rng(0).random((40, 20)) < 0.5).astype(np.float32)
     codes = starts.build(vae, x)
-    together = Estimator().estimate(vae, codes, x).log_likelihood
-    parts = [Estimator().estimate(vae, codes, x[i : i + 1]).log_likelihood for i in range(40)]
+    together = estimate(Estimator(), Member(vae, codes), x).log_likelihood
+    parts = [estimate(Estimator(), Member(vae, codes), x[i : i + 1]).log_likelihood for i in range(40)]
     assert (together == np.concatenate(parts)).all()
 
 
@@ -304,13 +307,13 @@ def test_the_number_of_threads_changes_no_bit(likelihood, activation):
     vae = VAE(Architecture(785, 5, (400,), activation, likelihood)).requires_grad_(False)
     x = (np.random.default_rng(0).random((3, 785)) < 0.5).astype(np.float32)
     estimator = fixed(256 if likelihood == "bernoulli" else 2048)
-    expected = estimate(estimator, vae, x).log_likelihood
+    expected = estimated(estimator, vae, x).log_likelihood
     for threads in (2, 3, 5, 8):
         torch.set_num_threads(threads)
-        assert (estimate(estimator, vae, x).log_likelihood == expected).all()
+        assert (estimated(estimator, vae, x).log_likelihood == expected).all()
         assert torch.get_num_threads() == threads
     torch.set_num_threads(1)
-    assert (estimate(estimator, vae, x, worker_pool(3)).log_likelihood == expected).all()
+    assert (estimated(estimator, vae, x, worker_pool(3)).log_likelihood == expected).all()
 
 
 def test_a_restart_changes_no_bit(digit_scorer, tiny_store):
@@ -362,7 +365,7 @@ def test_rows_at_the_edges_are_finite_and_never_nan(likelihood, activation, late
     value = np.clip(value, 0, 1) if likelihood != "gaussian" else value
     estimator = Estimator.of(setting)
     estimator = replace(estimator, max_samples=max(estimator.first_samples, 512))
-    estimates = estimate(estimator, vae, np.full((3, features), value))
+    estimates = estimated(estimator, vae, np.full((3, features), value))
     for name in ("log_likelihood", "std_error", "ess", "evaluations"):
         assert np.isfinite(getattr(estimates, name)).all(), name
     assert not np.isinf(estimates.khat).any() or not estimates.reliable.any()
@@ -381,38 +384,38 @@ def test_the_laws_hold_over_random_small_decoders(likelihood, latents, seed):
     x = np.random.default_rng(seed).random((5, 6)).astype(np.float32)
     x = np.round(x) if likelihood == "bernoulli" else x
     with torch.no_grad():
-        block = Block(fixed(64), vae, codebook_of(vae, starts.build(vae, x)), x)
+        block = Block(fixed(64), vae, starts_of(vae, starts.build(vae, x)), x)
         tiles = list(block.drawn(list(range(5)), 0, 64))
     weights = torch.cat([tile[:, : len(chosen)] for chosen, _, tile in tiles], dim=1)
-    estimates = estimate(fixed(64), vae, x)
+    estimates = estimated(fixed(64), vae, x)
     np.testing.assert_allclose(estimates.log_likelihood, log_likelihood(weights).numpy(), rtol=1e-12)
     assert (weights.mean(0).numpy() <= estimates.log_likelihood + 1e-9).all()
     assert ((estimates.ess >= 1) & (estimates.ess <= 64)).all()
     order = np.random.default_rng(seed).permutation(5)
     codes = starts.build(vae, x)
     assert (
-        fixed(64).estimate(vae, codes, x[order]).log_likelihood
-        == fixed(64).estimate(vae, codes, x).log_likelihood[order]
+        estimate(fixed(64), Member(vae, codes), x[order]).log_likelihood
+        == estimate(fixed(64), Member(vae, codes), x).log_likelihood[order]
     ).all()
 
 
 def test_a_decoder_that_gives_nan_is_not_reliable():
     vae = VAE(Architecture(4, 2)).requires_grad_(False)
     vae.decoder.output.bias.fill_(math.nan)
-    estimates = estimate(fixed(64), vae, np.zeros((2, 4)))
+    estimates = estimated(fixed(64), vae, np.zeros((2, 4)))
     assert np.isfinite(estimates.log_likelihood).all()
     assert not estimates.reliable.any()
 
 
 def test_no_rows_are_no_estimates(digit_scorer):
     model = digit_scorer.model
-    assert len(Estimator().estimate(model.vae, model.codebook, np.zeros((0, 64), dtype=np.float32)).ess) == 0
+    assert len(estimate(Estimator(), model.members[0], np.zeros((0, 64), dtype=np.float32)).ess) == 0
 
 
 def test_few_samples_say_nothing_of_their_tail_and_are_not_vouched_for(digit_scorer):
     model = digit_scorer.model
     x = model.input.encode(model.input.rows(digits()[:5]))
-    estimates = fixed(16).estimate(model.vae, model.codebook, x)
+    estimates = estimate(fixed(16), model.members[0], x)
     assert np.isnan(estimates.khat).all()
     assert not estimates.reliable.any()
 
@@ -465,7 +468,7 @@ def test_a_row_with_holes_has_the_density_of_the_cells_that_are_there(factor_ana
     vae = linear_gaussian(factor_analysis.analysis, dtype=torch.float64)
     vae = vae if family == "gaussian" else as_columns(vae)
     rows = holed(factor_analysis.rows[:40], 0.3)
-    estimates = estimate(Estimator(), vae, rows)
+    estimates = estimated(Estimator(), vae, rows)
     exact = marginal_log_densities(factor_analysis.analysis, rows)
     assert (np.abs(estimates.log_likelihood - exact) <= 4.0 * estimates.std_error + 1e-4).all()
     assert estimates.reliable.all()
@@ -495,18 +498,16 @@ def digit_rows(digit_scorer):
 def test_a_row_scores_the_same_in_the_company_of_rows_with_holes(digit_rows):
     model, x = digit_rows
     mixed = np.concatenate([holed(x[:20], 0.2), x[:20]])[::-1].copy()
-    together = Estimator().estimate(model.vae, model.codebook, mixed)
-    alone = Estimator().estimate(model.vae, model.codebook, x[:20])
+    together = estimate(Estimator(), model.members[0], mixed)
+    alone = estimate(Estimator(), model.members[0], x[:20])
     assert (together.log_likelihood[:20][::-1] == alone.log_likelihood).all()
-    one_by_one = [
-        Estimator().estimate(model.vae, model.codebook, mixed[at : at + 1]).log_likelihood for at in range(40)
-    ]
+    one_by_one = [estimate(Estimator(), model.members[0], mixed[at : at + 1]).log_likelihood for at in range(40)]
     assert (together.log_likelihood == np.concatenate(one_by_one)).all()
 
 
 def test_estimates_are_told_in_the_units_that_a_row_is_measured_in(digit_rows):
     model, x = digit_rows
     measure = np.linspace(-3.0, 3.0, 20)
-    plain = fixed(64).estimate(model.vae, model.codebook, x[:20])
-    moved = fixed(64).estimate(model.vae, model.codebook, x[:20], measure=measure)
+    plain = estimate(fixed(64), model.members[0], x[:20])
+    moved = estimate(fixed(64), model.members[0], x[:20], log_abs_det=measure)
     np.testing.assert_allclose(moved.log_likelihood, plain.log_likelihood + measure, rtol=1e-12)

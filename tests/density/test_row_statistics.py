@@ -7,22 +7,17 @@ import pytest
 import torch
 
 from service.density import starts
+from service.density.estimate import Member, estimate, observe
 from service.density.estimator import Estimator
 from service.density.neighbours import Neighbours
-from service.density.row_statistics import Witness, encodings, estimate_with_witness, witnessed
+from service.density.row_statistics import DrawObserver, DrawStatistics, encodings
 from tests.conftest import linear_gaussian
 
 
-def witness_of(vae, x, known):
-    codes = starts.build(vae, x)
-
-    def observe(block):
-        return witnessed(block, [1] * x.shape[1], encodings(vae, known))
-
-    estimates, seen = estimate_with_witness(
-        Estimator.of("fast"), vae, codes, x.astype(np.float32), observe, np.zeros(len(x))
-    )
-    return estimates, Witness.joined(seen, x.shape[1])
+def statistics_of(vae, x, known):
+    member, observer = Member(vae, starts.build(vae, x)), DrawObserver([1] * x.shape[1], encodings(vae, known))
+    estimates, (seen,) = observe(Estimator.of("fast"), member, x.astype(np.float32), [observer])
+    return estimates, DrawStatistics.joined(seen, x.shape[1])
 
 
 @pytest.fixture(scope="module")
@@ -43,45 +38,41 @@ def exact(factor_analysis):
 
 def test_what_is_given_back_and_the_divergence_are_the_exact_ones(factor_analysis, exact):
     x = factor_analysis.rows
-    _, witness = witness_of(linear_gaussian(factor_analysis.analysis), x, x[:50])
+    _, by_draws = statistics_of(linear_gaussian(factor_analysis.analysis), x, x[:50])
     # Sixteen draws each; over all rows their errors are small.
-    assert witness.given_back.mean(axis=0) == pytest.approx(exact.given_back.mean(axis=0), abs=0.1)
-    assert witness.divergence.mean() == pytest.approx(exact.divergence.mean(), abs=0.2)
-    assert np.corrcoef(witness.divergence, exact.divergence)[0, 1] > 0.95
-    assert np.corrcoef(witness.given_back.sum(axis=1), exact.given_back.sum(axis=1))[0, 1] > 0.99
+    assert by_draws.given_back.mean(axis=0) == pytest.approx(exact.given_back.mean(axis=0), abs=0.1)
+    assert by_draws.divergence.mean() == pytest.approx(exact.divergence.mean(), abs=0.2)
+    assert np.corrcoef(by_draws.divergence, exact.divergence)[0, 1] > 0.95
+    assert np.corrcoef(by_draws.given_back.sum(axis=1), exact.given_back.sum(axis=1))[0, 1] > 0.99
 
 
 def test_the_gap_is_what_the_encoder_misses(factor_analysis):
     x = factor_analysis.rows
-    _, good = witness_of(linear_gaussian(factor_analysis.analysis), x, x[:50])
+    _, good = statistics_of(linear_gaussian(factor_analysis.analysis), x, x[:50])
     assert np.abs(good.gap).max() < 1e-3
     # A posterior that is twice as wide misses L (w^2 - 1 - log w^2) / 2 nats, whatever the row.
-    _, wide = witness_of(linear_gaussian(factor_analysis.analysis, widening=2.0), x, x[:50])
+    _, wide = statistics_of(linear_gaussian(factor_analysis.analysis, widening=2.0), x, x[:50])
     assert wide.gap.mean() == pytest.approx(4 * (4 - 1 - np.log(4)) / 2, rel=1e-3)
 
 
 def test_the_distance_is_to_the_nearest_encoding(factor_analysis):
     x = factor_analysis.rows
     vae = linear_gaussian(factor_analysis.analysis)
-    _, witness = witness_of(vae, x, x[:50])
+    _, by_draws = statistics_of(vae, x, x[:50])
     means = encodings(vae, x).numpy()
     expected = np.linalg.norm(means[:, None] - means[None, :50], axis=2).min(axis=1)
-    assert witness.latent_distance == pytest.approx(expected, abs=1e-6)
+    assert by_draws.latent_distance == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_estimates_are_the_usual_ones_and_what_is_seen_is_the_same_in_any_company(factor_analysis):
     x, vae = factor_analysis.rows.astype(np.float32), linear_gaussian(factor_analysis.analysis, 1.3, torch.float32)
-    estimates, together = witness_of(vae, x, x[:50])
-    plain = Estimator.of("fast").estimate(vae, starts.build(vae, x), x)
+    estimates, together = statistics_of(vae, x, x[:50])
+    plain = estimate(Estimator.of("fast"), Member(vae, starts.build(vae, x)), x)
     assert (estimates.log_likelihood == plain.log_likelihood).all()
-    codes, known = starts.build(vae, x), encodings(vae, x[:50])
-
-    def observe(block):
-        return witnessed(block, [1] * x.shape[1], known)
-
+    member, observer = Member(vae, starts.build(vae, x)), DrawObserver([1] * x.shape[1], encodings(vae, x[:50]))
     for rows in ([0], [5, 0, 177], list(range(100))):
-        _, seen = estimate_with_witness(Estimator.of("fast"), vae, codes, x[rows], observe, np.zeros(len(rows)))
-        alone = Witness.joined(seen, x.shape[1])
+        _, (seen,) = observe(Estimator.of("fast"), member, x[rows], [observer])
+        alone = DrawStatistics.joined(seen, x.shape[1])
         assert (alone.given_back == together.given_back[rows]).all()
         assert (alone.divergence == together.divergence[rows]).all()
         assert (alone.gap == together.gap[rows]).all()

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from service.scoring.evaluation import RATES, RULES, RuleOnSet, evaluated, ranking, recommendation
+from service.scoring.options import ScoreOptions
 from tests.cli.test_cli import vouch
 from tests.conftest import digits
 
@@ -23,7 +24,7 @@ def test_every_rule_is_judged_on_every_set(digit_scorer):
     sets = {"inverted": 255 - digits()[:50], "blank": np.zeros((50, 8, 8))}
     results = evaluated(digit_scorer, digits()[:100], sets)
     assert [(one.name, one.rule) for one in results] == [(name, rule) for name in sets for rule in RULES]
-    scores = digit_scorer.score(digits()[:100], combined=True)
+    scores = digit_scorer.score(digits()[:100], ScoreOptions("combined"))
     assert results[2].alarms == tuple((scores.combined_p_value <= rate).mean() for rate in RATES)
     blank = {one.rule: one for one in results if one.name == "blank"}
     assert blank["combined"].auroc > 0.9

@@ -13,7 +13,9 @@ from service.cli.main import app
 from service.density.ensemble import mean_density
 from service.errors import CalibrationError, InputError
 from service.files.tables import read_table
-from service.scoring.scorer import Scorer, load_scorer
+from service.scoring.options import ScoreOptions
+from service.scoring.scorer import Scorer
+from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.fit import FitOptions
 from service.training.train import train_table
@@ -27,9 +29,9 @@ def store(tmp_path_factory):
     """A single network, and an ensemble of three with a mixture prior."""
     folder = tmp_path_factory.mktemp("explain")
     table = read_table(write(folder / "people.csv", made(2500)))
-    train_table(Store(folder / "store"), "people", table, RECIPE)
+    Store(folder / "store").publish("people", train_table(table, RECIPE).draft)
     several = replace(RECIPE, ensemble=3, prior="mixture", fit=FitOptions(epochs=25, importance_samples=3))
-    train_table(Store(folder / "store"), "several", table, several)
+    Store(folder / "store").publish("several", train_table(table, several).draft)
     return folder / "store"
 
 
@@ -52,14 +54,14 @@ def client(store, tmp_path_factory):
 
 
 def test_explaining_changes_no_score(scorer, rows):
-    plain, explained = scorer.score(rows[:50]), scorer.score(rows[:50], explain=2)
+    plain, explained = scorer.score(rows[:50]), scorer.score(rows[:50], ScoreOptions(explain=2))
     for name in ("log_likelihood", "std_error", "p_value", "khat", "sides", "certain"):
         np.testing.assert_array_equal(getattr(plain, name), getattr(explained, name))
     assert explained.columns.shape == (50, 2)
 
 
 def test_p_values_of_valid_cells_hold(scorer, rows):
-    scores = scorer.score(rows, explain=len(COLUMNS))
+    scores = scorer.score(rows, ScoreOptions(explain=len(COLUMNS)))
     assert (np.sort(scores.columns, axis=1) == np.arange(len(COLUMNS))).all()
     assert (np.diff(scores.column_p_value, axis=1) >= 0).all()
     for level in (0.05, 0.2):
@@ -81,7 +83,7 @@ def test_a_spoilt_cell_is_blamed_and_what_belonged_there_is_said(scorer, rows, n
     at = COLUMNS.index(name)
     spoilt = rows[:60].copy()
     spoilt[:, at] = spoil(spoilt[:, at])
-    scores = scorer.score(spoilt, explain=1)
+    scores = scorer.score(spoilt, ScoreOptions(explain=1))
     assert (scores.columns[:, 0] == at).mean() > 0.9
     blamed = scores.columns[:, 0] == at
     assert (scores.column_p_value[blamed] < 0.02).mean() > 0.9
@@ -100,7 +102,10 @@ def test_a_row_is_explained_the_same_in_any_company(scorer, rows):
     some = rows[:40].copy()
     some[::4, 0] += 70
     some[1::5, 3] = np.nan
-    together, backwards = scorer.score(some, explain=3), scorer.score(some[::-1].copy(), explain=3)
+    together, backwards = (
+        scorer.score(some, ScoreOptions(explain=3)),
+        scorer.score(some[::-1].copy(), ScoreOptions(explain=3)),
+    )
     for name in ("columns", "column_log_likelihood", "column_p_value", "expected", "expected_low"):
         np.testing.assert_array_equal(getattr(together, name), getattr(backwards, name)[::-1])
 
@@ -109,7 +114,7 @@ def test_holes_are_not_blamed_and_a_row_of_holes_blames_nothing(scorer, rows):
     some = rows[:5].copy()
     some[:, [0, 4]] = np.nan
     some[4] = np.nan
-    scores = scorer.score(some, explain=len(COLUMNS))
+    scores = scorer.score(some, ScoreOptions(explain=len(COLUMNS)))
     assert not np.isin(scores.columns, [0, 4]).any()
     assert (scores.columns[:4] >= 0).sum() == 4 * (len(COLUMNS) - 2)
     assert (scores.columns[4] == -1).all()
@@ -118,13 +123,13 @@ def test_holes_are_not_blamed_and_a_row_of_holes_blames_nothing(scorer, rows):
 def test_p_values_of_rows_with_holes_are_by_validation_rows_with_the_same_holes(scorer, rows):
     holed = rows.copy()
     holed[:, [0, 2]] = np.nan
-    scorer.by_pattern.clear()
+    scorer.patterns.known.clear()
     plain = scorer.score(holed[:100])
-    (beside,) = scorer.by_pattern.values()
-    assert beside.columns is None
-    scores = scorer.score(holed, explain=len(COLUMNS) - 2)
-    (beside,) = scorer.by_pattern.values()
-    assert len(beside.scores) == beside.columns.counts[1]
+    (reference,) = scorer.patterns.known.values()
+    assert reference.columns is None
+    scores = scorer.score(holed, ScoreOptions(explain=len(COLUMNS) - 2))
+    (reference,) = scorer.patterns.known.values()
+    assert len(reference.scores) == reference.columns.counts[1]
     np.testing.assert_array_equal(plain.p_value, scores.p_value[:100])
     for level in (0.05, 0.2):
         share = (scores.column_p_value <= level).mean()
@@ -134,7 +139,7 @@ def test_p_values_of_rows_with_holes_are_by_validation_rows_with_the_same_holes(
 def test_a_version_without_columns_says_that_it_must_be_calibrated_again(scorer, rows):
     published = replace(scorer.published, calibration=replace(scorer.calibration, columns=None))
     with pytest.raises(CalibrationError, match="calibrate it again"):
-        Scorer(published).score(rows[:2], explain=1)
+        Scorer(published).score(rows[:2], ScoreOptions(explain=1))
 
 
 # Ensembles
@@ -144,7 +149,7 @@ def test_an_ensemble_is_the_mean_of_its_networks(store, rows):
     whole = load_scorer(Store(store), "several", "cpu", threads=1)
     model = whole.model
     assert len(model.members) == 3
-    alone = [replace(model, vae=one.vae, codebook=one.codebook, others=()) for one in model.members]
+    alone = [replace(model, members=(one,)) for one in model.members]
     apart = np.stack([one.estimates(rows[:30]).log_likelihood for one in alone])
     assert apart.std(axis=0).mean() > 0.05
     estimates = model.estimates(rows[:30])
@@ -156,10 +161,9 @@ def test_an_ensemble_is_the_mean_of_its_networks(store, rows):
 def test_an_ensemble_s_columns_and_expectations_are_those_of_the_mean_density(store, rows):
     """With one network three times, they are those of that network."""
     model = load_scorer(Store(store), "several", "cpu", threads=1).model
-    one = replace(model, others=())
-    three = replace(model, others=(model.members[0],) * 2)
+    one, three = (replace(model, members=model.members[:1] * number) for number in (1, 3))
     suspect = np.full(len(COLUMNS), -np.inf)
-    (_, single, _), (_, triple, _) = one.explained(rows[:20], suspect), three.explained(rows[:20], suspect)
+    single, triple = (model.assess(rows[:20], suspect=suspect).columns for model in (one, three))
     np.testing.assert_allclose(triple.log_likelihood, single.log_likelihood, rtol=1e-9)
 
 
@@ -183,7 +187,7 @@ def test_an_ensemble_s_networks_are_told_apart(store, rows):
 def test_pixels_are_blamed_and_named_by_their_place(digit_scorer):
     images = digits()[:20].copy()
     images[:, 0, 0] = 255
-    scores = digit_scorer.score(images, explain=3)
+    scores = digit_scorer.score(images, ScoreOptions(explain=3))
     assert (scores.columns[:, 0] == 0).mean() > 0.9
     assert (scores.expected[:, 0] < 30).all()
     assert (scores.expected_low[:, 0] == 0).all()

@@ -1,4 +1,4 @@
-"""A model made ready to score: its codebook, what its pilot rows say, and its calibration."""
+"""A model made ready to score: its search starts, what its pilot rows say, and its calibration."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import pytest
 from service.density import starts
 from service.density.estimator import Estimator
 from service.errors import CalibrationError, DamagedModelError
-from service.scoring.model import calibrated
+from service.scoring.calibration import calibrated
 from tests.conftest import digits
 
 ROWS = digits().reshape(-1, 64).astype(np.float32)
@@ -43,7 +43,7 @@ def test_too_few_pilot_rows_are_no_ends_and_no_failure(digit_scorer, pilot):
     model, calibration = ready(digit_scorer, ROWS[:pilot], rows=ROWS[200:220])
     assert model.estimator.ends is None
     assert len(calibration.scores) == 20
-    assert model.codebook.shape == (1024, 4)
+    assert model.members[0].starts.shape == (1024, 4)
 
 
 def test_too_few_rows_are_refused_before_any_are_scored(digit_scorer):
@@ -51,15 +51,15 @@ def test_too_few_rows_are_refused_before_any_are_scored(digit_scorer):
         ready(digit_scorer, ROWS[:200], rows=ROWS[:2])
 
 
-def test_the_codebook_finds_what_the_rows_came_from(digit_scorer):
+def test_the_search_starts_find_what_the_rows_came_from(digit_scorer):
     model = digit_scorer.model
     drawn = digit_scorer.sample(16, seed=3)
     import torch
 
     x = torch.from_numpy(model.input.encode(model.input.rows(drawn.samples)))
     codes = np.concatenate([drawn.latents.astype(np.float32), starts.build(model.vae, x.numpy())])
-    book = starts.Codebook(model.vae, codes)
-    chosen = book.starts(x, 3)
+    book = starts.SearchStarts(model.vae, codes)
+    chosen = book.likeliest(x, 3)
     assert chosen.shape == (3, 16, 4)
     separation = (chosen[0] - chosen[1]).square().mean(dim=-1).sqrt()
     assert (separation >= starts.SEPARATION - 1e-6).all()

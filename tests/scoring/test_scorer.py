@@ -5,8 +5,11 @@ import pytest
 import torch
 from scipy import stats
 
+from service.density.estimate import weighted_draws
 from service.errors import CalibrationError, InputError
-from service.scoring.scorer import POSTERIOR_DRAWS, torch_device
+from service.scoring.generator import POSTERIOR_DRAWS
+from service.scoring.options import ScoreOptions
+from service.scoring.scorer import torch_device
 from tests.conftest import data_of, digits
 
 
@@ -29,7 +32,10 @@ def test_the_scores_say_what_the_arrays_say(any_scorer):
 
 
 def test_another_band_changes_the_verdict_and_draws_on_where_it_is_not_certain(digit_scorer):
-    default, wide = digit_scorer.score(digits()[:200]), digit_scorer.score(digits()[:200], (1.0, 99.0))
+    default, wide = (
+        digit_scorer.score(digits()[:200]),
+        digit_scorer.score(digits()[:200], ScoreOptions(percentiles=(1.0, 99.0))),
+    )
     same = default.num_samples == wide.num_samples
     assert (default.log_likelihood == wide.log_likelihood)[same].all()
     assert same.mean() > 0.5
@@ -37,7 +43,7 @@ def test_another_band_changes_the_verdict_and_draws_on_where_it_is_not_certain(d
     assert (np.abs(default.log_likelihood - wide.log_likelihood) <= 5 * error).all()
     assert (wide.sides == 0).mean() > (default.sides == 0).mean()
     with pytest.raises(CalibrationError, match="need at least"):
-        digit_scorer.score(digits()[:1], (0.01, 99.0))
+        digit_scorer.score(digits()[:1], ScoreOptions(percentiles=(0.01, 99.0)))
 
 
 def test_a_table_scores_the_same_whatever_its_columns_are_measured_in():
@@ -71,7 +77,7 @@ def test_the_features_log_likelihoods_are_those_of_the_weighted_posterior(any_sc
     vae = scorer.model.vae
     for index in range(3):
         draws = next(
-            iter(scorer.model.estimator.draws(vae, scorer.model.codebook, x[index : index + 1], POSTERIOR_DRAWS))
+            iter(weighted_draws(scorer.model.estimator, scorer.model.members[0], x[index : index + 1], POSTERIOR_DRAWS))
         )
         weights = draws.log_weights[:, 0].softmax(0)
         with torch.inference_mode():

@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 
-from service.data.columns import Table, cells_of
+from service.data.table import Table, cells_of
 from service.density.estimator import Estimator
 from service.errors import CalibrationError
-from service.scoring.scorer import Detail, load_scorer
+from service.scoring.generator import Generator
+from service.scoring.options import Detail, ScoreOptions
 from service.scoring.statistics import compressed_sizes, names_of, weights_of
+from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.fit import FitOptions
-from service.training.train import Recipe, recalibrate_on, train_table
+from service.training.recipe import Recipe
+from service.training.train import recalibrate_on, train_table
 from tests.conftest import digits
 
 
@@ -25,18 +28,18 @@ def mixed_store(tmp_path_factory):
     cells = (speed, load, cells_of([("idle", "run", "boost")[at] for at in state]))
     root = tmp_path_factory.mktemp("mixed")
     recipe = Recipe(latents=2, hidden=(32,), fit=FitOptions(epochs=15), estimator=Estimator.of("fast"))
-    train_table(Store(root), "mixed", Table(names, cells), recipe)
+    Store(root).publish("mixed", train_table(Table(names, cells), recipe).draft)
     return root
 
 
 def test_every_calibration_brings_evidence_and_the_store_keeps_it(any_scorer):
     scorer, rows = any_scorer
-    evidence = scorer.evidence()
+    evidence = scorer.reference_statistics()
     sides = len(weights_of(scorer.model.input)[0])
     assert evidence.combination.parts.shape[1] == sides
     assert len(evidence.combination.parts) + evidence.rows == len(scorer.calibration.scores)
     assert np.isin(evidence.known.rows[:3], rows.reshape(len(rows), -1).astype(np.float32)).all()
-    scores = scorer.score(rows[:40], combined=True)
+    scores = scorer.score(rows[:40], ScoreOptions("combined"))
     assert scores.evidence.shape == (40, len(names_of(scorer.model.input)))
     assert ((scores.evidence > 0) & (scores.evidence <= 1)).all()
     assert (scores.valid == (scores.combined_p_value > scores.rule.false_alarm)).all()
@@ -49,22 +52,22 @@ def test_every_calibration_brings_evidence_and_the_store_keeps_it(any_scorer):
 def test_likely_rows_that_do_not_belong_are_caught(digit_scorer):
     blank = np.zeros((1, 8, 8), dtype=np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
-    strange = digit_scorer.score(np.concatenate([blank, noise]), combined=True, false_alarm=0.05)
+    strange = digit_scorer.score(np.concatenate([blank, noise]), ScoreOptions("combined", false_alarm=0.05))
     assert not strange.valid.any()
     names = dict(zip(strange.rule.statistics, strange.evidence[0], strict=True))
     assert names["compressed_size"] < 0.05
-    valid = digit_scorer.score(digits()[:200], combined=True, false_alarm=0.05)
+    valid = digit_scorer.score(digits()[:200], ScoreOptions("combined", false_alarm=0.05))
     assert valid.valid.mean() > 0.85
 
 
 def test_a_row_is_judged_the_same_in_any_company_and_with_columns_explained(any_scorer):
     scorer, rows = any_scorer
-    together = scorer.score(rows[:70], combined=True)
+    together = scorer.score(rows[:70], ScoreOptions("combined"))
     for at in (0, 31, 69):
-        alone = scorer.score(rows[at : at + 1], combined=True)
+        alone = scorer.score(rows[at : at + 1], ScoreOptions("combined"))
         assert alone.combined_p_value[0] == together.combined_p_value[at]
         assert (alone.evidence[0] == together.evidence[at]).all()
-    explained = scorer.score(rows[:70], combined=True, explain=2)
+    explained = scorer.score(rows[:70], ScoreOptions("combined", explain=2))
     assert (explained.combined_p_value == together.combined_p_value).all()
     assert (explained.evidence == together.evidence).all()
 
@@ -72,11 +75,11 @@ def test_a_row_is_judged_the_same_in_any_company_and_with_columns_explained(any_
 def test_a_rate_that_the_rows_cannot_give_is_refused_with_the_number_they_would_have_to_be(any_scorer):
     scorer, rows = any_scorer
     with pytest.raises(CalibrationError, match="at least 9,999 validation rows for the combination"):
-        scorer.score(rows[:1], combined=True, false_alarm=0.0001)
+        scorer.score(rows[:1], ScoreOptions("combined", false_alarm=0.0001))
     for rate in (0.0, 1.0, float("nan")):
         with pytest.raises(CalibrationError, match="above 0 and below 1"):
-            scorer.rule(rate)
-    rule = scorer.rule()
+            scorer.combined_rule(rate)
+    rule = scorer.combined_rule()
     assert rule.false_alarm == max(0.01, 1 / (rule.rows + 1))
     low, high = rule.accepted.interval
     assert low < rule.accepted.expected < high
@@ -87,13 +90,13 @@ def test_rows_with_holes_are_judged_beside_rows_with_the_same_holes(mixed_store)
     states = cells_of(["run", "run", "boost", "run"])
     cells = np.array([2.0, np.nan, 2.0, 2.0]), np.array([np.nan, 4.0, np.nan, 4.0]), states
     holed = scorer.rows(scorer.model.input.array(Table(("speed", "load", "state"), cells)))
-    scores = scorer.score(holed, combined=True, false_alarm=0.05)
+    scores = scorer.score(holed, ScoreOptions("combined", false_alarm=0.05))
     assert np.isfinite(scores.combined_p_value).all()
     pattern = np.isnan(holed[0])
-    beside = scorer.by_pattern[pattern.tobytes()]
-    assert beside.is_enough(Detail(evidence=True))
-    assert not beside.is_enough(Detail(columns=True))
-    alone = scorer.score(holed[2:3], combined=True, false_alarm=0.05, explain=1)
+    known = scorer.patterns.known[pattern.tobytes()]
+    assert known.has(Detail(statistics=True))
+    assert not known.has(Detail(columns=True))
+    alone = scorer.score(holed[2:3], ScoreOptions("combined", false_alarm=0.05, explain=1))
     assert alone.combined_p_value[0] == scores.combined_p_value[2]
     assert not scores.valid[2]  # a speed of 2 belongs to another state
     assert scores.valid[0]
@@ -102,24 +105,26 @@ def test_rows_with_holes_are_judged_beside_rows_with_the_same_holes(mixed_store)
 def test_rows_that_are_known_stay_known_when_calibrated_again(mixed_store):
     store = Store(mixed_store)
     published = store.load(store.resolve("mixed"))
-    rows = published.model.drawn(400, seed=1)
-    again = store.load(recalibrate_on(store, published, rows[:50], rows[50:], "digest"))
-    known = [one.calibration.evidence.known.rows for one in (again, published)]
+    rows = Generator(published.model).sample(400, seed=1).samples
+    again = store.load(store.publish("mixed", recalibrate_on(published, rows[:50], rows[50:], "digest")))
+    known = [one.calibration.statistics.known.rows for one in (again, published)]
     assert np.array_equal(*known, equal_nan=True)
-    few = recalibrate_on(store, published, rows[:4], rows[4:11], "digest")
-    assert store.load(few).calibration.evidence is None
-    with pytest.raises(CalibrationError, match="without evidence"):
-        load_scorer(store, str(few), "cpu").score(rows[:1], combined=True)
+    few = store.publish("mixed", recalibrate_on(published, rows[:4], rows[4:11], "digest"))
+    assert store.load(few).calibration.statistics is None
+    with pytest.raises(CalibrationError, match="without the statistics"):
+        load_scorer(store, str(few), "cpu").score(rows[:1], ScoreOptions("combined"))
 
 
 def test_false_alarms_are_as_promised_on_resplit_rows(mixed_store):
     """Valid rows are the model's own, so that there are as many as one likes."""
     store = Store(mixed_store)
     published = store.load(store.resolve("mixed@1"))
-    rows = published.model.drawn(3000, seed=2)
-    scorer = load_scorer(store, str(recalibrate_on(store, published, rows[:100], rows[100:700], "digest")), "cpu")
-    alarms = ~scorer.score(rows[700:], combined=True, false_alarm=0.1).valid
-    low, high = scorer.rule(0.1).accepted.interval
+    rows = Generator(published.model).sample(3000, seed=2).samples
+    scorer = load_scorer(
+        store, str(store.publish("mixed", recalibrate_on(published, rows[:100], rows[100:700], "digest"))), "cpu"
+    )
+    alarms = ~scorer.score(rows[700:], ScoreOptions("combined", false_alarm=0.1)).valid
+    low, high = scorer.combined_rule(0.1).accepted.interval
     error = 3 * np.sqrt(0.1 * 0.9 / len(alarms))
     assert 1 - high - error < alarms.mean() < 1 - low + error
 
@@ -132,7 +137,7 @@ def test_sizes_tell_simple_images_from_noise():
 
 def test_a_rate_of_the_band_can_be_asked_for_in_process(digit_scorer):
     rows = digits()[:30]
-    low = digit_scorer.score(rows, false_alarm=0.1, tail="low")
+    low = digit_scorer.score(rows, ScoreOptions(false_alarm=0.1, tail="low"))
     assert low.band.percentiles == (10.0, 100.0)
-    assert digit_scorer.score(rows, false_alarm=0.1).band.percentiles == (5.0, 95.0)
+    assert digit_scorer.score(rows, ScoreOptions(false_alarm=0.1)).band.percentiles == (5.0, 95.0)
     assert (low.valid == (low.low_p_value > 0.1 * (1 + 1e-12))).all()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from service.errors import DeadlineError, OverloadedError, UnavailableError
-from service.serving.batching import InferenceThreads, Task
+from service.serving.batching import InferenceThreads
+from service.serving.jobs import Task
 
 
 def rows(*values):
@@ -23,7 +24,7 @@ class Recorder:
         self.gate = gate
         self.batches = []
 
-    def __call__(self, batch, checkpoint):
+    def __call__(self, batch, check_cancelled):
         self.batches.append(batch[:, 0].tolist())
         if self.gate is not None:
             self.gate.wait(10)
@@ -143,7 +144,7 @@ def test_the_rate_is_that_of_all_threads(make):
     async def run():
         inference = make(2, max_cost=10**9)
 
-        def compute(batch, checkpoint):
+        def compute(batch, check_cancelled):
             time.sleep(0.01)
             return batch
 
@@ -196,11 +197,11 @@ def test_a_batch_that_nobody_waits_for_any_more_ends_at_its_next_checkpoint(make
     async def run():
         inference, steps, gate = make(), [], threading.Event()
 
-        def compute(batch, checkpoint):
+        def compute(batch, check_cancelled):
             for step in range(100):
                 steps.append(step)
                 gate.wait(10)
-                checkpoint()
+                check_cancelled()
             return batch
 
         task = Task(compute, lambda answer, part: answer[part], "g", 1, 4)
@@ -222,7 +223,7 @@ def test_a_request_that_raises_anything_harms_no_other_and_no_thread(make, error
     async def run():
         gate, inference = threading.Event(), make()
 
-        def compute(batch, checkpoint):
+        def compute(batch, check_cancelled):
             if 13 in batch:
                 raise error("bad")
             return batch
@@ -277,7 +278,7 @@ def test_batches_of_tiny_networks_run_one_at_a_time(make):
     async def run():
         inference, running, most = make(3, max_cost=1000), [], []
 
-        def compute(batch, checkpoint):
+        def compute(batch, check_cancelled):
             running.append(1)
             most.append(len(running))
             time.sleep(0.01)

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from service.serving.drift import DriftMonitor
+from service.serving.drift import DriftMonitors
 from service.serving.watch import Watch
 from service.web import schemas
 from tests.conftest import digits, running_service
@@ -66,26 +66,26 @@ def test_a_state_that_cannot_be_read_is_put_aside(digit_scorer, tmp_path):
     path = tmp_path / "digits@1.npz"
     for content in (b"", b"no zip", b"PK\x03\x04" + bytes(100)):
         path.write_bytes(content)
-        monitor = DriftMonitor(0.01, tmp_path)
+        monitor = DriftMonitors(0.01, tmp_path)
         assert monitor.document(digit_scorer)["rows"] == 0
         assert (tmp_path / "digits@1.damaged").read_bytes() == content
     monitor.add(digit_scorer, digit_scorer.score(digits()[:5]))
     monitor.save()
-    assert DriftMonitor(0.01, tmp_path).document(digit_scorer)["rows"] == 5
+    assert DriftMonitors(0.01, tmp_path).document(digit_scorer)["rows"] == 5
 
 
 def test_the_state_of_another_version_is_not_taken_for_this_one_s(digit_scorer, tmp_path):
-    monitor = DriftMonitor(0.01, tmp_path)
+    monitor = DriftMonitors(0.01, tmp_path)
     monitor.add(digit_scorer, digit_scorer.score(digits()[:5]))
     watch = monitor.watches[digit_scorer.published.reference]
     watch.digest = "sha256:another"
     monitor.save()
-    assert DriftMonitor(0.01, tmp_path).document(digit_scorer)["rows"] == 0
+    assert DriftMonitors(0.01, tmp_path).document(digit_scorer)["rows"] == 0
 
 
 def test_a_folder_that_cannot_be_written_ends_no_request(digit_scorer, tmp_path):
     (tmp_path / "file").write_text("")
-    monitor = DriftMonitor(0.01, tmp_path / "file" / "folder")
+    monitor = DriftMonitors(0.01, tmp_path / "file" / "folder")
     monitor.add(digit_scorer, digit_scorer.score(digits()[:5]))
     monitor.save()
     assert monitor.document(digit_scorer)["rows"] == 5

@@ -8,9 +8,10 @@ import fsspec
 import pytest
 
 from service.errors import DamagedModelError, DataError, ModelConflictError, ModelNotFoundError, UnavailableError
-from service.scoring.scorer import load_scorer
+from service.scoring.version import Draft, Reference
+from service.store.loading import load_scorer
 from service.store.storage import LocalShelf, RemoteShelf
-from service.store.store import FILES, Reference, Store
+from service.store.store import FILES, Store
 from tests.conftest import digits
 
 
@@ -24,12 +25,12 @@ def url():
 def remote(url, digit_scorer, tmp_path):
     """A store there, with one version of one model."""
     store = Store(url, tmp_path / "cache")
-    store.publish("digits", digit_scorer.model, digit_scorer.calibration, training={}, calibration_data={})
+    store.publish("digits", Draft(digit_scorer.model, digit_scorer.calibration, {}, {}))
     return store
 
 
 def publish(store, scorer):
-    return store.publish("digits", scorer.model, scorer.calibration, training={}, calibration_data={})
+    return store.publish("digits", Draft(scorer.model, scorer.calibration, {}, {}))
 
 
 def test_a_model_published_to_a_url_scores_as_before(remote, url, digit_scorer):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError, UnavailableError
-from service.scoring.model import Calibration
-from service.scoring.scorer import Scorer, load_scorer
-from service.store.store import FILES, MANIFEST, Reference, Store
+from service.scoring.calibration import Calibration
+from service.scoring.scorer import Scorer
+from service.scoring.version import Draft, Reference
+from service.store.loading import load_scorer
+from service.store.store import FILES, MANIFEST, Store
 from tests.conftest import data_of, digits
 
 
@@ -24,7 +26,7 @@ def store(tiny_store, tmp_path):
 def test_a_published_model_scores_as_before(any_scorer, tmp_path):
     scorer, rows = any_scorer
     store = Store(tmp_path)
-    reference = store.publish("again", scorer.model, scorer.calibration, training={}, calibration_data={})
+    reference = store.publish("again", Draft(scorer.model, scorer.calibration, {}, {}))
     again = load_scorer(store, "again", "cpu").score(rows[:20])
     before = scorer.score(rows[:20])
     assert reference == Reference("again", "1")
@@ -34,7 +36,7 @@ def test_a_published_model_scores_as_before(any_scorer, tmp_path):
 
 def test_versions_count_up_and_old_ones_stay_as_they_are(store, digit_scorer):
     before = {path: path.read_bytes() for path in (store.root / "digits").rglob("*") if path.is_file()}
-    second = store.publish("digits", digit_scorer.model, digit_scorer.calibration, training={}, calibration_data={})
+    second = store.publish("digits", Draft(digit_scorer.model, digit_scorer.calibration, {}, {}))
     assert second == Reference("digits", "2")
     assert store.resolve("digits") == second
     assert store.resolve("digits@1") == Reference("digits", "1")
@@ -78,7 +80,7 @@ def test_a_publish_that_fails_leaves_nothing(store, digit_scorer, monkeypatch):
     before = sorted(store.root.rglob("*"))
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
-        store.publish("digits", digit_scorer.model, digit_scorer.calibration, training={}, calibration_data={})
+        store.publish("digits", Draft(digit_scorer.model, digit_scorer.calibration, {}, {}))
     assert sorted(store.root.rglob("*")) == before
 
 
@@ -96,7 +98,7 @@ def test_thresholds_of_another_estimator_are_refused(store, digit_scorer):
     with pytest.raises(CalibrationError, match="belongs to another"):
         digit_scorer.calibration.check_belongs_to(other)
     with pytest.raises(CalibrationError):
-        store.publish("digits", other, digit_scorer.calibration, training={}, calibration_data={})
+        store.publish("digits", Draft(other, digit_scorer.calibration, {}, {}))
     published = replace(digit_scorer.published, model=other)
     with pytest.raises(CalibrationError):
         Scorer(published)
@@ -144,7 +146,7 @@ def test_names_are_no_paths(store, name):
 
 
 def test_aliases_move_in_one_step_and_only_from_where_they_are_expected(store, digit_scorer):
-    store.publish("digits", digit_scorer.model, digit_scorer.calibration, training={}, calibration_data={})
+    store.publish("digits", Draft(digit_scorer.model, digit_scorer.calibration, {}, {}))
     store.set_alias("digits", "production", "1")
     assert store.resolve("digits") == store.resolve("digits@production") == Reference("digits", "1")
     with pytest.raises(ModelConflictError, match="not the expected one"):

@@ -18,11 +18,11 @@ from service.files.formats.base import Cut
 from service.store.store import Store
 from service.training.augmentation import hidden_cells, random_affine
 from service.training.checkpoints import Checkpoints, FileCheckpoint
-from service.training.distributed import Task, fit_by
+from service.training.distributed import FitTask, fit_by
 from service.training.fit import FitOptions, InMemory, fit
+from service.training.inputs import standard
 from service.training.parquet_source import CALIBRATION, TRAIN, VALIDATION, ParquetFeed, Source
 from service.training.process_group import Team
-from service.training.train import standard
 from service.vae.mixed import Categorical, Count, Real
 from service.vae.network import VAE, Architecture
 from tests.cli.test_cli import vouch
@@ -46,7 +46,7 @@ def test_two_processes_end_at_the_bound_of_one():
     rows, validation = rows_of(), rows_of(400, 1)
     options = replace(OPTIONS, epochs=60)
     alone, together = (
-        fit_by(number, Task(fresh(), rows, validation, options), lambda progress: None).validation.bound
+        fit_by(number, FitTask(fresh(), rows, validation, options), lambda progress: None).validation.bound
         for number in (1, 2)
     )
     # By seeds of the noise alone, bounds of one process spread by 0.03.
@@ -72,9 +72,9 @@ def test_every_likelihood_and_prior_can_be_shared(columns):
     rows = torch.randint(0, 3, (200, 3), generator=generator).float()
     kind = {"likelihood": "gaussian"} if columns is None else {"likelihood": "columns", "columns": columns}
     vae = VAE(Architecture(3, 2, (8,), prior_components=3, **kind))
-    task = Task(vae, rows, rows[:50], FitOptions(epochs=2, batch_size=20), None, hidden_cells([1, 1, 1], 0.5))
+    task = FitTask(vae, rows, rows[:50], FitOptions(epochs=2, batch_size=20), None, hidden_cells([1, 1, 1], 0.5))
     if columns is None:
-        task = Task(vae, rows, rows[:50], FitOptions(epochs=2, batch_size=20))
+        task = FitTask(vae, rows, rows[:50], FitOptions(epochs=2, batch_size=20))
     assert np.isfinite(fit_by(2, task, lambda progress: None).validation.bound)
 
 
@@ -95,14 +95,14 @@ def test_a_fit_that_was_ended_goes_on_to_the_same_weights(tmp_path, monkeypatch,
     monkeypatch.setattr("service.training.checkpoints.SAVE_EVERY_S", 0.0)
     rows, validation = rows_of(), rows_of(400, 1)
     whole = fresh()
-    expected = fit_by(processes, Task(whole, rows, validation, OPTIONS), lambda progress: None)
+    expected = fit_by(processes, FitTask(whole, rows, validation, OPTIONS), lambda progress: None)
     kept = FileCheckpoint(tmp_path / "fit.pt", "key")
     parts = fresh()
     for epoch in (4, 9):
         with pytest.raises(EndedError):
-            fit_by(processes, Task(parts, rows, validation, OPTIONS, checkpoint=kept), end_after(epoch))
+            fit_by(processes, FitTask(parts, rows, validation, OPTIONS, checkpoint=kept), end_after(epoch))
         parts = fresh(seed=7)  # nothing is left but the file
-    found = fit_by(processes, Task(parts, rows, validation, OPTIONS, checkpoint=kept), lambda progress: None)
+    found = fit_by(processes, FitTask(parts, rows, validation, OPTIONS, checkpoint=kept), lambda progress: None)
     assert (found.validation, found.best_epoch, found.epochs) == (
         expected.validation,
         expected.best_epoch,
@@ -111,7 +111,7 @@ def test_a_fit_that_was_ended_goes_on_to_the_same_weights(tmp_path, monkeypatch,
     assert all(torch.equal(parts.state_dict()[name], value) for name, value in whole.state_dict().items())
     again = fresh(seed=8)
     epochs = []
-    fit_by(1, Task(again, rows, validation, OPTIONS, checkpoint=kept), epochs.append)
+    fit_by(1, FitTask(again, rows, validation, OPTIONS, checkpoint=kept), epochs.append)
     assert epochs == []  # it had ended
     assert torch.equal(again.decoder.output.weight, whole.decoder.output.weight)
 
@@ -154,12 +154,12 @@ def test_a_process_that_ends_is_one_clear_error(tmp_path):
         other.join()
 
     with pytest.raises(TrainingError, match="a process of the fit ended"):
-        fit_by(2, Task(fresh(), rows, rows[:50], OPTIONS), kill_the_other)
+        fit_by(2, FitTask(fresh(), rows, rows[:50], OPTIONS), kill_the_other)
     diverging = replace(OPTIONS, learning_rate=1e30)
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf|-inf) at epoch"):
-        fit_by(2, Task(fresh(), rows, rows[:50], diverging), lambda progress: None)
+        fit_by(2, FitTask(fresh(), rows, rows[:50], diverging), lambda progress: None)
     with pytest.raises(TrainingError, match="60 processes cannot share batches of 50 rows"):
-        fit_by(60, Task(fresh(), rows, rows[:50], OPTIONS), lambda progress: None)
+        fit_by(60, FitTask(fresh(), rows, rows[:50], OPTIONS), lambda progress: None)
 
 
 def test_augmentations_can_be_sent_to_processes():
@@ -242,7 +242,7 @@ def test_what_another_process_cannot_read_is_told_by_file_and_row(stream, tmp_pa
     # The source changed after it was looked at: a process comes upon it in the midst of a fit.
     changed = replace(feed, source=Source.of(str(tmp_path), None, 0, 0.1, 0.2), rows=700)
     network = VAE(Architecture(4, 2, (8,), likelihood="gaussian"))
-    task = Task(network, replace(changed, some=torch.randn(50, 4)), torch.randn(50, 4), FitOptions(epochs=2))
+    task = FitTask(network, replace(changed, some=torch.randn(50, 4)), torch.randn(50, 4), FitOptions(epochs=2))
     with pytest.raises(DataError, match="row 777, column"):
         fit_by(2, task, lambda progress: None)
     assert len(source.pieces) == sum(map(len, source.groups))

@@ -11,10 +11,13 @@ from service.density.estimator import Estimator
 from service.errors import CalibrationError, DamagedModelError, DataError
 from service.files.readers import Rows
 from service.files.tables import read_table
-from service.scoring.scorer import load_scorer
+from service.scoring.options import ScoreOptions
+from service.scoring.version import Draft
+from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.fit import FitOptions
-from service.training.train import Recipe, Split, train, train_table
+from service.training.recipe import Recipe, Split
+from service.training.train import train, train_table
 from service.web import schemas
 from tests.conftest import digits, running_service
 from tests.test_tables import complete, made, write
@@ -32,7 +35,7 @@ RECIPE = Recipe(
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("folds")
-    train_table(Store(folder / "store"), "few", read_table(write(folder / "few.csv", made(42))), RECIPE)
+    Store(folder / "store").publish("few", train_table(read_table(write(folder / "few.csv", made(42))), RECIPE).draft)
     return folder / "store"
 
 
@@ -75,7 +78,7 @@ def test_all_rows_calibrate_each_by_the_network_that_did_not_see_it(scorer, tmp_
 
 def test_verdicts_are_by_the_naive_count_over_folds(scorer, rows):
     rows, calibration = complete(rows), scorer.calibration
-    scores = scorer.score(rows, (10.0, 80.0))
+    scores = scorer.score(rows, ScoreOptions(percentiles=(10.0, 80.0)))
     each = [scorer.model.alone(fold).estimates(rows).log_likelihood for fold in range(4)]
     for at in range(len(rows)):
         pairs = [(score, each[fold][at]) for score, fold in zip(calibration.scores, calibration.folds, strict=True)]
@@ -106,7 +109,7 @@ def test_rows_with_holes_are_judged_beside_their_fold_s_rows_with_the_same_holes
     scores = scorer.score(some)
     pattern = np.isnan(some[0])
     reference = scorer.calibration.reference
-    beside, folds = reference.with_holes(pattern), reference.folds_with_holes(pattern)
+    beside, folds = reference.with_missing(pattern), reference.folds_with_missing(pattern)
     assert set(folds.tolist()) == {0, 1, 2, 3}
     expected = np.zeros(len(some))
     for fold in range(4):
@@ -118,7 +121,7 @@ def test_rows_with_holes_are_judged_beside_their_fold_s_rows_with_the_same_holes
 
 
 def test_columns_are_blamed(scorer, rows):
-    explained = scorer.score(rows, explain=2)
+    explained = scorer.score(rows, ScoreOptions(explain=2))
     assert (explained.columns >= 0).all()
     assert (explained.column_p_value >= 1 / 41 - 1e-9).all()
     plain = scorer.score(rows)
@@ -129,9 +132,9 @@ def test_what_is_not_proved_for_folds_is_refused(scorer, rows):
     with pytest.raises(CalibrationError, match="calibrated by folds"):
         scorer.calibration.check_has_no_folds()
     with pytest.raises(CalibrationError, match="without evidence"):
-        scorer.score(rows, combined=True)
+        scorer.score(rows, ScoreOptions("combined"))
     with pytest.raises(CalibrationError, match="at least 99 validation rows, there are 40"):
-        scorer.score(rows, false_alarm=0.01, tail="low")
+        scorer.score(rows, ScoreOptions(false_alarm=0.01, tail="low"))
 
 
 def test_a_version_by_folds_carries_what_it_needs(store, scorer, rows, tmp_path):
@@ -141,14 +144,14 @@ def test_a_version_by_folds_carries_what_it_needs(store, scorer, rows, tmp_path)
     assert card.members == card.calibration.data["folds"] == card.training["folds"] == 4
     again.warm_up()
     broken = replace(scorer.calibration, folds=scorer.calibration.folds % 3)
-    reference = Store(tmp_path).publish("broken", scorer.model, broken, training={}, calibration_data={})
+    reference = Store(tmp_path).publish("broken", Draft(scorer.model, broken, {}, {}))
     with pytest.raises(DamagedModelError, match="folds are not those of 4 networks"):
         Store(tmp_path).load(reference)
 
 
 def test_images_and_plain_arrays_are_calibrated_by_folds_too(tmp_path):
     store = Store(tmp_path)
-    reference, _ = train(store, "digits", Rows(digits()[:60]), RECIPE)
+    reference = store.publish("digits", train(Rows(digits()[:60]), RECIPE).draft)
     scores = load_scorer(store, str(reference), "cpu", threads=1).score(digits()[60:90])
     assert scores.band.rows == 60
     assert scores.band.folds == 4
@@ -156,9 +159,11 @@ def test_images_and_plain_arrays_are_calibrated_by_folds_too(tmp_path):
 
 def test_too_few_rows_for_so_many_folds_are_refused():
     with pytest.raises(DataError, match="and 0 to calibrate on"):
-        train(Store("nowhere"), "few", Rows(digits()[:30]), replace(RECIPE, folds=31))
+        Store("nowhere").publish("few", train(Rows(digits()[:30]), replace(RECIPE, folds=31)).draft)
     with pytest.raises(CalibrationError, match="at least 99 validation rows, there are 40"):
-        train(Store("nowhere"), "few", Rows(digits()[:40]), replace(RECIPE, folds=5, percentiles=(1.0, 99.0)))
+        Store("nowhere").publish(
+            "few", train(Rows(digits()[:40]), replace(RECIPE, folds=5, percentiles=(1.0, 99.0))).draft
+        )
 
 
 def test_the_service_says_what_is_proved(store, rows, tmp_path):

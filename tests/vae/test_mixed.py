@@ -143,10 +143,10 @@ def test_samples_have_the_probabilities_of_their_values():
             assert share == pytest.approx(mass, abs=4 * math.sqrt(mass / len(x)) + 0.01 * mass + 1e-4)
 
 
-def test_the_codebook_sees_the_log_probability_of_real_columns_and_categories():
+def test_the_search_starts_see_the_log_probability_of_real_columns_and_categories():
     likelihood = Columns((COLOUR, REAL, OTHER, FLAG)).double()
     output, x = outputs(7, likelihood, dtype=torch.float64), rows_of(5).double()[:, [0, 1, 3, 4]]
-    seen = likelihood.traits(x) @ likelihood.linear_in_traits(output)[0].T  # (B, K)
+    seen = likelihood.sufficient_statistics(x) @ likelihood.linear_in_statistics(output)[0].T  # (B, K)
     exact = torch.stack([likelihood.log_prob(output, row).sum(dim=-1) for row in x])
     difference = exact - seen
     torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), atol=1e-8, rtol=0.0)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from service.errors import CalibrationError
 from service.validity import cross_conformal as folds_module
 from service.validity.band import Band
-from service.validity.conformal import Places
-from service.validity.cross_conformal import accepted_by_folds, leads, places_by_folds
+from service.validity.conformal import ScoreRanks
+from service.validity.cross_conformal import accepted_by_folds, leads, ranks_by_folds
 
 
 @st.composite
@@ -26,7 +26,7 @@ def calibrations(draw):
 @given(calibrations())
 def test_each_row_is_counted_beside_each_fold_by_that_fold_s_network(calibration):
     scores, folds, asked = calibration
-    places = places_by_folds(scores, folds, asked)
+    places = ranks_by_folds(scores, folds, asked)
     for row in range(asked.shape[1]):
         pairs = [(score, asked[fold, row]) for score, fold in zip(scores, folds, strict=True)]
         assert places.below[row] == sum(score < own for score, own in pairs)
@@ -42,13 +42,13 @@ def test_a_row_s_own_band_says_what_its_p_values_say(calibration, percentiles):
     except CalibrationError:
         return
     lower, higher = leads(scores, folds, asked, band.outside)
-    sides = band.sides_of(places_by_folds(scores, folds, asked))
+    sides = band.sides_of(ranks_by_folds(scores, folds, asked))
     assert (sides == (higher < 0).astype(int) - (lower < 0).astype(int)).all()
     inside = np.flatnonzero(sides == 0)
     for shift, is_side in ((-lower, -1), (higher, 1)):  # at the end it is still inside, and past it no more
         moved = asked[:, inside] + np.where(np.isinf(shift), 0.0, shift)[inside]
-        assert (band.sides_of(places_by_folds(scores, folds, moved)) == 0).all()
-        past = band.sides_of(places_by_folds(scores, folds, moved + 0.5 * is_side))
+        assert (band.sides_of(ranks_by_folds(scores, folds, moved)) == 0).all()
+        past = band.sides_of(ranks_by_folds(scores, folds, moved + 0.5 * is_side))
         assert (past == np.where(np.isinf(shift), 0, is_side)[inside]).all()
 
 
@@ -64,7 +64,7 @@ def test_rows_are_taken_in_parts(monkeypatch):
 def test_one_fold_is_the_ordinary_calibration():
     generator = np.random.default_rng(0)
     scores, asked = np.sort(generator.normal(size=30)), generator.normal(size=50)
-    places, plain = places_by_folds(scores, np.zeros(30, dtype=int), asked[None]), Places.of(scores, asked)
+    places, plain = ranks_by_folds(scores, np.zeros(30, dtype=int), asked[None]), ScoreRanks.of(scores, asked)
     assert (places.below == plain.below).all()
     assert (places.at_most == plain.at_most).all()
     band = Band.fit(scores, (10.0, 80.0))
@@ -96,7 +96,7 @@ def test_valid_rows_are_refused_about_as_often_as_is_said_and_never_as_often_as_
         means = np.array([x[folds != fold].mean() for fold in range(num_folds)])
         scores = -np.abs(x - means[folds])
         order = np.argsort(scores)
-        places = places_by_folds(scores[order], folds[order], -np.abs(new - means)[:, None])
+        places = ranks_by_folds(scores[order], folds[order], -np.abs(new - means)[:, None])
         refused[at] = places.low_p_value[0] <= 4 / (rows + 1)
     error = refused.std() / np.sqrt(times)
     said = accepted_by_folds((4, 0), rows, num_folds)

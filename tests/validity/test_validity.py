@@ -12,7 +12,7 @@ from service.validity.conformal import (
     CONFIDENCE,
     Acceptance,
     Discoveries,
-    Places,
+    ScoreRanks,
     smallest_p_value,
 )
 
@@ -56,7 +56,7 @@ def test_a_row_is_invalid_exactly_when_its_p_value_is_at_most_twice_the_tail(sco
         band = Band.fit(scores, (a, 100 - a))
     except CalibrationError:
         return
-    places = Places.of(scores, asked)
+    places = ScoreRanks.of(scores, asked)
     assert ((band.sides(asked) != 0) == (places.two_sided_p_value <= 2 * a / 100 + 1e-12)).all()
     assert (band.sides(asked) == band.sides_of(places)).all()
 
@@ -66,14 +66,14 @@ def test_p_values_and_percentiles_count_as_they_say(scores, asked):
     scores = np.sort(np.array(scores, dtype=float))
     n = len(scores)
     below, above = (1 + (scores <= asked).sum()) / (n + 1), (1 + (scores >= asked).sum()) / (n + 1)
-    places = Places.of(scores, np.array([asked]))
+    places = ScoreRanks.of(scores, np.array([asked]))
     assert places.two_sided_p_value[0] == pytest.approx(min(1, 2 * min(below, above)))
     assert places.percentile[0] == pytest.approx(100 * (scores < asked).mean())
 
 
 def test_p_values_of_valid_rows_are_uniform():
     generator = np.random.default_rng(0)
-    p_values = Places.of(np.sort(generator.normal(size=20_000)), generator.normal(size=5_000)).two_sided_p_value
+    p_values = ScoreRanks.of(np.sort(generator.normal(size=20_000)), generator.normal(size=5_000)).two_sided_p_value
     assert stats.kstest(p_values, "uniform").statistic < 1.63 * np.sqrt(1 / 5_000 + 1 / 20_000)
 
 
@@ -161,4 +161,4 @@ def test_it_is_said_how_many_rows_it_takes_for_a_discovery():
 
 def test_low_p_values_count_unlikely_rows_alone():
     scores = np.arange(9.0)
-    assert Places.of(scores, np.array([-1.0, 0.0, 4.0, 99.0])).low_p_value.tolist() == [0.1, 0.2, 0.6, 1.0]
+    assert ScoreRanks.of(scores, np.array([-1.0, 0.0, 4.0, 99.0])).low_p_value.tolist() == [0.1, 0.2, 0.6, 1.0]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.scoring.version import Draft
 from service.store.store import Store
 from service.web import schemas
 from service.web.answers import SCORE_DTYPE
@@ -483,7 +484,7 @@ def test_an_alias_that_moves_leaves_the_service_ready_and_refuses_what_cannot_be
     store = Store(tmp_path / "store")
     published = store.load(store.resolve("digits@1"))
     for _ in range(2):
-        store.publish("digits", published.model, published.calibration, training={}, calibration_data={})
+        store.publish("digits", Draft(published.model, published.calibration, {}, {}))
     (tmp_path / "store" / "digits" / "3" / "weights.safetensors").write_bytes(b"")
     store.set_alias("digits", "production", "1")
     with running_service(tmp_path / "store", tmp_path / "log") as client:

@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
+from service.scoring.version import Draft
 from service.store.store import Store
 from tests.conftest import REPOSITORY, data_of, digits, running_service
 from tests.web.test_contract import ROWS, check_problem, eventually, npy, post_npy
@@ -28,7 +29,7 @@ def store(tiny_store, tmp_path):
     shutil.copytree(tiny_store, tmp_path / "store")
     store = Store(tmp_path / "store")
     published = store.load(store.resolve("digits@1"))
-    store.publish("digits", published.model, published.calibration, training={}, calibration_data={})
+    store.publish("digits", Draft(published.model, published.calibration, {}, {}))
     store.set_alias("digits", "production", "1")
     return store
 
@@ -71,7 +72,7 @@ def test_a_new_version_takes_over_by_itself_where_no_alias_says_otherwise(store,
         published = store.load(store.resolve("wine"))
         row = {"instances": [data_of("wine").array[0].tolist()]}
         assert client.post("/score?model=wine", json=row).json()["model"]["version"] == "1"
-        store.publish("wine", published.model, published.calibration, training={}, calibration_data={})
+        store.publish("wine", Draft(published.model, published.calibration, {}, {}))
         eventually(lambda: client.post("/score?model=wine", json=row).json()["model"]["version"] == "2")
 
 
@@ -142,7 +143,7 @@ def test_a_shadow_is_compared_and_touches_no_answer(store, tmp_path):
 
     published = store.load(store.resolve("digits@1"))
     shifted = replace(published.calibration, scores=published.calibration.scores + 20.0)
-    third = store.publish("digits", published.model, shifted, training={}, calibration_data={})
+    third = store.publish("digits", Draft(published.model, shifted, {}, {}))
     store.set_alias("digits", "candidate", third.version)
     with running_service(store.root, tmp_path / "log", shadow="digits@candidate", shadow_share="1") as client:
         answer = client.post("/score", json=BODY).json()

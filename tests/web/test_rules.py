@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 
+from service.scoring.options import ScoreOptions
 from service.web import schemas
 from tests.conftest import data_of, digits
 
@@ -91,7 +92,7 @@ def test_tables_have_their_rates_too(client):
 def test_the_combined_rule_gives_evidence(client, digit_scorer):
     rows = np.concatenate([digits()[:20], np.zeros((2, 8, 8))]).astype(np.uint8)
     answer = asked(client, "rule=combined&false_alarm=0.05", rows)
-    scores = digit_scorer.score(rows, combined=True, false_alarm=0.05)
+    scores = digit_scorer.score(rows, ScoreOptions("combined", false_alarm=0.05))
     assert answer.rule.false_alarm == 0.05
     assert answer.rule.accepts.rows == scores.rule.rows
     assert [score.verdict for score in answer.scores] == scores.verdict

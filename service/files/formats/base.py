@@ -14,10 +14,11 @@ from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
-from service.data.columns import Frozen
+from service.data.cells import CellReader
 from service.data.inputs import InputSpec
 from service.errors import DataError, InputError
 from service.files.locations import InputFile
+from service.system.frozen import Frozen
 
 RECORD = "record"  # the column of raw rows that are text
 VECTOR = "row"  # the column of rows that are arrays
@@ -87,7 +88,7 @@ class Form(Protocol):
     def reader(self, file: InputFile, header: str) -> Reader:
         """Open the file."""
 
-    def cells(self, raw: pa.Table, header: str, spec: InputSpec) -> pa.Table:
+    def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
         """The table that is scored.
 
         Raises:

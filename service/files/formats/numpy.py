@@ -11,12 +11,13 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from service.data.columns import Frozen
+from service.data.cells import CellReader
 from service.data.inputs import InputSpec
 from service.errors import DataError
 from service.files.formats.base import VECTOR, Cut, Reader, Survey, Wanted, readable
 from service.files.locations import CHUNK, InputFile
 from service.files.readers import chosen_array
+from service.system.frozen import Frozen
 
 MOST_HEADER = 10_000  # bytes, which hold a type and a shape
 
@@ -52,7 +53,7 @@ class Heads(Frozen):
 class Arrays:
     """What both forms share: the array that is scored, and that none has columns of other types."""
 
-    def cells(self, raw: pa.Table, header: str, spec: InputSpec) -> pa.Table:
+    def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
         """A column of lists."""
         return vectors(raw, Heads.model_validate_json(header))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet as pq
 
-from service.data.inputs import InputSpec
+from service.data.cells import CellReader
 from service.errors import DataError
 from service.files.formats.base import Cut, Reader, Survey, Wanted, is_list, readable
 from service.files.locations import InputFile
@@ -34,7 +34,7 @@ class Parquet:
         """Decodes forward, in pieces smaller than a row group."""
         return ParquetReader(file)
 
-    def cells(self, raw: pa.Table, header: str, spec: InputSpec) -> pa.Table:
+    def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
         """The table itself."""
         return raw
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +13,13 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from service.data.columns import CategoryColumn
-from service.data.inputs import InputSpec, Mixed
-from service.errors import DataError, RowError
+from service.data.cells import CellReader
+from service.errors import DataError, Fault, InputError, RowError, first_fault
 from service.files.formats.base import RECORD, VECTOR, Cut, Reader, Survey, Wanted, readable
 from service.files.locations import CHUNK, InputFile
 from service.files.tables import check_header
 
 MOST_HEADER = 2**20  # bytes
-OVERFLOW = 1e300
 BOM = b"\xef\xbb\xbf"
 
 
@@ -44,11 +41,11 @@ class Csv:
         """Finds records by their bytes."""
         return LineReader(file, delimiter_of(header))
 
-    def cells(self, raw: pa.Table, header: str, spec: InputSpec) -> pa.Table:
+    def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
         """Columns of text, those that the model reads."""
         names = names_of(header)
         rows = parsed(raw.column(RECORD).to_pylist(), delimiter_of(header), len(names))
-        wanted = names if spec.columns is None else spec.columns
+        wanted = names if reader.names is None else reader.names
         columns = list(zip(*rows, strict=True)) or [()] * len(names)
         return pa.table({name: pa.array(columns[names.index(name)], pa.string()) for name in wanted})
 
@@ -92,18 +89,15 @@ class JsonLines:
         """Finds lines by their bytes."""
         return LineReader(file, None)
 
-    def cells(self, raw: pa.Table, header: str, spec: InputSpec) -> pa.Table:
-        """Columns of numbers and of text, those that the model reads; or one of lists."""
+    def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
+        """A column of lists: the numbers that stand for the cells."""
         lines = raw.column(RECORD).to_pylist()
-        rows = [values_of(row, decoded(row, line), spec) for row, line in enumerate(lines)]
-        if spec.columns is None:
-            values = np.array(rows, dtype=np.float64).reshape(len(rows), spec.features)
-            return pa.table({VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), spec.features)})
-        columns = list(zip(*rows, strict=True)) or [()] * spec.features
-        kinds = [pa.string() if reads_text(spec, at) else pa.float64() for at in range(spec.features)]
-        return pa.table(
-            {name: pa.array(cells, kind) for name, cells, kind in zip(spec.columns, columns, kinds, strict=True)}
-        )
+        faults: list[Fault] = []
+        rows = [reader.row(decoded(row, line), row, faults) for row, line in enumerate(lines) if not faults]
+        if faults:
+            raise first_fault(InputError("some rows cannot be read", faults))
+        values = np.array(rows, dtype=np.float64).reshape(len(rows), reader.features)
+        return pa.table({VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), reader.features)})
 
     def write(self, raw: pa.Table, header: str) -> bytes:
         """The lines."""
@@ -315,54 +309,3 @@ def decoded(row: int, line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         raise RowError(row, "is not JSON") from None
-
-
-def values_of(row: int, instance: Any, spec: InputSpec) -> list[Any]:
-    """A row's cells in the model's order: numbers, or text where the model reads that; None for holes.
-
-    Raises:
-        RowError: one is absent, or is neither.
-    """
-    if isinstance(instance, dict):
-        if spec.columns is None:
-            raise RowError(row, "is an object, expected a list: the model's columns have no names")
-        absent = [name for name in spec.columns if name not in instance]
-        if absent:
-            raise RowError(row, "the column is absent", absent[0])
-        cells = [instance[name] for name in spec.columns]
-    elif isinstance(instance, list):
-        nested = instance and all(isinstance(line, list) for line in instance)
-        cells = [cell for line in instance for cell in line] if nested else instance
-        if len(cells) != spec.features:
-            raise RowError(row, f"has {len(cells)} features, the model reads {spec.features}")
-    else:
-        raise RowError(row, "is neither an object nor a list")
-    return [value_of(row, spec, at, cell) for at, cell in enumerate(cells)]
-
-
-def value_of(row: int, spec: InputSpec, at: int, cell: Any) -> float | str | None:
-    """One cell.
-
-    Raises:
-        RowError: it is not what the model reads there.
-    """
-    is_number = isinstance(cell, int | float) and not isinstance(cell, bool)
-    if reads_text(spec, at):
-        if cell is None or isinstance(cell, str):
-            return cell
-        if is_number:
-            return repr(cell)
-        raise RowError(row, "neither text nor a number", spec.column(at))
-    if is_number:
-        return math.inf if abs(cell) >= OVERFLOW else float(cell)
-    if cell is None:
-        return math.nan
-    raise RowError(row, "not a number", spec.column(at))
-
-
-def reads_text(spec: InputSpec, at: int) -> bool:
-    """Whether a column holds text."""
-    if not isinstance(spec.transform, Mixed):
-        return False
-    column = spec.transform.columns[at]
-    return isinstance(column, CategoryColumn) and column.is_text

@@ -1,0 +1,207 @@
+"""What the command line prints: errors in one line, progress, tables and reports."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.errors import DataError, InputError, VouchError, first_fault
+
+if TYPE_CHECKING:
+    from service.data.kinds import Schema
+    from service.data.table import Table as TableData
+    from service.scoring.evaluation import RuleOnSet
+    from service.scoring.version import Reference
+    from service.training.fit import FitReport, Progress
+    from service.validity.conformal import Acceptance
+
+SAID_EVERY_S = 10.0  # of progress, where there is no terminal
+LEAST_DRAWN = 0.004  # of the false alarms in a picture, which has a logarithmic axis
+P = ParamSpec("P")
+T = TypeVar("T")
+err = Console(stderr=True, soft_wrap=True)
+
+
+def fail_in_one_line(command: Callable[P, T]) -> Callable[P, T]:
+    """Let a command end with one line and exit status 2 over what its user can mend."""
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except (VouchError, OSError) as error:
+            stop(one_line(error))
+        except KeyboardInterrupt:
+            stop("interrupted", 130)
+
+    return guarded
+
+
+def stop(message: str, status: int = 2) -> NoReturn:
+    """Print one line and leave."""
+    print(f"vouch: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def one_line(error: Exception) -> str:
+    """An error's text; the first fault with it where the text does not name the place."""
+    text = " ".join(str(error).split())
+    if isinstance(error, InputError) and error.faults and "row" not in text:
+        fault = error.faults[0]
+        text = f"{text}: row {fault.row}, column {fault.column}: {fault.message}, expected {fault.expected}"
+    return text
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what is wrong with a file's rows name the file."""
+    try:
+        yield
+    except InputError as error:
+        raise DataError(f"{path}: {first_fault(error)}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def row_bar(verb: str, rows: int | None) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with rows a second, the share invalid and the time left; plain lines where there is no terminal."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.fields[text]}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    started = said = time.monotonic()
+    done = invalid = 0
+    with Bar(*columns, console=err, disable=not err.is_terminal or rows is None) as bar:
+        task = bar.add_task("", total=rows, text="")
+
+        def on_batch(more: int, more_invalid: int) -> None:
+            nonlocal done, invalid, said
+            done, invalid = done + more, invalid + more_invalid
+            speed = done / max(1e-9, time.monotonic() - started)
+            shares = f", {100 * invalid / done:.1f} % invalid" if verb == "scored" and done else ""
+            text = f"{verb} {done:,} of {rows:,} rows, {speed:,.0f} a second{shares}"
+            bar.update(task, completed=done, text=text)
+            if not err.is_terminal and time.monotonic() - said > SAID_EVERY_S:
+                said = time.monotonic()
+                print(f"{text}, {(rows or 0) - done:,} left", file=sys.stderr, flush=True)
+
+        yield on_batch
+
+
+@contextlib.contextmanager
+def epoch_bar() -> Iterator[Callable[[Progress], None]]:
+    """A progress bar with the bound and the time left; plain lines where there is no terminal."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Bar(*columns, console=err, disable=not err.is_terminal) as bar:
+        task = bar.add_task("", total=1.0, epoch=0, text="")
+
+        def on_epoch(progress: Progress) -> None:
+            validation = progress.validation
+            text = (
+                f"bound {validation.bound:.2f} (best {progress.best:.2f}), reconstruction "
+                f"{validation.reconstruction:.2f}, KL {validation.kl:.2f}, {progress.seconds_left:.0f} s left"
+            )
+            bar.update(task, completed=progress.fraction, epoch=progress.epoch, text=text)
+            if not err.is_terminal and progress.epoch % 10 == 1:
+                print(f"epoch {progress.epoch}: {text}", file=sys.stderr, flush=True)
+
+        yield on_epoch
+
+
+def print_report(reference: Reference, report: FitReport) -> None:
+    """How the fit went, and a warning where the posterior collapsed."""
+    kept = report.validation
+    err.print(
+        f"published {reference}: validation bound {kept.bound:.2f} nats (reconstruction {kept.reconstruction:.2f}, KL "
+        f"{kept.kl:.2f}), {kept.active_latents} active latents, best of {report.epochs} epochs: {report.best_epoch}, "
+        f"{report.seconds:.0f} s, stopped by {report.stopped}"
+    )
+    if kept.active_latents == 0:
+        err.print(
+            "warning: the posterior collapsed: no latent carries information about the row. The model scores columns "
+            "as if they were independent; try a lower --beta, more --epochs or fewer --latents."
+        )
+
+
+def interval(ends: Iterable[float]) -> str:
+    """A band by its two ends, or its low one."""
+    shown = [f"{end:.2f}" for end in ends]
+    return " to ".join(shown) if len(shown) > 1 else f"from {shown[0]}"
+
+
+def accepted(share: Acceptance) -> str:
+    """What share of valid rows a rule accepts."""
+    if share.interval is None:
+        return f"about {100 * share.expected:.4g} % of valid rows (proved: {100 * share.proven:.4g} at least)"
+    low, high = share.interval
+    return f"{100 * share.expected:.4g} % of valid rows ({100 * low:.4g} to {100 * high:.4g})"
+
+
+def schema_table(kinds: Schema, data: TableData) -> Table:
+    """The kinds of columns, for people."""
+    from service.data.table import is_missing
+
+    shown = Table("column", "kind", "missing", "why")
+    for column in kinds.columns:
+        cells = data.column(column.name).tolist()
+        missing = sum(map(is_missing, cells))
+        shown.add_row(column.name, column.kind, f"{100 * missing / len(cells):.1f} %" if missing else "", column.why)
+    return shown
+
+
+def drawn_rules(results: list[RuleOnSet]) -> bytes:
+    """What each rule catches over its false alarms, as a PNG."""
+    try:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise DataError("--picture needs the extra: pip install '.[plots]'") from None
+    names = list(dict.fromkeys(one.name for one in results))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3.2), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for one in (one for one in results if one.name == name):
+            alarms = np.maximum(one.alarms, LEAST_DRAWN)
+            axis.plot(alarms, one.caught, "o-", label=one.rule, markersize=4)
+        axis.set(title=name, xlabel="false alarms among valid rows, %", xscale="log")
+        axis.set(xlim=(0.9 * LEAST_DRAWN, 0.8), ylim=(-0.03, 1.03))
+        axis.set_xticks([0.01, 0.05, 0.1, 0.5], ["1", "5", "10", "50"])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("share of invalid rows caught")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=3, fontsize=9)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file that the user names, into a folder that is there."""
+    from service.system.files import write_whole
+
+    if not path.parent.is_dir():
+        raise DataError(f"{path.parent}: no such folder")
+    write_whole(path, content)

@@ -1,0 +1,138 @@
+"""`vouch filter`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from service.cli.app import app
+from service.cli.console import err, fail_in_one_line, row_bar
+from service.cli.inputs import scorer_of
+from service.cli.options import (
+    DeviceName,
+    DeviceOption,
+    JudgeOptions,
+    KeyOption,
+    ModelOption,
+    StoreOption,
+    part_of,
+    takes_options,
+)
+from service.errors import DataError
+
+if TYPE_CHECKING:
+    from service.datasets.report import Report
+    from service.datasets.run import Run
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """How a run is divided, and who does what."""
+
+    write: Annotated[
+        Literal["split", "verdicts"],
+        typer.Option(help="split: folders valid/ and invalid/; verdicts: one folder rows/ with a verdict for each row"),
+    ] = "split"
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="rows that are read, scored and written at a time; default: chosen from the row width"
+        ),
+    ] = None
+    on_bad_file: Annotated[
+        Literal["stop", "skip"],
+        typer.Option(help="stop at a file that cannot be read, or skip it and list it in the report"),
+    ] = "stop"
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; default: one for each CPU, on a GPU one")] = (
+        None
+    )
+    shard: Annotated[
+        str | None,
+        typer.Option(help="i/N, from 0/N: only every N-th shard, for a scheduler that starts N such commands"),
+    ] = None
+    finish: Annotated[bool, typer.Option("--finish", help="only merge the results of commands run with --shard")] = (
+        False
+    )
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="local, or ray: the workers of a cluster")] = "local"
+    address: Annotated[
+        str | None, typer.Option(help="address of the Ray cluster; default: start one on this machine")
+    ] = None
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which of how many parts of the shards to do."""
+        if self.finish and self.shard is not None:
+            raise DataError("--finish and --shard: use one of them, not both")
+        return (0, 1) if self.shard is None else part_of(self.shard)
+
+
+@app.command("filter")
+@fail_in_one_line
+@takes_options
+def filter_rows(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT", help="a file, folder or glob of .parquet, .csv, .jsonl, .npy or .npz, or an fsspec URL"
+        ),
+    ],
+    output: Annotated[str, typer.Option("--out", help="results folder: a new one, or that of a run to resume")],
+    judge: JudgeOptions,
+    work: WorkOptions,
+    model: ModelOption = None,
+    store: StoreOption = "model_store",
+    key: KeyOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Split a data set into valid and invalid rows, with scores and a report. Run again to resume."""
+    try:
+        from service.datasets.plan import RunOptions
+        from service.datasets.run import Run
+    except ImportError:
+        raise DataError("filter needs the extra: pip install '.[datasets]'") from None
+    if judge.fdr is not None and (judge.percentiles, judge.false_alarm, judge.tail) != (None, None, None):
+        raise DataError("--fdr sets the threshold itself; leave out --percentiles, --false-alarm and --tail")
+    options, part = judge.score_options(), work.part
+    scorer = scorer_of(store, model, device)
+    run_options = RunOptions.of(scorer, options, key, work.write, work.shard_rows)
+    run = Run.begun(source, output, run_options, scorer, work.on_bad_file)
+    report = worked(run, work, part, store, device)
+    if report is None:
+        err.print(
+            f"{output}: shards {work.shard} are done ({len(run.shards):,} in all); once the others are, run the same "
+            "command with --finish instead of --shard"
+        )
+        return
+    print_report(report, output)
+
+
+def worked(run: Run, work: WorkOptions, part: tuple[int, int], store: str, device: DeviceName) -> Report | None:
+    """Do what a run has left to do, and finish it, unless others have parts of it to do."""
+    from service.datasets.run import engine_of
+
+    undone = [] if work.finish else run.undone(part)
+    at_work = engine_of(work.engine, run, store, device, work.workers, work.address)
+    if undone:
+        with row_bar("scored", sum(one.cut.rows for one in undone)) as on_batch:
+            at_work.score(undone, on_batch)
+    if work.shard is not None:
+        return None
+    with row_bar("split", run.plan.rows if run.plan.options.fdr is not None else None) as on_batch:
+        return run.finish(at_work, on_batch)
+
+
+def print_report(report: Report, output: str) -> None:
+    """How many rows are invalid, by what, and what was not done."""
+    share = 100 * report.invalid / max(1, report.rows)
+    err.print(
+        f"{report.rows:,} rows, {report.invalid:,} invalid ({share:.1f} %); {report.model}, {report.rule}; "
+        f"see {output}/report.html"
+    )
+    if report.fdr is not None and report.fdr.warning is not None:
+        err.print(f"warning: {report.fdr.warning}")
+    for one in report.not_done[:10]:
+        err.print(f"not done: {one.file}, rows {one.rows}: {one.reason}")
+    if len(report.not_done) > 10:
+        err.print(f"not done: {len(report.not_done) - 10} more, listed in {output}/report.json")

@@ -1,0 +1,145 @@
+"""Options that commands share, and dataclasses of options, which typer builds field by field."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+
+import typer
+
+from service.errors import DataError
+
+if TYPE_CHECKING:
+    from service.scoring.options import ScoreOptions
+
+T = TypeVar("T")
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="VOUCH_STORE", help="the model store: a folder, or an fsspec URL")
+]
+DeviceOption = Annotated[DeviceName, typer.Option("--device", envvar="VOUCH_DEVICE", help="where the network runs")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="NAME, NAME@VERSION or NAME@ALIAS")]
+FalseAlarmOption = Annotated[
+    float | None,
+    typer.Option("--false-alarm", help="instead of percentiles: the share of valid rows to refuse, such as 0.01"),
+]
+TailOption = Annotated[
+    Literal["low", "both"] | None,
+    typer.Option("--tail", help="low: refuse only unlikely rows; both: also rows that are too likely"),
+]
+KeyOption = Annotated[str | None, typer.Option("--key", help="which array of an .npz file")]
+ColumnsOption = Annotated[str | None, typer.Option("--columns", help="columns of a table to use: a,b,c")]
+DataArgument = Annotated[Path, typer.Argument(help=".npz, .npy, .csv, .parquet, idx (.gz), or a folder of images")]
+
+
+def takes_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Let typer build a command's dataclass parameters: each field is an option, declared once in the dataclass."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    parameters = []
+    for parameter in inspect.signature(command).parameters.values():
+        kind = groups.get(parameter.name)
+        if kind is None:
+            parameters.append(parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY))
+            continue
+        types = get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
+            for field in dataclasses.fields(kind)
+        ]
+
+    @functools.wraps(command)
+    def built(**values: Any) -> T:
+        for name, kind in groups.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
+        return command(**values)
+
+    built.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    built.__annotations__ = {one.name: one.annotation for one in parameters}
+    del built.__wrapped__  # inspect would follow it back to the dataclasses
+    return built
+
+
+@dataclass(frozen=True)
+class BandOptions:
+    """Which band of valid rows."""
+
+    percentiles: Annotated[str | None, typer.Option(help="ends of the band of valid rows, such as 1,99")] = None
+    false_alarm: FalseAlarmOption = None
+    tail: TailOption = None
+
+    def chosen(self) -> tuple[float, float] | None:
+        """The percentiles that are meant, if any are."""
+        from service.scoring.options import ScoreOptions
+
+        return ScoreOptions("band", self.pair(), self.false_alarm, self.tail).band_percentiles
+
+    def pair(self) -> tuple[float, float] | None:
+        """The percentiles that were given."""
+        from service.scoring.options import parse_percentiles
+
+        return None if self.percentiles is None else parse_percentiles(self.percentiles)
+
+
+@dataclass(frozen=True)
+class JudgeOptions(BandOptions):
+    """How rows are judged."""
+
+    rule: Annotated[
+        Literal["band", "combined"],
+        typer.Option(
+            help="band: judge by log p(x); combined: by several test statistics, at a promised rate of false alarms"
+        ),
+    ] = "band"
+    fdr: Annotated[
+        float | None,
+        typer.Option(help="mark discoveries: at most this share of them is valid, in expectation, such as 0.05"),
+    ] = None
+    explain: Annotated[int, typer.Option(min=0, help="number of most suspicious columns to report for each row")] = 0
+
+    def score_options(self) -> ScoreOptions:
+        """As the scorer has them."""
+        from service.scoring.options import ScoreOptions
+
+        return ScoreOptions(self.rule, self.pair(), self.false_alarm, self.tail, self.fdr, self.explain)
+
+
+def split_names(columns: str | None) -> list[str] | None:
+    """a,b,c as a list."""
+    return None if columns is None else [name.strip() for name in columns.split(",")]
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """400,400 as numbers."""
+    try:
+        numbers = tuple(int(width) for width in text.split(",") if width.strip())
+    except ValueError:
+        numbers = (0,)
+    if any(not 1 <= width <= 100_000 for width in numbers):
+        raise DataError("--hidden: expected widths such as 400,400, each from 1 to 100000")
+    return numbers
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """i/N as numbers."""
+    try:
+        at, parts = (int(number) for number in text.split("/"))
+    except ValueError:
+        at, parts = 0, 0
+    if not 0 <= at < parts:
+        raise DataError("--shard: expected i/N with i from 0 to N - 1, such as 0/8")
+    return at, parts
+
+
+def named_file(text: str) -> tuple[str, Path]:
+    """NAME=FILE."""
+    name, separator, path = text.partition("=")
+    if not (separator and name.strip() and path.strip()):
+        raise DataError("--invalid: expected NAME=FILE")
+    return name.strip(), Path(path.strip())

@@ -1,0 +1,171 @@
+"""`vouch score`, `evaluate` and `sample`."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.cli.app import app
+from service.cli.console import accepted, drawn_rules, err, fail_in_one_line, interval, write
+from service.cli.inputs import checked_rows, rows_for, scorer_of
+from service.cli.options import (
+    DataArgument,
+    DeviceOption,
+    JudgeOptions,
+    KeyOption,
+    ModelOption,
+    StoreOption,
+    named_file,
+    takes_options,
+)
+from service.errors import DataError
+
+if TYPE_CHECKING:
+    from service.data.inputs import InputSpec
+    from service.scoring.scores import Samples, Scores
+    from service.validity.conformal import Discoveries
+
+
+@app.command()
+@fail_in_one_line
+@takes_options
+def score(
+    data: DataArgument,
+    judge: JudgeOptions,
+    model: ModelOption = None,
+    store: StoreOption = "model_store",
+    key: KeyOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first rows")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", help="file to write, .csv or .jsonl; default: CSV to stdout")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score the rows of a file: verdict, log p(x), its error, percentile and p-value of each."""
+    from service.scoring.tables import scores_csv, scores_json_lines
+
+    if output is not None and output.suffix not in (".csv", ".jsonl"):
+        raise DataError(f"{output}: expected a name that ends in .csv or .jsonl")
+    options = judge.score_options()
+    scorer = scorer_of(store, model, device)
+    scorer.check(options)
+    rows = checked_rows(data, rows_for(scorer.reader, data, key), scorer)
+    scores = scorer.score(rows[:limit], options)
+    discoveries = None if options.fdr is None else scores.discoveries(options.fdr, options.tail or "low")
+    if output is not None and output.suffix == ".jsonl":
+        text = scores_json_lines(scores, scorer.model.input, discoveries)
+    else:
+        text = scores_csv(scores, scorer.model.input, None, discoveries)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write(output, text.encode())
+    print_scores(str(scorer.published.reference), scores, discoveries)
+
+
+def print_scores(reference: str, scores: Scores, discoveries: Discoveries | None) -> None:
+    """How many rows are invalid, and by what."""
+    invalid = int((~scores.valid).sum())
+    judged_by = f"band {interval(scores.band.ends)} nats, accepts {accepted(scores.band.accepted)}"
+    if scores.rule is not None:
+        judged_by = f"{100 * scores.rule.false_alarm:.4g} % false alarms, accepts {accepted(scores.rule.accepted)}"
+    err.print(
+        f"{len(scores):,} rows, {invalid:,} invalid ({100 * invalid / len(scores):.1f} %); {reference}, {judged_by}"
+    )
+    if discoveries is not None:
+        found = int(discoveries.chosen.sum())
+        err.print(
+            f"{found:,} discoveries by {discoveries.procedure}: at most {100 * discoveries.level:g} % of them are valid "
+            "rows, in expectation"
+        )
+        if warning := discoveries.warning():
+            err.print(f"warning: {warning}")
+
+
+@app.command()
+@fail_in_one_line
+def evaluate(
+    valid: Annotated[Path, typer.Option(help="valid rows that the model has not seen")],
+    invalid: Annotated[list[str], typer.Option(help="NAME=FILE of invalid rows; may be repeated")],
+    model: ModelOption = None,
+    store: StoreOption = "model_store",
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first rows of each file")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG file: share caught against false alarms, a panel for each set")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Compare the rules on valid and invalid rows, and recommend one."""
+    from service.scoring.evaluation import RATES, evaluated, recommendation
+
+    scorer = scorer_of(store, model, device)
+    sets = dict(named_file(text) for text in invalid)
+    if len(sets) < len(invalid):
+        raise DataError("--invalid: a set is named twice")
+    if picture is not None and picture.suffix != ".png":
+        raise DataError(f"{picture}: expected a name that ends in .png")
+
+    def read_rows(path: Path) -> np.ndarray:
+        return checked_rows(path, rows_for(scorer.reader, path, None), scorer)[:limit]
+
+    results = evaluated(scorer, read_rows(valid), {name: read_rows(path) for name, path in sets.items()})
+    heads = [f"{100 * rate:g} %" for rate in RATES]
+    table = Table("invalid set", "rule", "AUROC", "AUPRC", *(f"caught at {head}" for head in heads), "false alarms")
+    for one in results:
+        shares = [f"{100 * share:.1f}" for share in one.caught]
+        alarms = ", ".join(f"{100 * share:.1f}" for share in one.alarms)
+        table.add_row(one.name, one.rule, f"{one.auroc:.4f}", f"{one.auprc:.4f}", *shares, alarms)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print(recommendation(results))
+    if picture is not None:
+        write(picture, drawn_rules(results))
+
+
+@app.command()
+@fail_in_one_line
+def sample(
+    model: ModelOption = None,
+    store: StoreOption = "model_store",
+    num: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many")] = 16,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    of: Annotated[
+        Literal["observation", "mean"], typer.Option(help="observation: x given z; mean: E[x given z]")
+    ] = "observation",
+    output: Annotated[Path | None, typer.Option("--out", help=".npy, .csv or .png; default: CSV to stdout")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw rows from the model, in the units of the training data."""
+    suffix = ".csv" if output is None else output.suffix
+    if suffix not in (".npy", ".csv", ".png"):
+        raise DataError(f"{output}: expected a name that ends in .npy, .csv or .png")
+    scorer = scorer_of(store, model, device)
+    spec = scorer.model.input
+    if suffix == ".png" and spec.kind != "image":
+        raise DataError(f"{output}: a .png needs a model of images")
+    content = sample_file(suffix, scorer.sample(num, seed, of), spec)
+    if output is None:
+        sys.stdout.write(content.decode())
+    else:
+        write(output, content)
+
+
+def sample_file(suffix: str, samples: Samples, spec: InputSpec) -> bytes:
+    """Samples as npy, csv or a picture."""
+    from service.files.images import grid, png
+    from service.scoring.tables import rows_csv
+
+    rows = samples.samples
+    if suffix == ".png":
+        return png(grid(rows.reshape(len(rows), *spec.shape)))
+    if suffix == ".npy":
+        binary = io.BytesIO()
+        np.save(binary, rows.reshape(len(rows), *spec.shape), allow_pickle=False)
+        return binary.getvalue()
+    return rows_csv(rows, spec).encode()

@@ -1,0 +1,345 @@
+"""`vouch train`, `schema` and `calibrate`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from service.cli.app import app
+from service.cli.console import (
+    accepted,
+    epoch_bar,
+    err,
+    fail_in_one_line,
+    interval,
+    naming,
+    print_report,
+    schema_table,
+    write,
+)
+from service.cli.inputs import existing, rows_for, schema_in
+from service.cli.options import (
+    BandOptions,
+    ColumnsOption,
+    DataArgument,
+    DeviceOption,
+    KeyOption,
+    StoreOption,
+    split_names,
+    takes_options,
+    widths,
+)
+from service.errors import DataError
+
+if TYPE_CHECKING:
+    from service.data.kinds import Schema
+    from service.data.table import Table
+    from service.training.checkpoints import Checkpoints
+    from service.training.fit import FitOptions
+    from service.training.recipe import Recipe
+    from service.training.train import Hooks, Trained
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What to train on."""
+
+    key: KeyOption = None
+    columns: ColumnsOption = None
+    schema: Annotated[
+        Path | None, typer.Option(help="kinds of a table's columns, as `vouch schema` writes them; default: inferred")
+    ] = None
+    stream: Annotated[
+        bool, typer.Option("--stream", help="read Parquet again in every epoch, for data larger than memory")
+    ] = False
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The network."""
+
+    likelihood: Annotated[
+        Literal["bernoulli", "gaussian", "discretized_logistic"] | None,
+        typer.Option(help="distribution of x given z; default: from the data"),
+    ] = None
+    threshold: Annotated[float | None, typer.Option(help="values above it count as white (bernoulli only)")] = None
+    latents: Annotated[int | None, typer.Option(min=1, max=1000, help="number of latents; default: from the data")] = (
+        None
+    )
+    hidden: Annotated[str | None, typer.Option(help="widths of the hidden layers, such as 400,400; '' for none")] = None
+    activation: Annotated[Literal["silu", "gated", "tanh"], typer.Option(help="of the hidden layers")] = "silu"
+    prior: Annotated[
+        Literal["normal", "mixture", "auto"] | None,
+        typer.Option(
+            help="normal, mixture (of normals), or auto, which picks the one with the better validation bound; "
+            "default: auto for tables, else normal"
+        ),
+    ] = None
+    ensemble: Annotated[
+        int, typer.Option(min=1, max=100, help="number of networks to average: steadier scores, proportionally slower")
+    ] = 1
+
+
+@dataclass(frozen=True)
+class FittingOptions:
+    """How the network is fitted."""
+
+    epochs: Annotated[int | None, typer.Option(min=1, help="most passes over the rows; default: from the data")] = None
+    minutes: Annotated[float | None, typer.Option(help="most time to spend")] = None
+    patience: Annotated[int | None, typer.Option(min=1, help="epochs without a better bound that end the fit")] = None
+    batch_size: Annotated[int, typer.Option(min=1)] = 128
+    learning_rate: Annotated[float, typer.Option()] = 1e-3
+    beta: Annotated[float, typer.Option(help="weight of the ELBO's KL term")] = 1.0
+    importance_samples: Annotated[
+        int | None, typer.Option(min=1, help="above 1: fit the IWAE bound; default: 5 for tables, else 1")
+    ] = None
+    augment: Annotated[float, typer.Option(min=0.0, help="strength of random image distortions; 1 is a good start")] = (
+        0.0
+    )
+    seed: Annotated[int, typer.Option(min=0)] = 0
+    data_parallel: Annotated[
+        int, typer.Option(min=1, max=1024, help="processes that split each batch; on GPUs if there is one for each")
+    ] = 1
+    resume: Annotated[bool, typer.Option("--resume", help="resume an interrupted training run of this name")] = False
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="folder for checkpoints during training; default: beside the model")
+    ] = None
+
+    def fit_options(self, usual: FitOptions) -> FitOptions:
+        """What the fit takes, with what is usual for such data where nothing is chosen."""
+        return replace(
+            usual,
+            epochs=self.epochs,
+            minutes=self.minutes,
+            patience=self.patience,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            beta=self.beta,
+            importance_samples=self.importance_samples or (usual.importance_samples if self.beta == 1.0 else 1),
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class HoldOutOptions:
+    """Which rows are held back, and how log p(x) is estimated."""
+
+    validation_share: Annotated[
+        float, typer.Option(min=0.01, max=0.5, help="share of rows held back for early stopping")
+    ] = 0.1
+    calibration_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=0.8, help="share of rows held back for calibration; default: 0.2, or all rows with --folds"
+        ),
+    ] = None
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=100,
+            help="cross-fitting, for few rows: N networks, each calibrated on the fold that it has not seen; all of "
+            "them serve together, N times as slow",
+        ),
+    ] = None
+    estimator: Annotated[Literal["fast", "standard", "thorough"], typer.Option(help="how log p(x) is estimated")] = (
+        "standard"
+    )
+
+
+@app.command()
+@fail_in_one_line
+@takes_options
+def train(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help=".npz, .npy, .csv, .parquet, idx (.gz), or a folder of images; with --stream, a file, folder, glob or "
+            "URL of Parquet",
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="the model's name in the store")],
+    data: DataOptions,
+    network: NetworkOptions,
+    fitting: FittingOptions,
+    hold_out: HoldOutOptions,
+    band: BandOptions,
+    store: StoreOption = "model_store",
+    description: Annotated[str, typer.Option(help="a line for the card")] = "",
+) -> None:
+    """Train a model on valid rows, calibrate it on some that are held back, and publish it."""
+    from service.store.store import Store, checked_name
+    from service.training.checkpoints import Checkpoints
+
+    checked_name(name)
+    is_mixed = check_options(source, data, network, fitting, hold_out)
+    recipe = recipe_of(network, fitting, hold_out, band, is_mixed)
+    kept = Checkpoints.beside(store, name, fitting.resume, fitting.checkpoint)
+    trained = trained_on(source, data, recipe, is_mixed, kept)
+    reference = Store(store).publish(name, replace(trained.draft, description=description))
+    kept.clear()
+    print_report(reference, trained.report)
+    if recipe.folds > 1:
+        served = trained.draft.calibration.band()
+        err.print(
+            f"{served.folds} networks serve together, so a score costs {served.folds} times as much: each is calibrated "
+            f"on rows that it has not seen, {served.rows:,} in all; accepts {accepted(served.accepted)}"
+        )
+
+
+def check_options(
+    source: str, data: DataOptions, network: NetworkOptions, fitting: FittingOptions, hold_out: HoldOutOptions
+) -> bool:
+    """Whether the rows are a table of mixed columns.
+
+    Raises:
+        DataError: options contradict each other, or do not go with such data.
+    """
+    from service.files.tables import is_table
+
+    path = Path(source)
+    if hold_out.folds is not None and (network.ensemble > 1 or hold_out.calibration_share is not None):
+        raise DataError("--folds cannot be combined with --ensemble or --calibration-share")
+    if data.stream and (hold_out.folds is not None or data.key is not None or fitting.augment):
+        raise DataError("--stream reads tables only; leave out --folds, --key and --augment")
+    is_mixed = (data.stream or is_table(path)) and network.likelihood is None and network.threshold is None
+    if data.schema is not None and not is_mixed:
+        raise DataError("--schema needs a table with named columns, and no --likelihood or --threshold")
+    if is_mixed and data.key is not None:
+        raise DataError(f"{path}: --key works only with .npz files")
+    if is_mixed and fitting.augment:
+        raise DataError("--augment distorts images; the data are a table")
+    return is_mixed
+
+
+def recipe_of(
+    network: NetworkOptions, fitting: FittingOptions, hold_out: HoldOutOptions, band: BandOptions, is_mixed: bool
+) -> Recipe:
+    """The options as a recipe, with what is usual for such data where nothing is chosen."""
+    from service.density.estimator import Estimator
+    from service.training.fit import FitOptions
+    from service.training.recipe import TABLE_FIT, Recipe
+
+    usual = Recipe()
+    return Recipe(
+        likelihood=network.likelihood,
+        threshold=network.threshold,
+        latents=network.latents,
+        hidden=None if network.hidden is None else widths(network.hidden),
+        activation=network.activation,
+        ensemble=network.ensemble,
+        prior=network.prior or ("auto" if is_mixed else "normal"),
+        fit=fitting.fit_options(TABLE_FIT if is_mixed else FitOptions()),
+        estimator=Estimator.of(hold_out.estimator),
+        augment=fitting.augment,
+        percentiles=band.chosen() or usual.percentiles,
+        validation_share=hold_out.validation_share,
+        calibration_share=hold_out.calibration_share or usual.calibration_share,
+        folds=hold_out.folds or 1,
+        processes=fitting.data_parallel,
+    )
+
+
+def trained_on(source: str, data: DataOptions, recipe: Recipe, is_mixed: bool, kept: Checkpoints) -> Trained:
+    """A model of the rows of a file or, with --stream, of more rows than memory holds."""
+    from service.files.readers import read
+    from service.files.tables import read_table
+    from service.training.train import Hooks, train_table
+    from service.training.train import train as train_rows
+
+    path, columns = Path(source), split_names(data.columns)
+
+    def on_schema(kinds: Schema, rows: Table) -> None:
+        what = f"columns, by a sample of {len(rows):,} rows" if data.stream else f"{path}: {len(rows):,} rows"
+        err.print(what, schema_table(kinds, rows), sep="\n")
+
+    if data.stream:
+        return trained_on_stream(source, data, recipe, Hooks(on_schema=on_schema, checkpoints=kept))
+    if is_mixed:
+        table = read_table(path, columns)
+        kinds = None if data.schema is None else schema_in(data.schema, table.names)
+        with epoch_bar() as on_epoch, naming(path):
+            return train_table(table, recipe, kinds, Hooks(on_epoch, on_schema, kept))
+    rows = read(path, data.key, columns)
+    err.print(f"{path}: {len(rows.array):,} rows of {' x '.join(map(str, rows.array.shape[1:]))}")
+    with epoch_bar() as on_epoch, naming(path):
+        return train_rows(rows, recipe, Hooks(on_epoch, checkpoints=kept))
+
+
+def trained_on_stream(source: str, data: DataOptions, recipe: Recipe, hooks: Hooks) -> Trained:
+    """`vouch train --stream`."""
+    try:
+        from service.training.parquet_source import Source
+    except ImportError:
+        raise DataError("--stream needs the extra: pip install '.[datasets]'") from None
+    from service.training.train import train_stream
+
+    found = Source.of(
+        source, split_names(data.columns), recipe.fit.seed, recipe.validation_share, recipe.calibration_share
+    )
+    err.print(f"{source}: {found.rows:,} rows in {sum(map(len, found.groups)):,} pieces")
+    kinds = None if data.schema is None else schema_in(data.schema, found.names)
+    with epoch_bar() as on_epoch, naming(Path(source)):
+        return train_stream(found, recipe, kinds, replace(hooks, on_epoch=on_epoch))
+
+
+@app.command()
+@fail_in_one_line
+def schema(
+    data: DataArgument,
+    columns: ColumnsOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", help="JSON file to write, for --schema of vouch train")
+    ] = None,
+) -> None:
+    """Show the kind inferred for each column of a table."""
+    from service.data.kinds import infer
+    from service.files.tables import is_table, read_table
+
+    if not is_table(data):
+        raise DataError(f"{data}: has no named columns, expected .csv or .parquet")
+    table = read_table(data, split_names(columns))
+    kinds = infer(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(schema_table(kinds, table))
+    if output is not None:
+        write(output, (kinds.model_dump_json(indent=2) + "\n").encode())
+
+
+@app.command()
+@fail_in_one_line
+@takes_options
+def calibrate(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS")],
+    data: DataArgument,
+    band: BandOptions,
+    store: StoreOption = "model_store",
+    key: KeyOption = None,
+    estimator: Annotated[
+        Literal["fast", "standard", "thorough"] | None,
+        typer.Option(help="how log p(x) is estimated; default: unchanged"),
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Calibrate a model on other valid rows, and publish the result as a new version."""
+    from service.density.estimator import Estimator
+    from service.scoring.scorer import torch_device
+    from service.training.train import recalibrate
+
+    models = existing(store)
+    published = models.load(models.resolve(model))
+    published.model.vae.to(torch_device(device))
+    chosen = None if estimator is None else Estimator.of(estimator)
+    rows = rows_for(published.card.input.reader(published.card.reading), data, key)
+    draft = recalibrate(published, rows, chosen, band.chosen())
+    reference = models.publish(published.reference.name, draft)
+    fitted = draft.calibration.band()
+    err.print(
+        f"published {reference}: band {interval(fitted.ends)} nats, percentiles {fitted.percentiles[0]:g} to "
+        f"{fitted.percentiles[1]:g} of {fitted.rows:,} rows, accepts {accepted(fitted.accepted)}"
+    )

@@ -1,0 +1,124 @@
+"""A table in memory: named columns of cells, any of which may be missing."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from service.errors import DataError, RowError
+
+T = TypeVar("T", float, str)
+
+
+Kind = Literal["real", "positive", "count", "binary", "ordinal", "category", "ignored"]
+
+
+MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none", "-"})
+MAX_TEXT = 200  # characters of a category's value; longer ones are cut
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Named columns of N cells: float64 with NaN for the missing, or text with None for them (an object array)."""
+
+    names: tuple[str, ...]
+    columns: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        return len(self.columns[0]) if self.columns else 0
+
+    def numbers(self) -> np.ndarray:
+        """The cells as an array of shape (N, D), float64.
+
+        Raises:
+            RowError: names the first cell of a column that is missing or no number.
+        """
+        for name, cells in zip(self.names, self.columns, strict=True):
+            if cells.dtype != object and not np.isnan(cells).any():
+                continue
+            for row, cell in enumerate(cells.tolist()):
+                if is_missing(cell):
+                    raise RowError(row, "missing, expected a number", name)
+                if isinstance(cell, str) and not is_number(cell):
+                    raise RowError(row, "text, expected a number", name)
+        return np.stack(self.columns, axis=1).astype(np.float64)
+
+    def check_range(self) -> None:
+        """Refuse numbers that no float32 holds.
+
+        Raises:
+            RowError: names the first one's place.
+        """
+        for name, cells in zip(self.names, self.columns, strict=True):
+            if cells.dtype != object and (too_large := np.abs(cells) > FLOAT32_MAX).any():
+                raise RowError(int(too_large.argmax()), "a number too large for float32", name)
+
+    def digest(self) -> str:
+        """sha256 of names and cells: what the card says a model was trained on."""
+        content = hashlib.sha256(repr(self.names).encode())
+        for cells in self.columns:
+            content.update(repr(cells.tolist()).encode() if cells.dtype == object else cells.tobytes())
+        return f"sha256:{content.hexdigest()}"
+
+    def column(self, name: str) -> np.ndarray:
+        """The cells of a column."""
+        return self.columns[self.names.index(name)]
+
+    def select(self, rows: np.ndarray) -> Table:
+        """Some of the rows, by their indices."""
+        return Table(self.names, tuple(column[rows] for column in self.columns))
+
+    def only(self, names: Sequence[str]) -> Table:
+        """Some of the columns, in this order.
+
+        Raises:
+            DataError: one is absent.
+        """
+        absent = [name for name in names if name not in self.names]
+        if absent:
+            raise DataError(f"has no column {absent[0]!r}")
+        return Table(tuple(names), tuple(map(self.column, names)))
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell of a table is a hole."""
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def is_number(text: str) -> bool:
+    """Whether text reads as a number."""
+    return not math.isnan(number_or(text, math.nan))
+
+
+def parsed_number(text: str) -> float | None:
+    """The number that text is, infinity too; None where it is none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return None if math.isnan(number) or "_" in text else number
+
+
+def number_or(text: str | None, otherwise: T) -> float | T:
+    """The finite number that text is, what else to take where it is none, and NaN for a missing cell."""
+    if text is None:
+        return math.nan
+    number = parsed_number(text)
+    return otherwise if number is None or math.isinf(number) else number
+
+
+def cells_of(texts: Sequence[str]) -> np.ndarray:
+    """A file's column as numbers where all that is there is one, as text otherwise."""
+    stripped = [text.strip() for text in texts]
+    cells = [None if text.lower() in MISSING else text[:MAX_TEXT] for text in stripped]
+    if all(cell is None or is_number(cell) for cell in cells):
+        return np.array([number_or(cell, math.nan) for cell in cells], dtype=np.float64)
+    column = np.empty(len(cells), dtype=object)
+    column[:] = cells
+    return column

@@ -1,0 +1,57 @@
+"""What importance weights are worth: standard error, effective sample size, khat, and whether to rely on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.density import importance
+from service.density.pareto import khat
+from service.density.quasirandom import REPLICATES
+
+IMPOSSIBLE = -1e300  # nats
+MIN_SAMPLES = 25  # fewer may agree by chance
+KHAT_LIMIT = 0.7
+PRIOR_DEGREES = 4
+MIN_RELATIVE_ESS = 0.02
+
+
+# From few draws khat is hardly known, and a limit that allows for that refuses half of the good estimates with the bad.
+# Weights so even, with an error so small, are believed up to the limit for many draws; the audit counts whether rightly.
+SHARP_ESS, SHARP_ERROR = 0.1, 0.3
+
+
+def diagnose(log_weights: Tensor, typical_variance: float = 0.0) -> tuple[np.ndarray, ...]:
+    """log_likelihood, std_error, ess, khat and reliable of weights, shape (S, B): arrays of shape (B,).
+
+    A row's own variance, known from REPLICATES scramblings, comes out too small just where the rare large weight has not
+    come yet. It is therefore moderated by a usual row's, as if that were known from PRIOR_DEGREES more of them (Smyth,
+    2004), and widened so that +-1.96 standard errors hold what they should under Student's t (Cornish and Fisher, 1938).
+    """
+    samples = len(log_weights)
+    size, tail = importance.ess(log_weights), khat(log_weights)
+    possible = log_weights.amax(dim=0) > IMPOSSIBLE
+    exact = (samples >= MIN_SAMPLES) & possible & (size >= (1.0 - 1e-6) * samples)
+    degrees = REPLICATES - 1
+    variance = importance.replicated_std_error(log_weights).square()
+    if typical_variance > 0:
+        moderated = (degrees * variance + PRIOR_DEGREES * typical_variance) / (degrees + PRIOR_DEGREES)
+        variance = torch.where(exact, variance, moderated)
+        degrees += PRIOR_DEGREES
+    widening = 1.0 + (1.96**2 + 1.0) / (4 * degrees)
+    error = widening * variance.sqrt()
+    usual = is_usual(tail, size, samples)
+    sharp = (tail <= KHAT_LIMIT) & (size >= SHARP_ESS * samples) & (error <= SHARP_ERROR)
+    reliable = exact | usual | sharp
+    numbers = (importance.log_likelihood(log_weights), error, size, tail, reliable)
+    return tuple(number.cpu().numpy() for number in numbers)
+
+
+def is_usual(tail: Tensor, size: Tensor, samples: int) -> Tensor:
+    """Whether neither khat nor the effective sample size of so many weights speaks against their mean.
+
+    Without a tail to fit nothing speaks for it, unless all weights are equal.
+    """
+    limit = min(1.0 - 1.0 / np.log10(samples), KHAT_LIMIT)
+    return (tail <= limit) & (size >= MIN_RELATIVE_ESS * samples)

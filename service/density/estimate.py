@@ -1,0 +1,153 @@
+"""The one driver: rows to estimates of log p(x), the same to the last bit for a row in whatever company it comes.
+
+    look for modes of p(z | x)  ->  fit a mixture of split normals and the encoder's posterior
+      ->  draw a few z, weigh them  ->  enough?  ->  as many again, and so on
+      ->  not to be trusted?  ->  more starts  ->  more draws  ->  annealing
+
+Matrix products round differently for different shapes, so rows go through the networks in blocks of a fixed number of
+rows, and samples in tiles of a fixed number of decoder evaluations, padded where they are not full. Observers look at a
+block once its draws are done, so that whatever else is known of a row rests on the draws that its score rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from service.density.block import END_TOLERANCE, Block, Estimates, Row, WeightedDraws, estimates_of
+from service.density.estimator import Estimator
+from service.density.starts import starts_of
+from service.density.tiling import CheckCancelled, Tiling, never_cancelled, one_thread
+from service.vae.network import VAE
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network, and latents, shape (K, L), from which the search for a row's modes may start."""
+
+    vae: VAE
+    starts: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How a call runs.
+
+    `pool` has the threads that share blocks of rows, on a CPU; `check_cancelled` is called every few milliseconds of work,
+    and what it raises ends the call.
+    """
+
+    pool: Executor | None = None
+    check_cancelled: CheckCancelled = never_cancelled
+
+
+DIRECT = Execution()
+
+
+class Observer(Protocol):
+    """Looks at a block of rows whose draws are done, and says something of each row."""
+
+    @property
+    def kept_draws(self) -> int:
+        """How many of a row's draws it needs."""
+
+    def __call__(self, block: Block, chosen: np.ndarray) -> Sequence[Any]:
+        """What is seen of each row of the block; `chosen` are the rows' places among all that are estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some of the rows, by their places, that go through the networks together, and the rules by which they stop."""
+
+    estimator: Estimator
+    band_ends: tuple[float, ...]
+    chosen: np.ndarray
+
+
+def estimate(
+    estimator: Estimator,
+    member: Member,
+    x: np.ndarray,
+    band_ends: tuple[float, ...] = (),
+    log_abs_det: np.ndarray | None = None,
+    incomplete: np.ndarray | None = None,
+    execution: Execution = DIRECT,
+) -> Estimates:
+    """Estimate log p(x) for rows in the network's units, shape (B, D); where a cell is NaN, that of the others.
+
+    Args:
+        band_ends: ends of the band that judges the rows, nats; for an estimator that has `ends`. Incomplete rows are judged
+            by bands of their own: they stop once they are known to END_TOLERANCE.
+        log_abs_det: log |det| of the Jacobian that converts log p(x) to the data's units, shape (B,), nats.
+        incomplete: which rows have missing cells, shape (B,), where NaN can mean something else, too; by default the rows
+            with any NaN.
+    """
+    return observe(estimator, member, x, (), band_ends, log_abs_det, incomplete, execution)[0]
+
+
+def observe(
+    estimator: Estimator,
+    member: Member,
+    x: np.ndarray,
+    observers: Sequence[Observer],
+    band_ends: tuple[float, ...] = (),
+    log_abs_det: np.ndarray | None = None,
+    incomplete: np.ndarray | None = None,
+    execution: Execution = DIRECT,
+) -> tuple[Estimates, list[list[Any]]]:
+    """The estimates of `estimate`, to the last bit, and what each observer sees of each row, in order."""
+    vae, starts = member.vae, starts_of(member.vae, member.starts)
+    missing = np.isnan(x)
+    if missing.any():
+        x = np.where(missing, np.float32(np.nan), x)  # NaNs have many bits, of which a row's seed is made
+    incomplete = missing.any(axis=1) if incomplete is None else incomplete
+    kept_draws = max((one.kept_draws for one in observers), default=0)
+
+    def seen(part: Part) -> list[tuple[Row, ...]]:
+        with one_thread(), torch.inference_mode(False), torch.no_grad():
+            block = Block(
+                part.estimator,
+                vae,
+                starts,
+                x[part.chosen],
+                part.band_ends,
+                check_cancelled=execution.check_cancelled,
+                log_abs_det=None if log_abs_det is None else log_abs_det[part.chosen],
+                kept_draws=kept_draws,
+            )
+            block.sample(part.estimator.first_samples)
+            return list(zip(block.rows, *(one(block, part.chosen) for one in observers), strict=True))
+
+    parts = parts_of(estimator, band_ends, incomplete, Tiling.of(vae).rows)
+    run = map if execution.pool is None or vae.device.type != "cpu" else execution.pool.map
+    found = [one for rows in run(seen, parts) for one in rows]
+    order = np.argsort([index for part in parts for index in part.chosen], kind="stable")
+    rows, *seen_by = ([found[place][at] for place in order] for at in range(1 + len(observers)))
+    return estimates_of(rows), seen_by
+
+
+def parts_of(estimator: Estimator, band_ends: tuple[float, ...], incomplete: np.ndarray, length: int) -> list[Part]:
+    """Blocks of at most `length` rows: complete ones, and then the others, which stop at no band's ends."""
+    endless = replace(estimator, ends=None, tolerance=max(estimator.tolerance, END_TOLERANCE))
+    kinds = (estimator, band_ends, np.flatnonzero(~incomplete)), (endless, (), np.flatnonzero(incomplete))
+    return [
+        Part(rules, ends, part)
+        for rules, ends, chosen in kinds
+        for part in np.split(chosen, range(length, len(chosen), length))
+        if len(part)
+    ]
+
+
+def weighted_draws(estimator: Estimator, member: Member, x: np.ndarray, num_samples: int) -> Iterator[WeightedDraws]:
+    """So many weighted draws for each of the rows x, shape (B, D), in order, a few rows at a time."""
+    length, starts = Tiling.of(member.vae).rows, starts_of(member.vae, member.starts)
+    for first in range(0, len(x), length):
+        with one_thread(), torch.inference_mode(False), torch.no_grad():
+            block = Block(estimator, member.vae, starts, x[first : first + length])
+            tiles = list(block.drawn(list(range(len(block.rows))), 0, num_samples))
+        yield from (WeightedDraws(z, log_weights, len(chosen)) for chosen, z, log_weights in tiles)

@@ -1,0 +1,128 @@
+"""Rows with missing cells: they are compared with validation rows that have the same cells hidden.
+
+What such validation rows are like is estimated when a pattern of missing cells comes for the first time, and remembered.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from service.density.estimate import DIRECT, Execution
+from service.scoring.calibration import Calibration
+from service.scoring.model import Assessment, Model
+from service.scoring.options import PLAIN, Detail
+from service.scoring.scores import ReferenceEstimates
+from service.scoring.statistics import ReferenceStatistics
+from service.validity.column_ranks import ColumnSketch
+
+MAX_PATTERNS = 256  # that are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What rows are compared with: scores of validation rows, ascending, and what else is known of those.
+
+    `folds` says which fold each score is of, where there are folds.
+    """
+
+    scores: np.ndarray
+    folds: np.ndarray | None = None
+    columns: ColumnSketch | None = None
+    statistics: ReferenceStatistics | None = None
+
+    def has(self, detail: Detail) -> bool:
+        """Whether all that is asked for is known."""
+        if detail.statistics and self.statistics is None:
+            return False
+        return len(self.scores) > 0 and (self.columns is not None or not detail.columns)
+
+
+NOTHING = Comparison(np.zeros(0))
+
+
+class Assess(Protocol):
+    """`Scorer.assess`."""
+
+    def __call__(self, rows: np.ndarray, detail: Detail, execution: Execution) -> Assessment:
+        """What the model finds of checked rows, shape (B, D)."""
+
+
+class MissingPatterns:
+    """What validation rows are like with cells hidden, for the patterns of missing cells that came last."""
+
+    def __init__(self, model: Model, calibration: Calibration, assess: Assess) -> None:
+        self.model, self.calibration, self.assess = model, calibration, assess
+        self.known: OrderedDict[bytes, Comparison] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def unknown(self, rows: np.ndarray, detail: Detail = PLAIN) -> list[np.ndarray]:
+        """The masks of missing cells, shape (D,), among checked rows (B, D) of which too little is remembered."""
+        return [
+            pattern
+            for pattern in distinct_patterns(np.isnan(rows))
+            if not self.known.get(pattern.tobytes(), NOTHING).has(detail)
+        ]
+
+    def reference_rows(self, pattern: np.ndarray) -> np.ndarray:
+        """The validation rows, with the cells of a pattern hidden, shape (k, D)."""
+        assert self.calibration.reference is not None
+        return self.calibration.reference.with_missing(pattern)
+
+    def estimate(self, rows: np.ndarray, detail: Detail, execution: Execution = DIRECT) -> ReferenceEstimates:
+        """log p(x) of reference rows, shape (k, D), and what else is asked for."""
+        found, nothing = self.assess(rows, detail, execution), np.zeros((len(rows), 0))
+        return ReferenceEstimates(
+            found.estimates.log_likelihood,
+            np.stack([one.log_likelihood for one in found.by_member], axis=1),
+            nothing if found.columns is None else found.columns.log_likelihood,
+            nothing if found.statistics is None else found.statistics,
+        )
+
+    def remember(self, pattern: np.ndarray, found: ReferenceEstimates) -> Comparison:
+        """Keep what a pattern's reference rows are like; the patterns that were used least recently are forgotten."""
+        calibration = self.calibration
+        assert calibration.reference is not None
+        scores, folds = found.log_likelihood, calibration.reference.folds_with_missing(pattern)
+        if folds is not None:
+            scores = np.take_along_axis(found.by_member, folds[:, None], axis=1)[:, 0]
+        order = np.argsort(scores, kind="stable")
+        columns = statistics = None
+        if found.columns.size:
+            assert calibration.columns is not None
+            columns = ColumnSketch.fit(found.columns, calibration.columns.suspect)
+        if found.statistics.size:
+            assert calibration.statistics is not None
+            statistics = ReferenceStatistics.fit(calibration.statistics.known, found.statistics, self.model.input)
+        with self.lock:
+            before = self.known.get(pattern.tobytes(), NOTHING)
+            comparison = Comparison(
+                scores[order],
+                None if folds is None else folds[order],
+                columns or before.columns,
+                statistics or before.statistics,
+            )
+            self.known[pattern.tobytes()] = comparison
+            while len(self.known) > MAX_PATTERNS:
+                self.known.popitem(last=False)
+        return comparison
+
+    def comparison(self, pattern: np.ndarray, detail: Detail, execution: Execution) -> Comparison:
+        """What validation rows with the same cells hidden are like: remembered, or estimated now."""
+        with self.lock:
+            known = self.known.get(pattern.tobytes(), NOTHING)
+            if known.has(detail):
+                self.known.move_to_end(pattern.tobytes())
+                return known
+        return self.remember(pattern, self.estimate(self.reference_rows(pattern), detail, execution))
+
+
+def distinct_patterns(missing: np.ndarray) -> list[np.ndarray]:
+    """The different masks of missing cells among those of B rows, shape (B, D), without that of complete rows."""
+    if not missing.any():
+        return []
+    return [pattern for pattern in np.unique(missing, axis=0) if pattern.any()]

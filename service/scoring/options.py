@@ -1,0 +1,122 @@
+"""What a caller asks of scores: one type, which every door parses once from its own spelling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from service.density.conditionals import KEPT_DRAWS
+from service.density.row_statistics import BOUND_DRAWS, OBSERVED_DRAWS
+from service.errors import InputError
+from service.validity.band import percentiles_of
+from service.validity.conformal import Tail
+
+RuleName = Literal["band", "combined"]
+EXPLAINING_EVALUATIONS = 2 * KEPT_DRAWS
+STATISTICS_EVALUATIONS = OBSERVED_DRAWS + BOUND_DRAWS
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What else to find out about rows beside log p(x): about their columns, and further statistics."""
+
+    columns: bool = False
+    statistics: bool = False
+
+
+PLAIN = Detail()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """How rows are to be judged, and what else to say of them. `Scorer.check` says whether a version can do it.
+
+    Attributes:
+        rule: `band` judges by log p(x); `combined` by all statistics together, at a rate of false alarms.
+        percentiles: another band for this call, from the same validation scores.
+        false_alarm: the share of valid rows that may be called invalid, instead of percentiles; by default the
+            calibration's, or for the combined rule `scores.USUAL_FALSE_ALARM`.
+        tail: for a rate of the band, and for `fdr`: `low` flags only rows that are too unlikely, `both` too likely ones, too.
+        fdr: mark discoveries so that the expected share of valid rows among them is at most this.
+        explain: how many of the columns most to blame to name for each row.
+
+    Raises:
+        InputError: the options contradict each other, or a share is not between 0 and 1.
+    """
+
+    rule: RuleName = "band"
+    percentiles: tuple[float, float] | None = None
+    false_alarm: float | None = None
+    tail: Tail | None = None
+    fdr: float | None = None
+    explain: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("false_alarm", "fdr"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share < 1:
+                raise InputError(f"{name}: expected a number above 0 and below 1, such as 0.01")
+        if self.rule == "combined" and (self.percentiles is not None or self.tail is not None):
+            raise InputError("rule combined: takes false_alarm; percentiles and tail belong to the rule band")
+        if self.percentiles is not None and self.false_alarm is not None:
+            raise InputError("percentiles and false_alarm: expected only one of them")
+
+    @property
+    def band_percentiles(self) -> tuple[float, float] | None:
+        """The percentiles of the band that judges; None for the calibration's own."""
+        if self.rule == "band" and self.false_alarm is not None:
+            return percentiles_of(self.false_alarm, self.tail or "both")
+        return self.percentiles
+
+    @property
+    def detail(self) -> Detail:
+        """What has to be known of the rows."""
+        return Detail(self.explain > 0, self.rule == "combined")
+
+    @property
+    def extra_evaluations(self) -> int:
+        """What that costs a row beside its score, in decoder evaluations."""
+        explaining = EXPLAINING_EVALUATIONS if self.explain else 0
+        return explaining + (STATISTICS_EVALUATIONS if self.rule == "combined" else 0)
+
+
+DEFAULT = ScoreOptions()
+
+
+def parse_percentiles(text: str) -> tuple[float, float]:
+    """`1,99` as two numbers; whether a calibration can give that band is for it to say.
+
+    Raises:
+        InputError: they are not two numbers below 100.
+    """
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if math.isnan(low) or math.isnan(high) or high >= 100:
+        raise InputError("percentiles: expected two numbers below 100, such as 1,99")
+    return low, high
+
+
+def parse_share(name: str, text: str) -> float:
+    """A number; `ScoreOptions` checks its range.
+
+    Raises:
+        InputError: it is not a number.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{name}: expected a number above 0 and below 1, such as 0.01") from None
+
+
+def parse_choice(name: str, text: str | None, choices: tuple[str, ...]) -> str | None:
+    """One of some words, or None where none was given.
+
+    Raises:
+        InputError: another word.
+    """
+    if text is not None and text not in choices:
+        raise InputError(f"{name}: expected {' or '.join(choices)}")
+    return text

@@ -1,0 +1,89 @@
+"""A published version of a model: its card, and what it is in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from service._version import __version__
+from service.data.cells import USUAL, Reading
+from service.data.inputs import InputSpec
+from service.density.estimator import Estimator
+from service.scoring.calibration import Calibration
+from service.scoring.golden import Golden
+from service.scoring.model import Model
+from service.system.frozen import Frozen
+from service.vae.network import Architecture
+
+MAX_MEMBERS = 100
+
+
+class CalibrationCard(Frozen):
+    """What the card says of the calibration; the scores themselves are in calibration.safetensors."""
+
+    rows: int
+    percentiles: tuple[float, float]
+    band: tuple[float, float | None]  # None for no high end
+    data: dict[str, Any] = {}
+
+
+class Card(Frozen):
+    """What a model is, how it was made, and how it is to be read."""
+
+    format: Literal[2] = 2
+    name: str
+    version: str
+    created: datetime
+    vouch: str = __version__
+    description: str = ""
+    architecture: Architecture
+    members: int = Field(1, ge=1, le=MAX_MEMBERS)  # networks of it, whose densities are averaged
+    input: InputSpec
+    estimator: Estimator
+    calibration: CalibrationCard
+    training: dict[str, Any] = {}
+    reading: Reading = USUAL  # older cards do not say; they were read as is usual
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A model version that exists in the store."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A model that is not published yet: `store.Store.publish` makes a version of it.
+
+    Attributes:
+        training: what the card says of the training.
+        calibration_data: what it says of the rows that the model is calibrated on.
+        reading: how the cells of the training file were read.
+    """
+
+    model: Model
+    calibration: Calibration
+    training: dict[str, Any]
+    calibration_data: dict[str, Any]
+    description: str = ""
+    reading: Reading = USUAL
+
+
+@dataclass(frozen=True)
+class Published:
+    """A verified model version, in memory."""
+
+    reference: Reference
+    digest: str
+    card: Card
+    model: Model
+    calibration: Calibration
+    golden: Golden | None

@@ -1,0 +1,68 @@
+"""Who waits for an answer: what the queue and the engine need to know of a request, however it came."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from service.scoring.scores import Scores
+from service.scoring.version import Published
+
+MAX_INTERVALS = 64  # of a request's parts; a stream has more of them than anybody will look at
+
+
+class CallerLeftError(Exception):
+    """The caller hung up: nobody waits for the answer."""
+
+
+@dataclass
+class Timings:
+    """Seconds that parts of a request took, by name: for its log line, its metrics and `Server-Timing`."""
+
+    started: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    intervals: list[tuple[str, int, int]] = field(default_factory=list)  # name, start and end, ns since the epoch
+
+    def add(self, name: str, seconds: float, ended_ago_s: float = 0.0) -> None:
+        """Add to a part, which ended just now or a while ago."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        if len(self.intervals) < MAX_INTERVALS:
+            end = time.time_ns() - round(1e9 * ended_ago_s)
+            self.intervals.append((name, end - round(1e9 * seconds), end))
+
+    def elapsed_s(self) -> float:
+        """Seconds since the request's head was read."""
+        return time.perf_counter() - self.started
+
+    @contextmanager
+    def measured(self, name: str) -> Iterator[None]:
+        """Count the time that this takes."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - start)
+
+
+class Call(Protocol):
+    """A request, as the engine sees it."""
+
+    request_id: str
+    timings: Timings
+    is_stream: bool  # answered block by block, each with a deadline of its own
+
+    def timeout_s(self) -> float:
+        """Seconds that the request, or a block of a stream, may take."""
+
+    def time_left_s(self) -> float:
+        """Seconds until the deadline."""
+
+    def hang_up(self) -> asyncio.Future[None]:
+        """Done when the caller has left."""
+
+    def note_scores(self, published: Published, scores: Scores) -> None:
+        """Note what was scored, by which version, for the log."""

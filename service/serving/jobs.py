@@ -1,0 +1,160 @@
+"""Work in the queue: tasks, the jobs of callers, and the shares of a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from service.density.tiling import CheckCancelled
+
+T = TypeVar("T")
+log = logging.getLogger("vouch")
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Generic[T]):
+    """A computation on rows, to be done in batches.
+
+    Attributes:
+        compute: rows, shape (B, D), to an answer about them; it may call `check_cancelled`, which raises to end it.
+        part: some rows of an answer.
+        group: rows of equal groups may be computed together.
+        row_cost: of a row, in decoder evaluations.
+        batch_rows: most rows in a batch.
+        is_shadow: done only while nothing else waits.
+        is_alone: one batch of such tasks at a time. A tiny network is asked for more than it computes: threads side by
+            side would wait for the interpreter, and make each other slower.
+    """
+
+    compute: Callable[[np.ndarray, CheckCancelled], T]
+    part: Callable[[T, slice], T]
+    group: Hashable
+    row_cost: int
+    batch_rows: int
+    is_shadow: bool = False
+    is_alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """A job's answers, in the order of its rows, and how long that took."""
+
+    answers: list[T]
+    waited_s: float
+    computed_s: float  # from the first batch's start to the last one's end
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A request's rows, how far they are, and who waits for them."""
+
+    task: Task[Any]
+    rows: np.ndarray
+    deadline: float
+    future: asyncio.Future[Done[Any]]
+    queued_at: float = field(default_factory=time.perf_counter)
+    started_at: float | None = None
+    ended_at: float = 0.0
+    turn: tuple[bool, int] = (False, 0)
+    taken: int = 0
+    pending: int = 0  # batches that are being computed
+    answers: dict[int, Any] = field(default_factory=dict)
+    is_over: bool = False
+
+    def waiting_rows(self) -> int:
+        """Rows that no thread has taken."""
+        return len(self.rows) - self.taken
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A job's rows in a batch."""
+
+    job: Job
+    start: int
+    stop: int
+
+    @property
+    def cost(self) -> int:
+        """In decoder evaluations."""
+        return self.job.task.row_cost * (self.stop - self.start)
+
+
+def returned(jobs: deque[Job], since: float) -> int:
+    """How many jobs have come since then."""
+    number = 0
+    for job in reversed(jobs):
+        if job.queued_at < since:
+            break
+        number += 1
+    return number
+
+
+def parted(batch: list[Share], answer: Any) -> list[Any]:
+    """Each job's part of a batch's answer."""
+    ends = np.cumsum([share.stop - share.start for share in batch]).tolist()
+    return [
+        share.job.task.part(answer, slice(first, last))
+        for share, first, last in zip(batch, [0, *ends[:-1]], ends, strict=True)
+    ]
+
+
+class AbandonedError(Exception):
+    """Nobody waits for any row of a batch."""
+
+
+def end_if_over(batch: list[Share]) -> None:
+    """Raise where nobody waits for any row of the batch."""
+    if all(share.job.is_over for share in batch):
+        raise AbandonedError
+
+
+def wake(jobs: Sequence[Job]) -> None:
+    """Set the futures of jobs that are done, in one go."""
+
+    def deliver() -> None:
+        for job in jobs:
+            if not job.future.done():
+                job.future.set_result(done(job))
+
+    if jobs:
+        call_soon(jobs[0], deliver)
+
+
+def done(job: Job) -> Done[Any]:
+    """A job's answers in the order of its rows."""
+    assert job.started_at is not None
+    answers = [job.answers[start] for start in sorted(job.answers)]
+    return Done(answers, job.started_at - job.queued_at, job.ended_at - job.started_at)
+
+
+def raise_in(job: Job, error: BaseException) -> None:
+    """Let whoever waits for a job have the error."""
+
+    def deliver() -> None:
+        if not job.future.done():
+            job.future.set_exception(as_exception(error))
+
+    call_soon(job, deliver)
+
+
+def call_soon(job: Job, callback: Callable[[], Any]) -> None:
+    """Call something in a job's event loop; one that has ended needs no answer."""
+    try:
+        job.future.get_loop().call_soon_threadsafe(callback)
+    except RuntimeError:
+        log.debug("the event loop has ended")
+
+
+def as_exception(error: BaseException) -> BaseException:
+    """What a future may raise: it takes no StopIteration, and SystemExit would end the event loop."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"{type(error).__name__} in an inference thread")

@@ -1,0 +1,210 @@
+"""A version's card and tensors, to files and back. Nothing is ever unpickled.
+
+Tensors are named by literals: what users have published keeps its names, whatever fields are called here.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from service.data.inputs import InputSpec
+from service.errors import DamagedModelError
+from service.scoring.calibration import Calibration, ReferenceRows
+from service.scoring.golden import Golden
+from service.scoring.statistics import KnownRows, ReferenceStatistics, weights_of
+from service.scoring.version import CalibrationCard, Card, Draft, Reference
+from service.vae.network import VAE
+from service.validity.column_ranks import ColumnSketch
+from service.validity.combination import Combination
+
+COMBINATION = ("parts", "combined", "weights", "scales")
+SKETCH = ("suspect", "counts", "values", "median")
+
+
+def contents_of(reference: Reference, draft: Draft) -> dict[str, bytes]:
+    """The files of a version that is to be published, without its manifest."""
+    model, calibration = draft.model, draft.calibration
+    return {
+        "card.json": (card_of(reference, draft).model_dump_json(indent=2) + "\n").encode(),
+        "weights.safetensors": save_tensors(
+            {
+                prefix_of(number) + key: tensor.detach().cpu().contiguous()
+                for number, one in enumerate(model.members)
+                for key, tensor in one.vae.state_dict().items()
+            }
+        ),
+        "calibration.safetensors": save_tensors(
+            {
+                "scores": torch.from_numpy(calibration.scores),
+                **({} if calibration.folds is None else {"folds": torch.from_numpy(calibration.folds)}),
+                **{
+                    f"{prefix_of(number)}codebook": torch.from_numpy(one.starts)
+                    for number, one in enumerate(model.members)
+                },
+                **golden_tensors(Golden.of(model, calibration)),
+                **reference_tensors(calibration.reference),
+                **sketch_tensors(calibration.columns),
+                **statistics_tensors(calibration.statistics),
+            },
+            metadata={"fingerprint": calibration.fingerprint},
+        ),
+    }
+
+
+def card_of(reference: Reference, draft: Draft) -> Card:
+    """What the card of a version says."""
+    model, calibration = draft.model, draft.calibration
+    return Card(
+        name=reference.name,
+        version=reference.version,
+        created=datetime.now(UTC).replace(microsecond=0),
+        description=draft.description,
+        architecture=model.vae.architecture,
+        members=len(model.members),
+        input=model.input,
+        estimator=model.estimator,
+        calibration=CalibrationCard(
+            rows=len(calibration.scores),
+            percentiles=calibration.percentiles,
+            band=calibration.band().ends_or_none,
+            data=draft.calibration_data,
+        ),
+        training=draft.training,
+        reading=draft.reading,
+    )
+
+
+def prefix_of(member: int) -> str:
+    """What the names of a network's tensors begin with; nothing for the first one's."""
+    return f"member.{member}." if member else ""
+
+
+def load_networks(card: Card, content: bytes) -> list[VAE]:
+    """The networks of a card with their weights, ready for inference."""
+    try:
+        tensors, vaes = load_tensors(content), []
+        for member in reversed(range(card.members)):  # the first one, without a prefix, takes what is left
+            prefix = prefix_of(member)
+            own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+            vae = VAE(card.architecture)
+            vae.load_state_dict(own)
+            vaes.append(vae.eval().requires_grad_(False))
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise DamagedModelError(
+            f"{card.name}@{card.version}: weights.safetensors does not fit the card: {first_line(error)}"
+        ) from error
+    return vaes[::-1]
+
+
+def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.ndarray], Golden | None]:
+    """The validation scores, the search starts and the golden rows of a card; older versions have no golden rows."""
+    try:
+        tensors = load_tensors(content)
+        scores = tensors["scores"].numpy().astype(np.float64)
+        all_starts = [tensors[f"{prefix_of(member)}codebook"].numpy() for member in range(card.members)]
+        golden = golden_of({key: tensor.numpy() for key, tensor in tensors.items()})
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        fingerprint = header["__metadata__"]["fingerprint"]
+        reference, sketch, statistics = reference_of(tensors), sketch_of(tensors), statistics_of(tensors, card.input)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise DamagedModelError(f"{card.name}@{card.version}: calibration.safetensors cannot be read") from error
+    if scores.shape != (card.calibration.rows,) or not len(scores) or not (np.diff(scores) >= 0).all():
+        raise DamagedModelError(
+            f"{card.name}@{card.version}: the validation scores are not {card.calibration.rows} in order"
+        )
+    for starts in all_starts:
+        shape = (max(1, len(starts)), card.architecture.latents)
+        if starts.shape != shape or not (np.isfinite(starts).all() and np.isfinite(scores).all()):
+            raise DamagedModelError(f"{card.name}@{card.version}: the search starts do not fit the card")
+    folds = tensors["folds"].numpy() if "folds" in tensors else None
+    if folds is not None and (folds.shape != scores.shape or set(folds.tolist()) != set(range(card.members))):
+        raise DamagedModelError(f"{card.name}@{card.version}: the folds are not those of {card.members} networks")
+    calibration = Calibration(scores, card.calibration.percentiles, fingerprint, reference, sketch, statistics, folds)
+    return calibration, all_starts, golden
+
+
+def reference_tensors(reference: ReferenceRows | None) -> dict[str, torch.Tensor]:
+    """The reference rows of a calibration that has some."""
+    if reference is None:
+        return {}
+    arrays = {"rows": reference.rows, "holes": reference.missing, "folds": reference.folds}
+    return {f"reference.{name}": torch.tensor(array) for name, array in arrays.items() if array is not None}
+
+
+def reference_of(tensors: dict[str, torch.Tensor]) -> ReferenceRows | None:
+    """And back."""
+    if "reference.rows" not in tensors:
+        return None
+    folds = tensors["reference.folds"].numpy() if "reference.folds" in tensors else None
+    return ReferenceRows(tensors["reference.rows"].numpy(), tensors["reference.holes"].numpy(), folds)
+
+
+def sketch_tensors(sketch: ColumnSketch | None) -> dict[str, torch.Tensor]:
+    """The columns of a calibration that knows them."""
+    return {} if sketch is None else {f"columns.{name}": torch.tensor(getattr(sketch, name)) for name in SKETCH}
+
+
+def sketch_of(tensors: dict[str, torch.Tensor]) -> ColumnSketch | None:
+    """And back."""
+    if f"columns.{SKETCH[0]}" not in tensors:
+        return None
+    return ColumnSketch(*(tensors[f"columns.{name}"].numpy() for name in SKETCH))
+
+
+def statistics_tensors(reference: ReferenceStatistics | None) -> dict[str, torch.Tensor]:
+    """The reference statistics of a calibration that has them; rows of small whole numbers, such as pixels, as bytes."""
+    if reference is None:
+        return {}
+    rows = reference.known.rows
+    small = np.where(np.isfinite(rows), rows, -1.0).astype(np.uint8, casting="unsafe")
+    arrays = {
+        "rows": small if np.array_equal(small.astype(rows.dtype), rows) else rows,
+        "usual": reference.known.usual,
+        **{name: getattr(reference.combination, name) for name in COMBINATION},
+    }
+    return {f"evidence.{name}": torch.tensor(array) for name, array in arrays.items()}
+
+
+def statistics_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> ReferenceStatistics | None:
+    """And back.
+
+    Raises:
+        ValueError: it does not fit the input.
+    """
+    if "evidence.rows" not in tensors:
+        return None
+    arrays = {name: tensors[f"evidence.{name}"].numpy() for name in ("rows", "usual", *COMBINATION)}
+    known = KnownRows(arrays["rows"].astype(np.float32), arrays["usual"].astype(np.float64))
+    combination = Combination(*(arrays[name].astype(np.float64) for name in COMBINATION))
+    sides = len(weights_of(spec)[0])
+    shapes = known.rows.shape[1:], known.usual.shape, combination.parts.shape[1:], combination.weights.shape
+    if shapes != ((spec.features,), (2, spec.features), (sides,), (sides,)):
+        raise ValueError("reference statistics of other shapes")
+    return ReferenceStatistics(known, combination)
+
+
+def golden_tensors(golden: Golden) -> dict[str, torch.Tensor]:
+    """The golden rows of a version."""
+    return {f"golden.{name}": torch.tensor(array) for name, array in golden.arrays().items()}
+
+
+def golden_of(tensors: dict[str, np.ndarray]) -> Golden | None:
+    """The golden rows among a version's tensors."""
+    arrays = {key.removeprefix("golden."): array for key, array in tensors.items() if key.startswith("golden.")}
+    return Golden(**arrays) if arrays else None
+
+
+def first_line(error: Exception) -> str:
+    """An exception in one line; pydantic's without the input that it repeats."""
+    if isinstance(error, ValidationError):
+        problem = error.errors(include_input=False, include_url=False)[0]
+        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,135 @@
+"""What the training rows mean: the units of the input, and a network that suits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from service.data.cells import Reading
+from service.data.columns import CategoryColumn, NumberColumn
+from service.data.inputs import Binary, Grey, InputSpec, Mixed, Standard, Transform
+from service.data.kinds import Schema, infer
+from service.data.learn import learn
+from service.data.scales import Straight
+from service.data.table import Table, is_missing
+from service.errors import DataError
+from service.files.readers import Rows
+from service.training.recipe import Recipe
+from service.vae.mixed import Categorical, Column, Count, Real
+from service.vae.network import Architecture, LikelihoodName
+
+MIN_STD = 0.05  # of a standardised column, given z
+
+
+def input_of(rows: Rows, recipe: Recipe) -> tuple[InputSpec, LikelihoodName]:
+    """What the rows mean, and the likelihood that fits them unless the recipe names one.
+
+    Three-dimensional arrays are grey images, 0..255. Two values only make a Bernoulli model; other images are grey
+    levels, other tables continuous columns.
+    """
+    array = rows.array
+    is_image = array.ndim == 3
+    low, high = float(array.min()), float(array.max())
+    if is_image and (low < 0 or high > 255):
+        raise DataError(f"pixels range from {low:g} to {high:g}, expected 0 to 255")
+    two_valued = low < high and bool(((array == low) | (array == high)).all())
+    likelihood = recipe.likelihood or (
+        "bernoulli" if two_valued else "discretized_logistic" if is_image else "gaussian"
+    )
+    transform: Transform
+    if likelihood == "bernoulli":
+        ends = (0.0, 255.0) if is_image else (low, high)
+        if not is_image and not two_valued and recipe.threshold is None:
+            raise DataError("the columns have more than two values: a bernoulli model needs --threshold")
+        transform = Binary(threshold=midpoint(ends, recipe.threshold), low=ends[0], high=ends[1])
+    elif recipe.threshold is not None:
+        raise DataError("--threshold goes with the bernoulli likelihood")
+    elif likelihood == "discretized_logistic":
+        if low < 0 or high > 255:
+            raise DataError(f"values range from {low:g} to {high:g}, 8-bit grey levels from 0 to 255")
+        transform = Grey()
+    else:
+        transform = standard(array.reshape(len(array), -1), rows.columns)
+    shape = tuple(int(length) for length in array.shape[1:])
+    kind = "image" if is_image else "table"
+    return InputSpec(kind=kind, shape=shape, columns=rows.columns, transform=transform), likelihood
+
+
+def midpoint(ends: tuple[float, float], threshold: float | None) -> float:
+    """The threshold given, or halfway between black and white."""
+    return (ends[0] + ends[1]) / 2.0 if threshold is None else threshold
+
+
+def standard(rows: np.ndarray, columns: tuple[str, ...] | None) -> Standard:
+    """Means and standard deviations of the columns, shape (N, D), as float32 will see them."""
+    values = rows.astype(np.float32).astype(np.float64)
+    scale = values.std(axis=0)
+    constant = np.flatnonzero(scale <= 1e-7 * np.maximum(1e-30, np.abs(values).max(axis=0)))
+    if constant.size:
+        name = constant[0] if columns is None else repr(columns[constant[0]])
+        raise DataError(f"column {name} is constant: it says nothing of a row; leave it out with --columns")
+    return Standard(center=tuple(values.mean(axis=0).tolist()), scale=tuple(scale.tolist()))
+
+
+def network_columns(column: NumberColumn | CategoryColumn) -> list[Column]:
+    """What the network sees of a table's column, with its likelihood."""
+    if isinstance(column, CategoryColumn):
+        return [Categorical(len(column.values), column.unseen)]
+    # Which atom it is, or none: there is no other value.
+    gate: list[Column] = [Categorical(len(column.atoms) + 1, 0.0)] if column.atoms else []
+    if column.kind == "count":
+        return [*gate, Count(column.scale.offset, column.center, column.spread, MIN_STD)]  # type: ignore[union-attr]
+    # Below half a step of the column a density times the step would be more than a mass can be.
+    step = column.resolution / column.spread if isinstance(column.scale, Straight) else 0.0
+    return [*gate, Real(max(MIN_STD, 0.5 * step))]
+
+
+def table_architecture(transform: Mixed, recipe: Recipe) -> Architecture:
+    """The network for a table of mixed columns: wide for its size, since that is what densities of tables gain most by."""
+    columns = tuple(one for column in transform.columns for one in network_columns(column))
+    sized = replace(
+        recipe,
+        hidden=recipe.hidden if recipe.hidden is not None else (min(400, max(256, 4 * len(columns))),) * 2,
+        latents=recipe.latents or max(2, min(16, len(columns) // 2)),
+    )
+    return replace(architecture_of(len(columns), "columns", sized), columns=columns)
+
+
+def architecture_of(features: int, likelihood: LikelihoodName, recipe: Recipe) -> Architecture:
+    """The network's sizes: those of the recipe, or some that suit the number of columns."""
+    hidden = recipe.hidden if recipe.hidden is not None else (min(400, max(64, 4 * features)),) * 2
+    latents = recipe.latents or max(2, min(40, features // 2))
+    return Architecture(features, latents, hidden, recipe.activation, likelihood)
+
+
+def mixed_input(
+    table: Table,
+    fitted: Table,
+    recipe: Recipe,
+    schema: Schema | None,
+    on_schema: Callable[[Schema, Table], None],
+) -> tuple[InputSpec, Architecture, Reading]:
+    """What mixed columns mean, of kinds given or inferred from the table and learnt from its `fitted` rows.
+
+    With the network that suits them, and how the cells of the table were read.
+    """
+    kinds = schema or infer(table)
+    transform = Mixed(columns=learn(kinds, fitted))
+    on_schema(kinds, table)
+    names = tuple(column.name for column in transform.columns)
+    spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
+    ignored = [name for name in table.names if name not in names and not is_constant(table.column(name))]
+    return spec, table_architecture(transform, recipe), Reading(ignored=tuple(ignored))
+
+
+def is_constant(cells: np.ndarray) -> bool:
+    """Whether a column holds no two different values."""
+    return len({cell for cell in cells.tolist() if not is_missing(cell)}) <= 1
+
+
+def network_rows(spec: InputSpec, rows: np.ndarray) -> torch.Tensor:
+    """Rows in their own units to a tensor in the network's, shape (N, D)."""
+    return torch.from_numpy(spec.encode(spec.rows(rows)))

@@ -1,0 +1,91 @@
+"""Queries of lean routes: texts to a typed struct, and the struct to parameters of the OpenAPI document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from service.errors import InputError
+from service.scoring.options import RuleName, ScoreOptions, parse_percentiles
+from service.validity.conformal import Tail
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+FIELD = re.compile(r"`\$\.(\w+)`")
+Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
+
+
+def described(text: str) -> msgspec.Meta:
+    """A parameter's description in the OpenAPI document."""
+    return msgspec.Meta(description=text)
+
+
+class ScoreQuery(msgspec.Struct):
+    """The query of POST /score."""
+
+    model: Annotated[str | None, described("NAME, NAME@VERSION or NAME@ALIAS; default: the store's default")] = None
+    percentiles: Annotated[
+        str | None, described("another band for this request, from the same validation scores, such as 1,99")
+    ] = None
+    false_alarm: Annotated[
+        Share | None,
+        described("instead of percentiles: the share of valid rows that may be called invalid, such as 0.01"),
+    ] = None
+    tail: Annotated[
+        Tail | None, described("low: only unlikely rows are refused; both: also rows that are too likely")
+    ] = None
+    rule: Annotated[
+        RuleName, described("band: judge by log p(x); combined: by several test statistics, at a rate of false alarms")
+    ] = "band"
+    fdr: Annotated[Share | None, described("mark discoveries; at most this share of them is valid, in expectation")] = (
+        None
+    )
+    explain: Annotated[Count, described("number of most suspicious columns to report for each row")] = 0
+
+    def options(self) -> ScoreOptions:
+        """As the scorer has them."""
+        percentiles = None if self.percentiles is None else parse_percentiles(self.percentiles)
+        return ScoreOptions(self.rule, percentiles, self.false_alarm, self.tail, self.fdr, self.explain)
+
+
+# What a parameter should have been, for errors, which do not repeat what it was.
+EXPECTED = {
+    "false_alarm": "a number above 0 and below 1, such as 0.01",
+    "fdr": "a number above 0 and below 1, such as 0.05",
+    "tail": "low or both",
+    "rule": "band or combined",
+    "explain": "a whole number of at least 0",
+}
+
+
+def parse_query(parameters: Mapping[str, str], kind: type[Q]) -> Q:
+    """A query's texts as a typed struct; that all names are known is checked by the route.
+
+    Raises:
+        InputError: names the parameter and what was expected.
+    """
+    wrong = [name for name in EXPECTED if parameters.get(name, "").lower() == "null"]  # msgspec would take it for None
+    try:
+        if not wrong:
+            return msgspec.convert(dict(parameters), kind, strict=False)
+    except msgspec.ValidationError as error:
+        wrong = FIELD.findall(str(error))
+    raise InputError(f"{wrong[0]}: expected {EXPECTED[wrong[0]]}")
+
+
+def documented(kind: type[msgspec.Struct]) -> list[dict[str, Any]]:
+    """A struct's fields as query parameters of the OpenAPI document."""
+    properties = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": entry.get("description", ""),
+            "schema": {key: value for key, value in entry.items() if key != "description"},
+        }
+        for name, entry in properties.items()
+    ]

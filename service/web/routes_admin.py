@@ -1,0 +1,167 @@
+"""What is served, aliases and drift monitors."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ValidationError
+
+from service._version import __version__
+from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError
+from service.scoring.scorer import Scorer
+from service.scoring.version import Reference
+from service.serving.engine import Engine
+from service.store.store import Catalog
+from service.web import answers, schemas
+from service.web.answers import JSON
+from service.web.context import RequestContext, model_id
+from service.web.documentation import problems, takes
+from service.web.lean import only_known_parameters
+from service.web.parsing import media_type
+from service.web.routes_generate import Model
+
+B = TypeVar("B", bound=BaseModel)
+router = APIRouter(dependencies=[Depends(only_known_parameters)])
+
+
+@router.get("/models", response_model=schemas.ModelsAnswer, responses=problems(503))
+async def models(request: Request) -> Response:
+    """What is served: each model with its versions and aliases."""
+    context = RequestContext.of(request)
+    return answers.json_response(await asyncio.to_thread(all_models, context.engine))
+
+
+@router.get("/models/{name}", response_model=schemas.ModelAnswer, responses=problems(404, 503))
+async def one_model(request: Request, name: str) -> Response:
+    """One model: versions, aliases, and the card of the version that is served, with its calibration."""
+    context = RequestContext.of(request)
+    return answers.json_response(await asyncio.to_thread(described, context.engine, name))
+
+
+@router.post(
+    "/models/{name}/aliases",
+    response_model=schemas.AliasAnswer,
+    responses=problems(400, 404, 409, 413, 415, 422, 503),
+    openapi_extra=takes("AliasBody"),
+)
+async def move_alias(request: Request, name: str) -> Response:
+    """Let an alias name a version (scope admin). With `expected`, only if it names that one now."""
+    context = RequestContext.of(request)
+    check_admin(context)
+    body = read_body(await context.body(), schemas.AliasBody, "the alias cannot be moved")
+    registry = context.engine.registry
+    await asyncio.to_thread(registry.refresh)
+    # A version that cannot be loaded is refused here, and the one that takes over is warm before it does.
+    await context.engine.scorer(f"{registry.known(name)}@{body.version}")
+    aliases = await asyncio.to_thread(registry.store.set_alias, name, body.alias, body.version, body.expected)
+    await asyncio.to_thread(registry.refresh)
+    return answers.json_response({"name": name, "aliases": aliases.aliases[name]})
+
+
+@router.get("/drift", response_model=schemas.DriftsAnswer, responses=problems(404, 503))
+async def drift(request: Request, model: Model = None) -> Response:
+    """The rows served since the start, or since the state that was kept, beside what valid rows would look like.
+
+    `drifts` says that they are no more like the validation rows. All served models, or one.
+    """
+    context = RequestContext.of(request)
+    names = (
+        [model]
+        if model is not None
+        else [n for n, state in context.engine.registry.status().items() if state == "ready"]
+    )
+    scorers = [await context.engine.scorer(name) for name in names]
+    return answers.json_response({"drift": [drift_of(context.engine, scorer) for scorer in scorers]})
+
+
+@router.post(
+    "/models/{name}/drift",
+    response_model=schemas.DriftsAnswer,
+    responses=problems(400, 404, 413, 415, 422, 503),
+    openapi_extra=takes("RestartBody"),
+)
+async def restart_drift(request: Request, name: str) -> Response:
+    """Let the drift monitor of the version that is served begin anew, after it spoke and was heard (scope admin)."""
+    context = RequestContext.of(request)
+    check_admin(context)
+    read_body(await context.body(), schemas.RestartBody, "the drift monitor cannot begin anew")
+    scorer = await context.engine.scorer(context.engine.registry.known(name))
+    await asyncio.to_thread(context.engine.drift.restart, scorer)
+    return answers.json_response({"drift": [drift_of(context.engine, scorer)]})
+
+
+def check_admin(context: RequestContext) -> None:
+    """Refuse who has no key of scope `admin`, where keys are set, and bodies that are no JSON."""
+    headers = context.request.headers
+    context.service.keys.keys.check(headers.get("authorization"), headers.get("x-api-key"), "admin")
+    if media_type(context.content_type) != JSON:
+        raise MediaTypeError("the content type is not spoken, expected application/json")
+
+
+def read_body(body: bytes, kind: type[B], refused: str) -> B:
+    """A small JSON body; `refused` says what cannot be done if it is not what was expected."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        problems_found = error.errors(include_input=False, include_url=False)
+        if problems_found[0]["type"] == "json_invalid":
+            raise MalformedError("the body is not JSON") from None
+        fields = kind.model_fields
+        faults = [
+            Fault(item["msg"], None, next((name for name in item["loc"][:1] if name in fields), None))
+            for item in problems_found[: InputError.MAX_FAULTS]
+        ]
+        raise InputError(refused, faults) from None
+
+
+def all_models(engine: Engine) -> dict[str, Any]:
+    """GET /models."""
+    catalog = engine.registry.catalog
+    return {
+        "vouch": __version__,
+        "default": default_or_none(catalog),
+        "models": [described(engine, name, with_card=False) for name in catalog.names()],
+    }
+
+
+def default_or_none(catalog: Catalog) -> str | None:
+    """The default model, where there is one."""
+    try:
+        return catalog.default_name()
+    except ModelError:
+        return None
+
+
+def described(engine: Engine, name: str, with_card: bool = True) -> dict[str, Any]:
+    """GET /models/{name}."""
+    registry, catalog = engine.registry, engine.registry.catalog
+    registry.known(name)
+    named = catalog.aliases[name]
+    serving = Reference(name, catalog.serving[name])
+    versions = [
+        {
+            "version": version,
+            "aliases": [alias for alias, target in named.items() if target == version],
+            "loaded": registry.state(Reference(name, version)) == "ready",
+            "error": failure.text if (failure := registry.failures.get(Reference(name, version))) else None,
+        }
+        for version in catalog.versions[name]
+    ]
+    document: dict[str, Any] = {
+        "name": name,
+        "default": default_or_none(catalog) == name,
+        "serving": serving.version,
+        "versions": versions,
+        "aliases": named,
+    }
+    if with_card and serving not in registry.failures:
+        published = registry.get(name).published
+        document |= {"card": published.card.model_dump(mode="json"), "digest": published.digest}
+    return document
+
+
+def drift_of(engine: Engine, scorer: Scorer) -> dict[str, Any]:
+    """GET /drift, for one model."""
+    return {"model": model_id(scorer), **engine.drift.document(scorer)}

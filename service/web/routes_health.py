@@ -1,0 +1,49 @@
+"""Probes and metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from service.web import answers, schemas
+from service.web.context import RequestContext
+from service.web.documentation import problems, problems_of_probes
+from service.web.lean import LeanRoute, only_known_parameters
+
+probes = APIRouter(route_class=LeanRoute)
+router = APIRouter(dependencies=[Depends(only_known_parameters)])
+
+
+@probes.get("/livez", response_model=schemas.StatusAnswer, responses=problems_of_probes())
+async def livez(request: Request) -> Response:
+    """Alive: the event loop answers and every inference thread runs."""
+    alive = RequestContext.of(request).engine.is_alive()
+    return answers.json_response(
+        {"status": "ok" if alive else "unavailable", "models": {}}, None, 200 if alive else 503
+    )
+
+
+@probes.get("/readyz", response_model=schemas.StatusAnswer, responses=problems_of_probes())
+async def readyz(request: Request) -> Response:
+    """Ready: the default model is in memory, verified and warm, and the service is not about to end.
+
+    The body says which models are not, and what is new in the store and cannot be served.
+    """
+    service = RequestContext.of(request).service
+    registry = service.engine.registry
+    ready = service.is_ready()
+    status = "ok" if ready else "draining" if service.draining else registry.phase()
+    document = {"status": status, "models": registry.status(), "held_back": registry.held_back}
+    return answers.json_response(document, None if ready else {"Retry-After": "5"}, 200 if ready else 503)
+
+
+@router.get("/metrics", response_class=Response, responses=problems())
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    engine = RequestContext.of(request).engine
+    engine.metrics.queue.set(engine.inference.waiting_cost)
+    engine.metrics.rate.set(engine.inference.rate())
+    engine.metrics.held_back.set(len(engine.registry.held_back))
+    for reference, (log_capital, drifts) in engine.drift.capitals().items():
+        engine.metrics.drift_capital.labels(str(reference)).set(log_capital)
+        engine.metrics.drifts.labels(str(reference)).set(drifts)
+    return Response(engine.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
