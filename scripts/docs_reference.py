@@ -40,7 +40,7 @@ def http_lines() -> list[str]:
     lines = [
         "# HTTP API",
         "",
-        "Every parameter and status, from the OpenAPI document. [Ask over HTTP](../http.md) has requests and their answers.",
+        "Every parameter and status, from the OpenAPI document. [Ask over HTTP](../http.md) has requests with answers.",
         "All paths also exist under `/v1`.",
         "",
     ]
