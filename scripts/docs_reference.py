@@ -1,4 +1,4 @@
-"""The pages of the reference, made from the code while the site is built: HTTP, command line, settings, Python."""
+"""The pages of the reference, made from the code while the site is built: HTTP, command line, Python."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import mkdocs_gen_files
 import typer
 
-from service.cli.main import app
+from service.cli.app import app
+from service.cli.main import COMMANDS
 from service.settings import Settings
 from service.web.app import create_app
 
@@ -18,8 +19,8 @@ PYTHON = {
     "A scorer in memory": [
         "service.load",
         "service.scoring.scorer.Scorer",
-        "service.scoring.scorer.Scores",
-        "service.scoring.scorer.ExplainedScores",
+        "service.scoring.scores.Scores",
+        "service.scoring.scores.ExplainedScores",
     ],
     "Whole data sets": ["service.datasets.scored.score_table", "service.datasets.scored.Judging"],
     "A client of the service": ["service.client.Client", "service.client.AsyncClient", "service.client.Verdicts"],
@@ -40,7 +41,8 @@ def http_lines() -> list[str]:
     lines = [
         "# HTTP API",
         "",
-        "All paths also stand under `/v1`. `GET /docs` is the same, to be tried out; `GET /openapi.json` for programs.",
+        "Every parameter and status, from the OpenAPI document. [Ask over HTTP](../http.md) has requests with answers.",
+        "All paths also exist under `/v1`.",
         "",
     ]
     for path, methods in sorted(document["paths"].items()):
@@ -98,24 +100,8 @@ def cli_lines() -> list[str]:
     return lines
 
 
-def settings_lines() -> list[str]:
-    """The variables."""
-    lines = [
-        "# Settings",
-        "",
-        "Environment variables, read when the service starts.",
-        "",
-        "| variable | default | what |",
-        "|---|---|---|",
-    ]
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default in (None, ()) else f"`{field.default}`"
-        lines.append(f"| `VOUCH_{name.upper()}` | {default} | {field.description} |")
-    return lines
-
-
 def python_lines() -> list[str]:
-    """What mkdocstrings is to draw."""
+    """The names that mkdocstrings documents."""
     lines = ["# Python", ""]
     for title, names in PYTHON.items():
         lines += [f"## {title}", "", *(line for name in names for line in (f"::: {name}", ""))]
@@ -123,7 +109,7 @@ def python_lines() -> list[str]:
 
 
 def add_results() -> None:
-    """What the benchmarks printed, as a page, and the links to it."""
+    """The output of the benchmarks as a page, and the links to it."""
     with mkdocs_gen_files.open("results.md", "w") as page:
         page.write(RESULTS.read_text())
     for path in Path("docs").glob("*.md"):
@@ -136,5 +122,4 @@ def add_results() -> None:
 add_results()
 write("http", http_lines())
 write("cli", cli_lines())
-write("settings", settings_lines())
 write("python", python_lines())

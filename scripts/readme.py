@@ -1,4 +1,4 @@
-"""Write the README's answers, tables and figures anew, from what really runs.
+"""Rewrite the answers, tables and figures of README and docs/ from what really runs.
 
 python scripts/readme.py                       # answers of a service on the bundled models, and the settings
 python scripts/readme.py --figure evaluate=FILE --figure bench=FILE   # and what these commands printed
@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -24,26 +25,29 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli.main import fail_in_one_line
+from service.cli.console import fail_in_one_line
 from service.errors import DataError
 from service.settings import Settings
 
+SERVE = [sys.executable, "-m", "service.cli", "serve"]
 README = Path("README.md")
+DOCS = Path("docs")
+ANSWERED = (README, DOCS / "http.md")  # the pages whose curl lines have their answers below them
 COMMAND = re.compile(r"```sh\n(curl .*?)\n```\n(?:\n```json\n.*?\n```\n)?", re.DOTALL)
 WIDTH = 116
+HARD_SPACE = "\x00"  # at which no line is broken
 
 
 @fail_in_one_line
 def main(figure: Annotated[list[str] | None, typer.Option(help="NAME=FILE: put a command's output in")] = None) -> None:
-    """Rewrite README.md."""
-    text = README.read_text()
+    """Rewrite the answers in README.md and docs/http.md, the settings, and the figures that are given."""
     with bundled_service() as address:
-        text = COMMAND.sub(lambda match: answered(match[1], address), text)
-    text = between(text, "settings", settings_table())
+        for page in ANSWERED:
+            page.write_text(COMMAND.sub(lambda match: answered(match[1], address), page.read_text()))
+    put("settings", settings_table())
     for pair in figure or []:
         name, _, file = pair.partition("=")
-        text = between(text, name, f"```text\n{Path(file).read_text().rstrip()}\n```")
-    README.write_text(text)
+        put(name, f"```text\n{Path(file).read_text().rstrip()}\n```")
 
 
 def answered(command: str, address: str) -> str:
@@ -77,23 +81,31 @@ def abridged(value: Any, depth: int = 0) -> Any:
 
 
 def pretty(value: Any, indent: int = 0) -> str:
-    """JSON, each value in one line where it fits."""
+    """JSON, each value in one line where it fits, and objects of plain values as few lines as hold them."""
     flat = json.dumps(value)
     if len(flat) + indent <= WIDTH or not isinstance(value, dict | list) or not value:
         return flat
     pad = " " * (indent + 2)
+    if isinstance(value, dict) and not any(isinstance(item, dict | list) for item in value.values()):
+        text = ", ".join(
+            f"{json.dumps(key)}: {json.dumps(item)}".replace(" ", HARD_SPACE) for key, item in value.items()
+        )
+        lines = textwrap.wrap(text, WIDTH - indent - 2, break_long_words=False, break_on_hyphens=False)
+        return "{" + f"\n{' ' * (indent + 1)}".join(lines).replace(HARD_SPACE, " ") + "}"
     if isinstance(value, dict):
         lines = [f"{pad}{json.dumps(key)}: {pretty(item, indent + 2)}" for key, item in value.items()]
         return "{\n" + ",\n".join(lines) + "\n" + " " * indent + "}"
     return "[\n" + ",\n".join(pad + pretty(item, indent + 2) for item in value) + "\n" + " " * indent + "]"
 
 
-def between(text: str, name: str, content: str) -> str:
-    """The text with other content between the marks of a name."""
+def put(name: str, content: str) -> None:
+    """Replace what stands between the marks of a name, on whichever page has them."""
     pattern = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
-    if not pattern.search(text):
-        raise DataError(f"{README}: has no place for {name}")
-    return pattern.sub(lambda _: f"<!-- {name} -->\n{content}\n<!-- /{name} -->", text)
+    pages = [page for page in (README, *sorted(DOCS.glob("*.md"))) if pattern.search(page.read_text())]
+    if not pages:
+        raise DataError(f"no page has the marks <!-- {name} --> and <!-- /{name} -->")
+    for page in pages:
+        page.write_text(pattern.sub(lambda _: f"<!-- {name} -->\n{content}\n<!-- /{name} -->", page.read_text()))
 
 
 def settings_table() -> str:
@@ -119,7 +131,7 @@ def bundled_service() -> Iterator[str]:
             "VOUCH_LOG_LEVEL": "ERROR",
             "VOUCH_DRAIN_S": "0",
         }
-        process = subprocess.Popen([sys.executable, "-m", "service.cli", "serve"], env=environment)
+        process = subprocess.Popen(SERVE, env=environment)
         try:
             wait_until_ready(f"http://127.0.0.1:{port}/readyz")
             yield f"127.0.0.1:{port}"

@@ -15,6 +15,16 @@ from tests.conftest import REPOSITORY, free_port, running_service
 from tests.test_readme import COMMANDS
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+GLOSSARY = REPOSITORY / "docs" / "glossary.md"
+TERMS = {  # of the glossary, each by its heading; a page links to it where it uses the term first
+    "band": r"\bbands?\b",
+    "conformal": r"\bconformal\b",
+    "ess": r"\bESS\b",
+    "khat": r"\bkhat\b",
+    "nats": r"\bnats?\b",
+    "p-value": r"\bp-values?\b",
+}
+INSTALLS_VOUCH = re.compile(r"pip3? install[^`\n#]*?(?<![\w./-])vouch(?![\w-])")  # a package of that name is not ours
 RUN = ("sh", "python")
 SHOWN = ("text", "json")  # what a command printed, or what no machine reads
 MARK = re.compile(r"<!-- not run here: (.+?) -->")
@@ -75,11 +85,45 @@ def test_what_the_checklist_names_is_there():
             ), name
 
 
+def anchors(page):
+    """Where links into a page may lead: its headings, as GitHub and mkdocs write them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
-        for link in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", page.read_text()):
+        for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([\w-]+))?\)", page.read_text()):
             if "://" not in link and "reference/" not in link:  # those are made when the site is built
-                assert (page.parent / link).exists(), f"{page.name}: {link}"
+                target = page.parent / link if link else page
+                assert target.exists(), f"{page.name}: {link}"
+                assert not anchor or anchor in anchors(target), f"{page.name}: {link}#{anchor}"
+
+
+def prose(page):
+    """A page's words: without code, headings, comments and the text of pictures."""
+    text = re.sub(r"^```.*?^```$|<!--.*?-->", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`]*`|!\[[^\]]*\]|^#.*$", "", text, flags=re.MULTILINE)
+
+
+def test_a_page_links_to_the_glossary_where_it_uses_a_term_first():
+    headings = re.findall(r"^## (.+)$", GLOSSARY.read_text(), re.MULTILINE)
+    assert {"band", "conformal", "ESS", "khat", "nats", "p-value"} <= set(headings)
+    for page in PAGES:
+        for anchor, pattern in TERMS.items():
+            first = None if page == GLOSSARY else re.search(pattern, prose(page))
+            if first is not None:
+                link = re.compile(rf"[^\[\]]*\]\([\w/.]*glossary\.md#{anchor}\)")
+                assert link.match(prose(page), first.end()), f"{page.name}: no link to the glossary at {first[0]!r}"
+
+
+def test_nobody_is_told_to_install_another_package_named_vouch():
+    pages = [*PAGES, *(path for name in ("service", "scripts", "examples") for path in (REPOSITORY / name).rglob("*"))]
+    files = [path for path in pages if path.suffix in {"", ".md", ".py"} and path.is_file()]
+    told = [
+        f"{path.relative_to(REPOSITORY)}: {one}" for path in files for one in INSTALLS_VOUCH.findall(path.read_text())
+    ]
+    assert not told, "the package is vouch-service"
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +140,9 @@ def test_a_page_runs_from_top_to_bottom(page, service, tmp_path):
     """In a folder of its own, with the examples and the bundled models, beside a service on them."""
     for name in ("examples", "model_store"):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
-    chosen = TO_RUN[page]
-    if page.name == "README.md":  # its curl lines are run, and their answers compared, by tests/test_readme.py
-        compared = {command for command, _ in COMMANDS}
-        chosen = [block for block in chosen if block.code.strip() not in compared]
+    # What has its answer below it is run, and the answer compared, by tests/test_readme.py.
+    compared = {command for command, _ in COMMANDS}
+    chosen = [block for block in TO_RUN[page] if block.code.strip() not in compared]
     script = "\n".join(
         f"python - <<'END_OF_BLOCK'\n{block.code}END_OF_BLOCK" if block.language == "python" else block.code
         for block in chosen
