@@ -19,10 +19,11 @@ PYTHON = {
     "A scorer in memory": [
         "service.load",
         "service.scoring.scorer.Scorer",
+        "service.scoring.options.ScoreOptions",
         "service.scoring.scores.Scores",
         "service.scoring.scores.ExplainedScores",
     ],
-    "Whole data sets": ["service.datasets.scored.score_table", "service.datasets.scored.Judging"],
+    "Whole data sets": ["service.datasets.scored.score_table", "service.scoring.options.ScoreOptions"],
     "A client of the service": ["service.client.Client", "service.client.AsyncClient", "service.client.Verdicts"],
     "An outlier detector for scikit-learn": ["service.detector.VAEDetector"],
     "Errors": ["service.errors"],
