@@ -10,7 +10,6 @@ import mkdocs_gen_files
 import typer
 
 from service.cli.app import app
-from service.cli.main import COMMANDS
 from service.settings import Settings
 from service.web.app import create_app
 

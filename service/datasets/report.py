@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader
 
 from service.datasets.plan import Plan, Shard
 from service.datasets.scored import p_value_column
+from service.scoring.drift_monitor import Watch, p_value_counts
 from service.scoring.scorer import Scorer
-from service.serving.watch import Watch, p_value_counts
 from service.system.frozen import Frozen
 from service.validity.band import SIDES
 from service.validity.conformal import RejectionLimit, too_few_warning

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from service.scoring.drift_monitor import Watch
 from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 from service.scoring.version import Reference
-from service.serving.watch import Watch
 from service.system.files import write_whole
 from service.validity.band import SIDES
 

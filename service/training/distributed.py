@@ -19,7 +19,8 @@ from service.errors import TrainingError, VouchError
 from service.system.cpus import cpu_quota
 from service.system.processes import end_with_parent
 from service.training.augmentation import Augmentation
-from service.training.fit import NO_CHECKPOINT, Checkpoint, Feed, FitOptions, FitReport, Progress, fit
+from service.training.feeds import Feed
+from service.training.fit import NO_CHECKPOINT, Checkpoint, FitOptions, FitReport, Progress, fit
 from service.training.process_group import ALONE, Team
 from service.vae.network import VAE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from service.errors import TrainingError
 from service.training.augmentation import Augmentation
+from service.training.bounds import Bound, Loss, evaluate, objective
+from service.training.feeds import Feed, InMemory
 from service.training.process_group import ALONE, Team
-from service.vae.likelihoods import LOG_2PI, normal_like
-from service.vae.network import VAE, DiagonalNormal
+from service.vae.network import VAE
 
 LOOK_STEPS = (
     20  # of the optimizer, at least, between two looks at the validation rows, which cost as much as some steps
 )
 Stopped = Literal["epochs", "minutes", "patience", "interrupted"]
 NOISE_STRIDE = 1_000_003  # between the seeds of two processes
-ACTIVE_VARIANCE = 0.01  # of the posterior's mean over rows; below it a latent carries nothing (Burda et al., 2016)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +71,6 @@ class FitOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """A lower bound on mean log p(x) over some rows, with the ELBO's two terms; nats per row."""
-
-    bound: float
-    reconstruction: float
-    kl: float
-    active_latents: int
-
-
-@dataclass(frozen=True, slots=True)
 class Progress:
     """What is known after an epoch."""
 
@@ -101,45 +91,6 @@ class FitReport:
     best_epoch: int
     seconds: float
     stopped: Stopped
-
-
-class Feed(Protocol):
-    """Rows to fit to, in the network's units: `rows` of them, of which `some`, shape (n, D), say where a fit starts."""
-
-    rows: int
-    some: Tensor
-
-    def epoch(self, number: int, team: Team) -> Iterator[Tensor]:
-        """This process's part of each batch of a pass over the rows, in random order; all have as many batches."""
-
-    def state(self) -> dict[str, Any]:
-        """What the next pass depends on, beside its number."""
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-
-
-class InMemory:
-    """Rows that are all in memory, shape (N, D). A last smaller batch is there only where there is no other."""
-
-    def __init__(self, rows: Tensor, batch_size: int, generator: torch.Generator) -> None:
-        self.some, self.rows = rows, len(rows)
-        self.batch_size, self.generator = batch_size, generator
-
-    def epoch(self, number: int, team: Team) -> Iterator[Tensor]:
-        """This process's part of each batch."""
-        order = torch.randperm(self.rows, generator=self.generator, device=self.generator.device)
-        full = max(self.rows // self.batch_size, 1) * self.batch_size
-        for start in range(0, min(full, self.rows), self.batch_size):
-            yield self.some[team.share(order[start : start + self.batch_size])].to(team.device)
-
-    def state(self) -> dict[str, Any]:
-        """The generator's."""
-        return {"order": self.generator.get_state()}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """And back."""
-        self.generator.set_state(state["order"])
 
 
 class Checkpoint(Protocol):
@@ -239,18 +190,6 @@ def fit(
     assert run.best is not None
     vae.load_state_dict(run.best.weights)
     return FitReport(run.best.bound, epoch, run.best.epoch, run.clock.seconds(), stopped)
-
-
-class Loss(nn.Module):
-    """The loss as a module, since gradients are averaged behind one's `forward`."""
-
-    def __init__(self, vae: VAE, importance_samples: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.vae, self.importance_samples, self.generator = vae, importance_samples, generator
-
-    def forward(self, x: Tensor, kl_weight: float) -> Tensor:
-        """`negative_bound`."""
-        return negative_bound(self.vae, x, self.importance_samples, kl_weight, self.generator)
 
 
 class Run:
@@ -385,59 +324,6 @@ class Run:
         self.steps += 1
         follow(self.average, self.vae, min(self.options.averaging, self.steps / (self.steps + 10)))
         return -value
-
-
-def negative_bound(
-    vae: VAE, x: Tensor, importance_samples: int, kl_weight: float, generator: torch.Generator
-) -> Tensor:
-    """The loss: minus the ELBO (its KL term weighed), or minus the IWAE bound (Burda et al., 2016). A scalar, nats."""
-    posterior = vae.posterior(x)
-    if importance_samples == 1:
-        reconstruction, kl = elbo_terms(vae, x, posterior, generator)
-        return -(reconstruction - kl_weight * kl).mean()
-    return -iwae_bound(vae, x, posterior, importance_samples, generator).mean()
-
-
-def elbo_terms(vae: VAE, x: Tensor, posterior: DiagonalNormal, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """E_q[log p(x | z)] by one draw, and KL(q || p), in closed form where there is one: shapes (B,), nats."""
-    z = posterior.sample(normal_like(posterior.mean, generator))
-    reconstruction = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1)
-    return reconstruction, vae.prior.kl(posterior.mean, posterior.std, z)
-
-
-def iwae_bound(vae: VAE, x: Tensor, posterior: DiagonalNormal, num_samples: int, generator: torch.Generator) -> Tensor:
-    """Log (1/S) sum_s p(x, z_s) / q(z_s | x), shape (B,), nats; in float32, for gradients only."""
-    noise = normal_like(posterior.mean.expand(num_samples, -1, -1), generator)
-    z = posterior.sample(noise)  # (S, B, L)
-    log_posterior = (-0.5 * noise.square() - posterior.std.log() - 0.5 * LOG_2PI).sum(dim=-1)
-    log_weights = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1) + vae.prior.log_prob(z) - log_posterior
-    return log_weights.logsumexp(dim=0) - math.log(num_samples)
-
-
-@torch.no_grad()
-def evaluate(vae: VAE, rows: Tensor, importance_samples: int = 1, seed: int = 0, block: int = 500) -> Bound:
-    """The bound that is trained (with beta = 1), the ELBO's terms and the active latents on `rows`, shape (N, D)."""
-    generator = torch.Generator(rows.device).manual_seed(seed)
-    bounds, reconstructions, kls, means = [], [], [], []
-    for x in rows.split(block):
-        posterior = vae.posterior(x)
-        reconstruction, kl = elbo_terms(vae, x, posterior, generator)
-        bounds.append(
-            reconstruction - kl
-            if importance_samples == 1
-            else iwae_bound(vae, x, posterior, importance_samples, generator)
-        )
-        reconstructions.append(reconstruction)
-        kls.append(kl)
-        means.append(posterior.mean)
-    bound, expected, divergence = (torch.cat(parts).double().mean().item() for parts in (bounds, reconstructions, kls))
-    spread = torch.cat(means).var(dim=0, unbiased=False)
-    return Bound(bound, expected, divergence, int((spread > ACTIVE_VARIANCE).sum()))
-
-
-def objective(bound: Bound, beta: float) -> float:
-    """What the validation rows say of what is being fitted."""
-    return bound.bound if beta == 1.0 else bound.reconstruction - beta * bound.kl
 
 
 def kl_weight(options: FitOptions, epoch: int) -> float:

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 
+from service.scoring.drift_monitor import Watch
 from service.serving.drift import DriftMonitors
-from service.serving.watch import Watch
 from service.web import schemas
 from tests.conftest import digits, running_service
 

@@ -19,7 +19,8 @@ from service.store.store import Store
 from service.training.augmentation import hidden_cells, random_affine
 from service.training.checkpoints import Checkpoints, FileCheckpoint
 from service.training.distributed import FitTask, fit_by
-from service.training.fit import FitOptions, InMemory, fit
+from service.training.feeds import InMemory
+from service.training.fit import FitOptions, fit
 from service.training.inputs import standard
 from service.training.parquet_source import CALIBRATION, TRAIN, VALIDATION, ParquetFeed, Source
 from service.training.process_group import Team
