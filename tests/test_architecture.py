@@ -34,9 +34,8 @@ LAYERS = [
         "__init__": "`load()`",
         "detector": "scikit-learn's interface",
         "serving": "what a running service holds: the queue, loaded models, drift monitors; no HTTP",
-        "datasets": "`vouch filter`: whole data sets",
     },
-    {"web": "HTTP"},
+    {"web": "HTTP", "datasets": "`vouch filter`: whole data sets"},
     {"cli": "the command line"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -79,7 +78,7 @@ def packages_imported(path):
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.partition(".")[0] == "service":
-                    yield (alias.name.split(".") + ["__init__"])[1]
+                    yield [*alias.name.split("."), "__init__"][1]
 
 
 def test_every_package_and_module_has_one_layer():
@@ -168,7 +167,9 @@ def test_contributing_shows_the_same_layers():
 # Sizes
 
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 450, 60, 10
-EXCEPTIONS: dict[str, str] = {}  # module or module.function: why
+EXCEPTIONS = {  # module or module.function: why
+    "service.detector.__init__": "scikit-learn takes an estimator's parameters from its constructor",
+}
 
 
 def functions(path):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from service.training.process_group import Team
+from service.training.process_group import ProcessGroup
 
 
 class Feed(Protocol):
@@ -17,7 +17,7 @@ class Feed(Protocol):
     rows: int
     some: Tensor
 
-    def epoch(self, number: int, team: Team) -> Iterator[Tensor]:
+    def epoch(self, number: int, group: ProcessGroup) -> Iterator[Tensor]:
         """This process's part of each batch of a pass over the rows, in random order; all have as many batches."""
 
     def state(self) -> dict[str, Any]:
@@ -34,12 +34,12 @@ class InMemory:
         self.some, self.rows = rows, len(rows)
         self.batch_size, self.generator = batch_size, generator
 
-    def epoch(self, number: int, team: Team) -> Iterator[Tensor]:
+    def epoch(self, number: int, group: ProcessGroup) -> Iterator[Tensor]:
         """This process's part of each batch."""
         order = torch.randperm(self.rows, generator=self.generator, device=self.generator.device)
         full = max(self.rows // self.batch_size, 1) * self.batch_size
         for start in range(0, min(full, self.rows), self.batch_size):
-            yield self.some[team.share(order[start : start + self.batch_size])].to(team.device)
+            yield self.some[group.share(order[start : start + self.batch_size])].to(group.device)
 
     def state(self) -> dict[str, Any]:
         """The generator's."""

@@ -16,7 +16,7 @@ from service.errors import TrainingError
 from service.training.augmentation import Augmentation
 from service.training.bounds import Bound, Loss, evaluate, objective
 from service.training.feeds import Feed, InMemory
-from service.training.process_group import ALONE, Team
+from service.training.process_group import ALONE, ProcessGroup
 from service.vae.network import VAE
 
 LOOK_STEPS = (
@@ -134,12 +134,12 @@ def fit(
     on_epoch: Callable[[Progress], None] = lambda progress: None,
     augment: Augmentation | None = None,
     hide: Augmentation | None = None,
-    team: Team = ALONE,
+    group: ProcessGroup = ALONE,
     checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> FitReport:
     """Fit `vae` in place to rows `train`, shape (N, D); keep the weights that are best on `validation`, shape (M, D).
 
-    Rows are augmented in the first part of the fit, and have cells hidden throughout, where that is given. In a team every
+    Rows are augmented in the first part of the fit, and have cells hidden throughout, where that is given. In a group every
     process calls this with the same arguments, and each ends with the same weights.
 
     What is judged and kept is the exponential moving average of the weights. Interrupting (Ctrl-C) keeps the best so far.
@@ -148,16 +148,15 @@ def fit(
         TrainingError: the loss is no longer finite.
     """
     # Every process draws noise of its own; the order of the rows is one for all.
-    noise = torch.Generator(validation.device).manual_seed(options.seed + NOISE_STRIDE * team.rank)
+    noise = torch.Generator(validation.device).manual_seed(options.seed + NOISE_STRIDE * group.rank)
     if isinstance(train, Tensor):
-        own = noise if team.size == 1 else torch.Generator().manual_seed(options.seed)
+        own = noise if group.size == 1 else torch.Generator().manual_seed(options.seed)
         train = InMemory(train, options.batch_size, own)
     options = options.for_rows(train.rows)
     assert options.epochs is not None
-    assert options.patience is not None
     with torch.no_grad():
         vae.decoder.output.bias.copy_(vae.likelihood.initial_bias(train.some))
-    run = Run(vae, options, noise, augment, hide, team)
+    run = Fitting(vae, options, noise, augment, hide, group)
     stopped: Stopped | None = None
     epochs_a_look = math.ceil(LOOK_STEPS / max(1, train.rows // options.batch_size))
     kept = checkpoint.load()
@@ -176,23 +175,18 @@ def fit(
             on_epoch(
                 Progress(epoch, train_bound, judged, best.bound.bound, clock.fraction(epoch), clock.seconds_left(epoch))
             )
-            if is_over:
-                stopped = "minutes"
-            elif run.is_plain(epoch) and epoch - best.epoch >= options.patience:
-                stopped = "patience"
-            elif epoch == options.epochs:
-                stopped = "epochs"
+            stopped = run.ended(epoch, is_over)
             run.save(checkpoint, train, stopped)
     except KeyboardInterrupt:
         if run.best is None:
-            raise TrainingError("interrupted before the first epoch was done: there is nothing to keep") from None
+            raise TrainingError("interrupted before the first epoch ended: nothing was saved") from None
         stopped = "interrupted"
     assert run.best is not None
     vae.load_state_dict(run.best.weights)
     return FitReport(run.best.bound, epoch, run.best.epoch, run.clock.seconds(), stopped)
 
 
-class Run:
+class Fitting:
     """What changes while a network is fitted: the optimizer, the averaged weights, the best so far and the clock."""
 
     def __init__(
@@ -202,7 +196,7 @@ class Run:
         generator: torch.Generator,
         augment: Augmentation | None,
         hide: Augmentation | None,
-        team: Team,
+        group: ProcessGroup,
     ) -> None:
         self.vae = vae
         self.average = copy.deepcopy(vae)
@@ -210,8 +204,8 @@ class Run:
         self.generator = generator
         self.augment = augment
         self.hide = hide
-        self.team = team
-        self.loss = team.together(Loss(vae, options.importance_samples, generator))
+        self.group = group
+        self.loss = group.together(Loss(vae, options.importance_samples, generator))
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=options.learning_rate, foreach=True)
         self.clock = Clock(options)
         self.steps = 0
@@ -221,7 +215,7 @@ class Run:
     def epoch(self, train: Feed, epoch: int) -> float:
         """One pass over the rows, or what of it the minutes allow; the mean bound that was trained."""
         bounds = []
-        for x in train.epoch(epoch, self.team):
+        for x in train.epoch(epoch, self.group):
             fraction = self.fraction(epoch)
             if self.augment is not None and fraction < self.options.augment_share:
                 x = self.augment(x, self.generator)  # noqa: PLW2901  # the row as this step sees it
@@ -237,23 +231,33 @@ class Run:
         """How much of the budget is spent, in an epoch; by the first one's clock, where it is a matter of clocks."""
         if self.options.minutes is None:
             return self.clock.fraction(epoch - 1)
-        return self.team.first(lambda: [self.clock.fraction(epoch - 1)])[0]
+        return self.group.first(lambda: [self.clock.fraction(epoch - 1)])[0]
 
     def is_over(self) -> bool:
         """Whether the minutes are spent, by the first one's clock."""
-        return self.options.minutes is not None and self.team.first(lambda: [self.clock.is_over()])[0] > 0
+        return self.options.minutes is not None and self.group.first(lambda: [self.clock.is_over()])[0] > 0
+
+    def ended(self, epoch: int, is_over: bool) -> Stopped | None:
+        """What ends the fit after this epoch, if anything does; `is_over` says that its time is."""
+        assert self.best is not None
+        assert self.options.patience is not None
+        if is_over:
+            return "minutes"
+        if self.is_plain(epoch) and epoch - self.best.epoch >= self.options.patience:
+            return "patience"
+        return "epochs" if epoch == self.options.epochs else None
 
     def judged(self, validation: Tensor) -> Bound:
         """What the averaged weights make of the validation rows, which the first one looks at."""
         options = self.options
 
         def looked() -> list[float]:
-            if self.team.rank:
+            if self.group.rank:
                 return [0.0] * 4
             bound = evaluate(self.average, validation, options.importance_samples, options.seed)
             return [float(value) for value in asdict(bound).values()]
 
-        bound, reconstruction, kl, active = self.team.first(looked)
+        bound, reconstruction, kl, active = self.group.first(looked)
         return Bound(bound, reconstruction, kl, int(active))
 
     def keep(self, judged: Bound) -> Best:
@@ -265,9 +269,9 @@ class Run:
 
     def save(self, checkpoint: Checkpoint, train: Feed, stopped: Stopped | None) -> None:
         """Keep all of it, so that a process that begins anew goes on as if this one had never ended."""
-        best, noise = self.best, self.team.each(self.generator.get_state())
+        best, noise = self.best, self.group.each(self.generator.get_state())
         assert best is not None
-        if self.team.rank:
+        if self.group.rank:
             return
 
         def state() -> dict[str, Any]:
@@ -296,7 +300,7 @@ class Run:
         self.clock.start -= state["seconds"]
         bound = dict(state["best"])
         self.best = Best(epoch=bound.pop("epoch"), bound=Bound(**bound), weights=state["best_weights"])
-        self.generator.set_state(state["noise"][self.team.rank])
+        self.generator.set_state(state["noise"][self.group.rank])
         train.set_state(state["feed"])
         stopped: Stopped | None = state["stopped"]
         return stopped
@@ -311,7 +315,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * min(1.0, (self.steps + 1) / 200) * decay(fraction)
         loss = self.loss(x, kl_weight)
-        value = self.team.mean(loss.item())
+        value = self.group.mean(loss.item())
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} at epoch {epoch}, step {self.steps}: lower --learning-rate "
