@@ -429,7 +429,7 @@ def test_a_missing_extra_is_named(data, options, tmp_path, absent, extra):
     code = f"import sys; sys.modules[{absent!r}] = None; sys.argv = {arguments!r}; import service.cli.__main__"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert f"needs the extra: pip install 'vouch[{extra}]'" in done.stderr
+    assert f"needs the extra: pip install '.[{extra}]'" in done.stderr
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="two actors need two CPUs")
