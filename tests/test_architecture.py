@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.tools import REPOSITORY
 
 ROOT = REPOSITORY / "service"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from tests.conftest import REPOSITORY, free_port, running_service
-from tests.test_readme import COMMANDS
+from tests.pages import COMMANDS
+from tests.tools import REPOSITORY, free_port, running_service
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 GLOSSARY = REPOSITORY / "docs" / "glossary.md"

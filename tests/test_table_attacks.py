@@ -15,7 +15,7 @@ from service.store.store import Store
 from service.training.fit import FitOptions
 from service.training.recipe import Recipe
 from service.training.train import train_table
-from tests.test_tables import made
+from tests.models import made
 
 QUICK = ["--epochs", "3", "--hidden", "16", "--estimator", "fast", "--prior", "normal", "--calibration-share", "0.3"]
 

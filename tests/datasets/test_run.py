@@ -26,8 +26,7 @@ from service.files.locations import InputFile
 from service.files.tables import read_table
 from service.scoring.options import ScoreOptions
 from service.validity.conformal import Discoveries, RejectionLimit
-from tests.cli.test_cli import vouch
-from tests.conftest import REPOSITORY
+from tests.tools import REPOSITORY, vouch
 
 NAMES = load_wine().feature_names
 

@@ -13,7 +13,7 @@ from service.density.estimate import Member, estimate, observe
 from service.density.estimator import Estimator
 from service.vae.mixed import Real
 from service.vae.network import VAE, Architecture
-from tests.conftest import linear_gaussian
+from tests.models import linear_gaussian
 
 
 def with_columns(vae, x, suspect=np.inf, estimator=None, widths=None, **options):

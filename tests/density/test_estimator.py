@@ -26,7 +26,7 @@ from service.errors import CalibrationError
 from service.vae.mixed import Real
 from service.vae.network import VAE, Architecture
 from service.vae.prior import NormalMixture
-from tests.conftest import digits, linear_gaussian
+from tests.models import bent, digits, linear_gaussian, squared
 
 
 def fixed(samples, **options):
@@ -92,39 +92,11 @@ def grid_log_likelihood(vae, x, points=200, reach=5.0):
         return ((given_z + log_prior[:, None]).logsumexp(0) + log_cell).numpy()
 
 
-def squared(sigma, tilt):
-    """x = (z squared, tilt * z) with noise sigma: two modes for each row, and an encoder that sees one of them."""
-    torch.manual_seed(0)
-    vae = VAE(Architecture(2, 1, (64,), "tanh", "gaussian", min_std=0.0)).requires_grad_(False)
-    vae.decoder.requires_grad_(True)
-    optimizer = torch.optim.Adam(vae.decoder.parameters(), lr=0.01)
-    z = torch.linspace(-3, 3, 400)[:, None]
-    with torch.enable_grad():
-        for _ in range(800):
-            loss = (vae.decoder(z) - torch.cat([z.square(), tilt * z], dim=1)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    vae.requires_grad_(False)
-    vae.encoder.output.weight.zero_()
-    vae.encoder.output.bias.copy_(torch.tensor([1.5, 2 * math.log(sigma)]))
-    vae.likelihood.log_std.fill_(math.log(sigma))
-    return vae
-
-
 def by_integral(vae, x):
     """log p(x) of a network with one latent, by a fine grid."""
     z = torch.linspace(-6, 6, 100_001)[:, None]
     given = vae.likelihood.log_prob(vae.decoder(z), torch.from_numpy(x)).sum(-1).double()
     return (given + vae.prior.log_prob(z.double())).logsumexp(0).item() + math.log(12 / 100_000)
-
-
-def bent(latents, likelihood="bernoulli", features=20, strength=4.0):
-    """A small random decoder whose posteriors are no normals."""
-    torch.manual_seed(0)
-    vae = VAE(Architecture(features, latents, (16,), "tanh", likelihood)).requires_grad_(False)
-    vae.decoder.output.weight.mul_(strength)
-    return vae
 
 
 def test_two_latents_agree_with_a_grid_or_say_that_they_are_not_reliable():
@@ -318,7 +290,7 @@ def test_the_number_of_threads_changes_no_bit(likelihood, activation):
 
 def test_a_restart_changes_no_bit(digit_scorer, tiny_store):
     code = (
-        "import sys, numpy as np; from service import load; from tests.conftest import digits; "
+        "import sys, numpy as np; from service import load; from tests.models import digits; "
         "print(load('digits', sys.argv[1], 'cpu').score(digits()[:20]).log_likelihood.tobytes().hex())"
     )
     printed = subprocess.run(

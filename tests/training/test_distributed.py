@@ -25,8 +25,7 @@ from service.training.parquet_source import CALIBRATION, TRAIN, VALIDATION, Parq
 from service.training.process_group import Team
 from service.vae.mixed import Categorical, Count, Real
 from service.vae.network import VAE, Architecture
-from tests.cli.test_cli import vouch
-from tests.conftest import REPOSITORY
+from tests.tools import REPOSITORY, vouch
 
 OPTIONS = FitOptions(epochs=12, batch_size=50, importance_samples=2)
 

@@ -19,9 +19,8 @@ from service.training.fit import FitOptions
 from service.training.recipe import Recipe, Split
 from service.training.train import train, train_table
 from service.web import schemas
-from tests.conftest import digits, running_service
-from tests.test_tables import complete, made, write
-from tests.web.test_contract import npy
+from tests.models import complete, digits, made, write
+from tests.tools import npy, running_service
 
 RECIPE = Recipe(
     latents=2,

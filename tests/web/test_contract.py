@@ -16,15 +16,8 @@ from service.scoring.version import Draft
 from service.store.store import Store
 from service.web import schemas
 from service.web.answers import SCORE_DTYPE
-from tests.conftest import data_of, digits, running_service
-
-ROWS = digits()[:5].reshape(5, 64).tolist()
-
-
-def npy(array, **options):
-    buffer = io.BytesIO()
-    np.save(buffer, array, **options)
-    return buffer.getvalue()
+from tests.models import ROWS, data_of, digits
+from tests.tools import check_problem, eventually, npy, png_bomb, post_npy, running_service
 
 
 def picture(image, kind="PNG"):
@@ -35,18 +28,6 @@ def picture(image, kind="PNG"):
 
 def from_npy(response):
     return np.load(io.BytesIO(response.content), allow_pickle=False)
-
-
-def eventually(condition, seconds=10.0):
-    """Wait until it is so."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never was so"
-        time.sleep(0.05)
-
-
-def post_npy(client, path, array, **headers):
-    return client.post(path, content=npy(array), headers={"content-type": "application/x-npy", **headers})
 
 
 # What is answered
@@ -288,21 +269,6 @@ def test_the_documentation_page_needs_no_other_host(client):
 # What is refused
 
 
-def check_problem(answer, status, secret=None):
-    """A problem document with the status, that does not repeat the input."""
-    assert answer.status_code == status, answer.text[:500]
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = schemas.Problem.model_validate_json(answer.content)
-    assert problem.status == status
-    assert problem.type.startswith("urn:vouch:problem:")
-    assert problem.request_id == answer.headers["x-request-id"]
-    assert len(problem.errors) <= 20
-    assert len(answer.content) < 6_000
-    if secret is not None:
-        assert secret not in answer.text
-    return problem
-
-
 def instances(*rows):
     return json.dumps({"instances": list(rows)})
 
@@ -419,8 +385,6 @@ def test_an_unreadable_npy_body_is_refused(client, body, status):
 
 
 def test_an_unreadable_image_is_refused(client):
-    from tests.files.test_images import png_bomb
-
     def send(content, kind="image/png", model="digits"):
         return client.post(f"/score?model={model}", content=content, headers={"content-type": kind})
 

@@ -16,8 +16,8 @@ import pytest
 
 from service.scoring.version import Draft
 from service.store.store import Store
-from tests.conftest import REPOSITORY, data_of, digits, running_service
-from tests.web.test_contract import ROWS, check_problem, eventually, npy, post_npy
+from tests.models import ROWS, data_of, digits
+from tests.tools import REPOSITORY, check_problem, eventually, npy, post_npy, running_service
 
 BODY = {"instances": ROWS}
 JSON_BODY = {"content-type": "application/json"}
