@@ -19,7 +19,6 @@ import typer
 from service import load
 from service.density.block import WeightedDraws
 from service.density.estimate import weighted_draws
-from service.density.importance import log_weights
 from service.density.proposals import Diagonal
 from service.density.quasirandom import row_points
 from service.density.tiling import Tiling
@@ -88,7 +87,10 @@ def naive(scorer: Scorer, batch: np.ndarray) -> torch.Tensor:
     model = scorer.model
     x = torch.from_numpy(model.input.encode(model.input.rows(batch)))
     points = row_points(x.numpy(), 0, scorer.latents, 0, SAMPLES, x.device)
-    return log_weights(model.vae, x, Diagonal(model.vae.posterior(x)), points)
+    vae, proposal = model.vae, Diagonal(model.vae.posterior(x))
+    z = proposal.sample(points).to(vae.dtype)
+    log_conditional = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1, dtype=torch.float64)
+    return log_conditional + vae.prior.log_prob(z.double()) - proposal.log_prob(z)
 
 
 def weighed(scorer: Scorer, batch: np.ndarray) -> Iterator[WeightedDraws]:

@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 import httpx
 import numpy as np
@@ -97,6 +97,17 @@ class Verdicts:
         return np.asarray(self.records["combined_p_value" if "combined_p_value" in names else "p_value"])
 
 
+class ScoreQuery(TypedDict, total=False):
+    """What a caller may ask of scores, as the query of POST /score: `service.web.query.ScoreQuery` says what it means."""
+
+    percentiles: tuple[float, float] | None
+    false_alarm: float | None
+    tail: Literal["low", "both"] | None
+    rule: Literal["band", "combined"] | None
+    fdr: float | None
+    explain: int
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A request that may be sent more than once; `until` on the monotonic clock."""
@@ -150,7 +161,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Connection:
     """What both clients are made from."""
 
     model: str | None
@@ -164,20 +175,12 @@ class Settings:
         body, content_type = (b"", NPY) if rows is None else encoded(rows)
         return Call(method, path, time.monotonic() + self.deadline_s, chosen, body, content_type)
 
-    def score(
-        self,
-        rows: Rows,
-        percentiles: tuple[float, float] | None,
-        false_alarm: float | None,
-        tail: str | None,
-        rule: str | None,
-        fdr: float | None,
-        explain: int,
-    ) -> Call:
+    def score(self, rows: Rows, query: ScoreQuery) -> Call:
         """POST /score."""
-        pair = None if percentiles is None else f"{percentiles[0]!r},{percentiles[1]!r}"
-        params = {"percentiles": pair, "false_alarm": false_alarm, "tail": tail, "rule": rule, "fdr": fdr}
-        return self.call("POST", "/score", params | {"explain": explain or None}, rows)
+        params: dict[str, Any] = {**query, "explain": query.get("explain") or None}
+        if (pair := query.get("percentiles")) is not None:
+            params["percentiles"] = f"{pair[0]!r},{pair[1]!r}"
+        return self.call("POST", "/score", params, rows)
 
 
 class Client:
@@ -203,7 +206,7 @@ class Client:
         attempts: int = 5,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.settings = Settings(model, deadline_s, attempts)
+        self.connection = Connection(model, deadline_s, attempts)
         self.http = httpx.Client(base_url=url, headers=key_header(key), transport=transport)
 
     def __enter__(self) -> Self:
@@ -216,35 +219,25 @@ class Client:
         """Close all connections."""
         self.http.close()
 
-    def score(
-        self,
-        rows: Rows,
-        *,
-        percentiles: tuple[float, float] | None = None,
-        false_alarm: float | None = None,
-        tail: Literal["low", "both"] | None = None,
-        rule: Literal["band", "combined"] | None = None,
-        fdr: float | None = None,
-        explain: int = 0,
-    ) -> Verdicts:
+    def score(self, rows: Rows, **query: Unpack[ScoreQuery]) -> Verdicts:
         """Verdicts on rows: an array, rows first, or a list of mappings from column names to values.
 
         Raises:
             VouchError: what the service refuses, or that it did not answer in time (`UnavailableError`).
         """
-        return verdicts(self.send(self.settings.score(rows, percentiles, false_alarm, tail, rule, fdr, explain)))
+        return verdicts(self.send(self.connection.score(rows, query)))
 
     def reconstruct(self, rows: Rows) -> np.ndarray:
         """E[x | z] over p(z | x) of each row, in the units of the training data, shape (B, *input shape)."""
-        return array(self.send(self.settings.call("POST", "/reconstruct", {}, rows)))
+        return array(self.send(self.connection.call("POST", "/reconstruct", {}, rows)))
 
     def sample(self, num: int = 16, seed: int | None = None) -> np.ndarray:
         """Rows drawn from the model, shape (num, *input shape)."""
-        return array(self.send(self.settings.call("GET", "/sample", {"num": num, "seed": seed})))
+        return array(self.send(self.connection.call("GET", "/sample", {"num": num, "seed": seed})))
 
     def send(self, call: Call) -> httpx.Response:
         """An answer that is none of an error."""
-        for attempt in call.tries(self.settings.attempts):
+        for attempt in call.tries(self.connection.attempts):
             with attempt:
                 return checked(self.answered(call))
         raise AssertionError("the loop over tries returns or raises")
@@ -270,7 +263,7 @@ class AsyncClient:
         attempts: int = 5,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.settings = Settings(model, deadline_s, attempts)
+        self.connection = Connection(model, deadline_s, attempts)
         self.http = httpx.AsyncClient(base_url=url, headers=key_header(key), transport=transport)
 
     async def __aenter__(self) -> Self:
@@ -283,33 +276,23 @@ class AsyncClient:
         """Close all connections."""
         await self.http.aclose()
 
-    async def score(
-        self,
-        rows: Rows,
-        *,
-        percentiles: tuple[float, float] | None = None,
-        false_alarm: float | None = None,
-        tail: Literal["low", "both"] | None = None,
-        rule: Literal["band", "combined"] | None = None,
-        fdr: float | None = None,
-        explain: int = 0,
-    ) -> Verdicts:
+    async def score(self, rows: Rows, **query: Unpack[ScoreQuery]) -> Verdicts:
         """`Client.score`."""
-        return verdicts(await self.send(self.settings.score(rows, percentiles, false_alarm, tail, rule, fdr, explain)))
+        return verdicts(await self.send(self.connection.score(rows, query)))
 
     async def reconstruct(self, rows: Rows) -> np.ndarray:
         """`Client.reconstruct`."""
-        return array(await self.send(self.settings.call("POST", "/reconstruct", {}, rows)))
+        return array(await self.send(self.connection.call("POST", "/reconstruct", {}, rows)))
 
     async def sample(self, num: int = 16, seed: int | None = None) -> np.ndarray:
         """`Client.sample`."""
-        return array(await self.send(self.settings.call("GET", "/sample", {"num": num, "seed": seed})))
+        return array(await self.send(self.connection.call("GET", "/sample", {"num": num, "seed": seed})))
 
     async def send(self, call: Call) -> httpx.Response:
         """`Client.send`."""
         try:
             async with asyncio.timeout(call.left_s()):
-                async for attempt in call.tries(self.settings.attempts):
+                async for attempt in call.tries(self.connection.attempts):
                     with attempt:
                         return checked(await self.answered(call))
         except TimeoutError as error:

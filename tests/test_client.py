@@ -31,7 +31,7 @@ def test_verdicts_are_those_of_the_scorer_to_the_last_bit(url, digit_scorer):
     expected = digit_scorer.score(rows)
     with Client(url) as vouch:
         answer = vouch.score(rows)
-        by_rule = vouch.score(rows, ScoreOptions(false_alarm=0.1, tail="low", fdr=0.1))
+        by_rule = vouch.score(rows, false_alarm=0.1, tail="low", fdr=0.1)
         assert vouch.reconstruct(rows).shape == rows.shape
         assert np.array_equal(vouch.sample(3, seed=7), vouch.sample(3, seed=7))
     published = digit_scorer.published
@@ -65,7 +65,7 @@ def test_what_is_refused_raises_what_the_scorer_would_raise(url):
             vouch.score(np.full((2, 8, 8), 300.0))
         assert refused.value.faults[0].row == 0
         with pytest.raises(errors.CalibrationError, match="validation rows"):
-            vouch.score(digits()[:1], ScoreOptions(false_alarm=1e-6))
+            vouch.score(digits()[:1], false_alarm=1e-6)
     with Client(url, model="nobody") as vouch, pytest.raises(errors.ModelNotFoundError):
         vouch.score(digits()[:1])
 
@@ -220,7 +220,7 @@ def test_nobody_listening_is_said():
 def test_rows_of_named_columns_go_as_json():
     script = Script([fine])
     with Client("http://service", transport=script, key="secret") as vouch:
-        vouch.score([{"age": 39, "job": None}], ScoreOptions(explain=2, percentiles=(1, 99)))
+        vouch.score([{"age": 39, "job": None}], explain=2, percentiles=(1, 99))
     request = script.requests[0]
     assert request.headers["content-type"] == "application/json"
     assert request.headers["authorization"] == "Bearer secret"

@@ -115,7 +115,7 @@ def worked(run: Run, work: WorkOptions, part: tuple[int, int], store: str, devic
     undone = [] if work.finish else run.undone(part)
     at_work = engine_of(work.engine, run, store, device, work.workers, work.address)
     if undone:
-        with row_bar("scored", sum(one.cut.rows for one in undone)) as on_batch:
+        with row_bar("scored", sum(one.row_range.rows for one in undone)) as on_batch:
             at_work.score(undone, on_batch)
     if work.shard is not None:
         return None

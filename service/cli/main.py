@@ -1,4 +1,4 @@
-"""The command line: `vouch train`, `schema`, `calibrate`, `score`, `filter`, `evaluate`, `sample`, `models`, `promote`, `serve`."""
+"""The command line: train, schema, calibrate, score, evaluate, sample, filter, models, promote, serve, version."""
 
 from __future__ import annotations
 

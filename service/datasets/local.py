@@ -32,7 +32,7 @@ TOLD_EVERY_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class WorkerSpec:
     """All that a process needs to know to work on shards: which model of which store, the options, where results go.
 
     Attributes:
@@ -79,14 +79,14 @@ class InThisProcess:
         """One after the other."""
         for shard in shards:
             self.worker.split(shard, limit)
-            on_batch(shard.cut.rows, 0)
+            on_batch(shard.row_range.rows, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
     """So many processes side by side, which end with this one, however it ends."""
 
-    job: Job
+    job: WorkerSpec
     workers: int
 
     def score(self, shards: Sequence[Shard], on_batch: OnBatch) -> None:
@@ -138,7 +138,7 @@ def drained(futures: list[Future[None]], tell: Callable[[], None]) -> None:
 HERE: dict[str, Any] = {}
 
 
-def begin(job: Job, counts: Any) -> None:
+def begin(job: WorkerSpec, counts: Any) -> None:
     """Load the model, once."""
     end_with_parent()
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # a traceback of each would hide the one line that matters
@@ -161,4 +161,4 @@ def scored_here(shard: Shard) -> None:
 def split_here(shard: Shard, limit: RejectionLimit) -> None:
     """Split a shard."""
     HERE["worker"].split(shard, limit)
-    count(shard.cut.rows, 0)
+    count(shard.row_range.rows, 0)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from service._version import __version__
 from service.data.inputs import InputSpec
 from service.errors import DataError
-from service.files.formats.registry import FORMS, Cut, Form, Survey, Wanted
+from service.files.formats.registry import FORMATS, Format, ReadRequest, RowRange, Scan
 from service.files.locations import InputFile, OutFolder
 from service.scoring.options import ScoreOptions
 from service.scoring.scorer import Scorer
@@ -28,7 +28,7 @@ from service.system.frozen import Frozen
 
 PLAN, LOCK = ".vouch/run.json", ".vouch/lock"
 SHARD_CELLS, LEAST_ROWS, MOST_ROWS = 2**21, 2**10, 2**16  # of a shard, where nobody says how many rows
-SURVEYORS = 8  # files that are looked at side by side
+SCANNERS = 8  # files that are looked at side by side
 Write = Literal["split", "verdicts"]
 OnBadFile = Literal["stop", "skip"]
 
@@ -98,7 +98,7 @@ class PlannedFile(Frozen):
 
     name: str
     seen: str
-    survey: Survey | None
+    scan: Scan | None = Field(alias="survey")  # run.json keeps the names that unfinished runs have
     bad: str | None = None
 
 
@@ -113,14 +113,14 @@ class Shard:
     first: int
     file: InputFile
     header: str
-    cut: Cut
+    row_range: RowRange
     part: str
     key: str
 
     @property
-    def form(self) -> Form:
-        """The form of its file."""
-        return FORMS[self.file.suffix]
+    def file_format(self) -> Format:
+        """The format of its file."""
+        return FORMATS[self.file.suffix]
 
     @property
     def marker(self) -> str:
@@ -142,21 +142,21 @@ class Plan(Frozen):
     @property
     def rows(self) -> int:
         """How many rows there are to score."""
-        return sum(file.survey.rows for file in self.files if file.survey is not None)
+        return sum(file.scan.rows for file in self.files if file.scan is not None)
 
     def shards(self, files: Sequence[InputFile]) -> list[Shard]:
         """The shards, of files that are the planned ones."""
         shards: list[Shard] = []
         first = 0
         for planned, file in zip(self.files, files, strict=True):
-            if planned.survey is None:
+            if planned.scan is None:
                 continue
-            cuts = planned.survey.cuts
-            for place, cut in enumerate(cuts):
-                part = part_name(planned.name, place, len(cuts))
-                key = digest_of(planned.survey.digest, self.options.model_dump_json(), str(cut))
-                shards.append(Shard(len(shards), first, file, planned.survey.header, cut, part, key))
-                first += cut.rows
+            ranges = planned.scan.ranges
+            for place, row_range in enumerate(ranges):
+                part = part_name(planned.name, place, len(ranges))
+                key = digest_of(planned.scan.digest, self.options.model_dump_json(), str(row_range))
+                shards.append(Shard(len(shards), first, file, planned.scan.header, row_range, part, key))
+                first += row_range.rows
         names = Counter(name for shard in shards for name in (shard.part, shard.scores))
         twice = [name for name, count in names.items() if count > 1]
         if twice:
@@ -189,7 +189,7 @@ def planned(
     Raises:
         DataError: a file is damaged or is not what the model reads, where the run is to stop at such.
     """
-    wanted = Wanted(spec, options.key, options.shard_rows)
+    wanted = ReadRequest(spec, options.key, options.shard_rows)
     known = {one.name: one for one in before.files} if before is not None else {}
 
     def looked_at(file: InputFile) -> PlannedFile:
@@ -197,16 +197,16 @@ def planned(
         if earlier is not None and earlier.seen == seen and (earlier.bad is None or on_bad_file == "skip"):
             return earlier
         try:
-            form = FORMS.get(file.suffix)
-            if form is None:
-                raise DataError(f"is of no form that is read: {', '.join(FORMS)}")
-            return PlannedFile(name=file.name, seen=seen, survey=form.survey(file, wanted))
+            file_format = FORMATS.get(file.suffix)
+            if file_format is None:
+                raise DataError(f"is of no format that is read: {', '.join(FORMATS)}")
+            return PlannedFile(name=file.name, seen=seen, scan=file_format.scan(file, wanted))
         except DataError as error:
             if on_bad_file == "stop":
                 raise DataError(f"{file.path}: {error}") from None
-            return PlannedFile(name=file.name, seen=seen, survey=None, bad=str(error))
+            return PlannedFile(name=file.name, seen=seen, scan=None, bad=str(error))
 
-    with ThreadPoolExecutor(SURVEYORS) as pool:
+    with ThreadPoolExecutor(SCANNERS) as pool:
         return Plan(options=options, files=tuple(pool.map(looked_at, files)))
 
 
@@ -248,7 +248,7 @@ def other_files(before: Plan, now: Plan) -> str | None:
             return f"of a file {name} that is not here"
         if name not in there:
             return f"without the file {name}"
-        if there[name].survey != here[name].survey:
+        if there[name].scan != here[name].scan:
             return f"{name} has changed since"
     return None
 

@@ -24,7 +24,7 @@ import ray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from service.datasets.local import Job
+from service.datasets.local import WorkerSpec
 from service.datasets.plan import Shard
 from service.datasets.shards import OnBatch, ShardReader, Worker
 from service.errors import DataError, UnavailableError, VouchError
@@ -37,7 +37,7 @@ READING_CPUS, SCORING_CPUS = 0.1, 0.9  # of a CPU: on each one an actor, and roo
 class Ray:
     """A cluster, or a small one that is started here, with so many actors: by default one for each GPU, or for each CPU."""
 
-    job: Job
+    job: WorkerSpec
     actors: int | None
     address: str | None
 
@@ -141,7 +141,7 @@ def block(shard: Shard) -> Iterable[pa.Table]:
 class Actor:
     """A worker in a process of the cluster."""
 
-    def __init__(self, job: Job, shards: dict[int, Shard], limit: RejectionLimit | None) -> None:
+    def __init__(self, job: WorkerSpec, shards: dict[int, Shard], limit: RejectionLimit | None) -> None:
         self.job, self.shards, self.limit = job, shards, limit
 
     @cached_property
@@ -164,7 +164,7 @@ class Actor:
                 done = self.worker.score_rows(shard, of_stream(content))
             else:
                 self.worker.split_rows(shard, of_stream(content), self.limit)
-                return {"rows": shard.cut.rows, "invalid": 0, "problem": None}
+                return {"rows": shard.row_range.rows, "invalid": 0, "problem": None}
         except (VouchError, OSError) as error:
             return {"rows": 0, "invalid": 0, "problem": str(error)}
         return {"rows": done.rows, "invalid": done.invalid, "problem": None}

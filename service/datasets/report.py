@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader
 
 from service.datasets.plan import Plan, Shard
 from service.datasets.scored import p_value_column
+from service.scoring.drift_monitor import DriftMonitor, p_value_counts
 from service.scoring.scorer import Scorer
-from service.serving.watch import Watch, p_value_counts
 from service.system.frozen import Frozen
 from service.validity.band import SIDES
 from service.validity.conformal import RejectionLimit, too_few_warning
@@ -106,7 +106,7 @@ class Tally:
     scorer: Scorer
     plan: Plan
     limit: RejectionLimit | None
-    watch: Watch = field(init=False)
+    monitor: DriftMonitor = field(init=False)
     edges: np.ndarray = field(init=False)
     counts: np.ndarray = field(init=False)
     random: np.random.Generator = field(init=False)
@@ -119,7 +119,7 @@ class Tally:
     spoke_at: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
-        self.watch = Watch.of(self.scorer)
+        self.monitor = DriftMonitor.of(self.scorer)
         self.edges = histogram_edges(self.scorer.calibration.scores)
         self.counts = np.zeros(BINS, dtype=np.int64)
         self.sides, self.p_values = np.zeros(len(SIDES), np.int64), np.zeros(P_VALUE_BINS, np.int64)
@@ -148,7 +148,7 @@ class Tally:
         for row in np.lexsort((log_likelihood, p_value))[:STRANGEST].tolist():
             strange = Strange(
                 file=shard.file.name,
-                row=shard.cut.first + row,
+                row=shard.row_range.first + row,
                 log_likelihood=float(log_likelihood[row]),
                 std_error=float(std_error[row]),
                 p_value=float(p_value[row]),
@@ -164,14 +164,14 @@ class Tally:
         complete = np.ones(len(scores), dtype=bool)
         if "missing" in scores.column_names:
             complete = scores.column("missing").to_numpy() == 0
-        before, chosen = self.watch.watched, np.flatnonzero(complete)
-        if self.watch.bet(log_likelihood[chosen], self.random.random(len(chosen)), DRIFT_LEVEL):
-            assert self.watch.alarm_row is not None
-            self.spoke_at = shard.file.name, shard.cut.first + int(chosen[self.watch.alarm_row - before - 1])
+        before, chosen = self.monitor.watched, np.flatnonzero(complete)
+        if self.monitor.bet(log_likelihood[chosen], self.random.random(len(chosen)), DRIFT_LEVEL):
+            assert self.monitor.alarm_row is not None
+            self.spoke_at = shard.file.name, shard.row_range.first + int(chosen[self.monitor.alarm_row - before - 1])
 
     def report(self, not_done: Sequence[NotDone]) -> Report:
         """All of it."""
-        options, said = self.plan.options, self.watch.document(DRIFT_LEVEL)
+        options, said = self.plan.options, self.monitor.document(DRIFT_LEVEL)
         file, row = self.spoke_at or (None, None)
         validation = histogram(self.scorer.calibration.scores, self.edges)
         scaled = validation * (self.rows / max(1, len(self.scorer.calibration.scores)))

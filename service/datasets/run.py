@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from service.datasets.local import Engine, InThisProcess, Job, Processes
+from service.datasets.local import Engine, InThisProcess, Processes, WorkerSpec
 from service.datasets.plan import OnBadFile, Plan, RunOptions, Shard, agreed
 from service.datasets.report import NotDone, Report, Tally, as_html
 from service.datasets.scored import p_value_column
-from service.datasets.shards import Done, OnBatch, Worker, done_of, row_files, scores_of
+from service.datasets.shards import OnBatch, ShardResult, Worker, done_of, row_files, scores_of
 from service.errors import DataError
-from service.files.formats.registry import FORMS, Npy, Npz
+from service.files.formats.registry import FORMATS, Npy, Npz
 from service.files.locations import TEMPORARY, OutFolder, found
 from service.scoring.scorer import Scorer
 from service.settings import read_settings
@@ -44,10 +44,10 @@ class Run:
         scorer.check(options.score_options)
         folder = OutFolder(out)
         # Results are no input, also where they are put below it.
-        files = [file for file in found(source, frozenset(FORMS)) if not folder.holds(file)]
+        files = [file for file in found(source, frozenset(FORMATS)) if not folder.holds(file)]
         if not files:
             raise DataError(f"{source}: holds no files but the results in {out}")
-        if options.write == "verdicts" and any(isinstance(FORMS.get(file.suffix), Npy | Npz) for file in files):
+        if options.write == "verdicts" and any(isinstance(FORMATS.get(file.suffix), Npy | Npz) for file in files):
             raise DataError("--write verdicts: arrays have no columns for them; scores/ holds them, in the rows' order")
         plan = agreed(folder, files, options, scorer.model.input, on_bad_file)
         return Run(plan, plan.shards(files), folder, scorer, on_bad_file)
@@ -113,7 +113,7 @@ class Run:
             tally.add(shard, scores_of(shard, self.out))
         return tally.report(not_done)
 
-    def not_done(self, done: Sequence[Done | None]) -> list[NotDone]:
+    def not_done(self, done: Sequence[ShardResult | None]) -> list[NotDone]:
         """What has no results: whole files, and shards."""
         files = [
             NotDone(file=file.name, rows="all", reason=file.bad) for file in self.plan.files if file.bad is not None
@@ -121,7 +121,7 @@ class Run:
         shards = [
             NotDone(
                 file=shard.file.name,
-                rows=f"{shard.cut.first} to {shard.cut.first + shard.cut.rows - 1}",
+                rows=f"{shard.row_range.first} to {shard.row_range.first + shard.row_range.rows - 1}",
                 reason=one.bad,
             )
             for shard, one in zip(self.shards, done, strict=True)
@@ -140,7 +140,7 @@ def engine_of(
     """
     # Workers may be elsewhere, and have another folder that they start in.
     place = store if is_url(store) else os.path.abspath(store)
-    job = Job(place, read_settings().cache(), device, run.out.absolute, run.plan.options, run.on_bad_file)
+    job = WorkerSpec(place, read_settings().cache(), device, run.out.absolute, run.plan.options, run.on_bad_file)
     if name == "ray":
         try:
             from service.datasets.ray_engine import Ray

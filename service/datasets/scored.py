@@ -18,7 +18,7 @@ from service.files.tables import raw_of
 from service.scoring.options import DEFAULT, ScoreOptions
 from service.scoring.scorer import Scorer
 from service.scoring.scores import ExplainedScores, Scores
-from service.scoring.tables import BLAMED_COLUMNS, SCORE_COLUMNS, blamed_columns, cells_of
+from service.scoring.tables import BLAMED_COLUMNS, SCORE_COLUMNS, blamed_cells, blamed_columns
 
 BATCH_CELLS, LEAST_BATCH, MOST_BATCH = 2**19, 256, 8_192  # rows that are scored at a time, so that memory is bounded
 
@@ -118,7 +118,7 @@ def as_table(scores: Scores, spec: InputSpec) -> pa.Table:
 def blamed(scores: ExplainedScores, spec: InputSpec) -> dict[str, pa.Array]:
     """Five columns for each column to blame; values of columns are text, since one column holds those of many."""
     number = scores.columns.shape[1]
-    rows = [cells_of(columns, number) for columns in blamed_columns(scores, spec)]
+    rows = [blamed_cells(columns, number) for columns in blamed_columns(scores, spec)]
     names = [f"blamed_{place}_{name}" for place in range(1, number + 1) for name in BLAMED_COLUMNS]
     found = {}
     for at, name in enumerate(names):

@@ -27,7 +27,7 @@ PREFIX = "vouch_"  # of the columns of verdicts, beside those of rows
 OnBatch = Callable[[int, int], None]
 
 
-class Done(Frozen):
+class ShardResult(Frozen):
     """A shard's marker: by which key it was done, and how many rows it has; or why it is `bad`."""
 
     key: str
@@ -50,9 +50,9 @@ class ShardReader:
         """
         if self.opened is None or self.opened[0] != shard.file.path:
             self.close()
-            self.opened = shard.file.path, shard.form.reader(shard.file, shard.header)
+            self.opened = shard.file.path, shard.file_format.reader(shard.file, shard.header)
         try:
-            return self.opened[1].rows(shard.cut)
+            return self.opened[1].rows(shard.row_range)
         except DataError:
             self.close()
             raise
@@ -74,7 +74,7 @@ class Worker:
     on_bad_file: OnBadFile
     reader: ShardReader = field(default_factory=ShardReader)
 
-    def score(self, shard: Shard, on_batch: OnBatch = lambda rows, invalid: None) -> Done:
+    def score(self, shard: Shard, on_batch: OnBatch = lambda rows, invalid: None) -> ShardResult:
         """Score a shard, and split it, unless only all shards' p-values can tell how.
 
         Raises:
@@ -86,22 +86,22 @@ class Worker:
             return self.refused(shard, error)
         return self.score_rows(shard, raw, on_batch)
 
-    def score_rows(self, shard: Shard, raw: pa.Table, on_batch: OnBatch = lambda rows, invalid: None) -> Done:
+    def score_rows(self, shard: Shard, raw: pa.Table, on_batch: OnBatch = lambda rows, invalid: None) -> ShardResult:
         """The same of raw rows that are read already."""
         reader = replace(self.scorer.reader, refuses_unknown=False)
         try:
-            cells = shard.form.cells(raw, shard.header, reader)
+            cells = shard.file_format.cells(raw, shard.header, reader)
             scores = score_table(self.scorer, cells, self.options.score_options, on_batch)
             is_valid = np.array(scores.column("verdict").to_pylist()) == "valid"
             if self.options.fdr is None:
                 self.write_rows(shard, raw, scores, is_valid)
             elif self.options.write == "verdicts":
                 # Now, and not after hours, when all rows are scored: it may be refused.
-                shard.form.write_beside(raw, beside(scores), shard.header)
+                shard.file_format.write_beside(raw, beside(scores), shard.header)
         except DataError as error:
             return self.refused(shard, error)
         self.out.write(shard.scores, as_parquet(scores))
-        return self.mark(shard, Done(key=shard.key, rows=len(raw), invalid=int((~is_valid).sum())))
+        return self.mark(shard, ShardResult(key=shard.key, rows=len(raw), invalid=int((~is_valid).sum())))
 
     def split(self, shard: Shard, limit: RejectionLimit) -> None:
         """Tell discoveries from other rows: they are the invalid ones; scores say which they are."""
@@ -123,21 +123,21 @@ class Worker:
 
     def write_rows(self, shard: Shard, raw: pa.Table, scores: pa.Table, is_valid: np.ndarray) -> None:
         """The valid and the invalid rows apart or, where that is wanted, all with their verdicts."""
-        form = shard.form
+        file_format = shard.file_format
         if self.options.write == "verdicts":
-            self.out.write(f"rows/{shard.part}", form.write_beside(raw, beside(scores), shard.header))
+            self.out.write(f"rows/{shard.part}", file_format.write_beside(raw, beside(scores), shard.header))
             return
         for folder, chosen in (("valid", is_valid), ("invalid", ~is_valid)):
-            self.out.write(f"{folder}/{shard.part}", form.write(raw.filter(pa.array(chosen)), shard.header))
+            self.out.write(f"{folder}/{shard.part}", file_format.write(raw.filter(pa.array(chosen)), shard.header))
 
-    def refused(self, shard: Shard, error: DataError) -> Done:
+    def refused(self, shard: Shard, error: DataError) -> ShardResult:
         """Mark a shard as bad, or end the run."""
-        problem = str(error.after(shard.cut.first)) if isinstance(error, RowError) else str(error)
+        problem = str(error.after(shard.row_range.first)) if isinstance(error, RowError) else str(error)
         if self.on_bad_file == "stop":
             raise DataError(f"{shard.file.path}: {problem}") from None
-        return self.mark(shard, Done(key=shard.key, rows=shard.cut.rows, bad=problem))
+        return self.mark(shard, ShardResult(key=shard.key, rows=shard.row_range.rows, bad=problem))
 
-    def mark(self, shard: Shard, done: Done) -> Done:
+    def mark(self, shard: Shard, done: ShardResult) -> ShardResult:
         """Say that a shard is done."""
         self.out.write(shard.marker, done.model_dump_json().encode())
         return done
@@ -159,12 +159,12 @@ def row_files(shard: Shard, options: RunOptions) -> list[str]:
     return [f"{folder}/{shard.part}" for folder in folders]
 
 
-def done_of(shard: Shard, options: RunOptions, out: OutFolder, names: set[str]) -> Done | None:
+def done_of(shard: Shard, options: RunOptions, out: OutFolder, names: set[str]) -> ShardResult | None:
     """A shard's marker, if it is there with all results, among the names of a folder's files."""
     if shard.marker not in names:
         return None
     try:
-        done = Done.model_validate_json(out.read(shard.marker))
+        done = ShardResult.model_validate_json(out.read(shard.marker))
     except ValidationError:
         return None
     there = done.bad is not None or names.issuperset(results(shard, options))

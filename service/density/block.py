@@ -259,7 +259,8 @@ class Block:
         draws = torch.cat([draws, draws[-1:].expand(self.tiling.rows - len(rows), -1)])
         log_abs_det = np.array([self.rows[index].log_abs_det for index in rows])
         again = Block(
-            estimator, self.vae, self.starts, self.block[rows], self.band_ends, draws[None], self.check_cancelled, log_abs_det,
+            estimator, self.vae, self.starts, self.block[rows], self.band_ends, draws[None], self.check_cancelled,
+            log_abs_det,
             self.kept_draws,
         )  # fmt: skip
         again.sample(min(2 * samples, most), may_restart=False)

@@ -32,7 +32,7 @@ from service.vae.network import VAE
 
 KEPT_DRAWS = 128  # of a row, that are looked at column by column, even where its score needs fewer
 MAX_CANDIDATES = 3  # columns of a row that are hidden, one at a time, to find one to blame
-MAX_BLAMED = 3  # columns of a row without which the others are judged
+MAX_ATTRIBUTED = 3  # columns of a row without which the others are judged
 HIDDEN_SAMPLES = 256  # draws at most, of a row without a column
 
 
@@ -40,7 +40,7 @@ HIDDEN_SAMPLES = 256  # draws at most, of a row without a column
 class ColumnEstimates:
     """log p(x_j | others) of B rows, shape (B, D), nats, with standard errors; NaN for holes.
 
-    The others are all columns but those that are blamed before this one: those of `log_likelihood` below what is suspect.
+    The others are all columns but those that were blamed before this one, whose `log_likelihood` was below what is suspect.
     `log_others` is log p(others). `reliable` says where the tail of the weights gives no reason to distrust the estimates;
     elsewhere they may be too high.
     """
@@ -53,7 +53,7 @@ class ColumnEstimates:
 
 @dataclass(frozen=True, slots=True)
 class ColumnDraws:
-    """What the estimates of B rows' columns rest on: weighted draws of z given each row's columns that are not blamed.
+    """What the estimates of B rows' columns rest on: weighted draws of z given each row's columns that are not attributed.
 
     `without` has those of p(z | others) for a column j that was hidden for them.
     """
@@ -81,9 +81,9 @@ class ColumnObserver:
         """What is known of the columns of each row of a block whose draws are done."""
         draw_enough(block)
         cases = [Case.of(*one) for one in zip(block.rows, block.block, self.log_abs_det[chosen], strict=True)]
-        judge = Judge(block, self.widths, self.suspect)
-        judge.leave_out(cases, block.tiling)
-        judge.find_blame(cases)
+        attributor = Attributor(block, self.widths, self.suspect)
+        attributor.leave_out(cases, block.tiling)
+        attributor.attribute(cases)
         return cases
 
 
@@ -114,7 +114,7 @@ def draw_enough(block: Block) -> None:
 class Case:
     """What is known of a row's columns so far, each an array of shape (D,).
 
-    `row` is the estimate without the columns that are blamed, `x` (D',) the row as it came.
+    `row` is the estimate without the columns that are attributed, `x` (D',) the row as it came.
     """
 
     row: Row
@@ -124,7 +124,7 @@ class Case:
     errors: np.ndarray
     doubtful: np.ndarray
     log_others: np.ndarray
-    blamed: list[int]
+    attributed: list[int]
     without: dict[int, Draws]
 
     @staticmethod
@@ -136,14 +136,14 @@ class Case:
 
     @property
     def draws(self) -> Draws:
-        """Of p(z | the columns that are not blamed)."""
+        """Of p(z | the columns that are not attributed)."""
         return self.row.draws
 
     def suspicious(self, suspect: np.ndarray) -> list[int]:
-        """Columns that look suspicious, not blamed yet, the worst first; at most MAX_CANDIDATES."""
+        """Columns that look suspicious, not attributed yet, the worst first; at most MAX_CANDIDATES."""
         usual = np.where(np.isfinite(suspect), suspect, 0.0)
         short = np.where(self.values < suspect, usual - self.values, -np.inf)
-        short[self.blamed] = -np.inf
+        short[self.attributed] = -np.inf
         worst = np.argsort(-short, kind="stable")[:MAX_CANDIDATES]
         return [int(column) for column in worst if short[column] > -np.inf]
 
@@ -159,7 +159,7 @@ class Case:
             self.without[column] = without.draws
 
 
-class Judge:
+class Attributor:
     """Looks at the columns of rows whose draws are done."""
 
     def __init__(self, block: Block, widths: Sequence[int], suspect: np.ndarray) -> None:
@@ -171,7 +171,7 @@ class Judge:
     # By the draws there are
 
     def leave_out(self, cases: Sequence[Case], tiling: Tiling) -> None:
-        """Estimates by the rows' own draws of all columns that are not blamed: in tiles of rows that have as many."""
+        """Estimates by the rows' own draws of all columns that are not attributed: in tiles of rows that have as many."""
         for size in sorted({len(case.draws.log_weights) for case in cases}):
             alike = [case for case in cases if len(case.draws.log_weights) == size]
             group = tiling.group(size)
@@ -192,7 +192,7 @@ class Judge:
         arrays = (part[:, : len(self.firsts)].cpu().numpy() for part in (values, errors, ~trusted))
         for case, value, error, doubtful in zip(cases, *arrays, strict=False):
             judged = ~np.logical_and.reduceat(np.isnan(case.x), self.firsts)
-            judged[case.blamed] = False
+            judged[case.attributed] = False
             case.values[judged] = (value + case.log_abs_det)[judged]
             case.errors[judged], case.doubtful[judged] = error[judged], doubtful[judged]
             case.log_others[judged] = case.row.log_likelihood - case.values[judged]
@@ -212,25 +212,25 @@ class Judge:
 
     # With columns hidden
 
-    def find_blame(self, cases: Sequence[Case]) -> None:
+    def attribute(self, cases: Sequence[Case]) -> None:
         """Blame columns, one after the other, while some look suspicious."""
         open_cases = list(cases)
-        for _ in range(MAX_BLAMED):
+        for _ in range(MAX_ATTRIBUTED):
             candidates = [(case, column) for case in open_cases for column in case.suspicious(self.suspect)]
-            hidden = self.without_columns([(case, [*case.blamed, column]) for case, column in candidates])
+            hidden = self.without_columns([(case, [*case.attributed, column]) for case, column in candidates])
             found: dict[int, dict[int, Row]] = {}
             for (case, column), row in zip(candidates, hidden, strict=True):
                 case.know(column, row)
                 found.setdefault(id(case), {})[column] = row
-            open_cases = [case for case in open_cases if self.blames(case, found.get(id(case), {}))]
+            open_cases = [case for case in open_cases if self.attributes_to_worst(case, found.get(id(case), {}))]
             self.leave_out(open_cases, few_rows(self.vae))
 
-    def blames(self, case: Case, rows: dict[int, Row]) -> bool:
+    def attributes_to_worst(self, case: Case, rows: dict[int, Row]) -> bool:
         """Blame the worst of some columns, by estimates of the row without each, if it is suspicious still."""
         worst = next((column for column in case.suspicious(self.suspect) if column in rows), None)
         if worst is None:
             return False
-        case.blamed.append(worst)
+        case.attributed.append(worst)
         case.row = rows[worst]
         return True
 

@@ -7,27 +7,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from service.density.proposals import Proposal
-from service.density.quasirandom import REPLICATES, Points
-from service.vae.network import VAE
-
-
-def log_weights(vae: VAE, x: Tensor, proposal: Proposal, points: Points) -> Tensor:
-    """log p(x | z) + log p(z) - log proposal(z), the plain way: what every faster path is tested against.
-
-    Args:
-        x: rows in the network's units, shape (B, D).
-        points: points of the unit cube, S for each row, that the proposal turns into z.
-
-    Returns:
-        Shape (S, B), float64, nats.
-    """
-    z = proposal.sample(points).to(vae.dtype)  # (S, B, L)
-    log_conditional = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1, dtype=torch.float64)
-    return log_conditional + vae.prior.log_prob(z.double()) - proposal.log_prob(z)
+from service.density.quasirandom import REPLICATES
 
 
 def log_likelihood(log_weights: Tensor) -> Tensor:
@@ -45,11 +27,6 @@ def log_likelihood(log_weights: Tensor) -> Tensor:
     return log_weights.logsumexp(dim=0) - math.log(len(log_weights))
 
 
-def elbo(log_weights: Tensor) -> Tensor:
-    """The mean log weight, shape (B,), nats: never above `log_likelihood` of the same weights (Jensen)."""
-    return log_weights.mean(dim=0)
-
-
 def normalized_weights(log_weights: Tensor) -> Tensor:
     """w_s / sum w, shape (S, B)."""
     return log_weights.softmax(dim=0)
@@ -59,17 +36,6 @@ def ess(log_weights: Tensor) -> Tensor:
     """Effective sample size 1 / sum of squared normalized weights, shape (B,): from 1 to S."""
     size = 1.0 / normalized_weights(log_weights).square().sum(dim=0)
     return size.clamp(1.0, float(len(log_weights)))  # rounding may step just outside
-
-
-def std_error(log_weights: Tensor) -> Tensor:
-    """Standard error of `log_likelihood` for independent draws, shape (B,), nats.
-
-    By the delta method: the standard error of the mean weight over the mean weight. It holds where the weights have a
-    variance, which `khat` judges.
-    """
-    samples = len(log_weights)
-    deviations = normalized_weights(log_weights) - 1.0 / samples
-    return (deviations.square().sum(dim=0) * (samples / max(samples - 1, 1))).sqrt()
 
 
 def ratio_std_error(log_weights: Tensor, others: Tensor, replicates: int = REPLICATES) -> Tensor:

@@ -32,7 +32,9 @@ MIN_COLUMN_ROWS, COLUMN_CELLS = 1_000, 2_000_000  # by which columns are calibra
 
 @dataclass(frozen=True)
 class ReferenceRows:
-    """Validation rows beside which rows with missing are judged: `rows`, float32, and which cells were `missing`, both (m, D).
+    """Validation rows with which rows with missing cells are compared.
+
+    `rows` are float32, and `missing` says which cells were missing, both (m, D).
 
     What was a hole is filled with a draw from p(x_j | the other cells). `folds` (m,) says which fold each is of, if of any.
     """
@@ -91,8 +93,8 @@ class Calibration:
     """Scores of complete validation rows, ascending, with the band that is the default and the model that gave them.
 
     `reference` holds some of the rows, for models that read rows with missing; `columns` what log p(x_j | x_-j) is in each
-    column, and `statistics` what further statistics are, which older versions lack. `folds` (n,), 0 to K - 1, says which fold
-    each score is of, if each is by the network that was fitted without its fold (`service.validity.cross_conformal`).
+    column, and `statistics` what further statistics are, which older versions lack. `folds` (n,), 0 to K - 1, says which
+    fold each score is of, if each is by the network that was fitted without its fold (`service.validity.cross_conformal`).
     """
 
     scores: np.ndarray
@@ -197,7 +199,7 @@ def calibrated(
 
 
 def ready(vaes: Sequence[VAE], spec: InputSpec, estimator: Estimator, pilots: Sequence[np.ndarray]) -> Model:
-    """Networks with search starts, each by its pilot rows, shape (m, D), and an estimator that knows nothing of them yet."""
+    """Networks with search starts, each by its pilot rows, shape (m, D), and an estimator that has learnt nothing yet."""
     members = [Member(vae, starts.build(vae, spec.encode(pilot))) for vae, pilot in zip(vaes, pilots, strict=True)]
     return Model(spec, replace(estimator, ends=None, typical_error=0.0), tuple(members))
 

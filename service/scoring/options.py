@@ -37,7 +37,7 @@ class ScoreOptions:
         percentiles: another band for this call, from the same validation scores.
         false_alarm: the share of valid rows that may be called invalid, instead of percentiles; by default the
             calibration's, or for the combined rule `scores.USUAL_FALSE_ALARM`.
-        tail: for a rate of the band, and for `fdr`: `low` flags only rows that are too unlikely, `both` too likely ones, too.
+        tail: for a rate of the band, and for `fdr`: `low` flags only unlikely rows, `both` also rows that are too likely.
         fdr: mark discoveries so that the expected share of valid rows among them is at most this.
         explain: how many of the columns most to blame to name for each row.
 

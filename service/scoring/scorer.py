@@ -203,12 +203,12 @@ class Scorer(Generator):
         `compared` lists the rows that are not compared with all validation rows.
         """
         p_values = self.column_sketch().p_values(columns.log_likelihood)
-        chosen = self.column_sketch().most_to_blame(columns.log_likelihood, p_values, count)  # (B, N)
+        chosen = self.column_sketch().most_suspicious(columns.log_likelihood, p_values, count)  # (B, N)
         for one in compared:
             assert one.comparison.columns is not None
             given = columns.log_likelihood[one.rows]
             p_values[one.rows] = one.comparison.columns.p_values(given)
-            chosen[one.rows] = one.comparison.columns.most_to_blame(given, p_values[one.rows], count)
+            chosen[one.rows] = one.comparison.columns.most_suspicious(given, p_values[one.rows], count)
         members = [
             MemberDraws(one.vae.likelihood, partial(self.decoded, one.vae), drawn)
             for one, drawn in zip(self.model.members, draws, strict=True)

@@ -23,40 +23,22 @@ BLAMED_COLUMNS = ("column", "value", "log_likelihood", "p_value", "expected")
 
 def blamed_columns(scores: ExplainedScores, spec: InputSpec) -> list[list[dict[str, Any]]]:
     """The columns most to blame, for each row: what is there, how unlikely, and what was expected."""
-    parts = zip(
-        scores.columns.tolist(),
-        scores.cells.tolist(),
-        scores.column_log_likelihood.tolist(),
-        scores.column_std_error.tolist(),
-        scores.column_reliable.tolist(),
-        scores.column_p_value.tolist(),
-        scores.expected.tolist(),
-        scores.expected_low.tolist(),
-        scores.expected_high.tolist(),
-        scores.expected_probability.tolist(),
-        strict=True,
-    )
-    return [[blamed_column(spec, *cell) for cell in zip(*row, strict=True) if cell[0] >= 0] for row in parts]
+    of_cells = ("columns", "cells", "column_log_likelihood", "column_std_error", "column_reliable", "column_p_value")
+    of_others = ("expected", "expected_low", "expected_high", "expected_probability")
+    rows = zip(*(getattr(scores, name).tolist() for name in (*of_cells, *of_others)), strict=True)
+    return [[blamed_column(spec, *cell) for cell in zip(*row, strict=True) if cell[0] >= 0] for row in rows]
 
 
 def blamed_column(
-    spec: InputSpec,
-    column: int,
-    cell: float,
-    log_likelihood: float,
-    std_error: float,
-    reliable: bool,
-    p_value: float,
-    expected: float,
-    low: float,
-    high: float,
-    probability: float,
-) -> dict[str, Any]:
-    """One of them."""
+    spec: InputSpec, column: int, cell: float, log_likelihood: float, std_error: float, reliable: bool, p_value: float,
+    *expected: float,
+) -> dict[str, Any]:  # fmt: skip
+    """One of them; `expected` is a mean or a category, the ends of an interval, and a category's probability."""
+    value, low, high, probability = expected
     if np.isnan(probability):
-        what: dict[str, Any] = {"mean": expected, "interval": [low, high]}
+        what: dict[str, Any] = {"mean": value, "interval": [low, high]}
     else:
-        what = {"most_likely": spec.cell(column, expected), "probability": probability}
+        what = {"most_likely": spec.cell(column, value), "probability": probability}
     place = {"pixel": list(divmod(column, spec.shape[-1]))} if spec.kind == "image" else {}
     return {
         "name": spec.column(column),
@@ -97,11 +79,11 @@ def scores_csv(
         number = scores.columns.shape[1]
         header += [f"blamed_{rank}_{name}" for rank in range(1, number + 1) for name in BLAMED_COLUMNS]
         blamed = blamed_columns(scores, spec)
-        table = (row + cells_of(columns, number) for row, columns in zip(table, blamed, strict=True))
+        table = (row + blamed_cells(columns, number) for row, columns in zip(table, blamed, strict=True))
     return as_csv(header, table)
 
 
-def cells_of(blamed: list[dict[str, Any]], number: int) -> list[Any]:
+def blamed_cells(blamed: list[dict[str, Any]], number: int) -> list[Any]:
     """Columns to blame as cells of a table."""
     cells: list[Any] = []
     for one in blamed:

@@ -1,6 +1,6 @@
 """Where a store's files are: a folder, or any place that fsspec reaches (`s3://bucket/models`).
 
-A shelf holds NAME/VERSION folders of files, and a few files beside them. A version is there when its manifest is.
+A storage holds NAME/VERSION folders of files, and a few files beside them. A version is there when its manifest is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ABANDONED_S = 3600.0  # after which a half-written folder is nobody's any more
 log = logging.getLogger("vouch")
 
 
-class Shelf(Protocol):
+class Storage(Protocol):
     """What a store needs of the place where its files are."""
 
     def versions(self) -> dict[str, list[str]]:
@@ -65,8 +65,8 @@ class Shelf(Protocol):
         """Keep other writers out, as far as the place can."""
 
 
-def shelf_of(root: str, cache: Path | None = None) -> Shelf:
-    """The shelf of a folder or of an fsspec URL.
+def storage_of(root: str, cache: Path | None = None) -> Storage:
+    """The storage of a folder or of an fsspec URL.
 
     Args:
         cache: folder in which files from afar are kept by their digest; None: nowhere.
@@ -74,10 +74,10 @@ def shelf_of(root: str, cache: Path | None = None) -> Shelf:
     Raises:
         DataError: a URL without fsspec, or one that it cannot use.
     """
-    return RemoteShelf(root, cache) if is_url(root) else LocalShelf(Path(root))
+    return RemoteStorage(root, cache) if is_url(root) else LocalStorage(Path(root))
 
 
-class LocalShelf:
+class LocalStorage:
     """A folder. Writers exclude each other by a lock, versions are renamed into place."""
 
     def __init__(self, root: Path) -> None:
@@ -149,7 +149,7 @@ class LocalShelf:
             yield
 
 
-class RemoteShelf:
+class RemoteStorage:
     """Any place that fsspec reaches.
 
     There are no renames and no locks to rely on: a version's number is claimed first, its manifest is written last, and

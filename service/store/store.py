@@ -25,7 +25,7 @@ from service.errors import CalibrationError, DamagedModelError, ModelConflictErr
 from service.scoring.model import Model
 from service.scoring.version import Card, Draft, Published, Reference
 from service.store.serialization import contents_of, first_line, load_calibration, load_networks
-from service.store.storage import MANIFEST, NAME, VERSION, LocalShelf, Shelf, shelf_of
+from service.store.storage import MANIFEST, NAME, VERSION, LocalStorage, Storage, storage_of
 from service.system.frozen import Frozen
 
 FILES = ("card.json", "weights.safetensors", "calibration.safetensors")
@@ -126,13 +126,13 @@ class Store:
     """
 
     def __init__(self, root: str | os.PathLike[str], cache: Path | None = None) -> None:
-        self.shelf = shelf_of(os.fspath(root), cache)
+        self.storage = storage_of(os.fspath(root), cache)
 
     @property
     def root(self) -> Path:
         """The folder, of a store that is one."""
-        assert isinstance(self.shelf, LocalShelf)
-        return self.shelf.root
+        assert isinstance(self.storage, LocalStorage)
+        return self.storage.root
 
     def catalog(self) -> Catalog:
         """What the store holds now.
@@ -142,7 +142,7 @@ class Store:
             UnavailableError: the place cannot be reached.
         """
         try:
-            return Catalog.of(self.shelf.versions(), self.aliases())
+            return Catalog.of(self.storage.versions(), self.aliases())
         except OSError as error:
             raise UnavailableError(f"the store cannot be read: {type(error).__name__}", 30.0) from error
 
@@ -167,7 +167,7 @@ class Store:
         if reference.version in versions:
             return
         try:
-            is_there = self.shelf.holds(reference.name, reference.version)
+            is_there = self.storage.holds(reference.name, reference.version)
         except OSError as error:
             raise UnavailableError(f"the store cannot be read: {type(error).__name__}", 30.0) from error
         if not is_there:
@@ -177,7 +177,7 @@ class Store:
     def aliases(self) -> Aliases:
         """The default model and the aliases."""
         try:
-            return Aliases.model_validate_json(self.shelf.read(ALIASES, MAX_ALIASES))
+            return Aliases.model_validate_json(self.storage.read(ALIASES, MAX_ALIASES))
         except FileNotFoundError:
             return Aliases()
         except (ValidationError, OSError) as error:
@@ -190,9 +190,9 @@ class Store:
             DamagedModelError: names the version and the file that is missing, cut short or altered.
             CalibrationError: its thresholds belong to another estimator.
         """
-        if not self.shelf.holds(checked_name(reference.name), reference.version):
+        if not self.storage.holds(checked_name(reference.name), reference.version):
             raise ModelNotFoundError(f"model {reference} is not in the store")
-        contents, digest = verified_files(self.shelf, reference)
+        contents, digest = verified_files(self.storage, reference)
         try:
             card = Card.model_validate_json(contents["card.json"])
         except ValidationError as error:
@@ -217,9 +217,9 @@ class Store:
             ModelConflictError: somebody else published the same version meanwhile.
         """
         draft.calibration.check_belongs_to(draft.model)
-        reference = Reference(checked_name(name), self.shelf.next_version(name))
+        reference = Reference(checked_name(name), self.storage.next_version(name))
         contents = contents_of(reference, draft)
-        self.shelf.publish(name, contents, manifest_of(contents), reference.version)
+        self.storage.publish(name, contents, manifest_of(contents), reference.version)
         return reference
 
     def set_alias(self, name: str, alias: str, version: str, expected: str | None = None) -> Aliases:
@@ -236,7 +236,7 @@ class Store:
             raise ModelConflictError("an alias is a lower-case word of letters, digits, - and _, and no number")
         if version not in self.versions(name):
             raise ModelNotFoundError(f"model {name!r} has no such version, it has: {', '.join(self.versions(name))}")
-        with self.shelf.locked():
+        with self.storage.locked():
             aliases = self.aliases()
             current = aliases.aliases.get(name, {}).get(alias)
             if expected is not None and current != expected:
@@ -249,14 +249,14 @@ class Store:
         """Make a model the one that is meant where none is named."""
         if not self.versions(name):
             raise ModelNotFoundError(f"no model {name!r} in the store")
-        with self.shelf.locked():
+        with self.storage.locked():
             aliases = self.aliases()
             aliases.default = name
             self.write_aliases(aliases)
 
     def write_aliases(self, aliases: Aliases) -> None:
         """Replace aliases.json in one step; the caller holds the lock."""
-        self.shelf.replace(ALIASES, (aliases.model_dump_json(indent=2) + "\n").encode())
+        self.storage.replace(ALIASES, (aliases.model_dump_json(indent=2) + "\n").encode())
 
 
 def checked_name(name: str) -> str:
@@ -268,11 +268,11 @@ def checked_name(name: str) -> str:
     return name
 
 
-def verified_files(shelf: Shelf, reference: Reference) -> tuple[dict[str, bytes], str]:
+def verified_files(storage: Storage, reference: Reference) -> tuple[dict[str, bytes], str]:
     """The contents of a version's files, each with the size and hash that the manifest says, and the version's digest."""
     folder = f"{reference.name}/{reference.version}"
     try:
-        manifest_bytes = shelf.read(f"{folder}/{MANIFEST}", MAX_MANIFEST)
+        manifest_bytes = storage.read(f"{folder}/{MANIFEST}", MAX_MANIFEST)
         manifest = Manifest.model_validate_json(manifest_bytes)
     except FileNotFoundError as error:
         raise DamagedModelError(f"{reference}: {MANIFEST} is missing: the version is half-written") from error
@@ -282,16 +282,16 @@ def verified_files(shelf: Shelf, reference: Reference) -> tuple[dict[str, bytes]
     for name in FILES:
         if name not in manifest.files:
             raise DamagedModelError(f"{reference}: {MANIFEST} does not list {name}")
-        contents[name] = verified_file(shelf, folder, name, manifest.files[name], str(reference))
+        contents[name] = verified_file(storage, folder, name, manifest.files[name], str(reference))
     return contents, f"sha256:{hashlib.sha256(manifest_bytes).hexdigest()}"
 
 
-def verified_file(shelf: Shelf, folder: str, name: str, entry: FileEntry, label: str) -> bytes:
+def verified_file(storage: Storage, folder: str, name: str, entry: FileEntry, label: str) -> bytes:
     """A file's content, if it has the size and the hash of its entry."""
     if entry.size > MAX_FILE_BYTES:
         raise DamagedModelError(f"{label}: {name} is said to have {entry.size} bytes, at most {MAX_FILE_BYTES}")
     try:
-        content = shelf.read_hashed(f"{folder}/{name}", entry.sha256, entry.size)
+        content = storage.read_hashed(f"{folder}/{name}", entry.sha256, entry.size)
     except OSError as error:
         raise DamagedModelError(f"{label}: {name} is missing or cannot be read") from error
     if len(content) != entry.size:

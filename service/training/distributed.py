@@ -19,8 +19,9 @@ from service.errors import TrainingError, VouchError
 from service.system.cpus import cpu_quota
 from service.system.processes import end_with_parent
 from service.training.augmentation import Augmentation
-from service.training.fit import NO_CHECKPOINT, Checkpoint, Feed, FitOptions, FitReport, Progress, fit
-from service.training.process_group import ALONE, Team
+from service.training.feeds import Feed
+from service.training.fit import NO_CHECKPOINT, Checkpoint, FitOptions, FitReport, Progress, fit
+from service.training.process_group import ALONE, ProcessGroup
 from service.vae.network import VAE
 
 
@@ -36,18 +37,18 @@ class FitTask:
     hide: Augmentation | None = None
     checkpoint: Checkpoint = NO_CHECKPOINT
 
-    def run(self, team: Team, on_epoch: Callable[[Progress], None] = lambda progress: None) -> FitReport:
+    def run(self, group: ProcessGroup, on_epoch: Callable[[Progress], None] = lambda progress: None) -> FitReport:
         """Fit the network in place."""
-        self.vae.to(team.device)
+        self.vae.to(group.device)
         report = fit(
             self.vae,
             self.train,
-            self.validation.to(team.device),
+            self.validation.to(group.device),
             self.options,
             on_epoch,
             self.augment,
             self.hide,
-            team,
+            group,
             self.checkpoint,
         )
         self.vae.to("cpu")
@@ -141,7 +142,7 @@ def take_part(task: FitTask, rank: int, size: int, meeting: str, line: Any) -> N
         sys.exit(1)  # somebody else is gone, and knows why
 
 
-def joined(rank: int, size: int, meeting: str) -> Team:
+def joined(rank: int, size: int, meeting: str) -> ProcessGroup:
     """Meet the others."""
     on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= size
     device = torch.device("cuda", rank) if on_gpus else torch.device("cpu")
@@ -150,4 +151,4 @@ def joined(rank: int, size: int, meeting: str) -> Team:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name may lead to nowhere; all are on this machine
     torch.set_num_threads(max(1, cpu_quota() // size))
     distributed.init_process_group("nccl" if on_gpus else "gloo", init_method=meeting, rank=rank, world_size=size)
-    return Team(rank, size, device)
+    return ProcessGroup(rank, size, device)

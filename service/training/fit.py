@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from service.errors import TrainingError
 from service.training.augmentation import Augmentation
-from service.training.process_group import ALONE, Team
-from service.vae.likelihoods import LOG_2PI, normal_like
-from service.vae.network import VAE, DiagonalNormal
+from service.training.bounds import Bound, Loss, evaluate, objective
+from service.training.feeds import Feed, InMemory
+from service.training.process_group import ALONE, ProcessGroup
+from service.vae.network import VAE
 
 LOOK_STEPS = (
     20  # of the optimizer, at least, between two looks at the validation rows, which cost as much as some steps
 )
 Stopped = Literal["epochs", "minutes", "patience", "interrupted"]
 NOISE_STRIDE = 1_000_003  # between the seeds of two processes
-ACTIVE_VARIANCE = 0.01  # of the posterior's mean over rows; below it a latent carries nothing (Burda et al., 2016)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +71,6 @@ class FitOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """A lower bound on mean log p(x) over some rows, with the ELBO's two terms; nats per row."""
-
-    bound: float
-    reconstruction: float
-    kl: float
-    active_latents: int
-
-
-@dataclass(frozen=True, slots=True)
 class Progress:
     """What is known after an epoch."""
 
@@ -101,45 +91,6 @@ class FitReport:
     best_epoch: int
     seconds: float
     stopped: Stopped
-
-
-class Feed(Protocol):
-    """Rows to fit to, in the network's units: `rows` of them, of which `some`, shape (n, D), say where a fit starts."""
-
-    rows: int
-    some: Tensor
-
-    def epoch(self, number: int, team: Team) -> Iterator[Tensor]:
-        """This process's part of each batch of a pass over the rows, in random order; all have as many batches."""
-
-    def state(self) -> dict[str, Any]:
-        """What the next pass depends on, beside its number."""
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-
-
-class InMemory:
-    """Rows that are all in memory, shape (N, D). A last smaller batch is there only where there is no other."""
-
-    def __init__(self, rows: Tensor, batch_size: int, generator: torch.Generator) -> None:
-        self.some, self.rows = rows, len(rows)
-        self.batch_size, self.generator = batch_size, generator
-
-    def epoch(self, number: int, team: Team) -> Iterator[Tensor]:
-        """This process's part of each batch."""
-        order = torch.randperm(self.rows, generator=self.generator, device=self.generator.device)
-        full = max(self.rows // self.batch_size, 1) * self.batch_size
-        for start in range(0, min(full, self.rows), self.batch_size):
-            yield self.some[team.share(order[start : start + self.batch_size])].to(team.device)
-
-    def state(self) -> dict[str, Any]:
-        """The generator's."""
-        return {"order": self.generator.get_state()}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """And back."""
-        self.generator.set_state(state["order"])
 
 
 class Checkpoint(Protocol):
@@ -183,12 +134,12 @@ def fit(
     on_epoch: Callable[[Progress], None] = lambda progress: None,
     augment: Augmentation | None = None,
     hide: Augmentation | None = None,
-    team: Team = ALONE,
+    group: ProcessGroup = ALONE,
     checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> FitReport:
     """Fit `vae` in place to rows `train`, shape (N, D); keep the weights that are best on `validation`, shape (M, D).
 
-    Rows are augmented in the first part of the fit, and have cells hidden throughout, where that is given. In a team every
+    Rows are augmented in the first part of the fit, and have cells hidden throughout, where that is given. In a group every
     process calls this with the same arguments, and each ends with the same weights.
 
     What is judged and kept is the exponential moving average of the weights. Interrupting (Ctrl-C) keeps the best so far.
@@ -197,16 +148,15 @@ def fit(
         TrainingError: the loss is no longer finite.
     """
     # Every process draws noise of its own; the order of the rows is one for all.
-    noise = torch.Generator(validation.device).manual_seed(options.seed + NOISE_STRIDE * team.rank)
+    noise = torch.Generator(validation.device).manual_seed(options.seed + NOISE_STRIDE * group.rank)
     if isinstance(train, Tensor):
-        own = noise if team.size == 1 else torch.Generator().manual_seed(options.seed)
+        own = noise if group.size == 1 else torch.Generator().manual_seed(options.seed)
         train = InMemory(train, options.batch_size, own)
     options = options.for_rows(train.rows)
     assert options.epochs is not None
-    assert options.patience is not None
     with torch.no_grad():
         vae.decoder.output.bias.copy_(vae.likelihood.initial_bias(train.some))
-    run = Run(vae, options, noise, augment, hide, team)
+    run = Fitting(vae, options, noise, augment, hide, group)
     stopped: Stopped | None = None
     epochs_a_look = math.ceil(LOOK_STEPS / max(1, train.rows // options.batch_size))
     kept = checkpoint.load()
@@ -225,35 +175,18 @@ def fit(
             on_epoch(
                 Progress(epoch, train_bound, judged, best.bound.bound, clock.fraction(epoch), clock.seconds_left(epoch))
             )
-            if is_over:
-                stopped = "minutes"
-            elif run.is_plain(epoch) and epoch - best.epoch >= options.patience:
-                stopped = "patience"
-            elif epoch == options.epochs:
-                stopped = "epochs"
+            stopped = run.ended(epoch, is_over)
             run.save(checkpoint, train, stopped)
     except KeyboardInterrupt:
         if run.best is None:
-            raise TrainingError("interrupted before the first epoch was done: there is nothing to keep") from None
+            raise TrainingError("interrupted before the first epoch ended: nothing was saved") from None
         stopped = "interrupted"
     assert run.best is not None
     vae.load_state_dict(run.best.weights)
     return FitReport(run.best.bound, epoch, run.best.epoch, run.clock.seconds(), stopped)
 
 
-class Loss(nn.Module):
-    """The loss as a module, since gradients are averaged behind one's `forward`."""
-
-    def __init__(self, vae: VAE, importance_samples: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.vae, self.importance_samples, self.generator = vae, importance_samples, generator
-
-    def forward(self, x: Tensor, kl_weight: float) -> Tensor:
-        """`negative_bound`."""
-        return negative_bound(self.vae, x, self.importance_samples, kl_weight, self.generator)
-
-
-class Run:
+class Fitting:
     """What changes while a network is fitted: the optimizer, the averaged weights, the best so far and the clock."""
 
     def __init__(
@@ -263,7 +196,7 @@ class Run:
         generator: torch.Generator,
         augment: Augmentation | None,
         hide: Augmentation | None,
-        team: Team,
+        group: ProcessGroup,
     ) -> None:
         self.vae = vae
         self.average = copy.deepcopy(vae)
@@ -271,8 +204,8 @@ class Run:
         self.generator = generator
         self.augment = augment
         self.hide = hide
-        self.team = team
-        self.loss = team.together(Loss(vae, options.importance_samples, generator))
+        self.group = group
+        self.loss = group.together(Loss(vae, options.importance_samples, generator))
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=options.learning_rate, foreach=True)
         self.clock = Clock(options)
         self.steps = 0
@@ -282,7 +215,7 @@ class Run:
     def epoch(self, train: Feed, epoch: int) -> float:
         """One pass over the rows, or what of it the minutes allow; the mean bound that was trained."""
         bounds = []
-        for x in train.epoch(epoch, self.team):
+        for x in train.epoch(epoch, self.group):
             fraction = self.fraction(epoch)
             if self.augment is not None and fraction < self.options.augment_share:
                 x = self.augment(x, self.generator)  # noqa: PLW2901  # the row as this step sees it
@@ -298,23 +231,33 @@ class Run:
         """How much of the budget is spent, in an epoch; by the first one's clock, where it is a matter of clocks."""
         if self.options.minutes is None:
             return self.clock.fraction(epoch - 1)
-        return self.team.first(lambda: [self.clock.fraction(epoch - 1)])[0]
+        return self.group.first(lambda: [self.clock.fraction(epoch - 1)])[0]
 
     def is_over(self) -> bool:
         """Whether the minutes are spent, by the first one's clock."""
-        return self.options.minutes is not None and self.team.first(lambda: [self.clock.is_over()])[0] > 0
+        return self.options.minutes is not None and self.group.first(lambda: [self.clock.is_over()])[0] > 0
+
+    def ended(self, epoch: int, is_over: bool) -> Stopped | None:
+        """What ends the fit after this epoch, if anything does; `is_over` says that its time is."""
+        assert self.best is not None
+        assert self.options.patience is not None
+        if is_over:
+            return "minutes"
+        if self.is_plain(epoch) and epoch - self.best.epoch >= self.options.patience:
+            return "patience"
+        return "epochs" if epoch == self.options.epochs else None
 
     def judged(self, validation: Tensor) -> Bound:
         """What the averaged weights make of the validation rows, which the first one looks at."""
         options = self.options
 
         def looked() -> list[float]:
-            if self.team.rank:
+            if self.group.rank:
                 return [0.0] * 4
             bound = evaluate(self.average, validation, options.importance_samples, options.seed)
             return [float(value) for value in asdict(bound).values()]
 
-        bound, reconstruction, kl, active = self.team.first(looked)
+        bound, reconstruction, kl, active = self.group.first(looked)
         return Bound(bound, reconstruction, kl, int(active))
 
     def keep(self, judged: Bound) -> Best:
@@ -326,9 +269,9 @@ class Run:
 
     def save(self, checkpoint: Checkpoint, train: Feed, stopped: Stopped | None) -> None:
         """Keep all of it, so that a process that begins anew goes on as if this one had never ended."""
-        best, noise = self.best, self.team.each(self.generator.get_state())
+        best, noise = self.best, self.group.each(self.generator.get_state())
         assert best is not None
-        if self.team.rank:
+        if self.group.rank:
             return
 
         def state() -> dict[str, Any]:
@@ -357,7 +300,7 @@ class Run:
         self.clock.start -= state["seconds"]
         bound = dict(state["best"])
         self.best = Best(epoch=bound.pop("epoch"), bound=Bound(**bound), weights=state["best_weights"])
-        self.generator.set_state(state["noise"][self.team.rank])
+        self.generator.set_state(state["noise"][self.group.rank])
         train.set_state(state["feed"])
         stopped: Stopped | None = state["stopped"]
         return stopped
@@ -372,7 +315,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * min(1.0, (self.steps + 1) / 200) * decay(fraction)
         loss = self.loss(x, kl_weight)
-        value = self.team.mean(loss.item())
+        value = self.group.mean(loss.item())
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} at epoch {epoch}, step {self.steps}: lower --learning-rate "
@@ -385,59 +328,6 @@ class Run:
         self.steps += 1
         follow(self.average, self.vae, min(self.options.averaging, self.steps / (self.steps + 10)))
         return -value
-
-
-def negative_bound(
-    vae: VAE, x: Tensor, importance_samples: int, kl_weight: float, generator: torch.Generator
-) -> Tensor:
-    """The loss: minus the ELBO (its KL term weighed), or minus the IWAE bound (Burda et al., 2016). A scalar, nats."""
-    posterior = vae.posterior(x)
-    if importance_samples == 1:
-        reconstruction, kl = elbo_terms(vae, x, posterior, generator)
-        return -(reconstruction - kl_weight * kl).mean()
-    return -iwae_bound(vae, x, posterior, importance_samples, generator).mean()
-
-
-def elbo_terms(vae: VAE, x: Tensor, posterior: DiagonalNormal, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """E_q[log p(x | z)] by one draw, and KL(q || p), in closed form where there is one: shapes (B,), nats."""
-    z = posterior.sample(normal_like(posterior.mean, generator))
-    reconstruction = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1)
-    return reconstruction, vae.prior.kl(posterior.mean, posterior.std, z)
-
-
-def iwae_bound(vae: VAE, x: Tensor, posterior: DiagonalNormal, num_samples: int, generator: torch.Generator) -> Tensor:
-    """Log (1/S) sum_s p(x, z_s) / q(z_s | x), shape (B,), nats; in float32, for gradients only."""
-    noise = normal_like(posterior.mean.expand(num_samples, -1, -1), generator)
-    z = posterior.sample(noise)  # (S, B, L)
-    log_posterior = (-0.5 * noise.square() - posterior.std.log() - 0.5 * LOG_2PI).sum(dim=-1)
-    log_weights = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1) + vae.prior.log_prob(z) - log_posterior
-    return log_weights.logsumexp(dim=0) - math.log(num_samples)
-
-
-@torch.no_grad()
-def evaluate(vae: VAE, rows: Tensor, importance_samples: int = 1, seed: int = 0, block: int = 500) -> Bound:
-    """The bound that is trained (with beta = 1), the ELBO's terms and the active latents on `rows`, shape (N, D)."""
-    generator = torch.Generator(rows.device).manual_seed(seed)
-    bounds, reconstructions, kls, means = [], [], [], []
-    for x in rows.split(block):
-        posterior = vae.posterior(x)
-        reconstruction, kl = elbo_terms(vae, x, posterior, generator)
-        bounds.append(
-            reconstruction - kl
-            if importance_samples == 1
-            else iwae_bound(vae, x, posterior, importance_samples, generator)
-        )
-        reconstructions.append(reconstruction)
-        kls.append(kl)
-        means.append(posterior.mean)
-    bound, expected, divergence = (torch.cat(parts).double().mean().item() for parts in (bounds, reconstructions, kls))
-    spread = torch.cat(means).var(dim=0, unbiased=False)
-    return Bound(bound, expected, divergence, int((spread > ACTIVE_VARIANCE).sum()))
-
-
-def objective(bound: Bound, beta: float) -> float:
-    """What the validation rows say of what is being fitted."""
-    return bound.bound if beta == 1.0 else bound.reconstruction - beta * bound.kl
 
 
 def kl_weight(options: FitOptions, epoch: int) -> float:

@@ -22,11 +22,11 @@ from torch import Tensor
 from service.data.inputs import InputSpec
 from service.data.table import Table
 from service.errors import DataError, InputError, RowError, first_fault
-from service.files.formats.base import Cut, readable
+from service.files.formats.base import RowRange, readable
 from service.files.formats.parquet import ParquetReader
 from service.files.locations import InputFile, found
 from service.files.tables import chosen_columns, table_of
-from service.training.process_group import Team
+from service.training.process_group import ProcessGroup
 
 SUFFIXES = frozenset({".parquet", ".pq"})
 PIECE_CELLS, MOST_PIECE, LEAST_PIECE = 2**20, 2**16, 2**8  # rows that are read at a time
@@ -42,7 +42,7 @@ class Piece:
 
     number: int
     file: InputFile
-    cut: Cut
+    row_range: RowRange
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Source:
 
     def draws(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
         """What each row of a piece is for, and whether a training row is looked at first: shape (n,) both."""
-        uniform = np.random.default_rng([self.seed, piece.number]).random((2, piece.cut.rows))
+        uniform = np.random.default_rng([self.seed, piece.number]).random((2, piece.row_range.rows))
         role = np.where(uniform[0] < self.calibration, CALIBRATION, TRAIN)
         role[uniform[0] >= 1.0 - self.validation] = VALIDATION
         return role, uniform[1] < self.sample
@@ -123,7 +123,7 @@ class Source:
                     reader, path = ParquetReader(piece.file), piece.file.path
                 assert reader is not None
                 try:
-                    rows = reader.rows(piece.cut)
+                    rows = reader.rows(piece.row_range)
                 except DataError as error:
                     raise DataError(f"{path}: {error}") from None
                 yield piece, rows.select(self.names)
@@ -176,21 +176,21 @@ class ParquetFeed:
     rows: int
     some: Tensor = field(repr=False)
 
-    def epoch(self, number: int, team: Team) -> Iterator[Tensor]:
+    def epoch(self, number: int, group: ProcessGroup) -> Iterator[Tensor]:
         """This process's part of each batch: equal parts, of rows that are its own."""
         order = np.random.default_rng([self.source.seed, number, 1]).permutation(len(self.source.groups))
-        mine = [piece for group in order for piece in self.source.groups[group]][team.rank :: team.size]
+        mine = [piece for group in order for piece in self.source.groups[group]][group.rank :: group.size]
         mixing = torch.Generator().manual_seed(
             int(np.random.default_rng([self.source.seed, number, 2]).integers(2**62))
         )
-        size = max(1, self.batch_size // team.size)
+        size = max(1, self.batch_size // group.size)
         left = max(1, self.rows // self.batch_size)
         rest = self.some[:0]
         for window in self.windows(mine):
             rows = torch.cat([rest, window])
             rows = rows[torch.randperm(len(rows), generator=mixing)]
             for start in range(0, len(rows) - size + 1, size):
-                yield rows[start : start + size].to(team.device)
+                yield rows[start : start + size].to(group.device)
                 left -= 1
                 if not left:
                     return
@@ -231,9 +231,9 @@ def in_pieces(groups: Sequence[tuple[InputFile, int, int]], size: int) -> tuple[
     """Row groups, each a file, its first row and how many there are, in pieces of at most so many rows."""
     found_pieces, number = [], 0
     for file, first, count in groups:
-        cuts = [Cut(first + start, min(size, count - start)) for start in range(0, count, size)]
-        found_pieces.append(tuple(Piece(number + at, file, cut) for at, cut in enumerate(cuts)))
-        number += len(cuts)
+        ranges = [RowRange(first + start, min(size, count - start)) for start in range(0, count, size)]
+        found_pieces.append(tuple(Piece(number + at, file, row_range) for at, row_range in enumerate(ranges)))
+        number += len(ranges)
     return tuple(found_pieces)
 
 
@@ -244,5 +244,5 @@ def placed(piece: Piece) -> Iterator[None]:
         yield
     except (DataError, InputError) as error:
         problem = first_fault(error) if isinstance(error, InputError) else error
-        where = problem.after(piece.cut.first) if isinstance(problem, RowError) else problem
+        where = problem.after(piece.row_range.first) if isinstance(problem, RowError) else problem
         raise DataError(f"{piece.file.path}: {where}") from None

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class ProcessGroup:
     """Who takes part: one of `size` processes, the number `rank`, on its device. Alone there is nothing to agree on."""
 
     rank: int = 0
@@ -62,4 +62,4 @@ class Team:
         return values
 
 
-ALONE = Team()
+ALONE = ProcessGroup()

@@ -32,7 +32,8 @@ from service.system.cpus import cpu_quota
 from service.training.augmentation import Augmentation, hidden_cells, random_affine
 from service.training.checkpoints import Checkpoints
 from service.training.distributed import FitTask, fit_by
-from service.training.fit import NO_CHECKPOINT, Feed, FitOptions, FitReport, Progress
+from service.training.feeds import Feed
+from service.training.fit import NO_CHECKPOINT, FitOptions, FitReport, Progress
 from service.training.inputs import architecture_of, input_of, mixed_input, network_rows
 from service.training.recipe import Recipe, Split, check_sizes, fitted_rows
 from service.vae.network import VAE, Architecture

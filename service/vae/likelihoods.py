@@ -76,7 +76,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def linear_in_statistics(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(x | z_k) as slope_k . sufficient_statistics + offset_k + a number of x alone, for outputs (K, P): (K, T) and (K,)."""
+        """log p(x | z_k) as slope_k . statistics + offset_k + a number of x alone, for outputs (K, P): (K, T) and (K,)."""
 
 
 class Elementwise(Likelihood):

@@ -49,7 +49,7 @@ class ColumnSketch:
         p_values = np.maximum(worst / (self.counts + 1.0), 1.0 / (usual.min() + 1.0))
         return np.where(np.isnan(given), np.nan, p_values)
 
-    def most_to_blame(self, log_likelihood: np.ndarray, p_values: np.ndarray, count: int) -> np.ndarray:
+    def most_suspicious(self, log_likelihood: np.ndarray, p_values: np.ndarray, count: int) -> np.ndarray:
         """The columns of the smallest p-values, ties by how far below the median: shape (B, count); -1 for none."""
         short = self.median - log_likelihood
         order = np.lexsort((-short, p_values), axis=1)[:, :count]  # NaN last

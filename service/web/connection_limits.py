@@ -17,121 +17,124 @@ TOO_LARGE = "431 Request Header Fields Too Large"
 TOO_SLOW = "408 Request Timeout"
 
 
-def protocol_with(max_header_bytes: int, header_timeout_s: float) -> type[HttpToolsProtocol]:
-    """A protocol class with these limits; uvicorn makes an object of it for each connection."""
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection; `protocol_with` sets the limits."""
 
-    class LimitedProtocol(HttpToolsProtocol):
-        """One connection."""
+    max_header_bytes: int
+    header_timeout_s: float
+    head_bytes = 0
+    reads_head = True
+    head_timer: asyncio.TimerHandle | None = None
+    rest_timer: asyncio.TimerHandle | None = None
+    reader_timer: asyncio.TimerHandle | None = None
+    between_bytes = 0  # since the last part of a body: chunk sizes, their extensions, trailers
 
-        head_bytes = 0
-        reads_head = True
-        head_timer: asyncio.TimerHandle | None = None
-        rest_timer: asyncio.TimerHandle | None = None
-        reader_timer: asyncio.TimerHandle | None = None
-        between_bytes = 0  # since the last part of a body: chunk sizes, their extensions, trailers
+    def connection_made(self, transport: Any) -> None:
+        """A head may come now; a new connection must not be idle for ever, either."""
+        super().connection_made(transport)
+        self.start_timer()
 
-        def connection_made(self, transport: Any) -> None:
-            """A head may come now; a new connection must not be idle for ever, either."""
-            super().connection_made(transport)
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing comes any more."""
+        self.stop_timer()
+        self.stop_rest_timer()
+        if self.reader_timer is not None:
+            self.reader_timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to a head that has not ended."""
+        if self.reads_head:
+            self.head_bytes += len(data)  # 0 again where this ends the head
+        else:
+            self.between_bytes += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self.reads_head and self.head_bytes > self.max_header_bytes:
+            self.refuse(TOO_LARGE)
+        elif not self.reads_head and self.between_bytes > self.max_header_bytes + len(data):
+            self.transport.abort()
+        elif self.reads_head and self.head_bytes and self.head_timer is None:
             self.start_timer()
+        elif not self.reads_head and not self.is_busy() and self.rest_timer is None:
+            # The rest of a body that was answered early. uvicorn's clock starts anew with every piece, or not at all.
+            self.rest_timer = self.loop.call_later(self.header_timeout_s, self.transport.abort)
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            """Nothing comes any more."""
-            self.stop_timer()
-            self.stop_rest_timer()
-            if self.reader_timer is not None:
-                self.reader_timer.cancel()
-            super().connection_lost(exc)
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        self.between_bytes = 0
+        super().on_body(body)
 
-        def data_received(self, data: bytes) -> None:
-            """Count what belongs to a head that has not ended."""
-            if self.reads_head:
-                self.head_bytes += len(data)  # 0 again where this ends the head
-            else:
-                self.between_bytes += len(data)
-            super().data_received(data)
-            if self.transport.is_closing():
-                return
-            if self.reads_head and self.head_bytes > max_header_bytes:
-                self.refuse(TOO_LARGE)
-            elif not self.reads_head and self.between_bytes > max_header_bytes + len(data):
-                self.transport.abort()
-            elif self.reads_head and self.head_bytes and self.head_timer is None:
-                self.start_timer()
-            elif not self.reads_head and not self.is_busy() and self.rest_timer is None:
-                # The rest of a body that was answered early. uvicorn's clock starts anew with every piece, or not at all.
-                self.rest_timer = self.loop.call_later(header_timeout_s, self.transport.abort)
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self.reads_head = False
+        self.head_bytes = self.between_bytes = 0
+        self.stop_timer()
+        super().on_headers_complete()
 
-        def on_body(self, body: bytes) -> None:
-            """A part of a body."""
-            self.between_bytes = 0
-            super().on_body(body)
+    def on_message_complete(self) -> None:
+        """The next head may come; until it begins, uvicorn's own timeout for idle connections runs."""
+        super().on_message_complete()
+        self.reads_head = True
+        self.stop_rest_timer()
 
-        def on_headers_complete(self) -> None:
-            """The head is there."""
-            self.reads_head = False
-            self.head_bytes = self.between_bytes = 0
-            self.stop_timer()
-            super().on_headers_complete()
+    def on_response_complete(self) -> None:
+        """The answer is written, and lies in memory until its client has read it."""
+        super().on_response_complete()
+        if self.reader_timer is not None:
+            self.reader_timer.cancel()
+        self.watch_reader(math.inf)
 
-        def on_message_complete(self) -> None:
-            """The next head may come; until it begins, uvicorn's own timeout for idle connections runs."""
-            super().on_message_complete()
-            self.reads_head = True
-            self.stop_rest_timer()
+    def watch_reader(self, before: float) -> None:
+        """Hang up on a client that reads nothing of its answer for as long as a head may take."""
+        self.reader_timer = None
+        unread = self.transport.get_write_buffer_size()
+        if unread >= before:
+            self.transport.abort()
+        elif unread:
+            self.reader_timer = self.loop.call_later(self.header_timeout_s, self.watch_reader, unread)
 
-        def on_response_complete(self) -> None:
-            """The answer is written, and lies in memory until its client has read it."""
-            super().on_response_complete()
-            if self.reader_timer is not None:
-                self.reader_timer.cancel()
-            self.watch_reader(math.inf)
+    def is_busy(self) -> bool:
+        """Whether a request is being answered."""
+        return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
 
-        def watch_reader(self, before: float) -> None:
-            """Hang up on a client that reads nothing of its answer for as long as a head may take."""
-            self.reader_timer = None
-            unread = self.transport.get_write_buffer_size()
-            if unread >= before:
-                self.transport.abort()
-            elif unread:
-                self.reader_timer = self.loop.call_later(header_timeout_s, self.watch_reader, unread)
+    def start_timer(self) -> None:
+        """Wait for the head's end."""
+        self.head_timer = self.loop.call_later(self.header_timeout_s, self.head_timed_out)
 
-        def is_busy(self) -> bool:
-            """Whether a request is being answered."""
-            return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
-
-        def start_timer(self) -> None:
-            """Wait for the head's end."""
-            self.head_timer = self.loop.call_later(header_timeout_s, self.head_timed_out)
-
-        def stop_timer(self) -> None:
-            """It came, or nobody is there."""
-            if self.head_timer is not None:
-                self.head_timer.cancel()
-                self.head_timer = None
-
-        def stop_rest_timer(self) -> None:
-            """The rest of the body came, or nobody is there."""
-            if self.rest_timer is not None:
-                self.rest_timer.cancel()
-                self.rest_timer = None
-
-        def head_timed_out(self) -> None:
-            """It did not come; a head behind a request that is being answered has time until that is done."""
+    def stop_timer(self) -> None:
+        """It came, or nobody is there."""
+        if self.head_timer is not None:
+            self.head_timer.cancel()
             self.head_timer = None
-            if self.is_busy():
-                self.start_timer()
-            else:
-                self.refuse(TOO_SLOW)
 
-        def refuse(self, status: str) -> None:
-            """Answer in the words of HTTP, unless another answer is being written, and hang up."""
-            self.stop_timer()
-            if self.transport.is_closing():
-                return
-            if self.head_bytes and not self.is_busy():
-                head = f"HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-                self.transport.write(head.encode())
-            self.transport.close()
+    def stop_rest_timer(self) -> None:
+        """The rest of the body came, or nobody is there."""
+        if self.rest_timer is not None:
+            self.rest_timer.cancel()
+            self.rest_timer = None
 
-    return LimitedProtocol
+    def head_timed_out(self) -> None:
+        """It did not come; a head behind a request that is being answered has time until that is done."""
+        self.head_timer = None
+        if self.is_busy():
+            self.start_timer()
+        else:
+            self.refuse(TOO_SLOW)
+
+    def refuse(self, status: str) -> None:
+        """Answer in the words of HTTP, unless another answer is being written, and hang up."""
+        self.stop_timer()
+        if self.transport.is_closing():
+            return
+        if self.head_bytes and not self.is_busy():
+            head = f"HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            self.transport.write(head.encode())
+        self.transport.close()
+
+
+def protocol_with(max_header_bytes: int, header_timeout_s: float) -> type[LimitedProtocol]:
+    """A protocol class with these limits; uvicorn makes an object of it for each connection."""
+    limits = {"max_header_bytes": max_header_bytes, "header_timeout_s": header_timeout_s}
+    return type("LimitedProtocol", (LimitedProtocol,), limits)

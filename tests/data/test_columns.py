@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from service.data.cells import CellReader
 from service.data.columns import CategoryColumn
 from service.data.inputs import InputSpec, Mixed
 from service.data.kinds import ColumnKind, Schema, infer
@@ -89,8 +90,9 @@ def test_text_that_was_never_seen_is_a_place_of_its_own(spec, table):
 def test_a_category_that_reads_as_a_number_has_its_place_in_any_company():
     column = CategoryColumn(name="c", kind="category", values=("a", "1", "2.50", "1.0"), unseen=0.1)
     cells = ["2.5", "1", "01", "3", "a", ""]
-    together = column.read(cells_of(cells))
-    alone = np.concatenate([column.read(cells_of([cell])) for cell in cells])
+    reader = CellReader((1,), ("c",), (column,), reads_text=True)
+    together = reader.table(Table(("c",), (cells_of(cells),)))[:, 0]
+    alone = np.concatenate([reader.table(Table(("c",), (cells_of([cell]),)))[:, 0] for cell in cells])
     assert np.array_equal(together, alone, equal_nan=True)
     assert together.tolist()[:5] == [2, 1, 1, 4, 0]
 

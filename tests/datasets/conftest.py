@@ -1,4 +1,4 @@
-"""A model of a mixed table, and one of plain numbers, with data sets in every form."""
+"""A model of a mixed table, and one of plain numbers, with data sets in every format."""
 
 from types import SimpleNamespace
 

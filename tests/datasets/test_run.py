@@ -21,7 +21,7 @@ from sklearn.datasets import load_wine
 from service.datasets.plan import Plan, RunOptions, Shard
 from service.datasets.report import Tally, as_html
 from service.datasets.run import Run, engine_of, merged
-from service.files.formats.registry import Cut
+from service.files.formats.registry import RowRange
 from service.files.locations import InputFile
 from service.files.tables import read_table
 from service.scoring.options import ScoreOptions
@@ -56,7 +56,7 @@ def wine_rows(count, seed=0):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Wine in four forms, 2,000 rows."""
+    """Wine in four formats, 2,000 rows."""
     folder = tmp_path_factory.mktemp("data")
     rows = wine_rows(2000)
     pq.write_table(
@@ -201,7 +201,7 @@ def bad_files(folder):
     content = bytearray((folder / "good.parquet").read_bytes())
     content[300] ^= 1  # of a page's numbers: only its checksum tells
     (folder / "damaged.parquet").write_bytes(content)
-    (folder / "cut.parquet").write_bytes(content[:1000])
+    (folder / "row_range.parquet").write_bytes(content[:1000])
     pq.write_table(table.drop_columns("ash"), folder / "lacking.parquet")
     lines = [",".join(NAMES), *(",".join(map(str, row)) for row in rows.tolist())]
     lines[8] += ",7"
@@ -210,7 +210,7 @@ def bad_files(folder):
     (folder / "text.csv").write_text("\n".join(lines))
     return {
         "damaged.parquet": r"damaged.parquet: from row 0 on, it cannot be read: ",
-        "cut.parquet": r"cut.parquet: the file cannot be read: ",
+        "row_range.parquet": r"row_range.parquet: the file cannot be read: ",
         "lacking.parquet": r"lacking.parquet: has no column 'ash'$",
         "ragged.csv": r"ragged.csv: row 7 has 14 cells, the header has 13$",
         "text.csv": r"text.csv: row 7, column 'alcohol': text, expected a number$",
@@ -236,7 +236,7 @@ def test_bad_files_are_one_line_each_and_may_be_skipped(options, tmp_path):
     vouch_filter(*command)
     assert tree(tmp_path / "out") == before
     said = vouch_filter(*command[:-2], fails=True)
-    assert "cut.parquet: the file cannot be read" in said
+    assert "row_range.parquet: the file cannot be read" in said
     # A run that stopped at a row may go on without it.
     (folder / "lines").mkdir()
     (folder / "ragged.csv").rename(folder / "lines" / "ragged.csv")
@@ -379,7 +379,7 @@ def test_drift_is_told_with_the_row_at_which_it_became_plain(people):
     options = RunOptions(model="people@1", model_digest=people.scorer.published.digest, shard_rows=400)
     tally = Tally(people.scorer, Plan(options=options, files=()), None)
     for number, part in enumerate(np.split(np.concatenate([usual, low]), 2)):
-        shard = Shard(number, 400 * number, InputFile("x/a.npy", "a.npy"), "", Cut(400 * number, 400), "a.npy", "")
+        shard = Shard(number, 400 * number, InputFile("x/a.npy", "a.npy"), "", RowRange(400 * number, 400), "a.npy", "")
         tally.add(shard, scores_of(part))
     report = tally.report([])
     assert report.drift.drifts
@@ -425,10 +425,10 @@ def test_results_may_go_where_only_a_driver_reaches(data, tiny_store, undisturbe
 def test_a_missing_extra_is_named(data, options, tmp_path, absent, extra):
     engine = ("--engine", "ray") if absent == "ray" else ()
     arguments = ["vouch", "filter", str(data), *map(str, options), *engine, "--out", str(tmp_path / "out")]
-    code = f"import sys; sys.modules[{absent!r}] = None; sys.argv = {arguments!r}; from service.cli.main import main; main()"
+    code = f"import sys; sys.modules[{absent!r}] = None; sys.argv = {arguments!r}; import service.cli.__main__"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert f"needs the extra: pip install 'vouch[{extra}]'" in done.stderr
+    assert f"needs the extra: pip install '.[{extra}]'" in done.stderr
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="two actors need two CPUs")

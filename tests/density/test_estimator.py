@@ -17,7 +17,7 @@ from service.density import starts
 from service.density.block import END_TOLERANCE, Block
 from service.density.estimate import Execution, Member, estimate
 from service.density.estimator import SETTINGS, Estimator
-from service.density.importance import log_likelihood, log_weights
+from service.density.importance import log_likelihood
 from service.density.proposals import Diagonal
 from service.density.quasirandom import row_generator, row_points
 from service.density.starts import starts_of
@@ -26,6 +26,7 @@ from service.errors import CalibrationError
 from service.vae.mixed import Real
 from service.vae.network import VAE, Architecture
 from service.vae.prior import NormalMixture
+from tests.density.oracles import log_weights
 from tests.models import bent, digits, linear_gaussian, squared
 
 

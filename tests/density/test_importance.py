@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from service.density import elbo, ess, log_likelihood, std_error
-from service.density.importance import normalized_weights
+from service.density.importance import ess, log_likelihood, normalized_weights
+from tests.density.oracles import elbo, std_error
 
 weights = st.tuples(st.integers(1, 60), st.integers(1, 4)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=st.floats(-5000, 5000))

@@ -140,7 +140,8 @@ def test_more_points_continue_the_same_sequences_and_every_scrambling_is_even():
 
 def test_the_error_of_replicates_is_the_spread_of_repeated_estimates():
     """Sobol points integrate a smooth function far better than independent ones: the error must know."""
-    from service.density.importance import log_likelihood, replicated_std_error, std_error
+    from service.density.importance import log_likelihood, replicated_std_error
+    from tests.density.oracles import std_error
 
     estimates, errors, naive = [], [], []
     for seed in range(200):

@@ -1,4 +1,4 @@
-"""The forms of files: cut, read in any order, and written as they were."""
+"""The formats of files: cut, read in any order, and written as they were."""
 
 import csv
 import io
@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.data.cells import CellReader
 from service.data.inputs import InputSpec, Standard
+from service.data.learn import plain_number
 from service.errors import DataError, RowError
-from service.files.formats.registry import FORMS, Cut, Wanted
+from service.files.formats.registry import FORMATS, ReadRequest, RowRange
 from service.files.formats.text import records_in
 from service.files.locations import InputFile, OutFolder, found
 
@@ -24,7 +26,7 @@ ROWS = np.arange(46, dtype=np.float64).reshape(23, 2)
 
 
 def written(folder, name):
-    """The rows in a form."""
+    """The rows in a format."""
     path = folder / name
     if path.suffix == ".csv":
         path.write_text("b;a;note\r\n" + "".join(f'{b:g};{a:g};"it ""is""\r\n {a}"\r\n' for a, b in ROWS))
@@ -45,26 +47,26 @@ def written(folder, name):
 )  # fmt: skip
 def test_ranges_in_any_order_are_the_rows_and_are_written_as_they_were(tmp_path, name):
     file = written(tmp_path, name)
-    form, spec = FORMS[file.suffix], NAMELESS if file.suffix in (".npy", ".npz") else SPEC
-    survey = form.survey(file, Wanted(spec, None, 5))
-    assert [cut[:2] for cut in survey.cuts] == [(0, 5), (5, 5), (10, 5), (15, 5), (20, 3)]
-    assert survey.digest.startswith("sha256:")
-    reader = form.reader(file, survey.header)
-    raw = {at: reader.rows(survey.cuts[at]) for at in (1, 3, 0, 4, 2)}
+    kind, spec = FORMATS[file.suffix], NAMELESS if file.suffix in (".npy", ".npz") else SPEC
+    scan = kind.scan(file, ReadRequest(spec, None, 5))
+    assert [row_range[:2] for row_range in scan.ranges] == [(0, 5), (5, 5), (10, 5), (15, 5), (20, 3)]
+    assert scan.digest.startswith("sha256:")
+    reader = kind.reader(file, scan.header)
+    raw = {at: reader.rows(scan.ranges[at]) for at in (1, 3, 0, 4, 2)}
     reader.close()
-    cells = pa.concat_tables([form.cells(raw[at], survey.header, spec) for at in range(5)])
-    if spec is SPEC:
+    cells = pa.concat_tables([kind.cells(raw[at], scan.header, spec.reader()) for at in range(5)])
+    if "a" in cells.column_names:
         array = np.stack([np.array(cells.column(one).to_pylist(), float) for one in "ab"], axis=1)
     else:
         array = np.array(cells.column("row").to_pylist())
     assert np.array_equal(array, ROWS)
     together = pa.concat_tables([raw[at] for at in range(5)])
-    content = form.write(together, survey.header)
+    content = kind.write(together, scan.header)
     check_content(content, (tmp_path / name).read_bytes(), file.suffix)
-    some = form.write(together.filter(pa.array(np.arange(23) % 3 == 1)), survey.header)
+    some = kind.write(together.filter(pa.array(np.arange(23) % 3 == 1)), scan.header)
     again = tmp_path / ("again" + file.suffix)
     again.write_bytes(some)
-    assert form.survey(InputFile(str(again), again.name), Wanted(spec, None, 5)).rows == 8
+    assert kind.scan(InputFile(str(again), again.name), ReadRequest(spec, None, 5)).rows == 8
 
 
 def check_content(content, before, suffix):
@@ -94,13 +96,13 @@ def test_a_range_is_written_alike_whoever_read_before_it(tmp_path):
         pq.write_table(
             table.set_column(1, "b", table.column("b").dictionary_encode()), tmp_path / name, row_group_size=groups
         )
-        file, form = InputFile(str(tmp_path / name), name), FORMS[".parquet"]
-        cuts = [Cut(at, 700) for at in range(0, 4900, 700)]
-        reader = form.reader(file, "")
-        forward = [form.write(reader.rows(cut), "") for cut in cuts]
-        for cut, content in zip(cuts, forward, strict=True):
-            alone = form.reader(file, "")
-            assert form.write(alone.rows(cut), "") == content
+        file, kind = InputFile(str(tmp_path / name), name), FORMATS[".parquet"]
+        ranges = [RowRange(at, 700) for at in range(0, 4900, 700)]
+        reader = kind.reader(file, "")
+        forward = [kind.write(reader.rows(row_range), "") for row_range in ranges]
+        for row_range, content in zip(ranges, forward, strict=True):
+            alone = kind.reader(file, "")
+            assert kind.write(alone.rows(row_range), "") == content
             alone.close()
         reader.close()
 
@@ -147,7 +149,7 @@ def test_a_damaged_file_is_known_before_its_rows_are_read(tmp_path, name, conten
     (tmp_path / name).write_bytes(content)
     spec = NAMELESS if "np" in name else SPEC
     with pytest.raises(DataError, match=message):
-        FORMS[(tmp_path / name).suffix].survey(InputFile(str(tmp_path / name), name), Wanted(spec, None, 5))
+        FORMATS[(tmp_path / name).suffix].scan(InputFile(str(tmp_path / name), name), ReadRequest(spec, None, 5))
 
 
 def test_arrays_of_other_rows_are_refused(tmp_path):
@@ -158,11 +160,11 @@ def test_arrays_of_other_rows_are_refused(tmp_path):
     ):
         np.save(tmp_path / name, array, allow_pickle=True)
         with pytest.raises(DataError, match=message):
-            FORMS[".npy"].survey(InputFile(str(tmp_path / name), name), Wanted(NAMELESS, None, 5))
+            FORMATS[".npy"].scan(InputFile(str(tmp_path / name), name), ReadRequest(NAMELESS, None, 5))
     whole = (tmp_path / "a.npy").read_bytes()
     (tmp_path / "d.npy").write_bytes(whole[:-8])
     with pytest.raises(DataError, match="its header says 96 bytes, it holds 88"):
-        FORMS[".npy"].survey(InputFile(str(tmp_path / "d.npy"), "d.npy"), Wanted(NAMELESS, None, 5))
+        FORMATS[".npy"].scan(InputFile(str(tmp_path / "d.npy"), "d.npy"), ReadRequest(NAMELESS, None, 5))
     for name, array, message in (
         ("f.npz", np.asfortranarray(np.zeros((1, 2))), None),
         ("g.npz", np.asfortranarray(np.zeros((3, 2))), "array X lies column by column"),
@@ -171,13 +173,13 @@ def test_arrays_of_other_rows_are_refused(tmp_path):
     ):
         np.savez(tmp_path / name, X=array)
         if message is None:
-            assert FORMS[".npz"].survey(InputFile(str(tmp_path / name), name), Wanted(NAMELESS, None, 5)).rows == 1
+            assert FORMATS[".npz"].scan(InputFile(str(tmp_path / name), name), ReadRequest(NAMELESS, None, 5)).rows == 1
             continue
         with pytest.raises(DataError, match=message):
-            FORMS[".npz"].survey(InputFile(str(tmp_path / name), name), Wanted(NAMELESS, None, 5))
+            FORMATS[".npz"].scan(InputFile(str(tmp_path / name), name), ReadRequest(NAMELESS, None, 5))
     np.savez(tmp_path / "e.npz", u=ROWS, v=ROWS)
     with pytest.raises(DataError, match="choose an array with --key: u, v"):
-        FORMS[".npz"].survey(InputFile(str(tmp_path / "e.npz"), "e.npz"), Wanted(NAMELESS, None, 5))
+        FORMATS[".npz"].scan(InputFile(str(tmp_path / "e.npz"), "e.npz"), ReadRequest(NAMELESS, None, 5))
 
 
 @pytest.mark.parametrize(
@@ -187,31 +189,35 @@ def test_arrays_of_other_rows_are_refused(tmp_path):
         ("a.csv", b'3,"4"5\n', "^row 1 is no record of CSV: a quote is out of place$"),
         ("a.csv", b"3,\xff\n", "^row 1 is not UTF-8 text$"),
         ("a.jsonl", b"{\n", "^row 1 is not JSON$"),
-        ("a.jsonl", b"7\n", "^row 1 is neither an object nor a list$"),
-        ("a.jsonl", b"[1, 2, 3]\n", "^row 1 has 3 features, the model reads 2$"),
-        ("a.jsonl", b'{"a": 1}\n', "^row 1, column 'b': the column is absent$"),
-        ("a.jsonl", b'{"a": "1", "b": 2}\n', "^row 1, column 'a': not a number$"),
-        ("a.jsonl", b'{"a": true, "b": 2}\n', "^row 1, column 'a': not a number$"),
+        ("a.jsonl", b"7\n", "^row 1 a number, expected a list, or an object by column name$"),
+        ("a.jsonl", b"[1, 2, 3]\n", "^row 1 has 3 features, expected 2 features$"),
+        ("a.jsonl", b'{"a": 1}\n', "^row 1, column 'b': missing column$"),
+        ("a.jsonl", b'{"a": "one", "b": 2}\n', "^row 1, column 'a': text, expected a number$"),
+        ("a.jsonl", b'{"a": true, "b": 2}\n', "^row 1, column 'a': text, expected a number$"),
     ],
 )
 def test_a_damaged_record_is_told_by_its_row(tmp_path, name, line, message):
-    good = {"a.csv": (b"a,b\n", b"1,2\n\n"), "a.jsonl": (b"", b'{"a": 1, "b": NaN}\n\n')}[name]
+    good = {"a.csv": (b"a,b\n", b"1,2\n\n"), "a.jsonl": (b"", b'{"a": 1, "b": 2}\n\n')}[name]
     (tmp_path / name).write_bytes(good[0] + good[1] + line + good[1])
-    file, form = InputFile(str(tmp_path / name), name), FORMS[(tmp_path / name).suffix]
-    survey = form.survey(file, Wanted(SPEC, None, 100))
-    assert survey.rows == 3
-    raw = form.reader(file, survey.header).rows(survey.cuts[0])
+    file, kind = InputFile(str(tmp_path / name), name), FORMATS[(tmp_path / name).suffix]
+    scan = kind.scan(file, ReadRequest(SPEC, None, 100))
+    assert scan.rows == 3
+    raw = kind.reader(file, scan.header).rows(scan.ranges[0])
     with pytest.raises(RowError, match=message):
-        form.cells(raw, survey.header, SPEC)
+        kind.cells(raw, scan.header, SPEC.reader())
 
 
-def test_holes_and_numbers_too_large_are_told_from_each_other_in_json(tmp_path):
+def test_missing_cells_and_numbers_too_large_are_told_from_each_other_in_json(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"a": NaN, "b": null}\n{"a": 1e999, "b": -1%s}\n' % (b"0" * 400))
-    file, form = InputFile(str(tmp_path / "a.jsonl"), "a.jsonl"), FORMS[".jsonl"]
-    raw = form.reader(file, "").rows(form.survey(file, Wanted(SPEC, None, 5)).cuts[0])
-    cells = form.cells(raw, "", SPEC)
-    assert np.isnan(np.array(cells.to_pylist()[0].values() and [*cells.to_pylist()[0].values()])).all()
-    assert np.isinf([*cells.to_pylist()[1].values()]).all()
+    file, kind = InputFile(str(tmp_path / "a.jsonl"), "a.jsonl"), FORMATS[".jsonl"]
+    raw = kind.reader(file, "").rows(kind.scan(file, ReadRequest(SPEC, None, 5)).ranges[0])
+    column = plain_number("a", np.arange(3.0))
+    reads_missing = CellReader((2,), ("a", "b"), (column, column), reads_text=True)
+    first, second = kind.cells(raw, "", reads_missing).column("row").to_pylist()
+    assert np.isnan(first).all()
+    assert second == [np.inf, -np.inf]
+    with pytest.raises(RowError, match=r"^row 0, column 'a': a missing value"):
+        kind.cells(raw, "", SPEC.reader())
 
 
 def test_verdicts_stand_beside_the_rows(tmp_path):
@@ -224,12 +230,12 @@ def test_verdicts_stand_beside_the_rows(tmp_path):
         "a.jsonl": b'{"a": 1, "b": 2, "v": "valid", "p": 0.5}\n{"b":1,"a":2, "v": null, "p": 1.0}\n',
     }
     for name, content in expected.items():
-        file, form = InputFile(str(tmp_path / name), name), FORMS[(tmp_path / name).suffix]
-        survey = form.survey(file, Wanted(SPEC, None, 100))
-        raw = form.reader(file, survey.header).rows(survey.cuts[0])
-        assert form.write_beside(raw, scores, survey.header) == content
-        (tmp_path / f"again-{name}").write_bytes(form.write_beside(raw, breaking, survey.header))
-        assert form.survey(InputFile(str(tmp_path / f"again-{name}"), name), Wanted(SPEC, None, 100)).rows == 2
+        file, kind = InputFile(str(tmp_path / name), name), FORMATS[(tmp_path / name).suffix]
+        scan = kind.scan(file, ReadRequest(SPEC, None, 100))
+        raw = kind.reader(file, scan.header).rows(scan.ranges[0])
+        assert kind.write_beside(raw, scores, scan.header) == content
+        (tmp_path / f"again-{name}").write_bytes(kind.write_beside(raw, breaking, scan.header))
+        assert kind.scan(InputFile(str(tmp_path / f"again-{name}"), name), ReadRequest(SPEC, None, 100)).rows == 2
 
 
 def test_files_are_found_in_folders_globs_and_afar(tmp_path):
@@ -237,7 +243,7 @@ def test_files_are_found_in_folders_globs_and_afar(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"a,b\n1,2\n")
         fsspec.filesystem("memory").pipe_file(f"/found/{name}", b"a,b\n1,2\n")
-    suffixes = frozenset(FORMS)
+    suffixes = frozenset(FORMATS)
     everything = ["a.csv", "b.csv", "x/c.csv", "x/d.parquet"]
     for root in (str(tmp_path), "memory://found"):
         assert [file.name for file in found(root, suffixes)] == everything

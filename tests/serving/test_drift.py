@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 
+from service.scoring.drift_monitor import DriftMonitor
 from service.serving.drift import DriftMonitors
-from service.serving.watch import Watch
 from service.web import schemas
 from tests.models import digits
 from tests.tools import running_service
@@ -78,8 +78,8 @@ def test_a_state_that_cannot_be_read_is_put_aside(digit_scorer, tmp_path):
 def test_the_state_of_another_version_is_not_taken_for_this_one_s(digit_scorer, tmp_path):
     monitor = DriftMonitors(0.01, tmp_path)
     monitor.add(digit_scorer, digit_scorer.score(digits()[:5]))
-    watch = monitor.watches[digit_scorer.published.reference]
-    watch.digest = "sha256:another"
+    monitor = monitor.monitors[digit_scorer.published.reference]
+    monitor.digest = "sha256:another"
     monitor.save()
     assert DriftMonitors(0.01, tmp_path).document(digit_scorer)["rows"] == 0
 
@@ -93,13 +93,13 @@ def test_a_folder_that_cannot_be_written_ends_no_request(digit_scorer, tmp_path)
 
 
 def test_a_watch_comes_back_as_it_was(digit_scorer):
-    watch = Watch.of(digit_scorer)
-    watch.add(digit_scorer, digit_scorer.score(digits()[:50]), np.random.default_rng(0).random(50), 0.01)
-    back = Watch.of_arrays(watch.arrays())
-    assert back.martingale.log_capital == watch.martingale.log_capital
+    monitor = DriftMonitor.of(digit_scorer)
+    monitor.add(digit_scorer, digit_scorer.score(digits()[:50]), np.random.default_rng(0).random(50), 0.01)
+    back = DriftMonitor.of_arrays(monitor.arrays())
+    assert back.martingale.log_capital == monitor.martingale.log_capital
     scores = digit_scorer.score(digits()[50:80])
     uniforms = np.random.default_rng(1).random(30)
-    for one in (watch, back):
+    for one in (monitor, back):
         one.add(digit_scorer, scores, uniforms, 0.01)
-    assert back.martingale.log_capital == watch.martingale.log_capital
-    assert (back.ranks.counts == watch.ranks.counts).all()
+    assert back.martingale.log_capital == monitor.martingale.log_capital
+    assert (back.ranks.counts == monitor.ranks.counts).all()

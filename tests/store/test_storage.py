@@ -10,7 +10,7 @@ import pytest
 from service.errors import DamagedModelError, DataError, ModelConflictError, ModelNotFoundError, UnavailableError
 from service.scoring.version import Draft, Reference
 from service.store.loading import load_scorer
-from service.store.storage import LocalShelf, RemoteShelf
+from service.store.storage import LocalStorage, RemoteStorage
 from service.store.store import FILES, Store
 from tests.models import digits
 
@@ -56,9 +56,9 @@ def test_files_are_fetched_once_and_a_damaged_copy_is_fetched_again(remote, tmp_
     cache = tmp_path / "cache"
     assert len(list(cache.iterdir())) == len(FILES)
     fetched = []
-    plain = RemoteShelf.read
+    plain = RemoteStorage.read
     monkeypatch.setattr(
-        RemoteShelf, "read", lambda self, path, most: (fetched.append(path), plain(self, path, most))[1]
+        RemoteStorage, "read", lambda self, path, most: (fetched.append(path), plain(self, path, most))[1]
     )
     remote.load(Reference("digits", "1"))
     assert fetched == ["digits/1/manifest.json"]
@@ -93,14 +93,14 @@ def test_a_version_without_its_manifest_is_none_and_its_number_stays_taken(remot
 
 def test_of_two_who_publish_the_same_version_one_is_refused(remote):
     with pytest.raises(ModelConflictError, match="published it meanwhile"):
-        remote.shelf.publish("digits", {}, b"{}", "1")
+        remote.storage.publish("digits", {}, b"{}", "1")
 
 
 def test_what_a_driver_raises_is_an_unavailable_store(remote, monkeypatch):
     def broken(*arguments, **options):
         raise RuntimeError("no route to host")
 
-    monkeypatch.setattr(type(remote.shelf.files), "glob", broken)
+    monkeypatch.setattr(type(remote.storage.files), "glob", broken)
     with pytest.raises(UnavailableError, match="cannot be read"):
         remote.catalog()
 
@@ -120,5 +120,5 @@ def test_what_killed_writers_left_is_removed_after_an_hour(tmp_path, digit_score
     publish(store, digit_scorer)
     assert not old.exists()
     assert young.exists()
-    assert isinstance(store.shelf, LocalShelf)
+    assert isinstance(store.storage, LocalStorage)
     assert store.versions("digits") == ["1", "2"]

@@ -19,10 +19,11 @@ from service.store.store import Store
 from service.training.augmentation import hidden_cells, random_affine
 from service.training.checkpoints import Checkpoints, FileCheckpoint
 from service.training.distributed import FitTask, fit_by
-from service.training.fit import FitOptions, InMemory, fit
+from service.training.feeds import InMemory
+from service.training.fit import FitOptions, fit
 from service.training.inputs import standard
 from service.training.parquet_source import CALIBRATION, TRAIN, VALIDATION, ParquetFeed, Source
-from service.training.process_group import Team
+from service.training.process_group import ProcessGroup
 from service.vae.mixed import Categorical, Count, Real
 from service.vae.network import VAE, Architecture
 from tests.tools import REPOSITORY, vouch
@@ -56,8 +57,8 @@ def test_two_processes_end_at_the_bound_of_one():
 def test_a_share_of_every_batch_is_each_ones_and_all_of_it_is_somebodys():
     rows = torch.arange(23.0)[:, None]
     feeds = [InMemory(rows, 8, torch.Generator().manual_seed(3)) for _ in range(3)]
-    alone = list(feeds[0].epoch(1, Team()))
-    shares = [list(feed.epoch(1, Team(rank, 2))) for rank, feed in enumerate(feeds[1:])]
+    alone = list(feeds[0].epoch(1, ProcessGroup()))
+    shares = [list(feed.epoch(1, ProcessGroup(rank, 2))) for rank, feed in enumerate(feeds[1:])]
     assert [len(batch) for batch in alone] == [8, 8]
     for whole, *parts in zip(alone, *shares, strict=True):
         assert torch.equal(whole, torch.cat(parts))
@@ -203,7 +204,7 @@ def test_every_row_is_for_one_thing_and_a_pass_shows_each_training_row_once(stre
     assert len(found.sample) == found.train_rows  # of so few rows all
     numbers = []
     for number in (1, 2):
-        batches = list(feed.epoch(number, Team()))
+        batches = list(feed.epoch(number, ProcessGroup()))
         assert len(batches) == found.train_rows // 32
         seen = spec.decode(torch.cat(batches).double().numpy())[:, 0].round()
         assert len(set(seen)) == len(seen)
@@ -211,9 +212,9 @@ def test_every_row_is_for_one_thing_and_a_pass_shows_each_training_row_once(stre
         numbers.append(seen)
     assert not np.array_equal(*numbers)
     assert abs(np.corrcoef(numbers[0], np.arange(len(numbers[0])))[0, 1]) < 0.1
-    again = spec.decode(torch.cat(list(feed_of(folder)[2].epoch(1, Team()))).double().numpy())[:, 0].round()
+    again = spec.decode(torch.cat(list(feed_of(folder)[2].epoch(1, ProcessGroup()))).double().numpy())[:, 0].round()
     assert np.array_equal(again, numbers[0])
-    parts = [torch.cat(list(feed.epoch(1, Team(rank, 2)))) for rank in range(2)]
+    parts = [torch.cat(list(feed.epoch(1, ProcessGroup(rank, 2)))) for rank in range(2)]
     assert [len(part) for part in parts] == [16 * (found.train_rows // 32)] * 2
     shared = [set(spec.decode(part.double().numpy())[:, 0].round()) for part in parts]
     assert len(shared[0] & shared[1]) <= 0.1 * len(shared[0])

@@ -7,7 +7,8 @@ import torch
 
 from service.errors import TrainingError
 from service.training.augmentation import random_affine
-from service.training.fit import FitOptions, decay, elbo_terms, evaluate, fit, iwae_bound, kl_weight, negative_bound
+from service.training.bounds import elbo_terms, evaluate, iwae_bound, negative_bound
+from service.training.fit import FitOptions, decay, fit, kl_weight
 from service.vae.network import VAE, Architecture
 from service.vae.prior import StandardNormal
 

@@ -44,8 +44,8 @@ def test_the_smallest_p_value_is_blamed_first_and_ties_go_by_the_distance_from_t
     calibration = np.tile(np.arange(100.0)[:, None], (1, 4))
     sketch = ColumnSketch.fit(calibration, np.zeros(4))
     given = np.array([[-5.0, 50.0, -7.0, 1.0], [np.nan, 50.0, np.nan, 1.0]])
-    assert sketch.most_to_blame(given, sketch.p_values(given), 3).tolist() == [[2, 0, 3], [3, 1, -1]]
-    assert sketch.most_to_blame(given, sketch.p_values(given), 9).shape == (2, 4)
+    assert sketch.most_suspicious(given, sketch.p_values(given), 3).tolist() == [[2, 0, 3], [3, 1, -1]]
+    assert sketch.most_suspicious(given, sketch.p_values(given), 9).shape == (2, 4)
 
 
 def test_columns_with_a_few_holes_tie_with_the_others():
@@ -54,7 +54,7 @@ def test_columns_with_a_few_holes_tie_with_the_others():
     sketch = ColumnSketch.fit(calibration, np.zeros(3))
     np.testing.assert_allclose(sketch.p_values(np.full((1, 3), -9.0)), [[1 / 91, 1 / 41, 1 / 91]])
     given = np.array([[-5.0, -9.0, -7.0]])
-    assert sketch.most_to_blame(given, sketch.p_values(given), 3).tolist() == [[0, 2, 1]]
+    assert sketch.most_suspicious(given, sketch.p_values(given), 3).tolist() == [[0, 2, 1]]
 
 
 def test_a_sketch_is_small():

@@ -1,6 +1,6 @@
-"""What every form of files offers.
+"""What every format of files offers.
 
-A form cuts a file into ranges of rows without holding it (`survey`), reads a range as it stands (`reader`: Arrow tables of
+A format cuts a file into ranges of rows without holding it (`scan`), reads a range as it stands (`reader`: Arrow tables of
 raw rows), makes of raw rows the table that is scored (`cells`), and writes some of them as they were (`write`): lines of
 text keep every character, arrays every bit, tables their schema.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
+from pydantic import Field
 
 from service.data.cells import CellReader
 from service.data.inputs import InputSpec
@@ -24,7 +25,7 @@ RECORD = "record"  # the column of raw rows that are text
 VECTOR = "row"  # the column of rows that are arrays
 
 
-class Cut(NamedTuple):
+class RowRange(NamedTuple):
     """A range of a file's rows and, in a file of lines, the bytes that hold them."""
 
     first: int
@@ -32,18 +33,22 @@ class Cut(NamedTuple):
     offset: int = 0
     size: int = 0
 
+    def __str__(self) -> str:
+        """As unfinished runs know it: shards are named by a hash of this."""
+        return f"Cut(first={self.first}, rows={self.rows}, offset={self.offset}, size={self.size})"
 
-class Survey(Frozen):
-    """What is known of a file before a row is scored; `header` is what its form needs to read and write its rows."""
+
+class Scan(Frozen):
+    """What is known of a file before a row is scored; `header` is what its format needs to read and write its rows."""
 
     rows: int
     digest: str
     header: str = ""
-    cuts: tuple[Cut, ...]
+    ranges: tuple[RowRange, ...] = Field(alias="cuts")  # the name that unfinished runs have
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ReadRequest:
     """What is to be read: the input of a model, an array of npz files, and at most how many rows at a time."""
 
     spec: InputSpec
@@ -60,26 +65,28 @@ class Wanted:
         if absent:
             raise DataError(f"has no column {absent[0]!r}")
 
-    def cuts(self, rows: int) -> tuple[Cut, ...]:
+    def ranges(self, rows: int) -> tuple[RowRange, ...]:
         """Ranges of so many rows at most; one of none for a file without."""
-        return tuple(Cut(first, min(self.rows, rows - first)) for first in range(0, rows, self.rows)) or (Cut(0, 0),)
+        return tuple(RowRange(first, min(self.rows, rows - first)) for first in range(0, rows, self.rows)) or (
+            RowRange(0, 0),
+        )
 
 
 class Reader(Protocol):
     """An open file."""
 
-    def rows(self, cut: Cut) -> pa.Table:
-        """Raw rows. Cheap where cuts come in their order."""
+    def rows(self, row_range: RowRange) -> pa.Table:
+        """Raw rows. Cheap where ranges come in their order."""
 
     def close(self) -> None:
         """Let go of the file."""
 
 
-class Form(Protocol):
-    """A form of files."""
+class Format(Protocol):
+    """A format of files."""
 
-    def survey(self, file: InputFile, wanted: Wanted) -> Survey:
-        """Cut the file, and check what can be checked before its rows are read.
+    def scan(self, file: InputFile, request: ReadRequest) -> Scan:
+        """RowRange the file, and check what can be checked before its rows are read.
 
         Raises:
             DataError: it is damaged, or has not what the model reads.
@@ -102,7 +109,7 @@ class Form(Protocol):
         """A file of these rows with further columns.
 
         Raises:
-            DataError: the form has no columns.
+            DataError: the format has no columns.
         """
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from service.data.cells import CellReader
 from service.data.inputs import InputSpec
 from service.errors import DataError
-from service.files.formats.base import VECTOR, Cut, Reader, Survey, Wanted, readable
+from service.files.formats.base import VECTOR, Reader, ReadRequest, RowRange, Scan, readable
 from service.files.locations import CHUNK, InputFile
 from service.files.readers import chosen_array
 from service.system.frozen import Frozen
@@ -51,7 +51,7 @@ class Heads(Frozen):
 
 
 class Arrays:
-    """What both forms share: the array that is scored, and that none has columns of other types."""
+    """What both formats share: the array that is scored, and that none has columns of other types."""
 
     def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
         """A column of lists."""
@@ -65,16 +65,16 @@ class Arrays:
 class Npy(Arrays):
     """One array."""
 
-    def survey(self, file: InputFile, wanted: Wanted) -> Survey:
+    def scan(self, file: InputFile, request: ReadRequest) -> Scan:
         """By its header."""
         with readable("the file"), file.open() as source:
             rows, head = head_of(source, VECTOR)
             size = source.seek(0, io.SEEK_END) - head.offset
         if size != rows * head.row_bytes:
             raise DataError(f"its header says {rows * head.row_bytes:,} bytes, it holds {size:,}")
-        check_shape(head, wanted.spec)
+        check_shape(head, request.spec)
         heads = Heads(rows=rows, arrays=(head,))
-        return Survey(rows=rows, digest=file.digest(), header=heads.model_dump_json(), cuts=wanted.cuts(rows))
+        return Scan(rows=rows, digest=file.digest(), header=heads.model_dump_json(), ranges=request.ranges(rows))
 
     def reader(self, file: InputFile, header: str) -> Reader:
         """Reads any part."""
@@ -91,11 +91,11 @@ class Npy(Arrays):
 class Npz(Arrays):
     """Several arrays: that which is scored, and those of as many rows, such as labels, which go with it."""
 
-    def survey(self, file: InputFile, wanted: Wanted) -> Survey:
+    def scan(self, file: InputFile, request: ReadRequest) -> Scan:
         """By the arrays' headers."""
         with readable("the file"), file.open() as source, zipfile.ZipFile(source) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            key = chosen_array(names, wanted.key)
+            key = chosen_array(names, request.key)
             if key is None:
                 raise DataError(f"choose an array with --key: {', '.join(names)}")
             found = {}
@@ -105,12 +105,12 @@ class Npz(Arrays):
             rows = found[key][0]
             heads = tuple(head for count, head in found.values() if count == rows)
             is_compressed = archive.getinfo(f"{key}.npy").compress_type != zipfile.ZIP_STORED
-        check_shape(heads[0], wanted.spec)
+        check_shape(heads[0], request.spec)
         for head in heads:
             if head.by_column:
                 raise DataError(f"array {head.name} lies column by column: save it with np.ascontiguousarray")
         header = Heads(rows=rows, arrays=heads, is_compressed=is_compressed)
-        return Survey(rows=rows, digest=file.digest(), header=header.model_dump_json(), cuts=wanted.cuts(rows))
+        return Scan(rows=rows, digest=file.digest(), header=header.model_dump_json(), ranges=request.ranges(rows))
 
     def reader(self, file: InputFile, header: str) -> Reader:
         """Unpacks forward."""
@@ -135,27 +135,27 @@ class NpyReader:
     def __post_init__(self) -> None:
         self.source = self.file.open()
 
-    def rows(self, cut: Cut) -> pa.Table:
+    def rows(self, row_range: RowRange) -> pa.Table:
         """A range of rows."""
         (head,) = self.heads.arrays
-        with readable(f"from row {cut.first} on, it"):
-            return pa.table({head.name: as_bytes(self.content(head, cut), head, cut.rows)})
+        with readable(f"from row {row_range.first} on, it"):
+            return pa.table({head.name: as_bytes(self.content(head, row_range), head, row_range.rows)})
 
-    def content(self, head: ArrayHead, cut: Cut) -> bytes:
+    def content(self, head: ArrayHead, row_range: RowRange) -> bytes:
         """The bytes of a range of rows, row by row."""
         if not head.by_column:
-            return exactly(self.source, head.offset + cut.first * head.row_bytes, cut.rows * head.row_bytes)
+            return exactly(self.source, head.offset + row_range.first * head.row_bytes, row_range.rows * head.row_bytes)
         dtype, length = np.dtype(head.dtype), math.prod(head.shape)
         parts = [
             exactly(
                 self.source,
-                head.offset + (column * self.heads.rows + cut.first) * dtype.itemsize,
-                cut.rows * dtype.itemsize,
+                head.offset + (column * self.heads.rows + row_range.first) * dtype.itemsize,
+                row_range.rows * dtype.itemsize,
             )
             for column in range(length)
         ]
         # The first index runs fastest.
-        array = np.frombuffer(b"".join(parts), dtype).reshape(*reversed(head.shape), cut.rows)
+        array = np.frombuffer(b"".join(parts), dtype).reshape(*reversed(head.shape), row_range.rows)
         return array.transpose().tobytes()
 
     def close(self) -> None:
@@ -173,18 +173,20 @@ class NpzReader:
         self.members: dict[str, IO[bytes]] = {}
         self.at = math.inf
 
-    def rows(self, cut: Cut) -> pa.Table:
+    def rows(self, row_range: RowRange) -> pa.Table:
         """A range of rows."""
-        with readable(f"from row {cut.first} on, it"):
-            if self.at > cut.first:
+        with readable(f"from row {row_range.first} on, it"):
+            if self.at > row_range.first:
                 self.start()
             columns = {}
             for head in self.heads.arrays:
-                member, skipped = self.members[head.name], int(cut.first - self.at) * head.row_bytes
+                member, skipped = self.members[head.name], int(row_range.first - self.at) * head.row_bytes
                 while skipped:
                     skipped -= len(read_exactly(member, min(skipped, CHUNK)))
-                columns[head.name] = as_bytes(read_exactly(member, cut.rows * head.row_bytes), head, cut.rows)
-            self.at = cut.first + cut.rows
+                columns[head.name] = as_bytes(
+                    read_exactly(member, row_range.rows * head.row_bytes), head, row_range.rows
+                )
+            self.at = row_range.first + row_range.rows
             return pa.table(columns)
 
     def start(self) -> None:

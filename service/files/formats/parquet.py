@@ -12,7 +12,7 @@ from pyarrow import parquet as pq
 
 from service.data.cells import CellReader
 from service.errors import DataError
-from service.files.formats.base import Cut, Reader, Survey, Wanted, is_list, readable
+from service.files.formats.base import Reader, ReadRequest, RowRange, Scan, is_list, readable
 from service.files.locations import InputFile
 
 BUFFER = 2**20  # bytes of a column that are read at a time, instead of all of a row group's
@@ -22,13 +22,13 @@ STEP_CELLS = 2**18  # decoded at a time
 class Parquet:
     """Parquet: raw rows are the file's own table."""
 
-    def survey(self, file: InputFile, wanted: Wanted) -> Survey:
+    def scan(self, file: InputFile, request: ReadRequest) -> Scan:
         """By the footer."""
         with readable("the file"), file.open() as source, pq.ParquetFile(source) as parquet:
             schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
         if not any(is_list(field.type) for field in schema):
-            wanted.check_columns(schema.names)
-        return Survey(rows=rows, digest=file.digest(), cuts=wanted.cuts(rows))
+            request.check_columns(schema.names)
+        return Scan(rows=rows, digest=file.digest(), ranges=request.ranges(rows))
 
     def reader(self, file: InputFile, header: str) -> Reader:
         """Decodes forward, in pieces smaller than a row group."""
@@ -67,13 +67,13 @@ class ParquetReader:
         self.pieces: Iterator[Any] = iter(())
         self.at, self.rest = -1, self.parquet.schema_arrow.empty_table()
 
-    def rows(self, cut: Cut) -> pa.Table:
+    def rows(self, row_range: RowRange) -> pa.Table:
         """A range of rows."""
-        with readable(f"from row {cut.first} on, it"):
-            if not 0 <= self.at <= cut.first or self.group(self.at) < self.group(cut.first):
-                self.start(self.group(cut.first))
-            self.skip(cut.first - self.at)
-            return self.take(cut.rows)
+        with readable(f"from row {row_range.first} on, it"):
+            if not 0 <= self.at <= row_range.first or self.group(self.at) < self.group(row_range.first):
+                self.start(self.group(row_range.first))
+            self.skip(row_range.first - self.at)
+            return self.take(row_range.rows)
 
     def group(self, row: int) -> int:
         """The row group that holds a row."""

@@ -1,13 +1,13 @@
-"""The forms that files of rows have, by their endings."""
+"""The formats that files of rows have, by their endings."""
 
 from __future__ import annotations
 
-from service.files.formats.base import Cut, Form, Reader, Survey, Wanted
+from service.files.formats.base import Format, Reader, ReadRequest, RowRange, Scan
 from service.files.formats.numpy import Npy, Npz
 from service.files.formats.parquet import Parquet
 from service.files.formats.text import Csv, JsonLines
 
-FORMS: dict[str, Form] = {
+FORMATS: dict[str, Format] = {
     ".csv": Csv(),
     ".jsonl": JsonLines(),
     ".ndjson": JsonLines(),
@@ -17,4 +17,16 @@ FORMS: dict[str, Form] = {
     ".pq": Parquet(),
 }
 
-__all__ = ["FORMS", "Csv", "Cut", "Form", "JsonLines", "Npy", "Npz", "Parquet", "Reader", "Survey", "Wanted"]
+__all__ = [
+    "FORMATS",
+    "Csv",
+    "Format",
+    "JsonLines",
+    "Npy",
+    "Npz",
+    "Parquet",
+    "ReadRequest",
+    "Reader",
+    "RowRange",
+    "Scan",
+]

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from service.data.cells import CellReader
 from service.errors import DataError, Fault, InputError, RowError, first_fault
-from service.files.formats.base import RECORD, VECTOR, Cut, Reader, Survey, Wanted, readable
+from service.files.formats.base import RECORD, VECTOR, Reader, ReadRequest, RowRange, Scan, readable
 from service.files.locations import CHUNK, InputFile
 from service.files.tables import check_header
 
@@ -26,7 +26,7 @@ BOM = b"\xef\xbb\xbf"
 class Csv:
     """CSV with a header; commas, semicolons or tabs. `header` is its first record."""
 
-    def survey(self, file: InputFile, wanted: Wanted) -> Survey:
+    def scan(self, file: InputFile, request: ReadRequest) -> Scan:
         """Go through the text once, for its records and its digest."""
         with file.open() as source:
             text = source.read(MOST_HEADER).removeprefix(BOM)
@@ -34,8 +34,8 @@ class Csv:
         with readable("line 1"):
             names = names_of(header)
         check_header("the file", names)
-        wanted.check_columns(names)
-        return surveyed_lines(file, wanted, delimiter_of(header), header)
+        request.check_columns(names)
+        return scanned_lines(file, request, delimiter_of(header), header)
 
     def reader(self, file: InputFile, header: str) -> Reader:
         """Finds records by their bytes."""
@@ -45,9 +45,9 @@ class Csv:
         """Columns of text, those that the model reads."""
         names = names_of(header)
         rows = parsed(raw.column(RECORD).to_pylist(), delimiter_of(header), len(names))
-        wanted = names if reader.names is None else reader.names
+        request = names if reader.names is None else reader.names
         columns = list(zip(*rows, strict=True)) or [()] * len(names)
-        return pa.table({name: pa.array(columns[names.index(name)], pa.string()) for name in wanted})
+        return pa.table({name: pa.array(columns[names.index(name)], pa.string()) for name in request})
 
     def write(self, raw: pa.Table, header: str) -> bytes:
         """The header and the records."""
@@ -81,9 +81,9 @@ class Lines:
 class JsonLines:
     """JSON, a line for each row: an object by the columns' names, or a list of numbers."""
 
-    def survey(self, file: InputFile, wanted: Wanted) -> Survey:
+    def scan(self, file: InputFile, request: ReadRequest) -> Scan:
         """Go through the text once, for its lines and its digest."""
-        return surveyed_lines(file, wanted, None, "")
+        return scanned_lines(file, request, None, "")
 
     def reader(self, file: InputFile, header: str) -> Reader:
         """Finds lines by their bytes."""
@@ -125,14 +125,14 @@ class LineReader:
     def __init__(self, file: InputFile, delimiter: str | None) -> None:
         self.source, self.delimiter = file.open(), delimiter
 
-    def rows(self, cut: Cut) -> pa.Table:
+    def rows(self, row_range: RowRange) -> pa.Table:
         """A range of records."""
-        with readable(f"from row {cut.first} on, it"):
-            self.source.seek(cut.offset)
-            text = self.source.read(cut.size)
+        with readable(f"from row {row_range.first} on, it"):
+            self.source.seek(row_range.offset)
+            text = self.source.read(row_range.size)
         found = records_in(text, self.delimiter, is_last=True)
-        if len(found.starts) != cut.rows:
-            raise DataError(f"from row {cut.first} on, it cannot be read: it is not what it was")
+        if len(found.starts) != row_range.rows:
+            raise DataError(f"from row {row_range.first} on, it cannot be read: it is not what it was")
         records = [text[start:end] for start, end in zip(found.starts.tolist(), found.ends.tolist(), strict=True)]
         return pa.table({RECORD: pa.array(records, pa.large_binary())})
 
@@ -194,7 +194,7 @@ def quoted_ends(text: bytes, delimiter: str) -> list[int]:
     return ends
 
 
-def surveyed_lines(file: InputFile, wanted: Wanted, delimiter: str | None, header: str) -> Survey:
+def scanned_lines(file: InputFile, request: ReadRequest, delimiter: str | None, header: str) -> Scan:
     """Where each range of rows begins; the header is none of them."""
     content = hashlib.sha256()
     begins: list[int] = []
@@ -209,14 +209,14 @@ def surveyed_lines(file: InputFile, wanted: Wanted, delimiter: str | None, heade
             following = source.read(CHUNK)
             content.update(following)
             found = records_in(text, delimiter, is_last=not following)
-            begins += (offset + found.starts[-rows % wanted.rows :: wanted.rows]).tolist()
+            begins += (offset + found.starts[-rows % request.rows :: request.rows]).tolist()
             rows, offset, rest, chunk = rows + len(found.starts), offset + found.used, text[found.used :], following
-    cuts = tuple(
-        Cut(cut.first, cut.rows, begin, end - begin)
-        for cut, begin, end in zip(wanted.cuts(rows), begins or [offset], [*begins[1:], offset], strict=True)
+    ranges = tuple(
+        RowRange(row_range.first, row_range.rows, begin, end - begin)
+        for row_range, begin, end in zip(request.ranges(rows), begins or [offset], [*begins[1:], offset], strict=True)
     )
     digest = f"sha256:{content.hexdigest()}" if file.is_local else file.version()
-    return Survey(rows=rows, digest=digest, header=header, cuts=cuts)
+    return Scan(rows=rows, digest=digest, header=header, ranges=ranges)
 
 
 def ended(raw: pa.Table, end: str) -> Iterator[bytes]:

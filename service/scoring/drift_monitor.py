@@ -16,7 +16,7 @@ BINS = 10
 
 
 @dataclass
-class Watch:
+class DriftMonitor:
     """What one version was asked: rows by side of its band and by p-value, and the test martingale.
 
     `watched` counts the complete rows, which alone can be ranked among each other, and not where each fold has a score of
@@ -35,13 +35,13 @@ class Watch:
     peak: float = 0.0  # of the log capital since the last start
 
     @staticmethod
-    def of(scorer: Scorer) -> Watch:
+    def of(scorer: Scorer) -> DriftMonitor:
         """A new one, which knows the validation rows; its grid is made of rows that the model drew, and of no others."""
         golden = scorer.published.golden
         drawn = np.zeros(1) if golden is None else golden.log_likelihood
         ranks = Ranks(float(np.median(drawn)), float(drawn.std()) or 1.0)
         ranks.add(ranks.cells(scorer.calibration.scores))
-        return Watch(scorer.published.digest, ranks)
+        return DriftMonitor(scorer.published.digest, ranks)
 
     def add(self, scorer: Scorer, scores: Scores, uniforms: np.ndarray, level: float) -> bool:
         """Count rows, and bet on the complete ones; whether the martingale speaks up just now."""
@@ -103,7 +103,7 @@ class Watch:
         }
 
     @staticmethod
-    def of_arrays(arrays: dict[str, np.ndarray]) -> Watch:
+    def of_arrays(arrays: dict[str, np.ndarray]) -> DriftMonitor:
         """And back.
 
         Raises:
@@ -114,7 +114,7 @@ class Watch:
             raise ValueError("of other shapes")
         watched, restarts, alarm_row = map(int, arrays["numbers"].tolist())
         ranks.counts = arrays["counts"].astype(np.int64)
-        return Watch(
+        return DriftMonitor(
             str(arrays["digest"]),
             ranks,
             arrays["sides"].astype(np.int64),
