@@ -15,7 +15,35 @@ from service.store.store import Store
 from tests.models import TINY, TrainedModels, data_of
 from tests.tools import running_service
 
+# Whole files go to processes (--dist loadfile). The dearest are begun first, so that none is left for the end.
+LONGEST = (
+    "scoring/test_explain.py",
+    "datasets/test_run.py",
+    "test_detector.py",
+    "density/test_estimator.py",
+    "web/test_life.py",
+    "test_doors.py",
+    "test_tables.py",
+    "training/test_distributed.py",
+    "test_gate.py",
+    "training/test_folds.py",
+    "web/test_contract.py",
+    "test_docs.py",
+    "test_readme.py",
+    "density/test_conditionals.py",
+    "test_table_attacks.py",
+    "scoring/test_statistics.py",
+    "datasets/test_scored.py",
+    "cli/test_cli.py",
+)
 torch.set_num_threads(1)  # more would wait for each other on a machine that is busy
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items) -> None:
+    """Put the dearest files first."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.relative_to(Path(__file__).parent).as_posix(), len(order)))
 
 
 @pytest.fixture(scope="session")

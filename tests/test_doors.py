@@ -53,15 +53,15 @@ UNREADABLE = {
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """A model with a trained category called NA, whose card says how its training file was read."""
-    texts = [[None if cell == "?" else cell for cell in row] for row in made(1000)]
+    texts = [[None if cell == "?" else cell for cell in row] for row in made(400)]
     columns = {
         name: np.array(cells, dtype=object) for name, cells in zip(COLUMNS, zip(*texts, strict=True), strict=True)
     }
     for name in ("height", "income", "age", "gain", "grade"):
         columns[name] = np.array([np.nan if cell is None else float(cell) for cell in columns[name]])
     random = np.random.default_rng(5)
-    columns["member"][random.random(1000) < 0.2] = "NA"
-    columns["flag"] = np.where(random.random(1000) < 0.7, "True", "False").astype(object)
+    columns["member"][random.random(400) < 0.2] = "NA"
+    columns["flag"] = np.where(random.random(400) < 0.7, "True", "False").astype(object)
     draft = train_table(Table(tuple(columns), tuple(columns.values())), PEOPLE).draft
     reading = Reading(missing=(*MISSING, "gone"), ignored=("visited", "serial"))
     root = tmp_path_factory.mktemp("doors") / "store"

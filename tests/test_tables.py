@@ -11,7 +11,7 @@ from service.files.tables import read_table
 from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.train import train_table
-from tests.models import COLUMNS, PEOPLE, ROW, complete, made, write
+from tests.models import COLUMNS, PEOPLE, ROW, complete, made, with_few_patterns, write
 from tests.tools import check_problem, npy, running_service
 
 
@@ -57,13 +57,13 @@ def test_rows_with_holes_are_accepted_as_often_as_complete_ones(scorer, fresh, h
     rows[:, [COLUMNS.index(name) for name in hidden]] = np.nan
     scores = scorer.score(rows)
     assert (scores.missing == len(hidden)).all()
-    beside = scorer.reference_rows(np.isnan(rows[0]))
+    beside = scorer.patterns.reference_rows(np.isnan(rows[0]))
     assert 200 <= len(beside) <= 1000
     assert abs(accepted(scores) - 0.5) < 3.0 * np.sqrt(0.25 * (1 / len(rows) + 1 / len(beside)))
 
 
 def test_a_row_scores_the_same_in_any_company(scorer, fresh):
-    rows = fresh[:60]
+    rows = with_few_patterns(fresh, 60, patterns=4)
     assert np.isnan(rows).any()
     together = scorer.score(rows)
     backwards = scorer.score(rows[::-1].copy())
@@ -107,7 +107,7 @@ def test_what_a_version_carries_for_rows_with_holes_is_stored(store, scorer):
     again = load_scorer(Store(store), "people", "cpu", threads=1)
     assert (again.calibration.reference.rows == scorer.calibration.reference.rows).all()
     assert np.isfinite(again.calibration.reference.rows).all()
-    assert again.calibration.reference.holes.mean() == pytest.approx(0.03, abs=0.01)
+    assert again.calibration.reference.missing.mean() == pytest.approx(0.03, abs=0.01)
 
 
 def test_a_table_of_which_nothing_can_be_learnt_is_refused(tmp_path):

@@ -147,6 +147,7 @@ def test_processes_parts_and_new_starts_give_the_same_bytes(data, options, undis
     assert changed == {"d.npy.parquet", "b-00001-of-00003.csv.parquet"}
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_begun_again_the_bytes_are_the_same(data, options, undisturbed, tmp_path):
     out, generator = tmp_path / "killed", random.Random(0)
     command = [sys.executable, "-m", "service.cli", "filter", data, *options, "--out", out, "--workers", 1]
@@ -431,6 +432,7 @@ def test_a_missing_extra_is_named(data, options, tmp_path, absent, extra):
     assert f"needs the extra: pip install '.[{extra}]'" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.cpu_count() == 1, reason="two actors need two CPUs")
 def test_ray_gives_the_same_bytes(data, options, undisturbed, tmp_path):
     """In a process of its own, which ends Ray's with it."""

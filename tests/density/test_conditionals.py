@@ -137,7 +137,7 @@ def test_a_row_s_columns_are_the_same_in_any_company(likelihood):
         return columns_of(observe(Estimator(), member, x[rows], [observer])[1][0], 3)
 
     together, draws = found(np.arange(40))
-    for row in range(40):
+    for row in (0, 1, 2, 3, 13, 20, 27, 34, 38, 39):  # with a missing cell, with a wild one, and plain ones
         alone, own_draws = found(np.array([row]))
         np.testing.assert_array_equal(alone.log_likelihood[0], together.log_likelihood[row])
         np.testing.assert_array_equal(alone.std_error[0], together.std_error[row])

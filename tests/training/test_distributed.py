@@ -248,6 +248,7 @@ def test_what_another_process_cannot_read_is_told_by_file_and_row(stream, tmp_pa
     assert len(source.pieces) == sum(map(len, source.groups))
 
 
+@pytest.mark.slow
 def test_a_stream_is_trained_killed_and_resumed_by_two_processes(stream, tmp_path):
     folder, _ = stream
     options = (
