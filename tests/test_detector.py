@@ -31,7 +31,7 @@ def checks():
         yield pytest.param(estimator, check, id=name + options, marks=[pytest.mark.slow] if name in SLOW_CHECKS else [])
 
 
-@pytest.mark.parametrize(("estimator", "check"), checks())
+@pytest.mark.parametrize(("estimator", "check"), list(checks()))
 def test_it_is_a_scikit_learn_estimator(estimator, check):
     """All checks; scikit-learn itself skips that of its array API where SCIPY_ARRAY_API is not set."""
     check(estimator)

@@ -14,7 +14,7 @@ import torch
 
 from service.data.inputs import InputSpec
 from service.errors import DataError, TrainingError
-from service.files.formats.base import Cut
+from service.files.formats.base import RowRange
 from service.store.store import Store
 from service.training.augmentation import hidden_cells, random_affine
 from service.training.checkpoints import Checkpoints, FileCheckpoint
@@ -228,7 +228,7 @@ def test_roles_are_drawn_for_each_piece_alone(stream):
     shares = [(roles == role).mean() for role in (TRAIN, VALIDATION, CALIBRATION)]
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
     assert sum(one.cut.rows for group in source.groups for one in group) == 3000
-    assert source.groups[0][0].cut == Cut(0, 256)
+    assert source.groups[0][0].cut == RowRange(0, 256)
 
 
 def test_what_another_process_cannot_read_is_told_by_file_and_row(stream, tmp_path):
