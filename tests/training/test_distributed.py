@@ -227,8 +227,8 @@ def test_roles_are_drawn_for_each_piece_alone(stream):
     roles = np.concatenate([source.draws(one)[0] for group in source.groups for one in group])
     shares = [(roles == role).mean() for role in (TRAIN, VALIDATION, CALIBRATION)]
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
-    assert sum(one.cut.rows for group in source.groups for one in group) == 3000
-    assert source.groups[0][0].cut == RowRange(0, 256)
+    assert sum(one.row_range.rows for group in source.groups for one in group) == 3000
+    assert source.groups[0][0].row_range == RowRange(0, 256)
 
 
 def test_what_another_process_cannot_read_is_told_by_file_and_row(stream, tmp_path):
