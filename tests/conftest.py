@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 import torch
 from sklearn.datasets import load_wine
@@ -36,6 +37,9 @@ LONGEST = (
     "datasets/test_scored.py",
     "cli/test_cli.py",
 )
+# How long an example takes says nothing where processes share the CPUs.
+hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("shared")
 torch.set_num_threads(1)  # more would wait for each other on a machine that is busy
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import socket
 import struct
 import subprocess
 import sys
 import time
 import zlib
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,10 +41,16 @@ def vouch(*arguments):
 
 
 def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing listens on now.
+
+    Below those that outgoing connections take; and each process that runs tests looks in a range of its own.
+    """
+    first = 20_000 + 1_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 12)
+    while True:
+        port = first + secrets.randbelow(1_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager
