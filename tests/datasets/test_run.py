@@ -178,7 +178,7 @@ def test_a_folder_of_another_run_is_left_alone(data, options, undisturbed, tmp_p
             r"belongs to another run \(percentiles \(5.0, 95.0\) there, \(10.0, 90.0\) here\)",
         ),
         (("--shard-rows", 300), r"belongs to another run \(shard rows 100 there, 300 here\)"),
-        (("--fdr", 0.1), "chooses the limit itself"),
+        (("--fdr", 0.1), "sets the threshold itself"),
     ):
         said = vouch_filter(data, *options, *other, "--out", undisturbed, fails=True)
         assert re.search(message, said), said
@@ -202,7 +202,7 @@ def bad_files(folder):
     content = bytearray((folder / "good.parquet").read_bytes())
     content[300] ^= 1  # of a page's numbers: only its checksum tells
     (folder / "damaged.parquet").write_bytes(content)
-    (folder / "row_range.parquet").write_bytes(content[:1000])
+    (folder / "cut.parquet").write_bytes(content[:1000])
     pq.write_table(table.drop_columns("ash"), folder / "lacking.parquet")
     lines = [",".join(NAMES), *(",".join(map(str, row)) for row in rows.tolist())]
     lines[8] += ",7"
@@ -211,7 +211,7 @@ def bad_files(folder):
     (folder / "text.csv").write_text("\n".join(lines))
     return {
         "damaged.parquet": r"damaged.parquet: from row 0 on, it cannot be read: ",
-        "row_range.parquet": r"row_range.parquet: the file cannot be read: ",
+        "cut.parquet": r"cut.parquet: the file cannot be read: ",
         "lacking.parquet": r"lacking.parquet: has no column 'ash'$",
         "ragged.csv": r"ragged.csv: row 7 has 14 cells, the header has 13$",
         "text.csv": r"text.csv: row 7, column 'alcohol': text, expected a number$",
@@ -237,7 +237,7 @@ def test_bad_files_are_one_line_each_and_may_be_skipped(options, tmp_path):
     vouch_filter(*command)
     assert tree(tmp_path / "out") == before
     said = vouch_filter(*command[:-2], fails=True)
-    assert "row_range.parquet: the file cannot be read" in said
+    assert "cut.parquet: the file cannot be read" in said
     # A run that stopped at a row may go on without it.
     (folder / "lines").mkdir()
     (folder / "ragged.csv").rename(folder / "lines" / "ragged.csv")
