@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 from packaging.requirements import Requirement
 
-from tests.conftest import REPOSITORY
+from tests.tools import REPOSITORY
 
 ROOT = REPOSITORY / "service"
 

@@ -14,7 +14,8 @@ from service.scoring.scores import Scores
 from service.serving.metrics import Metrics
 from service.settings import Settings
 from service.web.observe import REASONS
-from tests.conftest import REPOSITORY, digits
+from tests.models import digits
+from tests.tools import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
