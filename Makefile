@@ -12,12 +12,21 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: serve test format lint types tests fuzz loadtest evaluate bench estimator density adbench cells verdicts filter freeze bundled pictures docs sbom audit fresh image-test clean
+# Processes that run tests at a time. Each takes whole files, the dearest first (tests/conftest.py), and all share the models.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
+
+.PHONY: serve test test-slow test-all format lint types tests fuzz loadtest evaluate bench estimator density adbench cells verdicts filter freeze bundled pictures docs sbom audit fresh image-test clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/vouch serve
 
 test: format lint types tests
+
+test-slow: $(VENV)/test.done ## the tests that `make test` leaves out
+	$(PYTEST) -m slow
+
+test-all: test test-slow     ## what CI runs
 
 format: $(VENV)/test.done
 	$(BIN)/ruff format --check .
@@ -29,7 +38,7 @@ types: $(VENV)/test.done
 	$(BIN)/mypy
 
 tests: $(VENV)/test.done
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
 
 fuzz: $(VENV)/test.done      ## thousands of requests of every kind, made from the OpenAPI document
 	FUZZ_EXAMPLES=400 $(BIN)/python -m pytest tests/web/test_fuzz.py -s

@@ -10,6 +10,7 @@ import mkdocs_gen_files
 import typer
 
 from service.cli.app import app
+from service.cli.main import COMMANDS
 from service.settings import Settings
 from service.web.app import create_app
 
@@ -18,11 +19,12 @@ PYTHON = {
     "A scorer in memory": [
         "service.load",
         "service.scoring.scorer.Scorer",
+        "service.scoring.generator.Generator",
         "service.scoring.options.ScoreOptions",
         "service.scoring.scores.Scores",
         "service.scoring.scores.ExplainedScores",
     ],
-    "Whole data sets": ["service.datasets.scored.score_table", "service.scoring.options.ScoreOptions"],
+    "Whole data sets": ["service.datasets.scored.score_table"],
     "A client of the service": ["service.client.Client", "service.client.AsyncClient", "service.client.Verdicts"],
     "An outlier detector for scikit-learn": ["service.detector.VAEDetector"],
     "Errors": ["service.errors"],
@@ -72,6 +74,7 @@ def parameter_lines(parameters: list[dict[str, Any]]) -> list[str]:
 def cli_lines() -> list[str]:
     """Each command with its arguments and options."""
     lines = ["# Command line", ""]
+    assert COMMANDS  # which have added themselves to the application
     command: Any = typer.main.get_command(app)
     context = typer.Context(command, info_name="vouch")
     for name in command.list_commands(context):

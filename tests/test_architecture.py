@@ -1,13 +1,18 @@
 """The layers of the program: a module imports only from layers below its own, or from its own package."""
 
 import ast
+import importlib
+import importlib.metadata
+import inspect
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 
 import pytest
+from packaging.requirements import Requirement
 
-from tests.conftest import REPOSITORY
+from tests.tools import REPOSITORY
 
 ROOT = REPOSITORY / "service"
 
@@ -162,6 +167,51 @@ def test_contributing_shows_the_same_layers():
         for name, what in names.items()
     ]
     assert rows == expected
+
+
+def public_objects():
+    """What `make docs` shows, and what their users call of it."""
+    tree = ast.parse((REPOSITORY / "scripts" / "docs_reference.py").read_text())
+    shown = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    for names in ast.literal_eval(shown["PYTHON"]).values():
+        for name in names:
+            module, _, attribute = name.rpartition(".")
+            shown = getattr(importlib.import_module(module), attribute, None) or importlib.import_module(name)
+            yield name, shown
+            if inspect.isclass(shown):
+                for member, value in vars(shown).items():
+                    if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+                        yield f"{name}.{member}", value
+
+
+def test_the_public_api_is_documented():
+    shown = dict(public_objects())
+    assert len(shown) > 40
+    for name, value in shown.items():
+        assert inspect.getdoc(value), name
+
+
+def test_the_uvicorn_that_is_installed_is_the_one_that_the_connection_limits_are_made_for():
+    """They ride on its protocol class, whose inner names are nobody's promise."""
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    dependencies = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    (pinned,) = (Requirement(one) for one in dependencies if one.startswith("uvicorn"))
+    assert any(one.operator == "<" for one in pinned.specifier)
+    assert pinned.specifier.contains(importlib.metadata.version("uvicorn"))
+    names = (
+        "connection_made",
+        "connection_lost",
+        "data_received",
+        "on_body",
+        "on_headers_complete",
+        "on_message_complete",
+    )
+    for name in (*names, "on_response_complete"):
+        assert inspect.isfunction(getattr(HttpToolsProtocol, name))
+    source = inspect.getsource(HttpToolsProtocol)
+    for name in ("self.loop", "self.transport", "self.pipeline", "self.cycle"):
+        assert name in source
 
 
 # Sizes

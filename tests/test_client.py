@@ -17,7 +17,8 @@ from service import errors
 from service.client import ERRORS, AsyncClient, Client
 from service.scoring.options import ScoreOptions
 from service.web import problems
-from tests.conftest import digits, free_port
+from tests.models import digits
+from tests.tools import free_port
 
 
 @pytest.fixture(scope="module")

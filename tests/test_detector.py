@@ -7,14 +7,31 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from service.detector import VAEDetector
 
 SMALL = {"hidden": (16,), "steps": 30, "ensemble": 1, "prior": "normal"}
 
 
-@parametrize_with_checks([VAEDetector(**SMALL)])
+SLOW_CHECKS = {  # those that fit or score many times
+    "check_methods_subset_invariance",
+    "check_outliers_train",
+    "check_outliers_fit_predict",
+    "check_estimators_dtypes",
+    "check_classifier_data_not_an_array",
+}
+
+
+def checks():
+    """scikit-learn's checks, under the names that it gives them."""
+    for estimator, check in estimator_checks_generator(VAEDetector(**SMALL)):
+        name = check.func.__name__
+        options = "".join(f"({key}={value})" for key, value in check.keywords.items() if key == "readonly_memmap")
+        yield pytest.param(estimator, check, id=name + options, marks=[pytest.mark.slow] if name in SLOW_CHECKS else [])
+
+
+@pytest.mark.parametrize(("estimator", "check"), list(checks()))
 def test_it_is_a_scikit_learn_estimator(estimator, check):
     """All checks; scikit-learn itself skips that of its array API where SCIPY_ARRAY_API is not set."""
     check(estimator)
@@ -33,7 +50,7 @@ def rows(number, seed=0):
 
 @pytest.fixture(scope="module")
 def detector():
-    return VAEDetector(hidden=(32,), steps=1500, ensemble=2, random_state=0).fit(rows(800))
+    return VAEDetector(hidden=(32,), steps=700, ensemble=2, random_state=0).fit(rows(600))
 
 
 def test_it_finds_rows_that_break_what_holds_between_columns(detector):

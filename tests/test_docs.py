@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from tests.conftest import REPOSITORY, free_port, running_service
-from tests.test_readme import COMMANDS
+from tests.pages import COMMANDS
+from tests.tools import REPOSITORY, free_port, running_service
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 GLOSSARY = REPOSITORY / "docs" / "glossary.md"
@@ -134,8 +134,13 @@ def service(tmp_path_factory):
         yield str(client.base_url).removeprefix("http://")
 
 
+SLOW = {"datasets.md", "tutorial.md"}  # which train models
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", list(TO_RUN), ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW else []) for page in TO_RUN]
+)
 def test_a_page_runs_from_top_to_bottom(page, service, tmp_path):
     """In a folder of its own, with the examples and the bundled models, beside a service on them."""
     for name in ("examples", "model_store"):

@@ -18,8 +18,8 @@ from service.data.table import MISSING, Table
 from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.train import train_table
-from tests.conftest import running_service
-from tests.test_tables import COLUMNS, RECIPE, made
+from tests.models import COLUMNS, PEOPLE, made
+from tests.tools import running_service
 
 USUAL = {
     "height": 176.8, "income": 11174.42, "age": 26, "gain": 0.0, "city": "Basel", "member": "no", "grade": 3, "flag": "True"
@@ -53,16 +53,16 @@ UNREADABLE = {
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """A model with a trained category called NA, whose card says how its training file was read."""
-    texts = [[None if cell == "?" else cell for cell in row] for row in made(2500)]
+    texts = [[None if cell == "?" else cell for cell in row] for row in made(400)]
     columns = {
         name: np.array(cells, dtype=object) for name, cells in zip(COLUMNS, zip(*texts, strict=True), strict=True)
     }
     for name in ("height", "income", "age", "gain", "grade"):
         columns[name] = np.array([np.nan if cell is None else float(cell) for cell in columns[name]])
     random = np.random.default_rng(5)
-    columns["member"][random.random(2500) < 0.2] = "NA"
-    columns["flag"] = np.where(random.random(2500) < 0.7, "True", "False").astype(object)
-    draft = train_table(Table(tuple(columns), tuple(columns.values())), RECIPE).draft
+    columns["member"][random.random(400) < 0.2] = "NA"
+    columns["flag"] = np.where(random.random(400) < 0.7, "True", "False").astype(object)
+    draft = train_table(Table(tuple(columns), tuple(columns.values())), PEOPLE).draft
     reading = Reading(missing=(*MISSING, "gone"), ignored=("visited", "serial"))
     root = tmp_path_factory.mktemp("doors") / "store"
     Store(root).publish("people", replace(draft, reading=reading))
@@ -215,6 +215,6 @@ def test_training_tells_the_card_which_columns_it_ignored():
         "day": np.array([f"2024-01-{1 + at % 28:02d}" for at in range(number)], dtype=object),
         "constant": np.full(number, 7.0),
     }
-    recipe = replace(RECIPE, fit=replace(RECIPE.fit, epochs=1), prior="normal")
+    recipe = replace(PEOPLE, fit=replace(PEOPLE.fit, epochs=1), prior="normal")
     draft = train_table(Table(tuple(columns), tuple(columns.values())), recipe).draft
     assert draft.reading.ignored == ("id", "day")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from service.store.store import Store
-from tests.conftest import REPOSITORY
+from tests.tools import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 import freeze

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import REPOSITORY, free_port
+from tests.tools import REPOSITORY, free_port
 
 IMAGES = REPOSITORY / "examples" / "gate" / "images.npz"
 DEADLINE_S = 3.0

@@ -1,7 +1,6 @@
 """README and docs/ hold: their requests answer as they say, and nothing that a user may set or call is missing."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -10,16 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY, running_service
+from tests.pages import COMMANDS, HTTP, README
+from tests.tools import REPOSITORY, running_service
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 import readme
 
-README = (REPOSITORY / "README.md").read_text()
-HTTP = (REPOSITORY / "docs" / "http.md").read_text()
 SETTINGS = (REPOSITORY / "docs" / "settings.md").read_text()
-ANSWERED = re.compile(r"```sh\n(curl .*?)\n```\n\n```json\n(.*?)\n```\n", re.DOTALL)
-COMMANDS = ANSWERED.findall(README) + ANSWERED.findall(HTTP)
 
 
 @pytest.fixture(scope="module")

@@ -6,58 +6,18 @@ import io
 import numpy as np
 import pytest
 
-from service.density.estimator import Estimator
 from service.errors import DataError
 from service.files.tables import read_table
 from service.store.loading import load_scorer
 from service.store.store import Store
-from service.training.fit import FitOptions
-from service.training.recipe import Recipe
 from service.training.train import train_table
-from tests.conftest import running_service
-from tests.web.test_contract import check_problem, npy
-
-COLUMNS = ("height", "income", "age", "gain", "city", "member", "grade")
-RECIPE = Recipe(
-    latents=3,
-    hidden=(48,),
-    fit=FitOptions(epochs=60, importance_samples=5),
-    estimator=Estimator.of("fast"),
-    calibration_share=0.4,
-)
-
-
-def made(number, seed=0):
-    """Rows that hang together: tall people live in Bern, the old are rich and members."""
-    rng = np.random.default_rng(seed)
-    factor = rng.normal(size=number)
-    height = (170 + 9 * factor + 2 * rng.normal(size=number)).round(1)
-    age = np.clip(45 + 14 * rng.normal(size=number), 18, 90).round()
-    income = np.exp(9 + age / 45 + 0.3 * rng.normal(size=number)).round(2)
-    gain = np.where(rng.random(number) < 0.8, 0.0, np.exp(7 + rng.normal(size=number)).round())
-    city = np.where(factor > 0.4, "Bern", np.where(factor < -0.6, "Chur", "Basel"))
-    member = np.where(age + 8 * rng.normal(size=number) > 50, "yes", "no")
-    grade = np.clip(np.rint(3 + factor + 0.5 * rng.normal(size=number)), 1, 5)
-    rows = list(zip(height, income, age.astype(int), gain, city, member, grade.astype(int), strict=True))
-    hole = rng.random((number, len(COLUMNS))) < 0.03
-    return [
-        ["?" if gone else str(cell) for cell, gone in zip(row, at, strict=True)]
-        for row, at in zip(rows, hole, strict=True)
-    ]
-
-
-def write(path, rows):
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    return path
+from tests.models import COLUMNS, PEOPLE, ROW, complete, made, with_few_patterns, write
+from tests.tools import check_problem, npy, running_service
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tables")
-    table = read_table(write(folder / "people.csv", made(2500)))
-    Store(folder / "store").publish("people", train_table(table, RECIPE).draft)
-    return folder / "store"
+def store(people_store):
+    return people_store
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +30,6 @@ def fresh(scorer, tmp_path_factory):
     """Rows that it has not seen."""
     table = read_table(write(tmp_path_factory.mktemp("fresh") / "fresh.csv", made(1200, seed=1)))
     return scorer.rows(scorer.model.input.array(table))
-
-
-def complete(rows):
-    return rows[~np.isnan(rows).any(axis=1)]
 
 
 def test_columns_are_what_they_look_like(scorer):
@@ -101,13 +57,13 @@ def test_rows_with_holes_are_accepted_as_often_as_complete_ones(scorer, fresh, h
     rows[:, [COLUMNS.index(name) for name in hidden]] = np.nan
     scores = scorer.score(rows)
     assert (scores.missing == len(hidden)).all()
-    beside = scorer.reference_rows(np.isnan(rows[0]))
+    beside = scorer.patterns.reference_rows(np.isnan(rows[0]))
     assert 200 <= len(beside) <= 1000
     assert abs(accepted(scores) - 0.5) < 3.0 * np.sqrt(0.25 * (1 / len(rows) + 1 / len(beside)))
 
 
 def test_a_row_scores_the_same_in_any_company(scorer, fresh):
-    rows = fresh[:60]
+    rows = with_few_patterns(fresh, 60, patterns=4)
     assert np.isnan(rows).any()
     together = scorer.score(rows)
     backwards = scorer.score(rows[::-1].copy())
@@ -151,19 +107,17 @@ def test_what_a_version_carries_for_rows_with_holes_is_stored(store, scorer):
     again = load_scorer(Store(store), "people", "cpu", threads=1)
     assert (again.calibration.reference.rows == scorer.calibration.reference.rows).all()
     assert np.isfinite(again.calibration.reference.rows).all()
-    assert again.calibration.reference.holes.mean() == pytest.approx(0.03, abs=0.01)
+    assert again.calibration.reference.missing.mean() == pytest.approx(0.03, abs=0.01)
 
 
 def test_a_table_of_which_nothing_can_be_learnt_is_refused(tmp_path):
     table = read_table(write(tmp_path / "t.csv", [["1"] * len(COLUMNS)] * 50))
     with pytest.raises(DataError, match=r"no column is left to learn from \(height: constant"):
-        Store(tmp_path / "store").publish("t", train_table(table, RECIPE).draft)
+        Store(tmp_path / "store").publish("t", train_table(table, PEOPLE).draft)
     assert not (tmp_path / "store").exists()
 
 
 # The service
-
-ROW = {"height": 181.2, "income": 31000.5, "age": 52, "gain": 0, "city": "Bern", "member": "yes", "grade": 4}
 
 
 @pytest.fixture(scope="module")

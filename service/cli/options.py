@@ -75,7 +75,7 @@ class BandOptions:
     percentiles: Annotated[
         str | None,
         typer.Option(
-            help="percentiles of valid rows at the ends of the band, such as 1,99; default: the model's, 25,75 for a new one"
+            help="percentiles of valid rows at the ends of the band, such as 1,99; default: the model's (new: 25,75)"
         ),
     ] = None
     false_alarm: FalseAlarmOption = None

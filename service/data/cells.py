@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,16 @@ class CellReader:
         """Cells of a row."""
         return math.prod(self.shape)
 
+    @cached_property
+    def missing_words(self) -> frozenset[str]:
+        """The texts that mean a missing cell."""
+        return frozenset(self.reading.missing)
+
+    @cached_property
+    def accepted(self) -> frozenset[str]:
+        """The columns that a row may have: the model's, and those that training ignored."""
+        return frozenset((*(self.names or ()), *self.reading.ignored))
+
     # Cells
 
     def cell(self, position: int, value: Any) -> float | Fault:
@@ -100,7 +111,7 @@ class CellReader:
         category = column if isinstance(column, CategoryColumn) else None
         if category is not None and category.is_text and (place := category.trained_place(text[:MAX_TEXT])) is not None:
             return place
-        if text.lower() in self.reading.missing:
+        if text.lower() in self.missing_words:
             return self.missing()
         if category is not None and category.is_text:
             return len(category.values)  # never seen
@@ -160,15 +171,16 @@ class CellReader:
             return []
         unknown = self.unknown([name for name in instance if name != "id"])
         absent = [name for name in self.names if name not in instance]
-        faults.extend(Fault("unknown column", index, shortened(name), self.known()) for name in unknown)
-        faults.extend(Fault("missing column", index, name) for name in absent)
+        known, most = self.known() if unknown else "", InputError.MAX_FAULTS
+        faults.extend(Fault("unknown column", index, shortened(name), known) for name in unknown[:most])
+        faults.extend(Fault("missing column", index, name) for name in absent[:most])
         return [] if unknown or absent else [instance[name] for name in self.names]
 
     def unknown(self, names: Sequence[str]) -> list[str]:
         """The names to refuse: neither the model's columns nor among those that training ignored."""
         if not self.refuses_unknown:
             return []
-        return [name for name in names if name not in (self.names or ()) and name not in self.reading.ignored]
+        return [name for name in names if name not in self.accepted]
 
     def known(self) -> str:
         """The columns' names, in words."""

@@ -326,7 +326,7 @@ def parse_table(body: bytes, reader: CellReader) -> np.ndarray:
         if unknown := reader.unknown(table.names):
             raise InputError(
                 f"unknown column {shortened(unknown[0])!r}; expected {reader.known()}",
-                [Fault("unknown column", None, shortened(name), reader.known()) for name in unknown],
+                [Fault("unknown column", None, shortened(name)) for name in unknown[: InputError.MAX_FAULTS]],
             )
         if not len(table):
             raise InputError("the body has a header and no rows")

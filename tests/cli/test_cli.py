@@ -1,34 +1,19 @@
 """The command line: what it makes, and one line with exit status 2 for what it cannot."""
 
 import csv
-import io
 import json
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from service.cli.main import main
 from service.store.store import Store
-from tests.conftest import REPOSITORY, data_of, digits
-
-
-def vouch(*arguments):
-    """Run the command line in this process."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    argv, sys.argv = sys.argv, ["vouch", *map(str, arguments)]
-    try:
-        with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as left:
-            main()
-    finally:
-        sys.argv = argv
-    return SimpleNamespace(returncode=left.value.code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
+from tests.models import data_of, digits
+from tests.tools import REPOSITORY, vouch
 
 
 @pytest.fixture(scope="module")

@@ -4,24 +4,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.files.tables import read_table
 from service.store.loading import load_scorer
 from service.store.store import Store
-from service.training.train import train_table
-from tests.test_tables import RECIPE, made, write
+from tests.models import made, write
 
 
 @pytest.fixture(scope="session")
-def people(tmp_path_factory):
+def people(people_store, tmp_path_factory):
     """A model of a table with text and holes, and a CSV file of rows that it has not seen."""
-    folder = tmp_path_factory.mktemp("people")
-    Store(folder / "store").publish(
-        "people", train_table(read_table(write(folder / "train.csv", made(2500))), RECIPE).draft
-    )
     return SimpleNamespace(
-        store=folder / "store",
-        scorer=load_scorer(Store(folder / "store"), "people", "cpu", threads=1),
-        csv=write(folder / "fresh.csv", made(500, seed=1)),
+        store=people_store,
+        scorer=load_scorer(Store(people_store), "people", "cpu", threads=1),
+        csv=write(tmp_path_factory.mktemp("fresh") / "fresh.csv", made(500, seed=1)),
     )
 
 

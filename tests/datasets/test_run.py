@@ -26,8 +26,7 @@ from service.files.locations import InputFile
 from service.files.tables import read_table
 from service.scoring.options import ScoreOptions
 from service.validity.conformal import Discoveries, RejectionLimit
-from tests.cli.test_cli import vouch
-from tests.conftest import REPOSITORY
+from tests.tools import REPOSITORY, vouch
 
 NAMES = load_wine().feature_names
 
@@ -57,26 +56,26 @@ def wine_rows(count, seed=0):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Wine in four formats, 2,000 rows."""
+    """Wine in four formats, 1,000 rows."""
     folder = tmp_path_factory.mktemp("data")
-    rows = wine_rows(2000)
+    rows = wine_rows(1000)
     pq.write_table(
-        pa.table({"id": np.arange(900), **{name: rows[:900, at] for at, name in enumerate(NAMES)}}),
+        pa.table({"id": np.arange(450), **{name: rows[:450, at] for at, name in enumerate(NAMES)}}),
         folder / "a.parquet",
-        row_group_size=250,
+        row_group_size=125,
     )
     (folder / "deep").mkdir()
     with (folder / "deep" / "b.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([[*NAMES, "note"], *([*row, 'x "y"\n'] for row in rows[900:1500].tolist())])
+        csv.writer(file).writerows([[*NAMES, "note"], *([*row, 'x "y"\n'] for row in rows[450:750].tolist())])
     with (folder / "c.jsonl").open("w") as file:
-        file.writelines(json.dumps(dict(zip(NAMES, row, strict=True))) + "\n" for row in rows[1500:1900].tolist())
-    np.save(folder / "d.npy", rows[1900:])
+        file.writelines(json.dumps(dict(zip(NAMES, row, strict=True))) + "\n" for row in rows[750:950].tolist())
+    np.save(folder / "d.npy", rows[950:])
     return folder
 
 
 @pytest.fixture(scope="module")
 def options(tiny_store):
-    return ("--model", "wine", "--store", tiny_store, "--percentiles", "5,95", "--shard-rows", 200, "--device", "cpu")
+    return ("--model", "wine", "--store", tiny_store, "--percentiles", "5,95", "--shard-rows", 100, "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_every_row_is_in_one_part_as_it_was_and_in_its_order(data, undisturbed, 
     for path in sorted((undisturbed / "scores").rglob("*.parquet")):
         scores[path.name[0]].append(pq.read_table(path))
     scores = {name: pa.concat_tables(parts) for name, parts in scores.items()}
-    rows = wine_rows(2000)
+    rows = wine_rows(1000)
     expected = wine.score(rows, ScoreOptions(percentiles=(5.0, 95.0)))
     found = pa.concat_tables([scores[name] for name in "abcd"])
     assert found.column("log_likelihood").to_pylist() == expected.log_likelihood.tolist()
@@ -101,8 +100,8 @@ def test_every_row_is_in_one_part_as_it_was_and_in_its_order(data, undisturbed, 
         for kind in ("valid", "invalid")
     }
     ids = {kind: table.column("id").to_pylist() for kind, table in parts.items()}
-    assert ids["valid"] == np.flatnonzero(expected.valid[:900]).tolist()
-    assert sorted(ids["valid"] + ids["invalid"]) == list(range(900))
+    assert ids["valid"] == np.flatnonzero(expected.valid[:450]).tolist()
+    assert sorted(ids["valid"] + ids["invalid"]) == list(range(450))
     header, *_ = (data / "deep" / "b.csv").read_bytes().partition(b"\n")
     records = list(csv.reader(io.StringIO((data / "deep" / "b.csv").read_text(), newline="")))[1:]
     for kind, is_there in (("valid", expected.valid), ("invalid", ~expected.valid)):
@@ -110,18 +109,18 @@ def test_every_row_is_in_one_part_as_it_was_and_in_its_order(data, undisturbed, 
         assert [path.name for path in files] == [f"b-{at:05d}-of-00003.csv" for at in range(3)]
         assert all(path.read_bytes().startswith(header) for path in files)
         kept = [row for path in files for row in list(csv.reader(io.StringIO(path.read_text(), newline="")))[1:]]
-        assert kept == [record for record, one in zip(records, is_there[900:1500], strict=True) if one]
-        assert np.array_equal(np.load(undisturbed / kind / "d.npy"), rows[1900:][is_there[1900:]])
+        assert kept == [record for record, one in zip(records, is_there[450:750], strict=True) if one]
+        assert np.array_equal(np.load(undisturbed / kind / "d.npy"), rows[950:][is_there[950:]])
     report = json.loads((undisturbed / "report.json").read_text())
-    assert (report["rows"], report["valid"]) == (2000, int(expected.valid.sum()))
-    assert sum(report["log_likelihood"]["counts"]) == sum(report["p_values"]) == 2000
+    assert (report["rows"], report["valid"]) == (1000, int(expected.valid.sum()))
+    assert sum(report["log_likelihood"]["counts"]) == sum(report["p_values"]) == 1000
     assert report["sides"]["below"] == int((expected.sides == -1).sum())
     strangest = report["strangest"][0]
     assert strangest["log_likelihood"] == min(expected.log_likelihood)
     assert strangest["p_value"] == min(expected.low_p_value)
-    assert report["drift"]["watched_rows"] == 2000
+    assert report["drift"]["watched_rows"] == 1000
     page = (undisturbed / "report.html").read_text()
-    assert "2,000 rows are invalid" in page
+    assert "1,000 rows are invalid" in page
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -148,6 +147,7 @@ def test_processes_parts_and_new_starts_give_the_same_bytes(data, options, undis
     assert changed == {"d.npy.parquet", "b-00001-of-00003.csv.parquet"}
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_begun_again_the_bytes_are_the_same(data, options, undisturbed, tmp_path):
     out, generator = tmp_path / "killed", random.Random(0)
     command = [sys.executable, "-m", "service.cli", "filter", data, *options, "--out", out, "--workers", 1]
@@ -177,8 +177,8 @@ def test_a_folder_of_another_run_is_left_alone(data, options, undisturbed, tmp_p
             ("--percentiles", "10,90"),
             r"belongs to another run \(percentiles: \(5.0, 95.0\) then, \(10.0, 90.0\) now\)",
         ),
-        (("--shard-rows", 300), r"belongs to another run \(shard rows: 200 then, 300 now\)"),
-        (("--fdr", 0.1), "chooses the limit itself"),
+        (("--shard-rows", 300), r"belongs to another run \(shard rows: 100 then, 300 now\)"),
+        (("--fdr", 0.1), "sets the threshold itself"),
     ):
         said = vouch_filter(data, *options, *other, "--out", undisturbed, fails=True)
         assert re.search(message, said), said
@@ -202,7 +202,7 @@ def bad_files(folder):
     content = bytearray((folder / "good.parquet").read_bytes())
     content[300] ^= 1  # of a page's numbers: only its checksum tells
     (folder / "damaged.parquet").write_bytes(content)
-    (folder / "row_range.parquet").write_bytes(content[:1000])
+    (folder / "cut.parquet").write_bytes(content[:1000])
     pq.write_table(table.drop_columns("ash"), folder / "lacking.parquet")
     lines = [",".join(NAMES), *(",".join(map(str, row)) for row in rows.tolist())]
     lines[8] += ",7"
@@ -211,7 +211,7 @@ def bad_files(folder):
     (folder / "text.csv").write_text("\n".join(lines))
     return {
         "damaged.parquet": r"damaged.parquet: rows from 0 on cannot be read: ",
-        "row_range.parquet": r"row_range.parquet: the file cannot be read: ",
+        "cut.parquet": r"cut.parquet: the file cannot be read: ",
         "lacking.parquet": r"lacking.parquet: has no column 'ash'$",
         "ragged.csv": r"ragged.csv: row 7 has 14 cells, the header has 13$",
         "text.csv": r"text.csv: row 7, column 'alcohol': text, expected a number$",
@@ -237,7 +237,7 @@ def test_bad_files_are_one_line_each_and_may_be_skipped(options, tmp_path):
     vouch_filter(*command)
     assert tree(tmp_path / "out") == before
     said = vouch_filter(*command[:-2], fails=True)
-    assert "row_range.parquet: the file cannot be read" in said
+    assert "cut.parquet: the file cannot be read" in said
     # A run that stopped at a row may go on without it.
     (folder / "lines").mkdir()
     (folder / "ragged.csv").rename(folder / "lines" / "ragged.csv")
@@ -252,7 +252,7 @@ def test_bad_files_are_one_line_each_and_may_be_skipped(options, tmp_path):
 def test_a_full_disk_is_one_line_and_the_run_goes_on_from_there(data, options, undisturbed, tmp_path):
     def small_disk():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
 
     command = (data / "a.parquet", *options, "--out", tmp_path / "out", "--workers", 1)
     done = subprocess.run(
@@ -273,19 +273,19 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_there(data, options, u
 
 
 def test_a_false_discovery_rate_is_held_over_the_whole_data_set(data, tiny_store, tmp_path, wine):
-    options = ("--model", "wine", "--store", tiny_store, "--shard-rows", 300, "--fdr", 0.3, "--workers", 1)
+    options = ("--model", "wine", "--store", tiny_store, "--shard-rows", 150, "--fdr", 0.3, "--workers", 1)
     vouch_filter(data, *options, "--out", tmp_path / "out")
-    scores = wine.score(wine_rows(2000))
+    scores = wine.score(wine_rows(1000))
     chosen = scores.discoveries(0.3).chosen
-    assert 0 < chosen.sum() < 2000
+    assert 0 < chosen.sum() < 1000
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["invalid"] == report["fdr"]["discoveries"] == chosen.sum()
     assert report["fdr"]["p_value"] == scores.low_p_value[chosen].max()
     assert report["fdr"]["estimate"] <= 0.3
     invalid = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "out" / "invalid").glob("a-*"))])
-    assert invalid.column("id").to_pylist() == np.flatnonzero(chosen[:900]).tolist()
+    assert invalid.column("id").to_pylist() == np.flatnonzero(chosen[:450]).tolist()
     marked = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "out" / "scores").glob("a-*"))])
-    assert marked.column("discovery").to_pylist() == chosen[:900].tolist()
+    assert marked.column("discovery").to_pylist() == chosen[:450].tolist()
     before = tree(tmp_path / "out")
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "valid").rglob("*")}
     (tmp_path / "out" / "invalid" / "d.npy").unlink()
@@ -410,7 +410,7 @@ def test_results_may_go_where_only_a_driver_reaches(data, tiny_store, undisturbe
         model="wine@1",
         model_digest=wine.published.digest,
         percentiles=(5.0, 95.0),
-        shard_rows=200,
+        shard_rows=100,
     )
     run = Run.begun(str(data), "memory://results/wine", chosen, wine)
     engine = engine_of("local", run, str(tiny_store), "cpu", 1)
@@ -429,9 +429,10 @@ def test_a_missing_extra_is_named(data, options, tmp_path, absent, extra):
     code = f"import sys; sys.modules[{absent!r}] = None; sys.argv = {arguments!r}; import service.cli.__main__"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert f"needs the extra: pip install 'vouch[{extra}]'" in done.stderr
+    assert f"needs the extra: pip install '.[{extra}]'" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.cpu_count() == 1, reason="two actors need two CPUs")
 def test_ray_gives_the_same_bytes(data, options, undisturbed, tmp_path):
     """In a process of its own, which ends Ray's with it."""

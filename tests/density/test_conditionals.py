@@ -13,7 +13,7 @@ from service.density.estimate import Member, estimate, observe
 from service.density.estimator import Estimator
 from service.vae.mixed import Real
 from service.vae.network import VAE, Architecture
-from tests.conftest import linear_gaussian
+from tests.models import linear_gaussian
 
 
 def with_columns(vae, x, suspect=np.inf, estimator=None, widths=None, **options):
@@ -137,7 +137,7 @@ def test_a_row_s_columns_are_the_same_in_any_company(likelihood):
         return columns_of(observe(Estimator(), member, x[rows], [observer])[1][0], 3)
 
     together, draws = found(np.arange(40))
-    for row in range(40):
+    for row in (0, 1, 2, 3, 13, 20, 27, 34, 38, 39):  # with a missing cell, with a wild one, and plain ones
         alone, own_draws = found(np.array([row]))
         np.testing.assert_array_equal(alone.log_likelihood[0], together.log_likelihood[row])
         np.testing.assert_array_equal(alone.std_error[0], together.std_error[row])

@@ -11,7 +11,7 @@ from service.density.estimate import Member, estimate, observe
 from service.density.estimator import Estimator
 from service.density.neighbours import Neighbours
 from service.density.row_statistics import DrawObserver, DrawStatistics, encodings
-from tests.conftest import linear_gaussian
+from tests.models import linear_gaussian
 
 
 def statistics_of(vae, x, known):

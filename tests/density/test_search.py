@@ -8,7 +8,7 @@ from service.density import laplace
 from service.density.laplace import Sites
 from service.density.search import Effort, Tiles, find
 from service.vae.conditional import conditional
-from tests.density.test_estimator import bent, squared
+from tests.models import bent, squared
 
 
 def found(vae, x, starts, effort, tile=4):

@@ -1,8 +1,6 @@
 """Encoded images: sizes before pixels, and grey levels that a person would expect."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from PIL import Image
 
 from service.errors import InputError, MalformedError, TooLargeError
 from service.files.images import grid, png, read_image
+from tests.tools import png_bomb
 
 PIXELS = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 
@@ -18,21 +17,6 @@ def encoded(image, kind="PNG"):
     buffer = io.BytesIO()
     image.save(buffer, format=kind)
     return buffer.getvalue()
-
-
-def chunk(name, content):
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-
-def png_bomb(width, height):
-    """A valid PNG header that claims a huge image."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
-        + chunk(b"IEND", b"")
-    )
 
 
 def test_pixels_go_there_and_back():

@@ -6,8 +6,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from service.scoring.evaluation import RATES, RULES, RuleOnSet, evaluated, ranking, recommendation
 from service.scoring.options import ScoreOptions
-from tests.cli.test_cli import vouch
-from tests.conftest import digits
+from tests.models import digits
+from tests.tools import vouch
 
 
 @pytest.mark.parametrize("digits_after_point", [1, 6])

@@ -17,22 +17,14 @@ from service.scoring.options import ScoreOptions
 from service.scoring.scorer import Scorer
 from service.store.loading import load_scorer
 from service.store.store import Store
-from service.training.fit import FitOptions
-from service.training.train import train_table
-from tests.conftest import digits, running_service
-from tests.test_tables import COLUMNS, RECIPE, ROW, complete, made, write
-from tests.web.test_contract import check_problem, npy
+from tests.models import COLUMNS, ROW, complete, digits, made, write
+from tests.tools import check_problem, npy, running_service
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(trained_models, tmp_path_factory):
     """A single network, and an ensemble of three with a mixture prior."""
-    folder = tmp_path_factory.mktemp("explain")
-    table = read_table(write(folder / "people.csv", made(2500)))
-    Store(folder / "store").publish("people", train_table(table, RECIPE).draft)
-    several = replace(RECIPE, ensemble=3, prior="mixture", fit=FitOptions(epochs=25, importance_samples=3))
-    Store(folder / "store").publish("several", train_table(table, several).draft)
-    return folder / "store"
+    return trained_models.store(tmp_path_factory.mktemp("explain") / "store", "people", "several").root
 
 
 @pytest.fixture(scope="module", params=["people", "several"])
@@ -43,7 +35,10 @@ def scorer(request, store):
 @pytest.fixture(scope="module")
 def rows(scorer, tmp_path_factory):
     """Complete rows that it has not seen."""
-    table = read_table(write(tmp_path_factory.mktemp("fresh") / "fresh.csv", made(700, seed=1)))
+    count = (
+        700 if scorer.published.reference.name == "people" else 400
+    )  # of three networks each costs three times as much
+    table = read_table(write(tmp_path_factory.mktemp("fresh") / "fresh.csv", made(count, seed=1)))
     return complete(scorer.rows(scorer.model.input.array(table)))
 
 

@@ -9,7 +9,7 @@ from service.density import starts
 from service.density.estimator import Estimator
 from service.errors import CalibrationError, DamagedModelError
 from service.scoring.calibration import calibrated
-from tests.conftest import digits
+from tests.models import digits
 
 ROWS = digits().reshape(-1, 64).astype(np.float32)
 

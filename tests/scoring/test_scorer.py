@@ -10,7 +10,7 @@ from service.errors import CalibrationError, InputError
 from service.scoring.generator import POSTERIOR_DRAWS
 from service.scoring.options import ScoreOptions
 from service.scoring.scorer import torch_device
-from tests.conftest import data_of, digits
+from tests.models import data_of, digits
 
 
 def test_valid_rows_have_uniform_p_values_and_noise_is_invalid(digit_scorer):

@@ -14,7 +14,7 @@ from service.store.store import Store
 from service.training.fit import FitOptions
 from service.training.recipe import Recipe
 from service.training.train import recalibrate_on, train_table
-from tests.conftest import digits
+from tests.models import digits
 
 
 @pytest.fixture(scope="module")

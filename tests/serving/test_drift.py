@@ -8,7 +8,8 @@ import pytest
 from service.scoring.drift_monitor import DriftMonitor
 from service.serving.drift import DriftMonitors
 from service.web import schemas
-from tests.conftest import digits, running_service
+from tests.models import digits
+from tests.tools import running_service
 
 NPY = {"content-type": "application/x-npy"}
 

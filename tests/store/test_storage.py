@@ -12,7 +12,7 @@ from service.scoring.version import Draft, Reference
 from service.store.loading import load_scorer
 from service.store.storage import LocalStorage, RemoteStorage
 from service.store.store import FILES, Store
-from tests.conftest import digits
+from tests.models import digits
 
 
 @pytest.fixture

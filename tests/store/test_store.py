@@ -13,7 +13,7 @@ from service.scoring.scorer import Scorer
 from service.scoring.version import Draft, Reference
 from service.store.loading import load_scorer
 from service.store.store import FILES, MANIFEST, Store
-from tests.conftest import data_of, digits
+from tests.models import data_of, digits
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 
 from service.data.inputs import InputSpec
 from service.errors import DataError, TrainingError
-from service.files.formats.base import Cut
+from service.files.formats.base import RowRange
 from service.store.store import Store
 from service.training.augmentation import hidden_cells, random_affine
 from service.training.checkpoints import Checkpoints, FileCheckpoint
@@ -26,8 +26,7 @@ from service.training.parquet_source import CALIBRATION, TRAIN, VALIDATION, Parq
 from service.training.process_group import ProcessGroup
 from service.vae.mixed import Categorical, Count, Real
 from service.vae.network import VAE, Architecture
-from tests.cli.test_cli import vouch
-from tests.conftest import REPOSITORY
+from tests.tools import REPOSITORY, vouch
 
 OPTIONS = FitOptions(epochs=12, batch_size=50, importance_samples=2)
 
@@ -228,8 +227,8 @@ def test_roles_are_drawn_for_each_piece_alone(stream):
     roles = np.concatenate([source.draws(one)[0] for group in source.groups for one in group])
     shares = [(roles == role).mean() for role in (TRAIN, VALIDATION, CALIBRATION)]
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
-    assert sum(one.cut.rows for group in source.groups for one in group) == 3000
-    assert source.groups[0][0].cut == Cut(0, 256)
+    assert sum(one.row_range.rows for group in source.groups for one in group) == 3000
+    assert source.groups[0][0].row_range == RowRange(0, 256)
 
 
 def test_what_another_process_cannot_read_is_told_by_file_and_row(stream, tmp_path):
@@ -249,6 +248,7 @@ def test_what_another_process_cannot_read_is_told_by_file_and_row(stream, tmp_pa
     assert len(source.pieces) == sum(map(len, source.groups))
 
 
+@pytest.mark.slow
 def test_a_stream_is_trained_killed_and_resumed_by_two_processes(stream, tmp_path):
     folder, _ = stream
     options = (

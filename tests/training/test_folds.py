@@ -19,9 +19,8 @@ from service.training.fit import FitOptions
 from service.training.recipe import Recipe, Split
 from service.training.train import train, train_table
 from service.web import schemas
-from tests.conftest import digits, running_service
-from tests.test_tables import complete, made, write
-from tests.web.test_contract import npy
+from tests.models import complete, digits, made, with_few_patterns, write
+from tests.tools import npy, running_service
 
 RECIPE = Recipe(
     latents=2,
@@ -121,6 +120,8 @@ def test_rows_with_holes_are_judged_beside_their_fold_s_rows_with_the_same_holes
 
 
 def test_columns_are_blamed(scorer, rows):
+    rows = with_few_patterns(rows, 40, patterns=3)
+    assert np.isnan(rows).any()
     explained = scorer.score(rows, ScoreOptions(explain=2))
     assert (explained.columns >= 0).all()
     assert (explained.column_p_value >= 1 / 41 - 1e-9).all()

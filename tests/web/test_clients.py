@@ -8,7 +8,7 @@ import tritonclient.http as triton
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from tritonclient.utils import InferenceServerException
 
-from tests.conftest import digits
+from tests.models import digits
 
 OUTPUTS = ("log_likelihood", "percentile", "p_value", "verdict")
 

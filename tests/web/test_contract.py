@@ -16,15 +16,9 @@ from service.scoring.version import Draft
 from service.store.store import Store
 from service.web import schemas
 from service.web.answers import SCORE_DTYPE
-from tests.conftest import data_of, digits, running_service
-
-ROWS = digits()[:5].reshape(5, 64).tolist()
-
-
-def npy(array, **options):
-    buffer = io.BytesIO()
-    np.save(buffer, array, **options)
-    return buffer.getvalue()
+from tests.models import ROWS, data_of, digits
+from tests.tools import check_problem, eventually, png_bomb, post_npy, running_service
+from tests.web.attacks import JSON_BODIES, NPY_BODIES, SECRET, instances
 
 
 def picture(image, kind="PNG"):
@@ -35,18 +29,6 @@ def picture(image, kind="PNG"):
 
 def from_npy(response):
     return np.load(io.BytesIO(response.content), allow_pickle=False)
-
-
-def eventually(condition, seconds=10.0):
-    """Wait until it is so."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never was so"
-        time.sleep(0.05)
-
-
-def post_npy(client, path, array, **headers):
-    return client.post(path, content=npy(array), headers={"content-type": "application/x-npy", **headers})
 
 
 # What is answered
@@ -288,72 +270,10 @@ def test_the_documentation_page_needs_no_other_host(client):
 # What is refused
 
 
-def check_problem(answer, status, secret=None):
-    """A problem document with the status, that does not repeat the input."""
-    assert answer.status_code == status, answer.text[:500]
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = schemas.Problem.model_validate_json(answer.content)
-    assert problem.status == status
-    assert problem.type.startswith("urn:vouch:problem:")
-    assert problem.request_id == answer.headers["x-request-id"]
-    assert len(problem.errors) <= 20
-    assert len(answer.content) < 6_000
-    if secret is not None:
-        assert secret not in answer.text
-    return problem
-
-
-def instances(*rows):
-    return json.dumps({"instances": list(rows)})
-
-
-BAD = ROWS[0][:-1]
-SECRET = "s3cr3t"
-JSON_BODIES = [
-    ("empty", "", 400),
-    ("text", SECRET, 400),
-    ("half", '{"instances": [[1, 2', 400),
-    ("deep", '{"instances": ' + "[" * 100_000 + "]" * 100_000 + "}", 400),
-    ("not UTF-8", b'{"instances": [["\xff\xfe"]]}', 400),
-    ("a list", "[[1, 2]]", 422),
-    ("null", "null", 422),
-    ("a number", "7", 422),
-    ("no instances", "{}", 422),
-    ("another field", '{"instances": [], "' + SECRET + '": 1}', 422),
-    ("instances of text", '{"instances": "' + SECRET + '"}', 422),
-    ("no rows", instances(), 422),
-    ("an empty row", instances([]), 422),
-    ("an empty nested row", instances([[]]), 422),
-    ("too few numbers", instances(BAD), 422),
-    ("too many numbers", instances([*ROWS[0], 1]), 422),
-    ("ragged", instances(ROWS[0], BAD), 422),
-    ("ragged lines", instances([[1] * 8] * 7 + [[1] * 9]), 422),
-    ("too deep", instances([[[1] * 8] * 8]), 422),
-    ("a row that is a number", instances(7), 422),
-    ("NaN", instances([float("nan"), *BAD]), 422),
-    ("Infinity", instances([float("inf"), *BAD]), 422),
-    ("-Infinity", instances([float("-inf"), *BAD]), 422),
-    ("1e39", instances([1e39, *BAD]), 422),
-    ("1e400", instances(BAD).replace("[[", "[[1e400, ", 1), 422),
-    ("a huge integer", instances([10**400, *BAD]), 422),
-    ("a boolean", instances([True, *BAD]), 422),
-    ("a string", instances([SECRET, *BAD]), 422),
-    ("a number as a string", instances(["2", *BAD]), 422),
-    ("null in a row", instances([None, *BAD]), 422),
-    ("an object in a row", instances([{SECRET: 1}, *BAD]), 422),
-    ("a list in a row", instances([[1], *BAD]), 422),
-    ("a pixel of 256", instances([256, *BAD]), 422),
-    ("a pixel of -1", instances([-1, *BAD]), 422),
-    ("an object for a model without names", instances({SECRET: 1}), 422),
-    ("many wrong cells", instances(*([[SECRET] * 64] * 100)), 422),
-]
-
-
-@pytest.mark.parametrize(("body", "status"), [case[1:] for case in JSON_BODIES], ids=[case[0] for case in JSON_BODIES])
-@pytest.mark.parametrize("path", ["/score", "/reconstruct", "/encode"])
-def test_unreadable_json_is_refused_in_words(client, path, body, status):
-    answer = client.post(path, content=body, headers={"content-type": "application/json"})
-    check_problem(answer, status, SECRET)
+@pytest.mark.parametrize("name", ["half", "deep", "NaN", "a string", "many wrong cells"])
+def test_unreadable_json_is_refused_in_words(client, name):
+    body, status = JSON_BODIES[name]
+    check_problem(client.post("/score", content=body, headers={"content-type": "application/json"}), status, SECRET)
 
 
 def test_a_fault_says_row_column_and_what_was_expected(client):
@@ -373,54 +293,13 @@ def test_a_fault_says_row_column_and_what_was_expected(client):
     check_problem(client.post("/score?model=wine", content=table, headers={"content-type": "text/csv"}), 422, SECRET)
 
 
-GOOD = npy(digits()[:2])
-PICKLED = npy(np.array([{"a": SECRET}], dtype=object), allow_pickle=True)
-
-
-def npy_that_claims(shape):
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"shape": shape, "fortran_order": False, "descr": "<f8"})
-    return buffer.getvalue() + b"0" * 512
-
-
-NPY_BODIES = [
-    ("empty", b"", 400),
-    ("no npy", SECRET.encode(), 400),
-    ("truncated", GOOD[:-5], 400),
-    ("truncated header", GOOD[:30], 400),
-    ("longer than it says", GOOD + b"1", 400),
-    ("pickled", PICKLED, 400),
-    ("a shape that is code", GOOD.replace(b"(2, 8, 8)", b"(9**9,64)"), 400),
-    ("a header that is not closed", GOOD.replace(b"(2, 8, 8)", b"(2, 8, 8,"), 400),
-    ("a huge shape", npy_that_claims((10**12, 64)), 400),
-    ("a negative shape", npy_that_claims((-1, 64)), 400),
-    ("two negative lengths", npy_that_claims((-1, -64)), 400),
-    ("a boolean length", npy_that_claims((True, 64)), 400),
-    ("a hundred dimensions", npy_that_claims((1,) * 100 + (64,)), 400),
-    ("a header of Python 2", GOOD.replace(b"(2, 8, 8)", b"(2L,8, 8)"), 400),
-    ("text", npy(np.array([[SECRET]])), 422),
-    ("complex", npy(np.zeros((2, 64), dtype=complex)), 422),
-    ("booleans", npy(np.zeros((2, 64), dtype=bool)), 422),
-    ("structured", npy(np.zeros(2, dtype=[("a", "f4")])), 422),
-    ("no rows", npy(np.zeros((0, 64))), 422),
-    ("a scalar", npy(np.float64(3.0)), 422),
-    ("another shape", npy(np.zeros((2, 65))), 422),
-    ("NaN", npy(np.full((1, 64), np.nan)), 422),
-    ("infinity", npy(np.full((1, 64), -np.inf)), 422),
-    ("1e39", npy(np.full((1, 64), 1e39)), 422),
-    ("a pixel of 300", npy(np.full((1, 64), 300)), 422),
-]
-
-
-@pytest.mark.parametrize(("body", "status"), [case[1:] for case in NPY_BODIES], ids=[case[0] for case in NPY_BODIES])
-def test_an_unreadable_npy_body_is_refused(client, body, status):
-    answer = client.post("/score", content=body, headers={"content-type": "application/x-npy"})
-    check_problem(answer, status, SECRET)
+@pytest.mark.parametrize("name", ["empty", "truncated", "pickled", "a huge shape", "NaN"])
+def test_an_unreadable_npy_body_is_refused(client, name):
+    body, status = NPY_BODIES[name]
+    check_problem(client.post("/score", content=body, headers={"content-type": "application/x-npy"}), status, SECRET)
 
 
 def test_an_unreadable_image_is_refused(client):
-    from tests.files.test_images import png_bomb
-
     def send(content, kind="image/png", model="digits"):
         return client.post(f"/score?model={model}", content=content, headers={"content-type": kind})
 

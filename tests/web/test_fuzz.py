@@ -17,7 +17,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from service.settings import Settings
 from service.web.app import create_app
-from tests.conftest import digits, running_service
+from tests.models import digits
+from tests.tools import running_service
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "4"))
 sent: list[str] = []  # the operation of each request

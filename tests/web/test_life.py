@@ -16,8 +16,8 @@ import pytest
 
 from service.scoring.version import Draft
 from service.store.store import Store
-from tests.conftest import REPOSITORY, data_of, digits, running_service
-from tests.web.test_contract import ROWS, check_problem, eventually, npy, post_npy
+from tests.models import ROWS, data_of, digits
+from tests.tools import REPOSITORY, check_problem, eventually, npy, post_npy, running_service, vouch
 
 BODY = {"instances": ROWS}
 JSON_BODY = {"content-type": "application/json"}
@@ -125,8 +125,7 @@ def model_id(client):
 
 def test_the_command_line_promotes_and_rolls_back(store, tmp_path):
     def promote(*arguments):
-        command = [sys.executable, "-m", "service.cli", "promote", *arguments, "--store", str(store.root)]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        return vouch("promote", *arguments, "--store", store.root)
 
     with running_service(store.root, tmp_path / "log", store_poll_s="0.1") as client:
         assert promote("digits@2", "--expected", "1").returncode == 0

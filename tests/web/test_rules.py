@@ -7,7 +7,7 @@ import pytest
 
 from service.scoring.options import ScoreOptions
 from service.web import schemas
-from tests.conftest import data_of, digits
+from tests.models import data_of, digits
 
 NPY = {"content-type": "application/x-npy"}
 

@@ -1,0 +1,219 @@
+"""API keys: who may pass, which files are none, and which paths ask for no key."""
+
+import hashlib
+import json
+import logging
+
+import httpx
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from service.errors import AccessError, ScopeError
+from service.settings import Settings, SettingsError
+from service.web.access import SCOPES, KeyRing, Keys
+from service.web.app import Guard, create_app
+from tests.web.conftest import InProcess
+
+
+def digest(key):
+    return hashlib.sha256(key.encode("latin-1")).hexdigest()
+
+
+def written(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.fixture
+def keys(tmp_path):
+    lines = [
+        "# ours",
+        "",
+        f"{digest('reader')} score",
+        f"  {digest('ruler')} admin",
+        f"{digest('both')} score, admin  ",
+    ]
+    return Keys.read(written(tmp_path / "keys", "\n".join(lines)))
+
+
+# The file
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# nothing but a comment\n\n",
+        digest("key"),
+        f"{digest('key')} ",
+        f"{digest('key')} root",
+        f"{digest('key')} score,root",
+        f"{digest('key')} score,",
+        f"{digest('key')} score admin",
+        f"{digest('key')} SCORE",
+        f"{digest('key')}\tscore",
+        f"{digest('key')[:-1]} score",
+        f"{digest('key')}0 score",
+        f"{digest('key').upper()} score",
+        f"{digest('key')[:-1]}g score",
+        f"{digest('key')} score\nplain-key score",
+        b"\xff\xfe",
+    ],
+)
+def test_a_file_that_holds_no_keys_is_refused_without_a_word_of_it(tmp_path, text):
+    with pytest.raises(SettingsError, match=r"^VOUCH_API_KEYS_FILE: ") as caught:
+        Keys.read(written(tmp_path / "keys", text))
+    assert digest("key")[:20] not in str(caught.value)
+    assert "plain-key" not in str(caught.value)
+
+
+def test_a_line_that_is_none_is_named_by_its_number(tmp_path):
+    text = f"# comment\n\n{digest('key')} score\nplain score\n"
+    with pytest.raises(SettingsError, match=r"line 4: expected 64 hex digits and scopes of score, admin"):
+        Keys.read(written(tmp_path / "keys", text))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="cannot be read: FileNotFoundError"):
+        Keys.read(tmp_path / "keys")
+    with pytest.raises(SettingsError, match="cannot be read: IsADirectoryError"):
+        Keys.read(tmp_path)
+
+
+# Who may pass
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("key", ["reader", "ruler", "both"])
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER  ", None])
+def test_a_key_passes_where_its_scope_reaches_and_admin_reaches_everywhere(keys, scheme, key, scope):
+    shown = (None, key) if scheme is None else (scheme + key, None)
+    if key == "reader" and scope == "admin":
+        with pytest.raises(ScopeError):
+            keys.check(*shown, scope)
+    else:
+        keys.check(*shown, scope)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "api_key"),
+    [
+        (None, None),
+        (None, ""),
+        (None, "nobody"),
+        (None, "reader "),
+        (None, "Reader"),
+        (None, digest("reader")),  # the file's own content is no key
+        (None, "\xff\x00"),
+        ("", None),
+        ("reader", None),
+        ("Bearer", None),
+        ("Bearer ", None),
+        ("Bearerreader", None),
+        ("Basic reader", None),
+        ("Bearer reader, Bearer ruler", None),
+        ("Bearer nobody", "reader"),  # the bearer's key is the one that is shown
+        ("Bearer " + "x" * 100_000, None),
+    ],
+)
+def test_a_caller_without_a_known_key_is_refused(keys, authorization, api_key):
+    with pytest.raises(AccessError) as caught:
+        keys.check(authorization, api_key, "score")
+    assert not isinstance(caught.value, ScopeError)
+
+
+def test_a_scheme_that_is_not_ours_leaves_the_other_header(keys):
+    keys.check("Basic dXNlcjpwYXNz", "reader", "score")
+
+
+def test_without_keys_everybody_may_do_everything():
+    for scope in SCOPES:
+        Keys.read(None).check(None, None, scope)
+        Keys.read(None).check("Bearer anything", None, scope)
+
+
+# Reading again
+
+
+def test_a_ring_follows_its_file_and_keeps_its_keys_where_that_is_damaged(tmp_path, caplog):
+    path = written(tmp_path / "keys", f"{digest('old')} score")
+    ring = KeyRing(path)
+    path.write_text(f"{digest('new')} score")
+    ring.keys.check(None, "old", "score")  # until it is read again
+    ring.reread()
+    ring.keys.check(None, "new", "score")
+    with pytest.raises(AccessError):
+        ring.keys.check(None, "old", "score")
+    for damage in ("", "nonsense", None):
+        path.unlink(missing_ok=True)
+        if damage is not None:
+            path.write_text(damage)
+        with caplog.at_level(logging.ERROR, "vouch"):
+            ring.reread()
+        assert "the keys stay as they were" in caplog.text
+        ring.keys.check(None, "new", "score")
+        with pytest.raises(AccessError):
+            ring.keys.check(None, None, "score")
+
+
+def test_a_ring_without_a_file_never_asks():
+    ring = KeyRing(None)
+    ring.reread()
+    ring.keys.check(None, None, "admin")
+
+
+# Paths
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/v1/livez", "/v1/readyz"])
+def test_probes_ask_for_no_key(path):
+    assert Guard(None, KeyRing(None), ()).is_open(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/", "", "/score", "/v1/score", "/metrics", "/docs", "/openapi.json", "/docs-assets/x", "/livez/", "//livez",
+        "/livez/../score", "/v1/v1/livez", "/v1livez", "/LIVEZ", "/livez%2f", "/v2/health/live", "livez", "/v1",
+    ],
+)  # fmt: skip
+def test_no_other_path_is_open(path):
+    assert not Guard(None, KeyRing(None), ()).is_open(path)
+
+
+def test_the_documentation_opens_what_its_page_needs_and_nothing_else():
+    guard = Guard(None, KeyRing(None), ("/docs",))
+    for path in ("/docs", "/v1/docs", "/openapi.json", "/docs-assets/swagger-ui.css"):
+        assert guard.is_open(path)
+    for path in ("/score", "/docs/", "/docs-assets", "/openapi.json/", "/metrics"):
+        assert not guard.is_open(path)
+
+
+def test_every_endpoint_of_an_application_with_keys_asks_for_one(tmp_path, tiny_store):
+    path = written(tmp_path / "keys", f"{digest('reader')} score")
+    settings = Settings(store=str(tiny_store), store_cache=None, api_keys_file=path, open_paths=("/metrics",))
+    app = create_app(settings)  # which is not started: the guard stands before everything
+    with start_blocking_portal() as portal:
+        client = InProcess(app, portal)
+        paths = client.get("/openapi.json", headers={"x-api-key": "reader"}).json()["paths"]
+        assert len(paths) > 10
+        for template, methods in paths.items():
+            for method in methods:
+                for at in (template, f"/v1{template}"):
+                    answer = client.request(
+                        method.upper(), at.format(name="x", version="1", model_name="x", model_version="1")
+                    )
+                    is_open = template in ("/livez", "/readyz", "/metrics")
+                    assert (answer.status_code == 401) != is_open, (method, at, answer.status_code)
+                    if not is_open:
+                        check_unauthorized(answer)
+        assert client.get("/nowhere").status_code == 401
+        assert client.get("/nowhere", headers={"authorization": "Bearer reader"}).status_code == 404
+        client.portal.call(client.client.aclose)
+
+
+def check_unauthorized(answer: httpx.Response):
+    """It says by which scheme a key comes, in the words of its protocol."""
+    assert answer.headers["www-authenticate"] == "Bearer"
+    document = json.loads(answer.content)
+    assert "API key" in document.get("detail", document.get("error"))
