@@ -27,7 +27,7 @@ def load(
 
     Raises:
         ModelNotFoundError: the store has no such model.
-        DamagedModelError: a file of it is missing, cut short or altered.
+        DamagedModelError: one of its files is missing, truncated or altered.
     """
     from service.store.loading import load_scorer  # here, so that `import service` stays instant
     from service.store.store import Store

@@ -1,4 +1,4 @@
-"""The version of the installed distribution; nothing needs to import the package's face for it."""
+"""The version of the installed distribution, in a module that any layer may import."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,6 +1,6 @@
-"""VAEDetector: the model as a scikit-learn outlier detector, for pipelines, grid searches and other people's benchmarks.
+"""VAEDetector: the model as a scikit-learn outlier detector, for pipelines, grid searches and benchmarks.
 
-Needs the extra the extra `sklearn`. The service never imports it.
+Needs the extra `sklearn`. The service never imports it.
 """
 
 from __future__ import annotations
@@ -41,40 +41,42 @@ from service.vae.network import Architecture
 from service.validity.band import rank
 from service.validity.combination import Combination
 
-USUAL_FALSE_ALARM = 5  # per cent of held-out rows that are refused where contamination is "auto"
+USUAL_FALSE_ALARM = 5  # percent of held-out rows that are refused if contamination is "auto"
 MIN_ROWS = 2
 MAX_LATENTS = 16
 
 
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Outliers are rows of low log p(x) under a variational autoencoder of the rows that it was fitted to.
+    """Detect outliers as rows with a low log p(x) under a variational autoencoder fitted to the training rows.
 
-    NaN and None are missing cells. Scores are importance-sampled estimates of log p(x) of the cells that are there, in
-    nats; or, with the rule `combined`, how far all statistics together (`service.scoring.statistics`) speak for a row.
+    NaN and None are missing cells. Scores are importance-sampled estimates of log p(x) of the present cells, in nats;
+    with the rule `combined` they combine several test statistics (`service.scoring.statistics`). Lower scores are more
+    outlying.
 
     Parameters:
-        columns: `plain`: numbers are standardised and have normal likelihoods, text is a category; `inferred`: columns are
-            read as `vouch train` reads a table, with counts, ordinal columns, curved scales and atoms, which suits tables
-            of many rows.
-        latents: number of latents; by default as many as there are columns, at most 16.
+        columns: `plain`: numbers are standardised and have normal likelihoods, text is categorical; `inferred`:
+            columns are read as `vouch train` reads a table, with counts, ordinal columns, curved scales and atoms,
+            which suits tables of many rows.
+        latents: number of latents; default: the number of columns, at most 16.
         hidden: widths of the hidden layers.
-        prior: `normal`, `mixture` (of normals), or `auto`: whichever makes held-out rows more likely.
-        ensemble: number of networks, whose densities are averaged; each holds other rows out.
-        steps: of the optimizer, at least.
-        batch_size: rows of a step.
-        importance_samples: of the IWAE bound that is fitted.
-        estimator: `fast`, `standard` or `thorough`: how log p(x) is estimated.
-        validation_fraction: share of the rows that are held out to stop early by.
-        rule: `log_likelihood` or `combined`: what `score_samples` returns.
-        contamination: share of outliers among the rows to fit, above 0 and at most 0.5, which places the threshold among
-            their scores; `auto` takes them for valid and refuses at most a twentieth of held-out rows.
+        prior: `normal`, `mixture` (of normals), or `auto`: the one that makes held-out rows more likely.
+        ensemble: number of networks whose densities are averaged; each holds out different rows.
+        steps: minimum number of optimizer steps.
+        batch_size: rows per step.
+        importance_samples: importance samples of the IWAE bound that is fitted.
+        estimator: how log p(x) is estimated: `fast`, `standard` or `thorough`.
+        validation_fraction: share of the rows held out for early stopping.
+        rule: what `score_samples` returns: `log_likelihood` or `combined`.
+        contamination: share of outliers among the training rows, above 0 and at most 0.5; the threshold is that
+            quantile of their scores. `auto` takes all of them for valid and refuses at most a twentieth of held-out
+            rows.
         random_state: makes a fit repeatable.
 
     Attributes:
         model_: the fitted model.
-        offset_: the threshold: `decision_function` is `score_samples` less this.
-        validation_bound_: the mean bound on log p(x) of the held-out rows, nats.
-        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+        offset_: the threshold: `decision_function` is `score_samples` minus this.
+        validation_bound_: mean bound on log p(x) of the held-out rows, nats.
+        n_features_in_, feature_names_in_: as in every scikit-learn estimator.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         """Fit to rows, shape (n, d): an array of numbers, or a data frame that may hold text.
 
         Raises:
-            ValueError: rows that cannot be read, or a parameter out of range.
+            ValueError: rows cannot be read, or a parameter is out of range.
         """
         self.check_parameters()
         table = self.table(X, reset=True)
@@ -129,12 +131,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
-        """log p(x) of each row, nats, or less the combined surprise: shape (n,): the lower, the more of an outlier."""
+        """log p(x) of each row, nats, or minus the combined statistic; shape (n,). Lower is more outlying."""
         check_is_fitted(self)
         return self.score_table(self.table(X, reset=False))
 
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
-        """`score_samples` less the threshold: negative for outliers."""
+        """`score_samples` minus the threshold: negative for outliers."""
         scores = self.score_samples(X)
         return scores - self.offset_
 
@@ -143,15 +145,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def __sklearn_tags__(self) -> Any:
-        """Missing cells are read."""
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
 
-    # What they share
+    # Internals
 
     def fit_table(self, table: Table, seed: int) -> np.ndarray:
-        """Fit the model, and score the rows that its members held out, each by the member that did not see it."""
+        """Fit the model; return scores of held-out rows, each by the member that did not see it."""
         transform = Mixed(columns=self.learnt(table))
         names = tuple(column.name for column in transform.columns)
         spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
@@ -196,7 +197,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return -self.combination_.combine(statistics)
 
     def recipe(self, seed: int, columns: int, has_holes: bool) -> Recipe:
-        """How a member is fitted."""
         return Recipe(
             latents=self.latents or max(1, min(MAX_LATENTS, columns)),
             hidden=tuple(self.hidden),
@@ -211,16 +211,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         )
 
     def architecture(self, transform: Mixed, recipe: Recipe) -> Architecture:
-        """The members' network."""
         architecture = table_architecture(transform, recipe)
         if self.columns == "inferred":
             return architecture
-        # Densities are free to be as sharp as the floor lets them, whatever a column's steps.
+        # Only the default floor limits how sharp a density may be, whatever a column's steps.
         kinds = (Real() if isinstance(column, Real) else column for column in architecture.columns)
         return replace(architecture, columns=tuple(kinds))
 
     def learnt(self, table: Table) -> tuple[NumberColumn | CategoryColumn, ...]:
-        """The columns, learnt from the rows."""
         if self.columns == "inferred":
             return learn(detected(infer(table)), table)
         if all(is_missing(cell) for cells in table.columns for cell in cells.tolist()):
@@ -234,7 +232,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         )
 
     def score_table(self, table: Table) -> np.ndarray:
-        """What the rule makes of a table's rows."""
+        """Scores of a table's rows under the rule, shape (n,); lower is more outlying."""
         model, execution = self.model_, Execution(worker_pool(cpu_quota()))
         rows = model.input.rows(np.clip(model.input.array(table), -FLOAT32_MAX, FLOAT32_MAX))
         if self.rule == "log_likelihood":
@@ -244,7 +242,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return -self.combination_.combine(statistics)
 
     def table(self, X: Any, reset: bool) -> Table:  # noqa: N803
-        """Rows as a table; text only where they are a data frame."""
+        """Rows as a table; only data frames may have text columns."""
         names = [f"x{at}" for at in range(np.shape(X)[1])] if hasattr(X, "iloc") else None
         if names is not None and any(str(kind) in ("object", "str", "string", "category") for kind in X.dtypes):
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -260,14 +258,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             ensure_all_finite="allow-nan",
             ensure_min_samples=MIN_ROWS if reset else 1,
         )
-        # By their numbers: whether columns have names, and which, is scikit-learn's business.
+        # Columns are named by position: scikit-learn checks their real names.
         return Table(tuple(f"x{at}" for at in range(array.shape[1])), tuple(array.T))
 
     def check_parameters(self) -> None:
-        """Refuse parameters that cannot be.
+        """Raise if a parameter is out of range.
 
         Raises:
-            ValueError: says which.
+            ValueError: names the parameter.
         """
         contamination = self.contamination
         if contamination != "auto" and not (isinstance(contamination, int | float) and 0 < contamination <= 0.5):
@@ -289,7 +287,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
 
 
 def detected(schema: Schema) -> Schema:
-    """The kinds of columns for a detector: what never changed is no reason to look away when it does."""
+    """Column kinds for a detector. Constant and identifier columns are kept: a change in them is suspicious."""
     kinds: dict[str, Kind] = {"constant": "category", "an identifier: numbers in a row": "real"}
     columns = (
         column if column.kind != "ignored" else ColumnKind(name=column.name, kind=kinds.get(column.why, "ignored"))
@@ -299,5 +297,5 @@ def detected(schema: Schema) -> Schema:
 
 
 def text_of(cell: Any) -> str:
-    """A data frame's cell as a file would have it."""
-    return "" if cell is None or cell != cell else str(cell)  # noqa: PLR0124  # NaN alone differs from itself
+    """A data frame's cell as text, as a file would have it."""
+    return "" if cell is None or cell != cell else str(cell)  # noqa: PLR0124  # only NaN differs from itself

@@ -1,7 +1,7 @@
-"""The command line's application, to which each command adds itself.
+"""The typer application, on which each command module registers its commands.
 
-Bad input ends with one line on stderr and exit status 2, and leaves nothing half-written. torch takes a second to import:
-commands import what they need, so that --help and errors are instant.
+Bad input ends with one line on stderr and exit status 2, and leaves nothing half-written. Importing torch takes a
+second, so commands import what they need: --help and errors are instant.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Vouch for data: train a VAE on valid rows, then ask of any row how likely it is and whether it is valid.",
+    help="Vouch for data: train a VAE on valid rows, then check how likely any row is and whether it is valid.",
 )

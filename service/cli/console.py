@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from service.training.fit import FitReport, Progress
     from service.validity.conformal import Acceptance
 
-SAID_EVERY_S = 10.0  # of progress, where there is no terminal
-LEAST_DRAWN = 0.004  # of the false alarms in a picture, which has a logarithmic axis
+SAID_EVERY_S = 10.0  # seconds between progress lines without a terminal
+LEAST_DRAWN = 0.004  # smallest false-alarm rate in a plot, whose axis is logarithmic
 P = ParamSpec("P")
 T = TypeVar("T")
 err = Console(stderr=True, soft_wrap=True)
 
 
 def fail_in_one_line(command: Callable[P, T]) -> Callable[P, T]:
-    """Let a command end with one line and exit status 2 over what its user can mend."""
+    """Make a command report errors that its user can fix in one line, with exit status 2."""
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -49,13 +49,13 @@ def fail_in_one_line(command: Callable[P, T]) -> Callable[P, T]:
 
 
 def stop(message: str, status: int = 2) -> NoReturn:
-    """Print one line and leave."""
+    """Print one line to stderr and exit."""
     print(f"vouch: {message}", file=sys.stderr)
     raise typer.Exit(status)
 
 
 def one_line(error: Exception) -> str:
-    """An error's text; the first fault with it where the text does not name the place."""
+    """An error's text in one line, with the first fault if the text does not name a row."""
     text = " ".join(str(error).split())
     if isinstance(error, InputError) and error.faults and "row" not in text:
         fault = error.faults[0]
@@ -65,7 +65,7 @@ def one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let what is wrong with a file's rows name the file."""
+    """Add the file's name to errors about its rows."""
     try:
         yield
     except InputError as error:
@@ -76,7 +76,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def row_bar(verb: str, rows: int | None) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with rows a second, the share invalid and the time left; plain lines where there is no terminal."""
+    """A progress bar with rows per second, share invalid and time left; plain lines without a terminal."""
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -102,7 +102,7 @@ def row_bar(verb: str, rows: int | None) -> Iterator[Callable[[int, int], None]]
 
 @contextlib.contextmanager
 def epoch_bar() -> Iterator[Callable[[Progress], None]]:
-    """A progress bar with the bound and the time left; plain lines where there is no terminal."""
+    """A progress bar with the validation bound and the time left; plain lines without a terminal."""
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn
     from rich.progress import Progress as Bar
 
@@ -129,11 +129,11 @@ def epoch_bar() -> Iterator[Callable[[Progress], None]]:
 
 
 def print_report(reference: Reference, report: FitReport) -> None:
-    """How the fit went, and a warning where the posterior collapsed."""
+    """Print how the fit went, with a warning if the posterior collapsed."""
     kept = report.validation
     err.print(
         f"published {reference}: validation bound {kept.bound:.2f} nats (reconstruction {kept.reconstruction:.2f}, KL "
-        f"{kept.kl:.2f}), {kept.active_latents} active latents, best of {report.epochs} epochs: {report.best_epoch}, "
+        f"{kept.kl:.2f}), {kept.active_latents} active latents, best epoch {report.best_epoch} of {report.epochs}, "
         f"{report.seconds:.0f} s, stopped by {report.stopped}"
     )
     if kept.active_latents == 0:
@@ -144,21 +144,21 @@ def print_report(reference: Reference, report: FitReport) -> None:
 
 
 def interval(ends: Iterable[float]) -> str:
-    """A band by its two ends, or its low one."""
+    """A band as text: both ends, or only the lower one."""
     shown = [f"{end:.2f}" for end in ends]
     return " to ".join(shown) if len(shown) > 1 else f"from {shown[0]}"
 
 
 def accepted(share: Acceptance) -> str:
-    """What share of valid rows a rule accepts."""
+    """The share of valid rows that a rule accepts, as text."""
     if share.interval is None:
-        return f"about {100 * share.expected:.4g} % of valid rows (proved: {100 * share.proven:.4g} at least)"
+        return f"about {100 * share.expected:.4g} % of valid rows (proved: at least {100 * share.proven:.4g} %)"
     low, high = share.interval
     return f"{100 * share.expected:.4g} % of valid rows ({100 * low:.4g} to {100 * high:.4g})"
 
 
 def schema_table(kinds: Schema, data: TableData) -> Table:
-    """The kinds of columns, for people."""
+    """A table of the columns' kinds, to print."""
     from service.data.table import is_missing
 
     shown = Table("column", "kind", "missing", "why")
@@ -170,7 +170,7 @@ def schema_table(kinds: Schema, data: TableData) -> Table:
 
 
 def drawn_rules(results: list[RuleOnSet]) -> bytes:
-    """What each rule catches over its false alarms, as a PNG."""
+    """A PNG plot of the share that each rule catches against its false alarms."""
     try:
         import matplotlib as mpl
 
@@ -199,7 +199,7 @@ def drawn_rules(results: list[RuleOnSet]) -> bytes:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file that the user names, into a folder that is there."""
+    """Write a file that the user named; its folder must exist."""
     from service.system.files import write_whole
 
     if not path.parent.is_dir():

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkOptions:
-    """How a run is divided, and who does what."""
+    """How a run is divided into shards, and what works on them."""
 
     write: Annotated[
         Literal["split", "verdicts"],
@@ -37,32 +37,34 @@ class WorkOptions:
     ] = "split"
     shard_rows: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="rows that are read, scored and written at a time; default: chosen from the row width"
-        ),
+        typer.Option(min=1, help="rows to read, score and write at a time; default: chosen from the row width"),
     ] = None
     on_bad_file: Annotated[
         Literal["stop", "skip"],
         typer.Option(help="stop at a file that cannot be read, or skip it and list it in the report"),
     ] = "stop"
-    workers: Annotated[int | None, typer.Option(min=1, help="processes; default: one for each CPU, on a GPU one")] = (
-        None
-    )
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="worker processes; default: one per CPU, or one on a GPU")
+    ] = None
     shard: Annotated[
         str | None,
-        typer.Option(help="i/N, from 0/N: only every N-th shard, for a scheduler that starts N such commands"),
+        typer.Option(
+            help="i/N, i from 0 to N - 1: do only every N-th shard, for a scheduler that starts N such commands"
+        ),
     ] = None
     finish: Annotated[bool, typer.Option("--finish", help="only merge the results of commands run with --shard")] = (
         False
     )
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="local, or ray: the workers of a cluster")] = "local"
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="local: processes on this machine; ray: workers of a Ray cluster")
+    ] = "local"
     address: Annotated[
         str | None, typer.Option(help="address of the Ray cluster; default: start one on this machine")
     ] = None
 
     @property
     def part(self) -> tuple[int, int]:
-        """Which of how many parts of the shards to do."""
+        """Which of how many parts of the shards to do; (0, 1) without --shard."""
         if self.finish and self.shard is not None:
             raise DataError("--finish and --shard: use one of them, not both")
         return (0, 1) if self.shard is None else part_of(self.shard)
@@ -101,15 +103,15 @@ def filter_rows(
     report = worked(run, work, part, store, device)
     if report is None:
         err.print(
-            f"{output}: shards {work.shard} are done ({len(run.shards):,} in all); once the others are, run the same "
-            "command with --finish instead of --shard"
+            f"{output}: part {work.shard} of {len(run.shards):,} shards is done; once all parts are, run the same command "
+            "with --finish instead of --shard"
         )
         return
     print_report(report, output)
 
 
 def worked(run: Run, work: WorkOptions, part: tuple[int, int], store: str, device: DeviceName) -> Report | None:
-    """Do what a run has left to do, and finish it, unless others have parts of it to do."""
+    """Do the run's remaining shards and finish it; with --shard, leave finishing to --finish (None)."""
     from service.datasets.run import engine_of
 
     undone = [] if work.finish else run.undone(part)
@@ -124,7 +126,7 @@ def worked(run: Run, work: WorkOptions, part: tuple[int, int], store: str, devic
 
 
 def print_report(report: Report, output: str) -> None:
-    """How many rows are invalid, by what, and what was not done."""
+    """Print how many rows are invalid, by which rule, and what was not done."""
     share = 100 * report.invalid / max(1, report.rows)
     err.print(
         f"{report.rows:,} rows, {report.invalid:,} invalid ({share:.1f} %); {report.model}, {report.rule}; "

@@ -1,4 +1,4 @@
-"""Reading what commands are given: the store's models, files of rows, schemas."""
+"""Reads what commands are given: models in a store, files of rows, schemas."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 
 
 def scorer_of(store: str, model: str | None, device: str) -> Scorer:
-    """The named model of the store."""
     from service.store.loading import load_scorer
 
     return load_scorer(existing(store), model, device)
 
 
 def existing(root: str) -> Store:
-    """The store at a URL, or in a folder that is there."""
+    """The store at a URL, or in an existing folder."""
     from service.settings import read_settings
     from service.store.store import Store
     from service.system.files import is_url
@@ -40,7 +39,7 @@ def existing(root: str) -> Store:
 
 
 def rows_for(reader: CellReader, path: Path, key: str | None) -> Rows:
-    """A file's rows, the columns of a table in the model's order; an error names the file."""
+    """A file's rows, with a table's columns in the model's order; errors name the file."""
     from service.files.readers import Rows, read
     from service.files.tables import is_table, read_raw
 
@@ -52,13 +51,13 @@ def rows_for(reader: CellReader, path: Path, key: str | None) -> Rows:
 
 
 def checked_rows(path: Path, rows: Rows, scorer: Scorer) -> np.ndarray:
-    """The file's rows as the model reads them; an error names the file."""
+    """A file's rows as the model reads them; errors name the file."""
     with naming(path):
         return scorer.rows(rows.array)
 
 
 def schema_in(path: Path, known: Sequence[str]) -> Schema:
-    """The kinds of a table's columns that a file says, of those that there are."""
+    """The column kinds in a schema file, which may name only known columns, each once."""
     from pydantic import ValidationError
 
     from service.data.kinds import Schema

@@ -10,11 +10,11 @@ from service.cli import filter as _filter
 from service.cli import models, score, serve, train
 from service.cli.app import app
 
-COMMANDS = (train, score, _filter, models, serve)  # each added its commands to the application when it was imported
+COMMANDS = (train, score, _filter, models, serve)  # importing a module registers its commands
 
 
 def main() -> None:
-    """Run the command line; wrong options are one line, too."""
+    """Run the command line; wrong options also end with one line and exit status 2."""
     command = typer.main.get_command(app)
     try:
         status = command(standalone_mode=False)

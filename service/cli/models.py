@@ -21,9 +21,9 @@ from service.errors import VouchError
 @fail_in_one_line
 def models(
     store: StoreOption = "model_store",
-    as_json: Annotated[bool, typer.Option("--json", help="the cards, as JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the model cards as JSON")] = False,
 ) -> None:
-    """List the models of the store; every file's hash is checked."""
+    """List the models in the store, and check the hash of every file."""
     from service.scoring.version import Reference
 
     found = existing(store)
@@ -54,7 +54,7 @@ def models(
     if as_json:
         print(json.dumps(cards, indent=2))
     else:
-        # Piped into a file or a pager, a table is as wide as it needs to be.
+        # Without a terminal (a file, a pager) the table may be wider than 80 columns.
         Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
@@ -63,7 +63,7 @@ def models(
 def promote(
     model: Annotated[str, typer.Argument(help="NAME@VERSION")],
     alias: Annotated[str, typer.Option(help="alias to move; NAME alone means NAME@production")] = "production",
-    expected: Annotated[str | None, typer.Option(help="the version that the alias must name now")] = None,
+    expected: Annotated[str | None, typer.Option(help="move the alias only if it names this version now")] = None,
     store: StoreOption = "model_store",
 ) -> None:
     """Point an alias at a version, after checking that it loads and reproduces its published scores.

@@ -1,4 +1,4 @@
-"""Options that commands share, and dataclasses of options, which typer builds field by field."""
+"""Options shared by several commands: single ones, and dataclasses whose fields typer turns into options."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ StoreOption = Annotated[
     str, typer.Option("--store", envvar="VOUCH_STORE", help="the model store: a folder, or an fsspec URL")
 ]
 DeviceOption = Annotated[DeviceName, typer.Option("--device", envvar="VOUCH_DEVICE", help="where the network runs")]
-ModelOption = Annotated[str | None, typer.Option("--model", help="NAME, NAME@VERSION or NAME@ALIAS")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="NAME, NAME@VERSION or NAME@ALIAS; default: the store's default model")
+]
 FalseAlarmOption = Annotated[
     float | None,
-    typer.Option("--false-alarm", help="instead of percentiles: the share of valid rows to refuse, such as 0.01"),
+    typer.Option("--false-alarm", help="instead of --percentiles: the share of valid rows to refuse, such as 0.01"),
 ]
 TailOption = Annotated[
     Literal["low", "both"] | None,
     typer.Option("--tail", help="low: refuse only unlikely rows; both: also rows that are too likely"),
 ]
-KeyOption = Annotated[str | None, typer.Option("--key", help="which array of an .npz file")]
+KeyOption = Annotated[str | None, typer.Option("--key", help="name of the array in an .npz file")]
 ColumnsOption = Annotated[str | None, typer.Option("--columns", help="columns of a table to use: a,b,c")]
 DataArgument = Annotated[Path, typer.Argument(help=".npz, .npy, .csv, .parquet, idx (.gz), or a folder of images")]
 
@@ -68,20 +70,24 @@ def takes_options(command: Callable[..., T]) -> Callable[..., T]:
 
 @dataclass(frozen=True)
 class BandOptions:
-    """Which band of valid rows."""
+    """Options that choose the band of valid rows."""
 
-    percentiles: Annotated[str | None, typer.Option(help="ends of the band of valid rows, such as 1,99")] = None
+    percentiles: Annotated[
+        str | None,
+        typer.Option(
+            help="percentiles of valid rows at the ends of the band, such as 1,99; default: the model's (new: 25,75)"
+        ),
+    ] = None
     false_alarm: FalseAlarmOption = None
     tail: TailOption = None
 
     def chosen(self) -> tuple[float, float] | None:
-        """The percentiles that are meant, if any are."""
+        """The band's percentiles, if any option sets them."""
         from service.scoring.options import ScoreOptions
 
         return ScoreOptions("band", self.pair(), self.false_alarm, self.tail).band_percentiles
 
     def pair(self) -> tuple[float, float] | None:
-        """The percentiles that were given."""
         from service.scoring.options import parse_percentiles
 
         return None if self.percentiles is None else parse_percentiles(self.percentiles)
@@ -89,7 +95,7 @@ class BandOptions:
 
 @dataclass(frozen=True)
 class JudgeOptions(BandOptions):
-    """How rows are judged."""
+    """Options that choose how rows are judged."""
 
     rule: Annotated[
         Literal["band", "combined"],
@@ -104,19 +110,16 @@ class JudgeOptions(BandOptions):
     explain: Annotated[int, typer.Option(min=0, help="number of most suspicious columns to report for each row")] = 0
 
     def score_options(self) -> ScoreOptions:
-        """As the scorer has them."""
         from service.scoring.options import ScoreOptions
 
         return ScoreOptions(self.rule, self.pair(), self.false_alarm, self.tail, self.fdr, self.explain)
 
 
 def split_names(columns: str | None) -> list[str] | None:
-    """a,b,c as a list."""
     return None if columns is None else [name.strip() for name in columns.split(",")]
 
 
 def widths(text: str) -> tuple[int, ...]:
-    """400,400 as numbers."""
     try:
         numbers = tuple(int(width) for width in text.split(",") if width.strip())
     except ValueError:
@@ -127,7 +130,6 @@ def widths(text: str) -> tuple[int, ...]:
 
 
 def part_of(text: str) -> tuple[int, int]:
-    """i/N as numbers."""
     try:
         at, parts = (int(number) for number in text.split("/"))
     except ValueError:
@@ -138,7 +140,6 @@ def part_of(text: str) -> tuple[int, int]:
 
 
 def named_file(text: str) -> tuple[str, Path]:
-    """NAME=FILE."""
     name, separator, path = text.partition("=")
     if not (separator and name.strip() and path.strip()):
         raise DataError("--invalid: expected NAME=FILE")

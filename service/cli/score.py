@@ -42,13 +42,13 @@ def score(
     model: ModelOption = None,
     store: StoreOption = "model_store",
     key: KeyOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first rows")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="score only the first N rows")] = None,
     output: Annotated[
         Path | None, typer.Option("--out", help="file to write, .csv or .jsonl; default: CSV to stdout")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Score the rows of a file: verdict, log p(x), its error, percentile and p-value of each."""
+    """Score the rows of a file: verdict, log p(x) and its standard error, percentile and p-value of each."""
     from service.scoring.tables import scores_csv, scores_json_lines
 
     if output is not None and output.suffix not in (".csv", ".jsonl"):
@@ -71,7 +71,7 @@ def score(
 
 
 def print_scores(reference: str, scores: Scores, discoveries: Discoveries | None) -> None:
-    """How many rows are invalid, and by what."""
+    """Print how many rows are invalid, and by which rule."""
     invalid = int((~scores.valid).sum())
     judged_by = f"band {interval(scores.band.ends)} nats, accepts {accepted(scores.band.accepted)}"
     if scores.rule is not None:
@@ -92,13 +92,13 @@ def print_scores(reference: str, scores: Scores, discoveries: Discoveries | None
 @app.command()
 @fail_in_one_line
 def evaluate(
-    valid: Annotated[Path, typer.Option(help="valid rows that the model has not seen")],
+    valid: Annotated[Path, typer.Option(help="file of valid rows that the model has not seen")],
     invalid: Annotated[list[str], typer.Option(help="NAME=FILE of invalid rows; may be repeated")],
     model: ModelOption = None,
     store: StoreOption = "model_store",
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first rows of each file")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="use only the first N rows of each file")] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="PNG file: share caught against false alarms, a panel for each set")
+        Path | None, typer.Option(help="PNG file to write: share caught against false alarms, one panel per set")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -133,12 +133,14 @@ def evaluate(
 def sample(
     model: ModelOption = None,
     store: StoreOption = "model_store",
-    num: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many")] = 16,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    num: Annotated[int, typer.Option(min=1, max=1_000_000, help="number of rows to draw")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="seed for reproducible draws")] = 0,
     of: Annotated[
         Literal["observation", "mean"], typer.Option(help="observation: x given z; mean: E[x given z]")
     ] = "observation",
-    output: Annotated[Path | None, typer.Option("--out", help=".npy, .csv or .png; default: CSV to stdout")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", help="file to write, .npy, .csv or .png; default: CSV to stdout")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Draw rows from the model, in the units of the training data."""
@@ -157,7 +159,7 @@ def sample(
 
 
 def sample_file(suffix: str, samples: Samples, spec: InputSpec) -> bytes:
-    """Samples as npy, csv or a picture."""
+    """Samples as a .npy, .csv or .png file."""
     from service.files.images import grid, png
     from service.scoring.tables import rows_csv
 

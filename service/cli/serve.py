@@ -15,8 +15,10 @@ from service.cli.console import fail_in_one_line
 @fail_in_one_line
 def serve(
     host: Annotated[str | None, typer.Option(help="address to listen on; default: VOUCH_HOST or 127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="default: VOUCH_PORT or 8000")] = None,
-    store: Annotated[str | None, typer.Option(help="default: VOUCH_STORE or model_store")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="port to listen on; default: VOUCH_PORT or 8000")
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="the model store; default: VOUCH_STORE or model_store")] = None,
 ) -> None:
     """Serve the store's models over HTTP. Settings are VOUCH_* variables, listed in docs/settings.md."""
     from service.settings import read_settings

@@ -47,12 +47,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What to train on."""
+    """Options that choose the training data."""
 
     key: KeyOption = None
     columns: ColumnsOption = None
     schema: Annotated[
-        Path | None, typer.Option(help="kinds of a table's columns, as `vouch schema` writes them; default: inferred")
+        Path | None, typer.Option(help="JSON file of column kinds, as `vouch schema` writes it; default: inferred")
     ] = None
     stream: Annotated[
         bool, typer.Option("--stream", help="read Parquet again in every epoch, for data larger than memory")
@@ -61,18 +61,20 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The network."""
+    """Options of the network."""
 
     likelihood: Annotated[
         Literal["bernoulli", "gaussian", "discretized_logistic"] | None,
-        typer.Option(help="distribution of x given z; default: from the data"),
+        typer.Option(help="distribution of x given z; default: chosen from the data"),
     ] = None
     threshold: Annotated[float | None, typer.Option(help="values above it count as white (bernoulli only)")] = None
-    latents: Annotated[int | None, typer.Option(min=1, max=1000, help="number of latents; default: from the data")] = (
-        None
-    )
+    latents: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="number of latents; default: chosen from the data")
+    ] = None
     hidden: Annotated[str | None, typer.Option(help="widths of the hidden layers, such as 400,400; '' for none")] = None
-    activation: Annotated[Literal["silu", "gated", "tanh"], typer.Option(help="of the hidden layers")] = "silu"
+    activation: Annotated[Literal["silu", "gated", "tanh"], typer.Option(help="activation of the hidden layers")] = (
+        "silu"
+    )
     prior: Annotated[
         Literal["normal", "mixture", "auto"] | None,
         typer.Option(
@@ -87,13 +89,17 @@ class NetworkOptions:
 
 @dataclass(frozen=True)
 class FittingOptions:
-    """How the network is fitted."""
+    """Options of the fit."""
 
-    epochs: Annotated[int | None, typer.Option(min=1, help="most passes over the rows; default: from the data")] = None
-    minutes: Annotated[float | None, typer.Option(help="most time to spend")] = None
-    patience: Annotated[int | None, typer.Option(min=1, help="epochs without a better bound that end the fit")] = None
-    batch_size: Annotated[int, typer.Option(min=1)] = 128
-    learning_rate: Annotated[float, typer.Option()] = 1e-3
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="maximum number of passes over the rows; default: chosen from the data")
+    ] = None
+    minutes: Annotated[float | None, typer.Option(help="stop after this many minutes")] = None
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="stop after this many epochs without a better validation bound")
+    ] = None
+    batch_size: Annotated[int, typer.Option(min=1, help="rows per optimizer step")] = 128
+    learning_rate: Annotated[float, typer.Option(help="peak learning rate of Adam")] = 1e-3
     beta: Annotated[float, typer.Option(help="weight of the ELBO's KL term")] = 1.0
     importance_samples: Annotated[
         int | None, typer.Option(min=1, help="above 1: fit the IWAE bound; default: 5 for tables, else 1")
@@ -101,17 +107,17 @@ class FittingOptions:
     augment: Annotated[float, typer.Option(min=0.0, help="strength of random image distortions; 1 is a good start")] = (
         0.0
     )
-    seed: Annotated[int, typer.Option(min=0)] = 0
+    seed: Annotated[int, typer.Option(min=0, help="seed of the split and the fit")] = 0
     data_parallel: Annotated[
-        int, typer.Option(min=1, max=1024, help="processes that split each batch; on GPUs if there is one for each")
+        int, typer.Option(min=1, max=1024, help="processes that split each batch; on GPUs if there is one per process")
     ] = 1
     resume: Annotated[bool, typer.Option("--resume", help="resume an interrupted training run of this name")] = False
     checkpoint: Annotated[
-        Path | None, typer.Option(help="folder for checkpoints during training; default: beside the model")
+        Path | None, typer.Option(help="folder for checkpoints during training; default: .training in the store")
     ] = None
 
     def fit_options(self, usual: FitOptions) -> FitOptions:
-        """What the fit takes, with what is usual for such data where nothing is chosen."""
+        """These options as FitOptions; `usual` fills in what the user did not choose."""
         return replace(
             usual,
             epochs=self.epochs,
@@ -127,7 +133,7 @@ class FittingOptions:
 
 @dataclass(frozen=True)
 class HoldOutOptions:
-    """Which rows are held back, and how log p(x) is estimated."""
+    """Options for the rows held back, and for how log p(x) is estimated."""
 
     validation_share: Annotated[
         float, typer.Option(min=0.01, max=0.5, help="share of rows held back for early stopping")
@@ -143,8 +149,8 @@ class HoldOutOptions:
         typer.Option(
             min=2,
             max=100,
-            help="cross-fitting, for few rows: N networks, each calibrated on the fold that it has not seen; all of "
-            "them serve together, N times as slow",
+            help="cross-fitting, for few rows: fit N networks, each calibrated on the fold it has not seen; all N "
+            "serve together, so scoring takes N times as long",
         ),
     ] = None
     estimator: Annotated[Literal["fast", "standard", "thorough"], typer.Option(help="how log p(x) is estimated")] = (
@@ -171,9 +177,9 @@ def train(
     hold_out: HoldOutOptions,
     band: BandOptions,
     store: StoreOption = "model_store",
-    description: Annotated[str, typer.Option(help="a line for the card")] = "",
+    description: Annotated[str, typer.Option(help="one line for the model card")] = "",
 ) -> None:
-    """Train a model on valid rows, calibrate it on some that are held back, and publish it."""
+    """Train a model on valid rows, calibrate it on rows held back from training, and publish it."""
     from service.store.store import Store, checked_name
     from service.training.checkpoints import Checkpoints
 
@@ -189,7 +195,7 @@ def train(
         served = trained.draft.calibration.band()
         err.print(
             f"{served.folds} networks serve together, so a score costs {served.folds} times as much: each is calibrated "
-            f"on rows that it has not seen, {served.rows:,} in all; accepts {accepted(served.accepted)}"
+            f"on rows it has not seen, {served.rows:,} in all; accepts {accepted(served.accepted)}"
         )
 
 
@@ -199,7 +205,7 @@ def check_options(
     """Whether the rows are a table of mixed columns.
 
     Raises:
-        DataError: options contradict each other, or do not go with such data.
+        DataError: options contradict each other, or do not suit the data.
     """
     from service.files.tables import is_table
 
@@ -221,7 +227,7 @@ def check_options(
 def recipe_of(
     network: NetworkOptions, fitting: FittingOptions, hold_out: HoldOutOptions, band: BandOptions, is_mixed: bool
 ) -> Recipe:
-    """The options as a recipe, with what is usual for such data where nothing is chosen."""
+    """The options as a recipe, with defaults that depend on the kind of data."""
     from service.density.estimator import Estimator
     from service.training.fit import FitOptions
     from service.training.recipe import TABLE_FIT, Recipe
@@ -247,7 +253,7 @@ def recipe_of(
 
 
 def trained_on(source: str, data: DataOptions, recipe: Recipe, is_mixed: bool, kept: Checkpoints) -> Trained:
-    """A model of the rows of a file or, with --stream, of more rows than memory holds."""
+    """Train on the rows of a file or, with --stream, on more rows than fit into memory."""
     from service.files.readers import read
     from service.files.tables import read_table
     from service.training.train import Hooks, train_table
@@ -256,7 +262,9 @@ def trained_on(source: str, data: DataOptions, recipe: Recipe, is_mixed: bool, k
     path, columns = Path(source), split_names(data.columns)
 
     def on_schema(kinds: Schema, rows: Table) -> None:
-        what = f"columns, by a sample of {len(rows):,} rows" if data.stream else f"{path}: {len(rows):,} rows"
+        what = (
+            f"columns, inferred from a sample of {len(rows):,} rows" if data.stream else f"{path}: {len(rows):,} rows"
+        )
         err.print(what, schema_table(kinds, rows), sep="\n")
 
     if data.stream:
@@ -273,7 +281,6 @@ def trained_on(source: str, data: DataOptions, recipe: Recipe, is_mixed: bool, k
 
 
 def trained_on_stream(source: str, data: DataOptions, recipe: Recipe, hooks: Hooks) -> Trained:
-    """`vouch train --stream`."""
     try:
         from service.training.parquet_source import Source
     except ImportError:
@@ -292,7 +299,7 @@ def trained_on_stream(source: str, data: DataOptions, recipe: Recipe, hooks: Hoo
 @app.command()
 @fail_in_one_line
 def schema(
-    data: DataArgument,
+    data: Annotated[Path, typer.Argument(help=".csv or .parquet")],
     columns: ColumnsOption = None,
     output: Annotated[
         Path | None, typer.Option("--out", help="JSON file to write, for --schema of vouch train")

@@ -1,7 +1,7 @@
-"""Whole data sets: every row scored, the valid ones told from the others, on one machine or many.
+"""Whole data sets: score every row and separate valid from invalid rows, on one machine or many.
 
-    INPUT -> survey (what is there, by digests) -> shards of rows, each: read -> `score_table` -> write, mark as done
+    INPUT -> scan (files and their digests) -> shards of rows; each: read -> `score_table` -> write, mark as done
       -> finish: false discovery rate over all rows, report
 
-Needs the extra the extra `datasets`.
+Needs the extra `datasets`.
 """

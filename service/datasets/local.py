@@ -1,7 +1,7 @@
-"""One machine: a process for each CPU, each with a scorer of its own and one torch thread.
+"""The local engine: one process per CPU, each with its own scorer and one torch thread.
 
-Threads would wait for each other: a small network is asked for more than it computes. A process works on a shard at a time,
-so that shards are all that passes between them.
+Threads would wait for each other: with a small network, the calls cost more than the computation. A process works on
+one shard at a time, so only shards and row counts pass between processes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ TOLD_EVERY_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """All that a process needs to know to work on shards: which model of which store, the options, where results go.
+    """What a worker process needs: the store and the model, the options, and where results go.
 
     Attributes:
-        cache: folder in which files of a store afar are kept; None: nowhere.
+        cache: folder that caches files of a remote store; None: no cache.
     """
 
     store: str
@@ -47,7 +47,7 @@ class WorkerSpec:
     on_bad_file: OnBadFile
 
     def worker(self) -> Worker:
-        """A worker, with the model in memory."""
+        """Load the model and make a worker, in a process with one torch thread."""
         torch.set_num_threads(1)
         store = Store(self.store, self.cache)
         scorer = Scorer(store.load(store.resolve(self.options.model)), torch_device(self.device))
@@ -55,28 +55,26 @@ class WorkerSpec:
 
 
 class Engine(Protocol):
-    """What works on shards. An error that a shard raises ends the work."""
+    """Runs a worker over shards. An error in any shard ends the run."""
 
     def score(self, shards: Sequence[Shard], on_batch: OnBatch) -> None:
-        """Score them (`Worker.score`)."""
+        """Score shards (`Worker.score`)."""
 
     def split(self, shards: Sequence[Shard], limit: RejectionLimit, on_batch: OnBatch) -> None:
-        """Tell discoveries from other rows (`Worker.split`)."""
+        """Split shards into discoveries and other rows (`Worker.split`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class InThisProcess:
-    """A worker that is here."""
+    """Runs shards one after the other in this process."""
 
     worker: Worker
 
     def score(self, shards: Sequence[Shard], on_batch: OnBatch) -> None:
-        """One after the other."""
         for shard in shards:
             self.worker.score(shard, on_batch)
 
     def split(self, shards: Sequence[Shard], limit: RejectionLimit, on_batch: OnBatch) -> None:
-        """One after the other."""
         for shard in shards:
             self.worker.split(shard, limit)
             on_batch(shard.row_range.rows, 0)
@@ -84,24 +82,22 @@ class InThisProcess:
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """So many processes side by side, which end with this one, however it ends."""
+    """Runs shards in parallel processes, in any order. The processes end with this one, however it ends."""
 
     job: WorkerSpec
     workers: int
 
     def score(self, shards: Sequence[Shard], on_batch: OnBatch) -> None:
-        """In whatever order they are done."""
         with self.pool(on_batch) as (pool, tell):
             drained([pool.submit(scored_here, shard) for shard in shards], tell)
 
     def split(self, shards: Sequence[Shard], limit: RejectionLimit, on_batch: OnBatch) -> None:
-        """In whatever order they are done."""
         with self.pool(on_batch) as (pool, tell):
             drained([pool.submit(split_here, shard, limit) for shard in shards], tell)
 
     @contextlib.contextmanager
     def pool(self, on_batch: OnBatch) -> Iterator[tuple[ProcessPoolExecutor, Callable[[], None]]]:
-        """The processes, and what tells of their rows since it was last called."""
+        """The process pool, and a function that reports the rows done since its last call."""
         context = multiprocessing.get_context("spawn")
         counts = context.Array("q", 2)
         told = [0, 0]
@@ -116,7 +112,7 @@ class Processes:
             yield pool, tell
         except BrokenProcessPool:
             raise UnavailableError(
-                "a worker ended unasked, perhaps for want of memory: run the same command again"
+                "a worker stopped unexpectedly, perhaps out of memory: run the same command again"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -124,7 +120,7 @@ class Processes:
 
 
 def drained(futures: list[Future[None]], tell: Callable[[], None]) -> None:
-    """Wait for all, or for the first that fails."""
+    """Wait until all futures are done, or raise the first error."""
     left = set(futures)
     while left:
         done, left = wait(left, TOLD_EVERY_S, FIRST_COMPLETED)
@@ -139,14 +135,15 @@ HERE: dict[str, Any] = {}
 
 
 def begin(job: WorkerSpec, counts: Any) -> None:
-    """Load the model, once."""
+    """Set up a worker process: load the model once."""
     end_with_parent()
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # a traceback of each would hide the one line that matters
+    # A traceback from each process would hide the one line that matters.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     HERE.update(worker=job.worker(), counts=counts)
 
 
 def count(rows: int, invalid: int) -> None:
-    """Tell the parent of some rows."""
+    """Report rows to the parent process."""
     counts = HERE["counts"]
     with counts.get_lock():
         counts[0] += rows
@@ -154,11 +151,9 @@ def count(rows: int, invalid: int) -> None:
 
 
 def scored_here(shard: Shard) -> None:
-    """Score a shard."""
     HERE["worker"].score(shard, count)
 
 
 def split_here(shard: Shard, limit: RejectionLimit) -> None:
-    """Split a shard."""
     HERE["worker"].split(shard, limit)
     count(shard.row_range.rows, 0)

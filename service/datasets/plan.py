@@ -1,6 +1,7 @@
-"""What a run is: the files with their digests, the model with its, the options, and the shards that the work is cut into.
+"""The plan of a run: files and model with their digests, the options, and the shards that divide the work.
 
-The plan is the first file that a run writes. Whoever comes later, after a crash or on another machine, must have the same.
+The plan is the first file that a run writes. A process that joins later, after a crash or on another machine, must
+arrive at the same plan.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from service.scoring.scorer import Scorer
 from service.system.frozen import Frozen
 
 PLAN, LOCK = ".vouch/run.json", ".vouch/lock"
-SHARD_CELLS, LEAST_ROWS, MOST_ROWS = 2**21, 2**10, 2**16  # of a shard, where nobody says how many rows
-SCANNERS = 8  # files that are looked at side by side
+SHARD_CELLS, LEAST_ROWS, MOST_ROWS = 2**21, 2**10, 2**16  # size of a shard, unless --shard-rows says
+SCANNERS = 8  # files scanned in parallel
 Write = Literal["split", "verdicts"]
 OnBadFile = Literal["stop", "skip"]
 
 
 class RunOptions(Frozen):
-    """What a run's results depend on beside the data."""
+    """Everything that a run's results depend on besides the data."""
 
     model: str
     model_digest: str
@@ -53,7 +54,7 @@ class RunOptions(Frozen):
     def of(
         scorer: Scorer, options: ScoreOptions, key: str | None, write: Write, shard_rows: int | None = None
     ) -> RunOptions:
-        """How a scorer is to judge rows, and what to write of them; shards have as many rows as suits their width."""
+        """The options of a run with this scorer. Without `shard_rows`, shards are sized by the row width."""
         combined = options.rule == "combined"
         return RunOptions(
             model=str(scorer.published.reference),
@@ -70,7 +71,6 @@ class RunOptions(Frozen):
 
     @property
     def score_options(self) -> ScoreOptions:
-        """How rows are judged."""
         return ScoreOptions(
             "combined" if self.combined else "band",
             self.percentiles,
@@ -81,24 +81,28 @@ class RunOptions(Frozen):
         )
 
     def difference(self, other: RunOptions) -> str | None:
-        """The first thing that is otherwise in another run, in words."""
+        """The first option that differs in another run, in words; None if all are equal."""
         for name, value in self:
             if (there := getattr(other, name)) != value:
-                return f"{name.replace('_', ' ')} {there} there, {value} here"
+                return f"{name.replace('_', ' ')}: {there} then, {value} now"
         return None
 
 
 def usual_shard_rows(features: int) -> int:
-    """Rows of a shard: a few megabytes of numbers."""
+    """Default number of rows per shard: a few megabytes of numbers."""
     return max(LEAST_ROWS, min(MOST_ROWS, 1 << (SHARD_CELLS // features).bit_length() - 1))
 
 
 class PlannedFile(Frozen):
-    """A file of the data set: `name` below its root, `seen` as its place tells of its version; or why it is `bad`."""
+    """A file of the data set.
+
+    `name` is relative to the data set's root, `seen` is the version that its filesystem reports, and `bad` says why it
+    cannot be read.
+    """
 
     name: str
     seen: str
-    scan: Scan | None = Field(alias="survey")  # run.json keeps the names that unfinished runs have
+    scan: Scan | None = Field(alias="survey")  # the field's name in run.json of unfinished runs
     bad: str | None = None
 
 
@@ -106,7 +110,7 @@ class PlannedFile(Frozen):
 class Shard:
     """A range of a file's rows, which are read, scored, written and marked as done together.
 
-    `number` counts through the data set, and `first` its rows; `part` names the files of its results.
+    `number` and `first` count shards and rows through the data set; `part` names the shard's result files.
     """
 
     number: int
@@ -119,17 +123,15 @@ class Shard:
 
     @property
     def file_format(self) -> Format:
-        """The format of its file."""
         return FORMATS[self.file.suffix]
 
     @property
     def marker(self) -> str:
-        """The file that says that it is done."""
+        """Path of the file that marks the shard as done."""
         return f".vouch/done/{self.part}.json"
 
     @property
     def scores(self) -> str:
-        """The file of its scores."""
         return f"scores/{self.part.removesuffix('.parquet')}.parquet"
 
 
@@ -141,11 +143,15 @@ class Plan(Frozen):
 
     @property
     def rows(self) -> int:
-        """How many rows there are to score."""
+        """Number of rows to score."""
         return sum(file.scan.rows for file in self.files if file.scan is not None)
 
     def shards(self, files: Sequence[InputFile]) -> list[Shard]:
-        """The shards, of files that are the planned ones."""
+        """The shards of the planned files, given as `files` in the same order.
+
+        Raises:
+            DataError: two files would produce the same result file.
+        """
         shards: list[Shard] = []
         first = 0
         for planned, file in zip(self.files, files, strict=True):
@@ -160,12 +166,14 @@ class Plan(Frozen):
         names = Counter(name for shard in shards for name in (shard.part, shard.scores))
         twice = [name for name, count in names.items() if count > 1]
         if twice:
-            raise DataError(f"two files would have results called {twice[0]}: filter them into folders of their own")
+            raise DataError(
+                f"two files would produce the same result file {twice[0]}: filter them into separate folders"
+            )
         return shards
 
 
 def part_name(name: str, place: int, parts: int) -> str:
-    """What the results of a part of a file are called: as the file, where it is the only one."""
+    """Name of a part's result files: the file's own name if it is the only part."""
     if parts == 1:
         return name
     stem, dot, suffix = name.rpartition(".")
@@ -173,7 +181,6 @@ def part_name(name: str, place: int, parts: int) -> str:
 
 
 def digest_of(*parts: str) -> str:
-    """sha256 of some texts."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -184,10 +191,10 @@ def planned(
     on_bad_file: OnBadFile,
     before: Plan | None = None,
 ) -> Plan:
-    """Look at every file; at those that are as they were when an earlier plan was made, not again.
+    """Scan every file, except those unchanged since an earlier plan.
 
     Raises:
-        DataError: a file is damaged or is not what the model reads, where the run is to stop at such.
+        DataError: a file is damaged or does not suit the model, and `on_bad_file` is "stop".
     """
     wanted = ReadRequest(spec, options.key, options.shard_rows)
     known = {one.name: one for one in before.files} if before is not None else {}
@@ -199,7 +206,7 @@ def planned(
         try:
             file_format = FORMATS.get(file.suffix)
             if file_format is None:
-                raise DataError(f"is of no format that is read: {', '.join(FORMATS)}")
+                raise DataError(f"unsupported format, expected one of {', '.join(FORMATS)}")
             return PlannedFile(name=file.name, seen=seen, scan=file_format.scan(file, wanted))
         except DataError as error:
             if on_bad_file == "stop":
@@ -213,16 +220,16 @@ def planned(
 def agreed(
     out: OutFolder, files: Sequence[InputFile], options: RunOptions, spec: InputSpec, on_bad_file: OnBadFile
 ) -> Plan:
-    """The plan that the folder has or, in an empty one, a new one, which is written there.
+    """The folder's plan or, in an empty folder, a new plan, which is written there.
 
     Raises:
-        DataError: the folder belongs to another run, or is not empty and belongs to none; or a file is bad.
+        DataError: the folder belongs to another run, or is not empty and not a run; or a file is bad.
     """
     with locked(out):
         names = out.names()
         if PLAN not in names:
             if not all(name.startswith(".vouch/") for name in names):
-                raise DataError(f"{out.root}: is not empty and holds no run of `vouch filter`: choose another folder")
+                raise DataError(f"{out.root}: the folder is not empty and not a run of `vouch filter`: choose another")
             plan = planned(files, options, spec, on_bad_file)
             if not plan.rows and all(file.bad is None for file in plan.files):
                 raise DataError(f"{files[0].path}{' and others' if len(files) > 1 else ''}: no rows")
@@ -241,27 +248,27 @@ def agreed(
 
 
 def other_files(before: Plan, now: Plan) -> str | None:
-    """The first file that is not what it was, in words."""
+    """The first file that was added, removed or changed, in words; None if all are the same."""
     there, here = ({file.name: file for file in plan.files} for plan in (before, now))
     for name in sorted(there.keys() | here.keys()):
         if name not in here:
-            return f"of a file {name} that is not here"
+            return f"{name} is missing"
         if name not in there:
-            return f"without the file {name}"
+            return f"{name} is new"
         if there[name].scan != here[name].scan:
-            return f"{name} has changed since"
+            return f"{name} has changed"
     return None
 
 
 @contextlib.contextmanager
 def locked(out: OutFolder) -> Iterator[None]:
-    """Let one process at a time make a folder's plan, where there are locks."""
+    """Hold the folder's lock, so that one process at a time makes the plan. Remote folders have no locks."""
     if not out.is_local:
         yield
         return
     path = Path(out.at(LOCK))
     if Path(out.path).is_dir() and any(Path(out.path).iterdir()) and not path.parent.is_dir():
-        yield  # somebody else's folder: nothing is put there
+        yield  # not a run's folder: write nothing into it
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:

@@ -1,9 +1,9 @@
-"""Many machines, by Ray Data: tasks read shards, actors with a model each score them, streaming and with back-pressure.
+"""The Ray engine: tasks read shards, and actors with a model each score them, streaming and with back-pressure.
 
-    read tasks -> blocks: a shard's raw rows, as Arrow's stream of bytes -> actors: `Worker`, as on one machine -> counts
+    read tasks -> blocks: a shard's raw rows, as an Arrow stream -> actors: `Worker`, as on one machine -> counts
 
-Paths and stores must be reached from every machine. An actor that is lost starts again, and its shards are read again; what
-it had written is written over with the same bytes.
+Every machine must reach the paths and the store. A lost actor is restarted and its shards are read again; what it had
+written is overwritten with the same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-# Read when ray starts: nothing is reported to anyone, and nothing is said of how ray itself goes about it.
+# Read when ray starts: no usage reports, and no logs of ray's own processes.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
@@ -30,31 +30,32 @@ from service.datasets.shards import OnBatch, ShardReader, Worker
 from service.errors import DataError, UnavailableError, VouchError
 from service.validity.conformal import RejectionLimit
 
-READING_CPUS, SCORING_CPUS = 0.1, 0.9  # of a CPU: on each one an actor, and room for a read beside it
+READING_CPUS, SCORING_CPUS = 0.1, 0.9  # shares of a CPU: each runs one actor and has room for a read task
 
 
 @dataclass(frozen=True, slots=True)
 class Ray:
-    """A cluster, or a small one that is started here, with so many actors: by default one for each GPU, or for each CPU."""
+    """Runs shards on a Ray cluster, in any order; without an address, on a small one started on this machine.
+
+    `actors` defaults to one per GPU or, without GPUs, one per CPU.
+    """
 
     job: WorkerSpec
     actors: int | None
     address: str | None
 
     def score(self, shards: Sequence[Shard], on_batch: OnBatch) -> None:
-        """In whatever order they are done."""
         self.work(shards, None, on_batch)
 
     def split(self, shards: Sequence[Shard], limit: RejectionLimit, on_batch: OnBatch) -> None:
-        """In whatever order they are done."""
         self.work(shards, limit, on_batch)
 
     def work(self, shards: Sequence[Shard], limit: RejectionLimit | None, on_batch: OnBatch) -> None:
         """Stream the shards through the actors.
 
         Raises:
-            DataError: what an actor could not read or write.
-            UnavailableError: there is no cluster, or it broke down.
+            DataError: an actor could not read or write a file.
+            UnavailableError: there is no cluster, or it failed.
         """
         if not shards:
             return
@@ -84,7 +85,7 @@ class Ray:
             raise UnavailableError(f"ray: {last_line(error)}") from error
 
     def connect(self) -> int:
-        """Join the cluster, or start one; how many GPUs it has for us."""
+        """Join the cluster or start one; return how many GPUs to use."""
         if not ray.is_initialized():
             of_a_new_one = {"num_cpus": self.actors, "include_dashboard": False}
             of_the_cluster = {"address": self.address}
@@ -97,22 +98,21 @@ class Ray:
 
 
 def last_line(error: Exception) -> str:
-    """What a traceback in a text ends with."""
+    """The last line of an error's text, which may be a whole traceback."""
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
 class Shards(Datasource):  # type: ignore[misc]  # ray is an extra
-    """A read task for each shard, whose block has one row: the shard's number and its raw rows."""
+    """A read task for each shard; its block has one row: the shard's number and its raw rows."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = shards
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Not known."""
         return None
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        """One for each shard, however many may run side by side."""
+        """One read task per shard; `parallelism` is ignored."""
         return [
             ReadTask(partial(block, shard), BlockMetadata(num_rows=1, size_bytes=None, exec_stats=None))
             for shard in self.shards
@@ -120,7 +120,7 @@ class Shards(Datasource):  # type: ignore[misc]  # ray is an extra
 
 
 def block(shard: Shard) -> Iterable[pa.Table]:
-    """A shard's raw rows or, where they cannot be read, why."""
+    """Yield a shard's raw rows, or why they cannot be read."""
     content, problem = None, None
     reader = ShardReader()
     try:
@@ -146,17 +146,17 @@ class Actor:
 
     @cached_property
     def worker(self) -> Worker:
-        """Made with the first shard, so that what is wrong with the model is told as what is wrong with a shard."""
+        """Made with the first shard, so that an error in loading the model is reported as that shard's."""
         return self.job.worker()
 
     def __call__(self, blocks: pa.Table) -> pa.Table:
-        """What became of some shards."""
+        """Row counts, or the problem, of each shard."""
         counts = [self.done(self.shards[one["shard"]], one["content"], one["problem"]) for one in blocks.to_pylist()]
         kinds = {"rows": pa.int64(), "invalid": pa.int64(), "problem": pa.string()}
         return pa.Table.from_pylist(counts, pa.schema(list(kinds.items())))
 
     def done(self, shard: Shard, content: bytes | None, problem: str | None) -> dict[str, Any]:
-        """Score a shard, or split it; what cannot be done is told, since an error of an actor's would be tried again."""
+        """Score or split a shard. Errors are returned, since Ray would retry an actor that raises."""
         try:
             if content is None:
                 done = self.worker.refused(shard, DataError(problem or ""))
@@ -180,5 +180,4 @@ def as_stream(table: pa.Table) -> bytes:
 
 
 def of_stream(content: bytes) -> pa.Table:
-    """And back."""
     return pa.ipc.open_stream(content).read_all()

@@ -1,4 +1,4 @@
-"""What a run found, for people and programs: counts, histograms, the strangest rows, drift, the false discovery rate."""
+"""The report of a run, as HTML and JSON: counts, histograms, strangest rows, drift, false discovery rate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from service.validity.band import SIDES
 from service.validity.conformal import RejectionLimit, too_few_warning
 
 BINS, P_VALUE_BINS, STRANGEST = 50, 20, 10
-DRIFT_LEVEL = 0.01  # with what probability valid rows are said to drift
+DRIFT_LEVEL = 0.01  # chance of a false drift alarm
 
 
 class NotDone(Frozen):
@@ -32,7 +32,7 @@ class NotDone(Frozen):
 
 
 class Strange(Frozen):
-    """A row, counted from 0 in its file, and how strange it is."""
+    """A strange row: its index in its file, from 0, and how strange it is."""
 
     file: str
     row: int
@@ -43,7 +43,7 @@ class Strange(Frozen):
 
 
 class Histogram(Frozen):
-    """Counts between edges, those of validation rows beside them; the outer bins hold all that is further out."""
+    """Counts between edges, for rows and for validation rows; the outer bins include everything beyond them."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -51,9 +51,10 @@ class Histogram(Frozen):
 
 
 class Held(Frozen):
-    """A false discovery rate: rows up to `p_value` are invalid, of which a share `level` at most is valid, in expectation.
+    """A controlled false discovery rate: rows with a p-value of at most `p_value` are invalid.
 
-    `estimate` is what share of them valid rows would be, if all rows were valid but those: rows x p_value / discoveries.
+    In expectation at most a share `level` of them is valid. `estimate` is the expected share of valid rows among them
+    if all other rows are valid: rows x p_value / discoveries.
     """
 
     level: float
@@ -66,7 +67,7 @@ class Held(Frozen):
 
 
 class Drift(Frozen):
-    """Whether the rows, in their order, look like validation rows; `file` and `row` are where that became plain."""
+    """Whether the rows, in order, look like validation rows; `file` and `row` say where drift was detected."""
 
     drifts: bool
     direction: str | None
@@ -79,7 +80,7 @@ class Drift(Frozen):
 
 
 class Report(Frozen):
-    """What a run found. `invalid` rows are those of the invalid part."""
+    """What a run found. With a false discovery rate, the `invalid` rows are the discoveries."""
 
     vouch: str
     model: str
@@ -101,7 +102,7 @@ class Report(Frozen):
 
 @dataclass
 class Tally:
-    """What is counted, shard by shard, in their order."""
+    """Running totals over shards, which must be added in order."""
 
     scorer: Scorer
     plan: Plan
@@ -126,7 +127,7 @@ class Tally:
         self.random = np.random.default_rng(int(self.plan.options.model_digest.rpartition(":")[2][:15], 16))
 
     def add(self, shard: Shard, scores: pa.Table) -> None:
-        """Count a shard's scores."""
+        """Add a shard's scores to the totals."""
         log_likelihood = scores.column("log_likelihood").to_numpy()
         p_value = scores.column(p_value_column(self.plan.options.score_options)).to_numpy()
         invalid = np.array(scores.column("verdict").to_pylist()) == "invalid"
@@ -143,7 +144,7 @@ class Tally:
         self.bet(shard, scores, log_likelihood)
 
     def look_for_strange(self, shard: Shard, scores: pa.Table, log_likelihood: np.ndarray, p_value: np.ndarray) -> None:
-        """Keep the rows of the smallest p-values, of equal ones the least likely."""
+        """Keep the rows with the smallest p-values; among equal ones, the least likely."""
         std_error = scores.column("std_error").to_numpy()
         for row in np.lexsort((log_likelihood, p_value))[:STRANGEST].tolist():
             strange = Strange(
@@ -158,7 +159,10 @@ class Tally:
         self.strangest = sorted(self.strangest, key=lambda one: one[:3])[:STRANGEST]
 
     def bet(self, shard: Shard, scores: pa.Table, log_likelihood: np.ndarray) -> None:
-        """Go on with the drift test, on complete rows, where each is scored by the same networks."""
+        """Feed complete rows to the drift monitor.
+
+        Models with folds are not monitored: their validation rows were scored by different networks.
+        """
         if self.scorer.band.folds > 1:
             return
         complete = np.ones(len(scores), dtype=bool)
@@ -170,7 +174,7 @@ class Tally:
             self.spoke_at = shard.file.name, shard.row_range.first + int(chosen[self.monitor.alarm_row - before - 1])
 
     def report(self, not_done: Sequence[NotDone]) -> Report:
-        """All of it."""
+        """The report on all shards that were added."""
         options, said = self.plan.options, self.monitor.document(DRIFT_LEVEL)
         file, row = self.spoke_at or (None, None)
         validation = histogram(self.scorer.calibration.scores, self.edges)
@@ -198,7 +202,6 @@ class Tally:
 
 
 def held(limit: RejectionLimit, plan: Plan, rows: int, discoveries: int) -> Held:
-    """What a limit promises."""
     level = plan.options.fdr
     assert level is not None
     return Held(
@@ -212,21 +215,21 @@ def held(limit: RejectionLimit, plan: Plan, rows: int, discoveries: int) -> Held
 
 
 def rule_text(scorer: Scorer, plan: Plan) -> str:
-    """By which rule a row is invalid, in words."""
+    """The rule by which rows are invalid, in words."""
     options = plan.options
     if options.fdr is not None:
-        evidence = "all evidence" if options.combined else "log p(x)"
+        evidence = "the combined rule" if options.combined else "log p(x)"
         return f"a false discovery rate of {options.fdr:g}, by one-sided p-values of {evidence}"
     if options.combined:
         rule = scorer.combined_rule(options.false_alarm)
-        return f"all evidence combined, at a rate of false alarms of {rule.false_alarm:g}"
+        return f"the combined rule at a false-alarm rate of {rule.false_alarm:g}"
     band = scorer.calibration.band(options.score_options.band_percentiles)
     low, high = band.ends_or_none
-    return f"log p(x) outside the band from {low:.2f}" + (" on" if high is None else f" to {high:.2f} nats")
+    return f"log p(x) outside the band from {low:.2f}" + (" nats upwards" if high is None else f" to {high:.2f} nats")
 
 
 def blamed_text(scores: pa.Table, row: int, explain: int) -> Iterator[str]:
-    """The columns to blame for a row, with what was there and what was expected."""
+    """The columns to blame for a row, each with its value and what was expected."""
     for place in range(1, explain + 1):
         name, value, expected = (
             scores.column(f"blamed_{place}_{part}")[row].as_py() for part in ("column", "value", "expected")
@@ -236,19 +239,19 @@ def blamed_text(scores: pa.Table, row: int, explain: int) -> Iterator[str]:
 
 
 def histogram_edges(scores: np.ndarray) -> np.ndarray:
-    """Equal bins around validation scores, with as much room below, where invalid rows are."""
+    """Edges of equal bins around the validation scores, with as much room again below, for invalid rows."""
     low, high = np.quantile(scores, (0.001, 0.999))
     span = max(float(high - low), 1e-6)
     return np.linspace(low - span, high + 0.25 * span, BINS + 1)
 
 
 def histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Counts between edges; what is further out is in the outer bins."""
+    """Counts between edges; the outer bins include everything beyond them."""
     places = np.clip(np.searchsorted(edges, values, "right") - 1, 0, len(edges) - 2)
     return np.bincount(places, minlength=len(edges) - 1)
 
 
 def as_html(report: Report) -> str:
-    """A page that needs nothing from elsewhere."""
+    """A self-contained HTML page."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     return pages.get_template("report.html").render(report=report)

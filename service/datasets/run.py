@@ -1,4 +1,4 @@
-"""A whole run: plan, score what is not done yet, finish."""
+"""A whole run: plan, score the shards that are not done yet, finish."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from service.validity.conformal import RejectionLimit
 
 @dataclass(frozen=True)
 class Run:
-    """A data set, a model and a folder that have been found to belong together."""
+    """A data set, a model and a results folder that have been checked to belong together."""
 
     plan: Plan
     shards: list[Shard]
@@ -36,31 +36,34 @@ class Run:
 
     @staticmethod
     def begun(source: str, out: str, options: RunOptions, scorer: Scorer, on_bad_file: OnBadFile = "stop") -> Run:
-        """Look at all files, and agree with the folder that it is for this run.
+        """Scan all files, and start a run in the folder or resume the one there.
 
         Raises:
-            DataError: a file is bad, the folder is another run's, or the options do not go with each other.
+            DataError: a file is bad, the folder belongs to another run, or the options contradict each other.
         """
         scorer.check(options.score_options)
         folder = OutFolder(out)
-        # Results are no input, also where they are put below it.
+        # Results are never input, even if their folder lies inside the input's.
         files = [file for file in found(source, frozenset(FORMATS)) if not folder.holds(file)]
         if not files:
-            raise DataError(f"{source}: holds no files but the results in {out}")
+            raise DataError(f"{source}: contains only results of this run")
         if options.write == "verdicts" and any(isinstance(FORMATS.get(file.suffix), Npy | Npz) for file in files):
-            raise DataError("--write verdicts: arrays have no columns for them; scores/ holds them, in the rows' order")
+            raise DataError("--write verdicts is not available for arrays, which have no columns for them: see scores/")
         plan = agreed(folder, files, options, scorer.model.input, on_bad_file)
         return Run(plan, plan.shards(files), folder, scorer, on_bad_file)
 
     def undone(self, part: tuple[int, int] = (0, 1)) -> list[Shard]:
-        """The shards that have no results yet, of the i-th of n parts of all shards; what was skipped, if it may not be."""
+        """The shards of part i of n that have no results yet.
+
+        Skipped shards are included if `on_bad_file` is now "stop".
+        """
         at, parts = part
         names = self.out.names()
         done = ((shard, done_of(shard, self.plan.options, self.out, names)) for shard in self.shards[at::parts])
         return [shard for shard, one in done if one is None or (one.bad is not None and self.on_bad_file == "stop")]
 
     def finish(self, engine: Engine, on_batch: OnBatch) -> Report:
-        """Merge the shards' results: hold the false discovery rate and split by it, and write the report.
+        """Merge the shards' results: split by the false discovery rate, if one is set, and write the report.
 
         Raises:
             DataError: some shards are not done yet.
@@ -83,7 +86,7 @@ class Run:
         return report
 
     def is_split(self, shard: Shard, limit: RejectionLimit, names: set[str]) -> bool:
-        """Whether a shard's rows were told from each other by this very limit, among the names of the folder's files."""
+        """Whether a shard was already split by this very limit; `names` are the folder's files."""
         if not names.issuperset(row_files(shard, self.plan.options)):
             return False
         column = p_value_column(self.plan.options.score_options)
@@ -96,7 +99,7 @@ class Run:
         return bool((limit.chosen(scores.column(column).to_numpy()) == scores.column("discovery").to_numpy()).all())
 
     def limit(self, shards: Sequence[Shard]) -> RejectionLimit:
-        """Up to which p-value rows of the whole data set are discoveries."""
+        """The largest p-value at which rows of the whole data set are discoveries."""
         options, column = self.plan.options, p_value_column(self.plan.options.score_options)
         values, counts = np.zeros(0), np.zeros(0, dtype=np.int64)
         for shard in shards:
@@ -107,14 +110,14 @@ class Run:
         return RejectionLimit.of(values, counts, options.fdr, "low", known)
 
     def report(self, shards: Sequence[Shard], limit: RejectionLimit | None, not_done: Sequence[NotDone]) -> Report:
-        """Go through all scores, in their order."""
+        """Tally all shards' scores, in order."""
         tally = Tally(self.scorer, self.plan, limit)
         for shard in shards:
             tally.add(shard, scores_of(shard, self.out))
         return tally.report(not_done)
 
     def not_done(self, done: Sequence[ShardResult | None]) -> list[NotDone]:
-        """What has no results: whole files, and shards."""
+        """What has no results: whole files and single shards."""
         files = [
             NotDone(file=file.name, rows="all", reason=file.bad) for file in self.plan.files if file.bad is not None
         ]
@@ -133,12 +136,12 @@ class Run:
 def engine_of(
     name: str, run: Run, store: str, device: str, workers: int | None = None, address: str | None = None
 ) -> Engine:
-    """What is to work on a run's shards.
+    """The engine for a run's shards.
 
     Raises:
-        DataError: it is not known, or not installed.
+        DataError: the engine is unknown or not installed.
     """
-    # Workers may be elsewhere, and have another folder that they start in.
+    # Workers may run on another machine or start in another folder.
     place = store if is_url(store) else os.path.abspath(store)
     job = WorkerSpec(place, read_settings().cache(), device, run.out.absolute, run.plan.options, run.on_bad_file)
     if name == "ray":
@@ -159,6 +162,6 @@ def engine_of(
 def merged(
     values: np.ndarray, counts: np.ndarray, more: np.ndarray, more_counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values, ascending, with their counts, of two such."""
+    """Merge two sets of distinct values with their counts; values ascend."""
     together, places = np.unique(np.concatenate([values, more]), return_inverse=True)
     return together, np.bincount(places, np.concatenate([counts, more_counts]), len(together)).astype(np.int64)

@@ -1,6 +1,6 @@
 """`score_table`: an Arrow table of rows in, an Arrow table of their scores out.
 
-Every engine calls it, and may be any that hands out Arrow tables: a local process, Ray, Spark's `mapInArrow`.
+Every engine calls it, and so can anything that provides Arrow tables: a local process, Ray, Spark's `mapInArrow`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from service.scoring.scorer import Scorer
 from service.scoring.scores import ExplainedScores, Scores
 from service.scoring.tables import BLAMED_COLUMNS, SCORE_COLUMNS, blamed_cells, blamed_columns
 
-BATCH_CELLS, LEAST_BATCH, MOST_BATCH = 2**19, 256, 8_192  # rows that are scored at a time, so that memory is bounded
+BATCH_CELLS, LEAST_BATCH, MOST_BATCH = 2**19, 256, 8_192  # bounds the rows scored at a time, and so memory
 
 
 def p_value_column(options: ScoreOptions) -> str:
-    """The column of scores that holds the one-sided p-value: small for strange rows alone."""
+    """Name of the score column with the one-sided p-value, which is small only for strange rows."""
     return "combined_p_value" if options.rule == "combined" else "low_p_value"
 
 
@@ -34,17 +34,17 @@ def score_table(
     options: ScoreOptions = DEFAULT,
     on_batch: Callable[[int, int], None] = lambda rows, invalid: None,
 ) -> pa.Table:
-    """The scores of a table's rows, in their order, the same as the service's to the last bit.
+    """Score a table's rows, in order; scores equal the service's bit for bit.
 
-    Columns are found by the model's names, others are passed over; a model whose columns have no names takes all of them in
-    their order, or the only column of lists. Numbers may come as text. The answer has the columns of `vouch score`'s CSV,
-    `low_p_value`, which is small only for unlikely rows, and `missing`, where the model reads holes.
+    Columns are matched by the model's names, and others are ignored; a model without column names takes all columns in
+    order, or the only column of lists. Numbers may be given as text. The result has the columns of `vouch score`'s CSV,
+    `low_p_value`, which is small only for unlikely rows, and `missing` if the model reads missing cells.
 
     Args:
-        on_batch: told after every few thousand rows how many there were, and how many are invalid.
+        on_batch: called after every few thousand rows with their number and how many of them are invalid.
 
     Raises:
-        DataError: a column is absent.
+        DataError: a column is missing.
         RowError: a row cannot be read; rows count from 0 in the table.
     """
     with readable("the table"):
@@ -100,7 +100,7 @@ def array_of_lists(spec: InputSpec, column: pa.ChunkedArray) -> np.ndarray:
 
 
 def as_table(scores: Scores, spec: InputSpec) -> pa.Table:
-    """Scores as Arrow columns; NaN for no khat is null."""
+    """Scores as an Arrow table; a missing khat (NaN) becomes null."""
     columns: dict[str, Any] = {name: getattr(scores, name) for name in SCORE_COLUMNS}
     columns["verdict"], columns["side"] = (pa.array(columns[name], pa.string()) for name in ("verdict", "side"))
     columns["khat"] = pa.array(scores.khat, from_pandas=True)
@@ -116,7 +116,7 @@ def as_table(scores: Scores, spec: InputSpec) -> pa.Table:
 
 
 def blamed(scores: ExplainedScores, spec: InputSpec) -> dict[str, pa.Array]:
-    """Five columns for each column to blame; values of columns are text, since one column holds those of many."""
+    """Five columns for each column to blame; values are text, since they come from columns of all types."""
     number = scores.columns.shape[1]
     rows = [blamed_cells(columns, number) for columns in blamed_columns(scores, spec)]
     names = [f"blamed_{place}_{name}" for place in range(1, number + 1) for name in BLAMED_COLUMNS]

@@ -1,6 +1,6 @@
-"""What is done with a shard: read, score, write, mark; and, once a false discovery rate is known, split.
+"""Work on one shard: read, score, write, mark as done; later, if a false discovery rate is set, split by it.
 
-Each result appears whole, the marker last; a shard that was done twice has the same results, to the byte.
+Each result file appears whole, the marker last. A shard that is done twice has the same results, byte for byte.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from service.scoring.scorer import Scorer
 from service.system.frozen import Frozen
 from service.validity.conformal import RejectionLimit
 
-PREFIX = "vouch_"  # of the columns of verdicts, beside those of rows
+PREFIX = "vouch_"  # of verdict columns, to tell them from the rows' own
 OnBatch = Callable[[int, int], None]
 
 
 class ShardResult(Frozen):
-    """A shard's marker: by which key it was done, and how many rows it has; or why it is `bad`."""
+    """A shard's marker: the key it was done under and its row counts, or why it is `bad`."""
 
     key: str
     rows: int
@@ -38,15 +38,15 @@ class ShardResult(Frozen):
 
 @dataclass
 class ShardReader:
-    """Reads shards; the file stays open, since they come in their order."""
+    """Reads shards; a file stays open between its shards, which come in order."""
 
     opened: tuple[str, Reader] | None = None
 
     def read(self, shard: Shard) -> pa.Table:
-        """Its raw rows.
+        """A shard's raw rows.
 
         Raises:
-            DataError: names what cannot be read.
+            DataError: says what cannot be read.
         """
         if self.opened is None or self.opened[0] != shard.file.path:
             self.close()
@@ -58,7 +58,6 @@ class ShardReader:
             raise
 
     def close(self) -> None:
-        """Let go of the open file."""
         if self.opened is not None:
             self.opened[1].close()
             self.opened = None
@@ -66,7 +65,7 @@ class ShardReader:
 
 @dataclass
 class Worker:
-    """A scorer and the folder of results."""
+    """Scores and splits shards into a results folder."""
 
     scorer: Scorer
     options: RunOptions
@@ -75,10 +74,10 @@ class Worker:
     reader: ShardReader = field(default_factory=ShardReader)
 
     def score(self, shard: Shard, on_batch: OnBatch = lambda rows, invalid: None) -> ShardResult:
-        """Score a shard, and split it, unless only all shards' p-values can tell how.
+        """Score a shard and split it, unless a false discovery rate is set: that needs all shards' p-values.
 
         Raises:
-            DataError: it cannot be read, where the run is to stop at such; names the file and the row.
+            DataError: it cannot be read, and `on_bad_file` is "stop"; names the file and the row.
         """
         try:
             raw = self.reader.read(shard)
@@ -87,7 +86,7 @@ class Worker:
         return self.score_rows(shard, raw, on_batch)
 
     def score_rows(self, shard: Shard, raw: pa.Table, on_batch: OnBatch = lambda rows, invalid: None) -> ShardResult:
-        """The same of raw rows that are read already."""
+        """Score a shard whose raw rows have been read."""
         reader = replace(self.scorer.reader, refuses_unknown=False)
         try:
             cells = shard.file_format.cells(raw, shard.header, reader)
@@ -96,7 +95,7 @@ class Worker:
             if self.options.fdr is None:
                 self.write_rows(shard, raw, scores, is_valid)
             elif self.options.write == "verdicts":
-                # Now, and not after hours, when all rows are scored: it may be refused.
+                # Try it now, not hours later when all rows are scored: the format may refuse.
                 shard.file_format.write_beside(raw, beside(scores), shard.header)
         except DataError as error:
             return self.refused(shard, error)
@@ -104,7 +103,7 @@ class Worker:
         return self.mark(shard, ShardResult(key=shard.key, rows=len(raw), invalid=int((~is_valid).sum())))
 
     def split(self, shard: Shard, limit: RejectionLimit) -> None:
-        """Tell discoveries from other rows: they are the invalid ones; scores say which they are."""
+        """Split a shard into discoveries, the invalid rows, and others; its scores mark the discoveries."""
         try:
             raw = self.reader.read(shard)
         except DataError as error:
@@ -112,7 +111,7 @@ class Worker:
         self.split_rows(shard, raw, limit)
 
     def split_rows(self, shard: Shard, raw: pa.Table, limit: RejectionLimit) -> None:
-        """The same of raw rows that are read already."""
+        """Split a shard whose raw rows have been read."""
         scores = scores_of(shard, self.out)
         chosen = limit.chosen(scores.column(p_value_column(self.options.score_options)).to_numpy())
         if "discovery" in scores.column_names:
@@ -122,7 +121,7 @@ class Worker:
         self.out.write(shard.scores, as_parquet(scores))
 
     def write_rows(self, shard: Shard, raw: pa.Table, scores: pa.Table, is_valid: np.ndarray) -> None:
-        """The valid and the invalid rows apart or, where that is wanted, all with their verdicts."""
+        """Write valid and invalid rows apart or, with --write verdicts, all rows with their verdicts."""
         file_format = shard.file_format
         if self.options.write == "verdicts":
             self.out.write(f"rows/{shard.part}", file_format.write_beside(raw, beside(scores), shard.header))
@@ -131,36 +130,34 @@ class Worker:
             self.out.write(f"{folder}/{shard.part}", file_format.write(raw.filter(pa.array(chosen)), shard.header))
 
     def refused(self, shard: Shard, error: DataError) -> ShardResult:
-        """Mark a shard as bad, or end the run."""
+        """Mark a shard as bad, or raise if `on_bad_file` is "stop"."""
         problem = str(error.after(shard.row_range.first)) if isinstance(error, RowError) else str(error)
         if self.on_bad_file == "stop":
             raise DataError(f"{shard.file.path}: {problem}") from None
         return self.mark(shard, ShardResult(key=shard.key, rows=shard.row_range.rows, bad=problem))
 
     def mark(self, shard: Shard, done: ShardResult) -> ShardResult:
-        """Say that a shard is done."""
         self.out.write(shard.marker, done.model_dump_json().encode())
         return done
 
 
 def beside(scores: pa.Table) -> pa.Table:
-    """Scores with names that no column of rows has."""
+    """Scores with prefixed names, to stand beside the rows' own columns."""
     return scores.rename_columns([PREFIX + name for name in scores.column_names])
 
 
 def results(shard: Shard, options: RunOptions) -> list[str]:
-    """The files that a shard leaves behind when it is scored."""
+    """The result files of a scored shard; with a false discovery rate, its rows are written later."""
     return [shard.scores] if options.fdr is not None else [shard.scores, *row_files(shard, options)]
 
 
 def row_files(shard: Shard, options: RunOptions) -> list[str]:
-    """The files of its rows."""
     folders = ["rows"] if options.write == "verdicts" else ["valid", "invalid"]
     return [f"{folder}/{shard.part}" for folder in folders]
 
 
 def done_of(shard: Shard, options: RunOptions, out: OutFolder, names: set[str]) -> ShardResult | None:
-    """A shard's marker, if it is there with all results, among the names of a folder's files."""
+    """A shard's marker, if it and all results are among the folder's files `names`."""
     if shard.marker not in names:
         return None
     try:
@@ -177,7 +174,6 @@ def scores_of(shard: Shard, out: OutFolder, columns: list[str] | None = None) ->
 
 
 def as_parquet(table: pa.Table) -> bytes:
-    """A Parquet file."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()

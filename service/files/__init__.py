@@ -1,1 +1,4 @@
-"""Files of rows, wherever they are: found, cut into ranges, read forward, written whole. Needs the extra `datasets`."""
+"""Files of rows, local or remote: found, divided into row ranges, read in order, written whole.
+
+`formats` and `locations` need the extra `datasets`.
+"""

@@ -29,10 +29,10 @@ def read_image(
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] = FORMATS,
 ) -> GreyImage:
-    """Decode an image to grey levels. The size in its header is checked before a pixel is unpacked.
+    """Decode an image to grey levels. The size in its header is checked before any pixel is decoded.
 
     Raises:
-        MalformedError: not an image of these formats, or one cut short.
+        MalformedError: not an image in one of these formats, or a truncated one.
         TooLargeError: more than `max_pixels`.
         InputError: not of `shape` (height, width).
     """
@@ -46,15 +46,15 @@ def read_image(
         image.load()
         return GreyImage(grey_pixels(image), image.mode not in ("L", "1", "I;16", "I"))
     except Image.DecompressionBombError as error:
-        raise TooLargeError(f"the image claims an absurd size, at most {max_pixels:,} pixels are accepted") from error
+        raise TooLargeError(f"image dimensions exceed the limit of {max_pixels:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise MalformedError("the image is of no known format") from error
+        raise MalformedError("unknown image format") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError) as error:
-        raise MalformedError("the image is damaged or cut short") from error
+        raise MalformedError("the image is damaged or truncated") from error
 
 
 def grey_pixels(image: Image.Image) -> np.ndarray:
-    """Levels 0..255, shape (H, W); 16-bit levels are scaled, transparency is laid on black."""
+    """Grey levels 0..255, shape (H, W); 16-bit levels are scaled, transparency is composited on black."""
     if image.mode.startswith("I"):
         return (np.asarray(image, dtype=np.float64) / 257.0).clip(0, 255).round().astype(np.uint8)
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
@@ -70,7 +70,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def grid(images: np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarray:
-    """Images, shape (N, H, W), side by side in rows of `columns` (square by default): one image, black between them."""
+    """Tile images, shape (N, H, W), into one with `columns` per row (default: square), separated by black."""
     count, height, width = images.shape
     columns = columns or max(1, math.ceil(math.sqrt(count)))
     lines = math.ceil(count / columns)

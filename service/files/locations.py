@@ -1,4 +1,4 @@
-"""Where a data set's files are, and the folder that its results go to: local paths and fsspec URLs alike."""
+"""The files of a data set and the folder of its results, at local paths or fsspec URLs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from fsspec.implementations.local import LocalFileSystem
 from service.errors import DataError
 from service.system.files import as_os_error, is_url, write_remote, write_whole
 
-CHUNK = 2**23  # bytes that are read at a time
+CHUNK = 2**23  # bytes read at a time
 TEMPORARY = ".vouch/tmp"
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file of a data set: where it is, and what it is called below the data set's root."""
+    """A file of a data set: its path or URL, and its name relative to the data set's root."""
 
     path: str
     name: str
 
     def open(self) -> IO[bytes]:
-        """Its bytes."""
         with as_os_error():
             files, path = fsspec.core.url_to_fs(self.path)
             opened: IO[bytes] = files.open(path, "rb")
@@ -35,17 +34,17 @@ class InputFile:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is in this machine's own files."""
+        """Whether it is a local path."""
         return not is_url(self.path)
 
     def version(self) -> str:
-        """What its place says of its version, which is enough for a file from afar: size, time, ETag."""
+        """A hash of what its filesystem reports: size, time, ETag. Enough to identify a remote file's version."""
         with as_os_error():
             files, path = fsspec.core.url_to_fs(self.path)
             return f"version:{hashlib.sha256(str(files.ukey(path)).encode()).hexdigest()}"
 
     def digest(self) -> str:
-        """sha256 of the content; of a file from afar, its version."""
+        """sha256 of the content; for a remote file, its version."""
         if not self.is_local:
             return self.version()
         content = hashlib.sha256()
@@ -56,18 +55,19 @@ class InputFile:
 
     @property
     def suffix(self) -> str:
-        """Its ending, in small letters."""
+        """Its extension, in lower case."""
         return PurePosixPath(self.name).suffix.lower()
 
 
 def found(source: str, suffixes: frozenset[str]) -> list[InputFile]:
-    """The files of a data set, a file, a folder or a glob, in the order of their names.
+    """The files of a data set (a file, a folder or a glob), sorted by path.
 
-    In a folder, those of other endings are passed over, and what is hidden: names that start with a dot or an underscore.
+    In a folder, files with other suffixes are skipped, and so are hidden ones: names that start with a dot or an
+    underscore.
 
     Raises:
-        DataError: there are none.
-        OSError: the place cannot be read.
+        DataError: there are no files.
+        OSError: the source cannot be read.
     """
     with as_os_error():
         files, root = reached(source)
@@ -89,33 +89,33 @@ def found(source: str, suffixes: frozenset[str]) -> list[InputFile]:
 
 
 def reached(source: str) -> tuple[Any, str]:
-    """The filesystem of a path or a URL, and the path there.
+    """The filesystem of a path or URL, and the path within it.
 
     Raises:
-        DataError: no driver knows it.
+        DataError: no driver is installed for such URLs.
     """
     try:
         files, path = fsspec.core.url_to_fs(source if is_url(source) else os.path.abspath(source))
     except (ImportError, ValueError) as error:
-        raise DataError(f"{source.partition('://')[0]}://...: no driver for such URLs: {error}") from None
+        raise DataError(f"{source.partition('://')[0]}://...: no driver for this kind of URL: {error}") from None
     return files, path.rstrip("/") or "/"
 
 
 def is_data(name: str, suffixes: frozenset[str]) -> bool:
-    """Whether a file of a folder is to be read."""
+    """Whether a file in a folder is part of the data set."""
     path = PurePosixPath(name)
     return path.suffix.lower() in suffixes and not any(part.startswith((".", "_")) for part in path.parts)
 
 
 def fixed_part(pattern: str) -> str:
-    """The folder of a glob below which its stars are."""
+    """The folder part of a glob, before its first wildcard."""
     parts = pattern.split("/")
     first = next(at for at, part in enumerate(parts) if glob.has_magic(part))
     return "/".join(parts[:first])
 
 
 class OutFolder:
-    """The folder of a run's results. A file in it is there whole or not at all, whoever else writes it."""
+    """The folder of a run's results. Files in it appear whole or not at all, even with concurrent writers."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -123,31 +123,29 @@ class OutFolder:
 
     @property
     def is_local(self) -> bool:
-        """Whether files are renamed into place; elsewhere a file appears once it is written."""
+        """Whether it is a local folder, where files are renamed into place; remote ones appear once written."""
         return isinstance(self.files, LocalFileSystem)
 
     @property
     def absolute(self) -> str:
-        """The same, from whatever folder."""
+        """Its path or URL, valid from any working directory."""
         return self.path if self.is_local else self.root
 
     def holds(self, file: InputFile) -> bool:
-        """Whether a file is one of its."""
+        """Whether a file lies in this folder."""
         return reached(file.path)[1].startswith(f"{self.path}/") and file.is_local == self.is_local
 
     def at(self, name: str) -> str:
-        """A name's path."""
         return f"{self.path}/{name}"
 
     def names(self) -> set[str]:
-        """The names of all files."""
+        """Paths of all files, relative to the folder."""
         with as_os_error():
             self.files.invalidate_cache()
             listed = self.files.find(self.path) if self.files.isdir(self.path) else []
             return {path.removeprefix(self.path).lstrip("/") for path in listed}
 
     def read(self, name: str) -> bytes:
-        """A file's content."""
         with as_os_error():
             content: bytes = self.files.cat_file(self.at(name))
             return content
@@ -167,7 +165,7 @@ class OutFolder:
             raise OSError(f"{self.root}/{name}: cannot be written: {error.strerror or error}") from error
 
     def remove(self, folder: str) -> None:
-        """Remove a folder, if it is there."""
+        """Remove a folder if it exists."""
         with as_os_error():
             if self.files.exists(self.at(folder)):
                 self.files.rm(self.at(folder), recursive=True)

@@ -1,6 +1,6 @@
 """Data files to arrays: npz, npy, csv, parquet, idx (plain or gzipped), folders of images.
 
-Every reader raises `DataError` with the file's name and the place for what it cannot read.
+Every reader raises a `DataError` that names the file and the place it cannot read.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MAX_UNPACKED = 16 * GIB
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Numbers from a file: an array of shape (N, D) or (N, H, W), and the columns' names if the file has any."""
+    """Numbers from a file: an array of shape (N, D) or (N, H, W), and the column names if the file has any."""
 
     array: np.ndarray
     columns: tuple[str, ...] | None = None
 
     def digest(self) -> str:
-        """sha256 of the numbers, their type and shape: what the card says a model was trained on."""
+        """sha256 of the numbers, their type, shape and names; the card records it for the training data."""
         content = hashlib.sha256(f"{self.array.dtype.str}{self.array.shape}{self.columns}".encode())
         content.update(np.ascontiguousarray(self.array).data)
         return f"sha256:{content.hexdigest()}"
@@ -44,16 +44,16 @@ def read(path: Path, key: str | None = None, columns: Sequence[str] | None = Non
     """Read a data file or a folder of images.
 
     Args:
-        key: which array of an npz file; by default x_train, X, ... or the only one.
-        columns: which columns of a table, in this order; by default all.
+        key: array of an .npz file to read; default: x_train, X, ... or the only one.
+        columns: columns of a table to read, in this order; default: all.
 
     Raises:
-        DataError: not there, not what its name says, empty, or with values that are no finite numbers.
+        DataError: the file is missing, malformed or empty, or holds values that are not finite numbers.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if key is not None and path.suffix != ".npz":
-        raise DataError(f"{path}: --key picks an array of an .npz file, this is none")
+        raise DataError(f"{path}: --key works only with .npz files")
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     with readable(path):
         rows = dispatch(path, suffix.lower(), key, columns)
@@ -63,7 +63,7 @@ def read(path: Path, key: str | None = None, columns: Sequence[str] | None = Non
 
 
 def dispatch(path: Path, suffix: str, key: str | None, columns: Sequence[str] | None) -> Rows:
-    """Call the reader for the file's ending."""
+    """Call the reader for the file's extension."""
     if path.is_dir():
         return Rows(read_folder(path))
     if suffix == ".npz":
@@ -79,12 +79,12 @@ def dispatch(path: Path, suffix: str, key: str | None, columns: Sequence[str] | 
     if "idx" in path.name or "ubyte" in path.name:
         return Rows(read_idx(path))
     raise DataError(
-        f"{path}: unknown kind of file, expected .npz, .npy, .csv, .parquet, an idx file (.gz) or a folder of images"
+        f"{path}: unsupported format, expected .npz, .npy, .csv, .parquet, an idx file (.gz) or a folder of images"
     )
 
 
 def checked(path: Path, rows: Rows) -> Rows:
-    """The rows, if there are any and they are finite numbers."""
+    """Return the rows; raise unless there are some and all are finite numbers."""
     array = rows.array
     if array.dtype.kind not in "uifb":
         raise DataError(f"{path}: holds {array.dtype} values, expected numbers")
@@ -125,19 +125,19 @@ def read_npz(path: Path, key: str | None) -> np.ndarray:
 
 
 def chosen_array(names: Sequence[str], key: str | None) -> str | None:
-    """Which array of an npz file is meant: the one that is named, or the only one, or one of a usual name; or none."""
+    """Name of the array to read: `key`, or the only one, or one with a usual name. None if there is no such array."""
     if key is not None:
         return key if key in names else None
     return names[0] if len(names) == 1 else next((name for name in NPZ_KEYS if name in names), None)
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An idx file, the format that MNIST was published in, plain or gzipped."""
+    """An idx file, the format in which MNIST was published, plain or gzipped."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
         zeros, kind, dimensions = struct.unpack(">HBB", file.read(4))
         if zeros != 0 or kind not in IDX_TYPES or not 1 <= dimensions <= 3:
-            raise DataError(f"{path}: is no idx file of 1 to 3 dimensions")
+            raise DataError(f"{path}: not an idx file of 1 to 3 dimensions")
         shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
         dtype = np.dtype(IDX_TYPES[kind])
         size = math.prod(shape) * dtype.itemsize
@@ -150,7 +150,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def read_folder(path: Path) -> np.ndarray:
-    """All images of a folder, in the order of their names, grey: shape (N, H, W), uint8."""
+    """All images of a folder, sorted by path, as grey levels: shape (N, H, W), uint8."""
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     if not files:
         raise DataError(f"{path}: the folder holds no images")
@@ -167,5 +167,4 @@ def read_folder(path: Path) -> np.ndarray:
 
 
 def size_text(image: np.ndarray) -> str:
-    """28 x 28."""
     return " x ".join(str(length) for length in image.shape)

@@ -1,4 +1,4 @@
-"""Files of named columns to tables: CSV and Parquet, numbers and text, any cell of which may be missing."""
+"""Files with named columns to tables: CSV and Parquet, numbers and text, with missing cells."""
 
 from __future__ import annotations
 
@@ -26,30 +26,29 @@ def is_table(path: Path) -> bool:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what libraries raise over a bad file into one clear line."""
+    """Turn a library's error about a bad file into a one-line DataError."""
     try:
         yield
     except DataError:
         raise
     except MemoryError as error:
-        raise DataError(f"{path}: the file claims to hold more than fits into memory") from error
-    except Exception as error:  # a damaged file raises whatever its library comes upon
+        raise DataError(f"{path}: the file is too large for memory") from error
+    except Exception as error:  # a damaged file can make its library raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: cannot be read: {reason}") from error
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> Table:
-    """Read a CSV or Parquet file as `read_raw` does, and find out which columns hold numbers."""
+    """Read a CSV or Parquet file like `read_raw`, and infer which columns hold numbers."""
     return inferred(read_raw(path, columns))
 
 
 def inferred(raw: RawTable) -> Table:
-    """A table whose columns are numbers where all cells that are there are some, and text otherwise."""
+    """A table whose columns are numbers if all present cells are, and text otherwise."""
     return Table(raw.names, tuple(map(inferred_cells, raw.columns)))
 
 
 def inferred_cells(cells: Cells) -> np.ndarray:
-    """The same for one column."""
     if isinstance(cells, np.ndarray):
         return cells
     if all(cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool)) for cell in cells):
@@ -58,25 +57,25 @@ def inferred_cells(cells: Cells) -> np.ndarray:
 
 
 def read_raw(path: Path, columns: Sequence[str] | None = None) -> RawTable:
-    """Read the cells of a CSV or Parquet file as they are.
+    """Read the cells of a CSV or Parquet file unchanged.
 
     Args:
-        columns: those to read, in this order; by default all.
+        columns: columns to read, in this order; default: all.
 
     Raises:
-        DataError: not there, not what its name says, or without rows.
+        DataError: the file is missing, malformed or has no rows.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     with readable(path):
         table = csv_table(path, columns) if path.suffix.lower() == ".csv" else parquet_table(path, columns)
     if not len(table):
-        raise DataError(f"{path}: has a header and no rows, expected some, not empty")
+        raise DataError(f"{path}: has a header but no rows")
     return table
 
 
 def csv_table(path: Path, columns: Sequence[str] | None) -> RawTable:
-    """A CSV file with a header, commas, semicolons or tabs."""
+    """A CSV file with a header; cells are separated by commas, semicolons or tabs."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         first = file.readline()
         file.seek(0)
@@ -85,10 +84,10 @@ def csv_table(path: Path, columns: Sequence[str] | None) -> RawTable:
 
 
 def parsed_table(source: str, lines: Iterator[list[str]], columns: Sequence[str] | None = None) -> RawTable:
-    """Lines of cells, the header first.
+    """A table from lines of cells, the header first.
 
     Args:
-        source: names the lines in errors, which repeat neither a cell nor a header.
+        source: names the file in errors, which quote neither cells nor the header.
     """
     header = [name.strip() for name in next(lines, [])]
     check_header(source, header)
@@ -106,11 +105,11 @@ def parsed_table(source: str, lines: Iterator[list[str]], columns: Sequence[str]
 
 
 def check_header(source: str, header: list[str]) -> None:
-    """Refuse a first line that names no columns."""
+    """Raise unless the first line names distinct columns."""
     if not header:
         raise DataError(f"{source}: is empty, expected a header and rows")
     if len(header) > MAX_COLUMNS:
-        raise DataError(f"{source}: has {len(header):,} columns, at most {MAX_COLUMNS:,} are read")
+        raise DataError(f"{source}: has {len(header):,} columns, at most {MAX_COLUMNS:,} are supported")
     counts = Counter(header)
     twice = [place for place, name in enumerate(header, start=1) if counts[name] > 1]
     if twice:
@@ -120,7 +119,7 @@ def check_header(source: str, header: list[str]) -> None:
 
 
 def chosen_columns(source: str, names: Sequence[str], columns: Sequence[str] | None) -> list[str]:
-    """The columns asked for, if they are there; or all."""
+    """The requested columns, or all; raise if one is missing."""
     absent = [name for name in columns or () if name not in names]
     if absent:
         raise DataError(f"{source}: has no column {absent[0]!r}")
@@ -139,17 +138,17 @@ def parquet_table(path: Path, columns: Sequence[str] | None) -> RawTable:
 
 
 def table_of(rows: Any) -> Table:
-    """Arrow's columns as a table."""
+    """An Arrow table as a `Table`."""
     return inferred(raw_of(rows))
 
 
 def raw_of(rows: Any) -> RawTable:
-    """Arrow's columns as their cells."""
+    """An Arrow table as raw cells."""
     return RawTable(tuple(rows.column_names), tuple(map(arrow_cells, rows.columns)))
 
 
 def arrow_cells(values: Any) -> Cells:
-    """A column of Arrow's: numbers as they are, booleans and text, anything else as its text."""
+    """An Arrow column's cells: numbers, booleans and text unchanged, anything else as text."""
     from pyarrow import types
 
     if types.is_integer(values.type) or types.is_floating(values.type):

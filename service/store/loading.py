@@ -1,4 +1,4 @@
-"""Scorers of a store's models."""
+"""Loads a model of the store as a scorer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ def load_scorer(store: Store, name: str | None = None, device: str = "auto", thr
     """Load and verify a model of the store: NAME, NAME@VERSION, NAME@ALIAS, or None for the default.
 
     Args:
-        threads: how many cores score rows side by side; None: all that this process may use.
+        threads: number of CPU threads that score rows in parallel; None: one for each CPU this process may use.
     """
     return Scorer(store.load(store.resolve(name)), torch_device(device), threads or cpu_quota())

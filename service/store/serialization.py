@@ -1,6 +1,6 @@
 """A version's card and tensors, to files and back. Nothing is ever unpickled.
 
-Tensors are named by literals: what users have published keeps its names, whatever fields are called here.
+Tensor names are literals: published models keep them, however the fields here are renamed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SKETCH = ("suspect", "counts", "values", "median")
 
 
 def contents_of(reference: Reference, draft: Draft) -> dict[str, bytes]:
-    """The files of a version that is to be published, without its manifest."""
+    """The files of a version to publish, without its manifest."""
     model, calibration = draft.model, draft.calibration
     return {
         "card.json": (card_of(reference, draft).model_dump_json(indent=2) + "\n").encode(),
@@ -60,7 +60,7 @@ def contents_of(reference: Reference, draft: Draft) -> dict[str, bytes]:
 
 
 def card_of(reference: Reference, draft: Draft) -> Card:
-    """What the card of a version says."""
+    """The card of a version to publish."""
     model, calibration = draft.model, draft.calibration
     return Card(
         name=reference.name,
@@ -83,7 +83,7 @@ def card_of(reference: Reference, draft: Draft) -> Card:
 
 
 def prefix_of(member: int) -> str:
-    """What the names of a network's tensors begin with; nothing for the first one's."""
+    """Prefix of the names of a network's tensors; empty for the first network."""
     return f"member.{member}." if member else ""
 
 
@@ -99,13 +99,13 @@ def load_networks(card: Card, content: bytes) -> list[VAE]:
             vaes.append(vae.eval().requires_grad_(False))
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise DamagedModelError(
-            f"{card.name}@{card.version}: weights.safetensors does not fit the card: {first_line(error)}"
+            f"{card.name}@{card.version}: weights.safetensors does not match the card: {first_line(error)}"
         ) from error
     return vaes[::-1]
 
 
 def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.ndarray], Golden | None]:
-    """The validation scores, the search starts and the golden rows of a card; older versions have no golden rows."""
+    """The validation scores, search starts and golden rows of a card; older versions have no golden rows."""
     try:
         tensors = load_tensors(content)
         scores = tensors["scores"].numpy().astype(np.float64)
@@ -118,21 +118,23 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.n
         raise DamagedModelError(f"{card.name}@{card.version}: calibration.safetensors cannot be read") from error
     if scores.shape != (card.calibration.rows,) or not len(scores) or not (np.diff(scores) >= 0).all():
         raise DamagedModelError(
-            f"{card.name}@{card.version}: the validation scores are not {card.calibration.rows} in order"
+            f"{card.name}@{card.version}: expected {card.calibration.rows} validation scores, ascending"
         )
     for starts in all_starts:
         shape = (max(1, len(starts)), card.architecture.latents)
         if starts.shape != shape or not (np.isfinite(starts).all() and np.isfinite(scores).all()):
-            raise DamagedModelError(f"{card.name}@{card.version}: the search starts do not fit the card")
+            raise DamagedModelError(f"{card.name}@{card.version}: the search starts do not match the card")
     folds = tensors["folds"].numpy() if "folds" in tensors else None
     if folds is not None and (folds.shape != scores.shape or set(folds.tolist()) != set(range(card.members))):
-        raise DamagedModelError(f"{card.name}@{card.version}: the folds are not those of {card.members} networks")
+        raise DamagedModelError(
+            f"{card.name}@{card.version}: the folds do not match the card's {card.members} networks"
+        )
     calibration = Calibration(scores, card.calibration.percentiles, fingerprint, reference, sketch, statistics, folds)
     return calibration, all_starts, golden
 
 
 def reference_tensors(reference: ReferenceRows | None) -> dict[str, torch.Tensor]:
-    """The reference rows of a calibration that has some."""
+    """Tensors of the reference rows; empty if the calibration has none."""
     if reference is None:
         return {}
     arrays = {"rows": reference.rows, "holes": reference.missing, "folds": reference.folds}
@@ -140,7 +142,6 @@ def reference_tensors(reference: ReferenceRows | None) -> dict[str, torch.Tensor
 
 
 def reference_of(tensors: dict[str, torch.Tensor]) -> ReferenceRows | None:
-    """And back."""
     if "reference.rows" not in tensors:
         return None
     folds = tensors["reference.folds"].numpy() if "reference.folds" in tensors else None
@@ -148,19 +149,18 @@ def reference_of(tensors: dict[str, torch.Tensor]) -> ReferenceRows | None:
 
 
 def sketch_tensors(sketch: ColumnSketch | None) -> dict[str, torch.Tensor]:
-    """The columns of a calibration that knows them."""
+    """Tensors of the column sketch; empty if the calibration has none."""
     return {} if sketch is None else {f"columns.{name}": torch.tensor(getattr(sketch, name)) for name in SKETCH}
 
 
 def sketch_of(tensors: dict[str, torch.Tensor]) -> ColumnSketch | None:
-    """And back."""
     if f"columns.{SKETCH[0]}" not in tensors:
         return None
     return ColumnSketch(*(tensors[f"columns.{name}"].numpy() for name in SKETCH))
 
 
 def statistics_tensors(reference: ReferenceStatistics | None) -> dict[str, torch.Tensor]:
-    """The reference statistics of a calibration that has them; rows of small whole numbers, such as pixels, as bytes."""
+    """Tensors of the reference statistics; rows of small whole numbers, such as pixels, are stored as bytes."""
     if reference is None:
         return {}
     rows = reference.known.rows
@@ -174,10 +174,10 @@ def statistics_tensors(reference: ReferenceStatistics | None) -> dict[str, torch
 
 
 def statistics_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> ReferenceStatistics | None:
-    """And back.
+    """The reference statistics in a version's tensors.
 
     Raises:
-        ValueError: it does not fit the input.
+        ValueError: they do not fit the input.
     """
     if "evidence.rows" not in tensors:
         return None
@@ -187,12 +187,11 @@ def statistics_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> Referenc
     sides = len(weights_of(spec)[0])
     shapes = known.rows.shape[1:], known.usual.shape, combination.parts.shape[1:], combination.weights.shape
     if shapes != ((spec.features,), (2, spec.features), (sides,), (sides,)):
-        raise ValueError("reference statistics of other shapes")
+        raise ValueError("reference statistics have the wrong shapes")
     return ReferenceStatistics(known, combination)
 
 
 def golden_tensors(golden: Golden) -> dict[str, torch.Tensor]:
-    """The golden rows of a version."""
     return {f"golden.{name}": torch.tensor(array) for name, array in golden.arrays().items()}
 
 
@@ -203,7 +202,7 @@ def golden_of(tensors: dict[str, np.ndarray]) -> Golden | None:
 
 
 def first_line(error: Exception) -> str:
-    """An exception in one line; pydantic's without the input that it repeats."""
+    """An exception in one line; pydantic's without the input, which it would quote."""
     if isinstance(error, ValidationError):
         problem = error.errors(include_input=False, include_url=False)[0]
         return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

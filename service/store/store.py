@@ -2,11 +2,11 @@
 
     STORE/NAME/VERSION/card.json                 what the model is
                        weights.safetensors       the network
-                       calibration.safetensors   the validation rows' scores, the search starts, and the golden rows
+                       calibration.safetensors   the validation scores, the search starts, and the golden rows
                        manifest.json             sha256 and size of each, written last
     STORE/aliases.json                           the default model, and names for versions
 
-A version is there whole or not at all (`storage.py`). Loading checks every hash before a byte is used. Nothing is ever
+A version exists whole or not at all (`storage.py`). Loading checks every hash before a byte is used. Nothing is ever
 unpickled.
 """
 
@@ -37,20 +37,20 @@ ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
 class FileEntry(Frozen):
-    """A file's place in the manifest."""
+    """A file's entry in the manifest; size in bytes."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     size: int = Field(ge=0)
 
 
 class Manifest(Frozen):
-    """The files of a version."""
+    """A version's manifest: its files by name."""
 
     files: dict[str, FileEntry]
 
 
 class Aliases(BaseModel):
-    """aliases.json: the default model, and for each model names of versions."""
+    """aliases.json: the default model, and each model's names for versions."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -60,9 +60,9 @@ class Aliases(BaseModel):
 
 @dataclass(frozen=True)
 class Catalog:
-    """What a store holds at a moment: versions by name, oldest first, aliases, the default, and what a bare name means.
+    """A snapshot of a store: versions by name, oldest first, aliases, the default, and what a bare name means.
 
-    `serving` is a model's alias `production` where there is one, and its newest version otherwise.
+    `serving` maps a model to the version that its alias `production` names or, without one, to its newest version.
     """
 
     versions: dict[str, tuple[str, ...]]
@@ -72,7 +72,7 @@ class Catalog:
 
     @staticmethod
     def of(versions: dict[str, list[str]], aliases: Aliases) -> Catalog:
-        """The catalog of some versions and what aliases.json says."""
+        """The catalog of these versions and aliases."""
         named = {name: aliases.aliases.get(name, {}) for name in versions}
         serving = {name: named[name].get(PRODUCTION, numbers[-1]) for name, numbers in versions.items()}
         return Catalog({name: tuple(numbers) for name, numbers in versions.items()}, named, aliases.default, serving)
@@ -82,39 +82,39 @@ class Catalog:
         return sorted(self.versions)
 
     def default_name(self) -> str:
-        """The model that is meant where none is named."""
+        """The model used if none is named."""
         if self.default is not None:
             return self.default
         names = self.names()
         if len(names) == 1:
             return names[0]
-        raise ModelNotFoundError("the store has no default model: name one" if names else "the store holds no model")
+        raise ModelNotFoundError("the store has no default model: name one" if names else "the store is empty")
 
     def resolve(self, name: str | None = None) -> Reference:
         """Which version `NAME`, `NAME@VERSION` or `NAME@ALIAS` means; None is the default model.
 
-        A version's number is taken as it stands, though the catalog may not have it: it may be half-written, or new.
+        A version number is accepted even if the catalog does not have it: the version may be half-written, or new.
 
         Raises:
-            ModelNotFoundError: there is none such, or the name is not one.
+            ModelNotFoundError: there is no such model or alias, or the name is invalid.
         """
         name, _, wanted = (name if name is not None else self.default_name()).partition("@")
         checked_name(name)
         if wanted and VERSION.fullmatch(wanted):
             return Reference(name, wanted)
         if name not in self.versions:
-            raise ModelNotFoundError(f"no such model in the store, it has: {', '.join(self.names()) or 'none'}")
+            raise ModelNotFoundError(f"no such model in the store; it has: {', '.join(self.names()) or 'none'}")
         if not wanted:
             return Reference(name, self.serving[name])
         aliases = self.aliases[name]
         if wanted not in aliases:
             raise ModelNotFoundError(
-                f"model {name!r} has no such alias, it has: {', '.join(aliases) or 'none'}; a version is a number"
+                f"model {name!r} has no such alias; it has: {', '.join(aliases) or 'none'}; a version is a number"
             )
         return Reference(name, aliases[wanted])
 
     def targets(self, name: str) -> set[Reference]:
-        """The versions that a model's bare name and its aliases mean."""
+        """The versions that a model's bare name and its aliases refer to."""
         return {Reference(name, version) for version in (self.serving[name], *self.aliases[name].values())}
 
 
@@ -122,7 +122,7 @@ class Store:
     """Models in a folder, or at an fsspec URL.
 
     Args:
-        cache: folder in which files from afar are kept by their digest; None: nowhere.
+        cache: folder that caches files of a remote store by their sha256; None: no cache.
     """
 
     def __init__(self, root: str | os.PathLike[str], cache: Path | None = None) -> None:
@@ -130,16 +130,16 @@ class Store:
 
     @property
     def root(self) -> Path:
-        """The folder, of a store that is one."""
+        """The folder of a local store."""
         assert isinstance(self.storage, LocalStorage)
         return self.storage.root
 
     def catalog(self) -> Catalog:
-        """What the store holds now.
+        """A snapshot of what the store holds now.
 
         Raises:
             DamagedModelError: aliases.json cannot be read.
-            UnavailableError: the place cannot be reached.
+            UnavailableError: the storage cannot be reached.
         """
         try:
             return Catalog.of(self.storage.versions(), self.aliases())
@@ -151,7 +151,7 @@ class Store:
         return self.catalog().names()
 
     def versions(self, name: str) -> list[str]:
-        """A model's published versions, oldest first. A folder without a manifest was never finished: it is none."""
+        """A model's published versions, oldest first. A folder without a manifest is unfinished and left out."""
         return list(self.catalog().versions.get(checked_name(name), ()))
 
     def resolve(self, name: str | None = None) -> Reference:
@@ -162,7 +162,7 @@ class Store:
         return reference
 
     def check_holds(self, reference: Reference, catalog: Catalog) -> None:
-        """Refuse a version that is not there at all; one that is half-written is there, and damaged."""
+        """Raise if a version does not exist at all; a half-written one exists, and is damaged."""
         versions = catalog.versions.get(reference.name, ())
         if reference.version in versions:
             return
@@ -172,7 +172,7 @@ class Store:
             raise UnavailableError(f"the store cannot be read: {type(error).__name__}", 30.0) from error
         if not is_there:
             known = ", ".join(versions) or "none"
-            raise ModelNotFoundError(f"model {reference.name!r} has no version {reference.version}, it has: {known}")
+            raise ModelNotFoundError(f"model {reference.name!r} has no version {reference.version}; it has: {known}")
 
     def aliases(self) -> Aliases:
         """The default model and the aliases."""
@@ -181,13 +181,13 @@ class Store:
         except FileNotFoundError:
             return Aliases()
         except (ValidationError, OSError) as error:
-            raise DamagedModelError(f"{ALIASES}: is damaged: {first_line(error)}") from error
+            raise DamagedModelError(f"{ALIASES} is damaged: {first_line(error)}") from error
 
     def load(self, reference: Reference) -> Published:
         """Read a version and check every hash.
 
         Raises:
-            DamagedModelError: names the version and the file that is missing, cut short or altered.
+            DamagedModelError: names the version and the file that is missing, truncated or altered.
             CalibrationError: its thresholds belong to another estimator.
         """
         if not self.storage.holds(checked_name(reference.name), reference.version):
@@ -210,11 +210,11 @@ class Store:
         return Published(reference, digest, card, model, calibration, golden)
 
     def publish(self, name: str, draft: Draft) -> Reference:
-        """Write a new version of a model, the next number after the newest; no existing one is touched.
+        """Publish a new version of a model under the next number; existing versions are untouched.
 
         Raises:
             CalibrationError: the thresholds belong to another estimator.
-            ModelConflictError: somebody else published the same version meanwhile.
+            ModelConflictError: another writer published the same version meanwhile.
         """
         draft.calibration.check_belongs_to(draft.model)
         reference = Reference(checked_name(name), self.storage.next_version(name))
@@ -223,19 +223,19 @@ class Store:
         return reference
 
     def set_alias(self, name: str, alias: str, version: str, expected: str | None = None) -> Aliases:
-        """Let an alias name a version, in one step.
+        """Point an alias at a version, in one step.
 
         Args:
-            expected: where given, the version that the alias must name now.
+            expected: if given, the version that the alias must name now.
 
         Raises:
             ModelNotFoundError: no such version.
-            ModelConflictError: the alias names another version than `expected`, or is no proper name.
+            ModelConflictError: the alias names another version than `expected`, or is not a valid alias.
         """
         if not ALIAS.fullmatch(alias):
-            raise ModelConflictError("an alias is a lower-case word of letters, digits, - and _, and no number")
+            raise ModelConflictError("an alias must be lower-case letters, digits, - and _, starting with a letter")
         if version not in self.versions(name):
-            raise ModelNotFoundError(f"model {name!r} has no such version, it has: {', '.join(self.versions(name))}")
+            raise ModelNotFoundError(f"model {name!r} has no such version; it has: {', '.join(self.versions(name))}")
         with self.storage.locked():
             aliases = self.aliases()
             current = aliases.aliases.get(name, {}).get(alias)
@@ -246,7 +246,7 @@ class Store:
         return aliases
 
     def set_default(self, name: str) -> None:
-        """Make a model the one that is meant where none is named."""
+        """Make a model the default, which is used if none is named."""
         if not self.versions(name):
             raise ModelNotFoundError(f"no model {name!r} in the store")
         with self.storage.locked():
@@ -260,7 +260,7 @@ class Store:
 
 
 def checked_name(name: str) -> str:
-    """The name, if it is one: it becomes a folder's."""
+    """Return the name if it is valid: it becomes a folder name."""
     if not NAME.fullmatch(name):
         raise ModelNotFoundError(
             "no such model: a name has 1 to 64 lower-case letters, digits, - and _, and starts with a letter or digit"
@@ -269,7 +269,7 @@ def checked_name(name: str) -> str:
 
 
 def verified_files(storage: Storage, reference: Reference) -> tuple[dict[str, bytes], str]:
-    """The contents of a version's files, each with the size and hash that the manifest says, and the version's digest."""
+    """The contents of a version's files, verified against the manifest, and the version's digest."""
     folder = f"{reference.name}/{reference.version}"
     try:
         manifest_bytes = storage.read(f"{folder}/{MANIFEST}", MAX_MANIFEST)
@@ -287,9 +287,11 @@ def verified_files(storage: Storage, reference: Reference) -> tuple[dict[str, by
 
 
 def verified_file(storage: Storage, folder: str, name: str, entry: FileEntry, label: str) -> bytes:
-    """A file's content, if it has the size and the hash of its entry."""
+    """A file's content; raise unless it has its entry's size and hash."""
     if entry.size > MAX_FILE_BYTES:
-        raise DamagedModelError(f"{label}: {name} is said to have {entry.size} bytes, at most {MAX_FILE_BYTES}")
+        raise DamagedModelError(
+            f"{label}: {MANIFEST} declares {entry.size} bytes for {name}, at most {MAX_FILE_BYTES} allowed"
+        )
     try:
         content = storage.read_hashed(f"{folder}/{name}", entry.sha256, entry.size)
     except OSError as error:
@@ -298,12 +300,11 @@ def verified_file(storage: Storage, folder: str, name: str, entry: FileEntry, la
         has = "more" if len(content) > entry.size else f"only {len(content)}"
         raise DamagedModelError(f"{label}: {name} has {has} bytes, {MANIFEST} says {entry.size}")
     if hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise DamagedModelError(f"{label}: {name} does not have the sha256 that {MANIFEST} says")
+        raise DamagedModelError(f"{label}: the sha256 of {name} differs from {MANIFEST}")
     return content
 
 
 def manifest_of(contents: dict[str, bytes]) -> bytes:
-    """The manifest of some files."""
     files = {
         name: FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
         for name, content in contents.items()

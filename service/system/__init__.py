@@ -1,1 +1,1 @@
-"""What the program asks of the operating system."""
+"""Thin wrappers around the operating system: files, CPUs, child processes."""

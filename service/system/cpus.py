@@ -16,7 +16,7 @@ def cpu_quota() -> int:
 
 
 def quota_v2(path: Path) -> float | None:
-    """CPUs by `cpu.max`: two numbers, or `max` for no limit."""
+    """CPU limit in `cpu.max`: quota and period, or `max` for no limit (None)."""
     try:
         quota, period = path.read_text().split()
         return None if quota == "max" else int(quota) / int(period)
@@ -25,7 +25,7 @@ def quota_v2(path: Path) -> float | None:
 
 
 def quota_v1(folder: Path) -> float | None:
-    """CPUs by `cpu.cfs_quota_us`, which is -1 for no limit."""
+    """CPU limit in `cpu.cfs_quota_us`, which is -1 for no limit (None)."""
     try:
         quota = int((folder / "cpu.cfs_quota_us").read_text())
         period = int((folder / "cpu.cfs_period_us").read_text())

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, in a folder or wherever fsspec reaches."""
+"""Files written whole or not at all, in a folder or through fsspec."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from service.errors import VouchError
 
 
 def write_whole(path: Path, content: bytes, temporary_folder: Path | None = None) -> None:
-    """Write a file so that at any moment the old one is there or the new one, in full and on the disk.
+    """Replace a file atomically: at any moment the old or the new content is there in full and on the disk.
 
-    Missing folders are made. The file has the mode that the umask gives to new ones. Nothing is left behind, whatever
-    ends the writing, but for the end of the process.
+    Missing folders are created. The file gets the umask's mode for new files. No temporary file is left behind, unless
+    the process itself is killed.
 
     Args:
-        temporary_folder: where the new file is written before it is renamed, on the same disk; by default beside the old.
+        temporary_folder: where the new file is written before it is renamed, on the same disk; default: the
+            target's folder.
 
     Raises:
         OSError: it cannot be written; the old file is untouched.
@@ -38,7 +39,7 @@ def write_whole(path: Path, content: bytes, temporary_folder: Path | None = None
 
 
 def write_remote(files: Any, path: str, content: bytes) -> None:
-    """Write a file of an fsspec filesystem, where it appears once all of it is there.
+    """Write a file to an fsspec filesystem; it appears only once it is complete.
 
     Raises:
         OSError: it cannot be written.
@@ -49,7 +50,7 @@ def write_remote(files: Any, path: str, content: bytes) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file and wait until the disk has it."""
+    """Write a new file and sync it to disk."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()
@@ -57,7 +58,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the folder's entries."""
+    """Sync a folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -67,7 +68,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def as_os_error() -> Iterator[None]:
-    """Drivers raise whatever their libraries raise; here all of it is an OSError, whose text may name what was tried."""
+    """Turn whatever a filesystem driver raises into an OSError, whose text may name the path or URL."""
     try:
         yield
     except (OSError, VouchError):
@@ -77,5 +78,5 @@ def as_os_error() -> Iterator[None]:
 
 
 def is_url(root: str) -> bool:
-    """Whether a root is a URL instead of a folder."""
+    """Whether a root is a URL rather than a folder."""
     return "://" in root

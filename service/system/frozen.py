@@ -1,4 +1,4 @@
-"""Immutable parts of files, refused where they have fields that are not known."""
+"""The base class of immutable records that are stored in files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """A part of the card: immutable, and refused where it has fields that are not known."""
+    """An immutable record stored in a file; unknown fields are refused."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True

@@ -9,13 +9,13 @@ from multiprocessing.connection import wait
 
 
 def end_with_parent() -> None:
-    """To be called in a child: it leaves at once when its parent is gone."""
+    """Call this in a child process: it exits at once when its parent ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     sentinel = parent.sentinel
 
     def watch() -> None:
         wait([sentinel])
-        os._exit(1)  # nobody would read what an orphan does, and the next run would meet it
+        os._exit(1)  # nothing reads an orphan's results, and it would get in the way of the next run
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,1 +1,1 @@
-"""From rows to a model."""
+"""Training: from rows to a model to publish."""

@@ -1,9 +1,9 @@
-"""What training does to rows before it shows them.
+"""Augmentations: what training does to rows before the network sees them.
 
-Random small distortions of images keep a network that is larger than its data from learning it by heart. They are only for
-the first part of training: the last epochs see the rows as they are, so that the model's density is that of the data and
-not of its distortions. Hidden cells teach the encoder to do without any of them; they stay to the end, and change no
-density, since a hidden cell has no term.
+Small random distortions of images keep a network that is larger than its data from memorising it. They are used only in
+the first part of training: the last epochs see unchanged rows, so that the model learns the density of the data and not
+of its distortions. Hidden cells teach the encoder to do without any of them. They stay to the end and leave the density
+unchanged, since a hidden cell has no term in it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor
 
 from service.vae.likelihoods import uniform_like
 
-MAX_HIDDEN = 0.8  # of a row's cells
+MAX_HIDDEN = 0.8  # largest share of a row's cells that is hidden
 Interpolated = Literal["keep", "threshold", "draw"]
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def random_affine(height: int, width: int, interpolated: Interpolated, strength: float = 1.0) -> Augmentation:
-    """Rotate, scale, shear and shift rows that are images, shape (B, height * width), values in [0, 1].
+    """An augmentation that rotates, scales, shears and shifts images, shape (B, height * width), values in [0, 1].
 
-    Standard deviations at strength 1: 6 degrees, 5 %, 0.1, and 0.5 % of the width. What interpolation makes of the pixels
-    is kept for grey images, thresholded for images whose black and white came from a threshold, and drawn, with the grey
-    as the probability of white, for images whose edges are noisy.
+    Standard deviations at strength 1: 6 degrees, 5 %, 0.1, and 0.5 % of the width. Interpolated pixels are kept for
+    grey images, thresholded for images whose black and white came from a threshold, and drawn, with the grey level as
+    the probability of white, for images with noisy edges.
     """
     return partial(moved, height=height, width=width, interpolated=interpolated, strength=strength)
 
@@ -36,7 +36,7 @@ def random_affine(height: int, width: int, interpolated: Interpolated, strength:
 def moved(
     x: Tensor, generator: torch.Generator, *, height: int, width: int, interpolated: Interpolated, strength: float
 ) -> Tensor:
-    """The same of rows, shape (B, height * width)."""
+    """Apply random affine maps to images, shape (B, height * width)."""
     rows = len(x)
     angle, stretch_x, stretch_y, shear, *shift = strength * torch.randn(
         (6, rows), generator=generator, device=generator.device
@@ -58,7 +58,7 @@ def moved(
 
 
 def hidden_cells(widths: Sequence[int], share: float) -> Augmentation:
-    """Make holes in a share of the rows, shape (B, D'), at a rate of their own each; the others stay as they are.
+    """An augmentation that hides cells in a share of the rows, shape (B, D'), each at its own random rate.
 
     Args:
         widths: how many of the D' columns belong together and are hidden at once.
@@ -67,7 +67,7 @@ def hidden_cells(widths: Sequence[int], share: float) -> Augmentation:
 
 
 def hidden(x: Tensor, generator: torch.Generator, *, owner: Tensor, share: float) -> Tensor:
-    """The same of rows, shape (B, D'), whose columns belong to those of `owner`, (D',)."""
+    """Hide cells of rows, shape (B, D'); `owner`, (D',), is the table column that each of the D' belongs to."""
     shares = torch.rand((2, len(x), 1), generator=generator, device=generator.device)
     rate = torch.where(shares[0] < share, MAX_HIDDEN * shares[1], 0.0)
     cells = torch.rand((len(x), int(owner.max()) + 1), generator=generator, device=generator.device) < rate

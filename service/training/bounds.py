@@ -1,4 +1,4 @@
-"""The bounds of log p(x) that a fit maximises, and their values on validation rows."""
+"""The bounds on log p(x) that a fit maximises, and their values on validation rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from service.vae.likelihoods import LOG_2PI, normal_like
 from service.vae.network import VAE, DiagonalNormal
 
-ACTIVE_VARIANCE = 0.01  # of the posterior's mean over rows; below it a latent carries nothing (Burda et al., 2016)
+ACTIVE_VARIANCE = 0.01  # of the posterior mean over rows; a latent below it carries no information (Burda et al., 2016)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +25,20 @@ class Bound:
 
 
 class Loss(nn.Module):
-    """The loss as a module, since gradients are averaged behind one's `forward`."""
+    """The loss as a module, since DistributedDataParallel averages gradients behind a module's `forward`."""
 
     def __init__(self, vae: VAE, importance_samples: int, generator: torch.Generator) -> None:
         super().__init__()
         self.vae, self.importance_samples, self.generator = vae, importance_samples, generator
 
     def forward(self, x: Tensor, kl_weight: float) -> Tensor:
-        """`negative_bound`."""
         return negative_bound(self.vae, x, self.importance_samples, kl_weight, self.generator)
 
 
 def negative_bound(
     vae: VAE, x: Tensor, importance_samples: int, kl_weight: float, generator: torch.Generator
 ) -> Tensor:
-    """The loss: minus the ELBO (its KL term weighed), or minus the IWAE bound (Burda et al., 2016). A scalar, nats."""
+    """The loss: minus the ELBO (its KL term weighted), or minus the IWAE bound (Burda et al., 2016). A scalar, nats."""
     posterior = vae.posterior(x)
     if importance_samples == 1:
         reconstruction, kl = elbo_terms(vae, x, posterior, generator)
@@ -48,7 +47,7 @@ def negative_bound(
 
 
 def elbo_terms(vae: VAE, x: Tensor, posterior: DiagonalNormal, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """E_q[log p(x | z)] by one draw, and KL(q || p), in closed form where there is one: shapes (B,), nats."""
+    """E_q[log p(x | z)] from one draw, and KL(q || p), in closed form if there is one: shapes (B,), nats."""
     z = posterior.sample(normal_like(posterior.mean, generator))
     reconstruction = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1)
     return reconstruction, vae.prior.kl(posterior.mean, posterior.std, z)
@@ -65,7 +64,7 @@ def iwae_bound(vae: VAE, x: Tensor, posterior: DiagonalNormal, num_samples: int,
 
 @torch.no_grad()
 def evaluate(vae: VAE, rows: Tensor, importance_samples: int = 1, seed: int = 0, block: int = 500) -> Bound:
-    """The bound that is trained (with beta = 1), the ELBO's terms and the active latents on `rows`, shape (N, D)."""
+    """The trained bound (with beta = 1), the ELBO's terms and the active latents on `rows`, shape (N, D)."""
     generator = torch.Generator(rows.device).manual_seed(seed)
     bounds, reconstructions, kls, means = [], [], [], []
     for x in rows.split(block):
@@ -85,5 +84,5 @@ def evaluate(vae: VAE, rows: Tensor, importance_samples: int = 1, seed: int = 0,
 
 
 def objective(bound: Bound, beta: float) -> float:
-    """What the validation rows say of what is being fitted."""
+    """What a fit maximises, on validation rows: the bound or, with beta, the ELBO with its KL term weighted."""
     return bound.bound if beta == 1.0 else bound.reconstruction - beta * bound.kl

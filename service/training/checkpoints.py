@@ -1,4 +1,4 @@
-"""Files in which fits are kept while they last, one for each network, so that `vouch train --resume` goes on with them."""
+"""Checkpoint files of fits in progress, one per network, from which `vouch train --resume` continues."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import torch
 from service.errors import DataError
 from service.system.files import is_url, write_whole
 
-SAVE_EVERY_S = 5.0  # a short epoch takes less time than the disk
+SAVE_EVERY_S = 5.0  # a short epoch takes less time than writing to disk
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """A folder of them, for one training.
+    """A folder of checkpoints for one training run.
 
     Attributes:
-        key: of the data and the recipe that they are for.
-        resumes: whether to go on from what is there; otherwise it is begun anew.
+        key: identifies the data and the recipe of the run.
+        resumes: whether to continue from existing checkpoints; otherwise they are removed.
     """
 
     folder: Path
@@ -34,19 +34,21 @@ class Checkpoints:
 
     @staticmethod
     def beside(store: str, name: str, resumes: bool, folder: Path | None = None) -> Checkpoints:
-        """Those of a model that is to be published in a store; beside the store where that is a folder.
+        """Checkpoints of a model to publish: in `folder` or, by default, in `.training` in the store.
+
+        For a store at a URL the default is `.vouch-training` in the working directory.
 
         Raises:
-            DataError: there is nothing to go on from.
+            DataError: there is nothing to resume.
         """
         usual = Path(".vouch-training") if is_url(store) else Path(store) / ".training"
         found = Checkpoints((folder or usual) / name, resumes)
         if resumes and not list(found.folder.glob("*.pt")):
-            raise DataError(f"{found.folder}: holds no training to go on with")
+            raise DataError(f"{found.folder}: no training to resume")
         return found
 
     def begun(self, key: str) -> Checkpoints:
-        """Those of a training that begins: what another one left is removed or, where this one resumes, refused.
+        """Begin a training run: remove old checkpoints or, to resume, check that they belong to it.
 
         Raises:
             DataError: they are of other data or options, or damaged.
@@ -58,11 +60,10 @@ class Checkpoints:
         return replace(self, key=key)
 
     def of(self, member: str) -> FileCheckpoint:
-        """That of one network."""
         return FileCheckpoint(self.folder / f"{member}.pt", self.key)
 
     def clear(self) -> None:
-        """Remove them, as when the model is published."""
+        """Remove the checkpoints, as when the model is published."""
         for path in self.folder.glob("*.pt"):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -71,14 +72,14 @@ class Checkpoints:
 
 @dataclass
 class FileCheckpoint:
-    """A state in a file, which is replaced whole, and not more often than every few seconds."""
+    """A fit's state in a file, replaced atomically and at most every few seconds."""
 
     path: Path
     key: str
     saved_at: float = field(default_factory=time.monotonic)
 
     def load(self) -> dict[str, Any] | None:
-        """The state, if there is one.
+        """The saved state, if there is one.
 
         Raises:
             DataError: it is of other data or options, or damaged.
@@ -89,15 +90,13 @@ class FileCheckpoint:
             kept = torch.load(io.BytesIO(self.path.read_bytes()), weights_only=True, map_location="cpu")
             key, state = kept["key"], kept["state"]
         except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise DataError(f"{self.path}: is damaged: train without --resume") from error
+            raise DataError(f"{self.path}: damaged checkpoint: train without --resume") from error
         if key != self.key:
-            raise DataError(
-                f"{self.path}: was begun with other data or options: give the same, or train without --resume"
-            )
+            raise DataError(f"{self.path}: started with other data or options: use the same, or train without --resume")
         return dict(state)
 
     def save(self, state: Callable[[], dict[str, Any]], is_last: bool) -> None:
-        """Keep the state, if the last time is long ago or there is no next one."""
+        """Save the state if the last save is long enough ago or this is the last one."""
         if not is_last and time.monotonic() - self.saved_at < SAVE_EVERY_S:
             return
         content = io.BytesIO()

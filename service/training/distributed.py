@@ -1,4 +1,4 @@
-"""A fit by several processes of this machine: gloo between CPUs, nccl between GPUs where there is one for each."""
+"""Fits by several processes on this machine: gloo between CPUs, nccl between GPUs if there is one per process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from service.vae.network import VAE
 
 @dataclass(frozen=True)
 class FitTask:
-    """All that a process needs to take part in a fit (`service.training.fit.fit`)."""
+    """Everything that a process needs to take part in a fit (`service.training.fit.fit`)."""
 
     vae: VAE
     train: Tensor | Feed
@@ -56,15 +56,15 @@ class FitTask:
 
 
 def fit_by(processes: int, task: FitTask, on_epoch: Callable[[Progress], None]) -> FitReport:
-    """Fit a network in place, by so many processes, of which this is the first.
+    """Fit a network in place, with this process as the first of `processes`.
 
     Raises:
-        TrainingError: the loss is no longer finite, or one of the others ended.
+        TrainingError: the loss is no longer finite, or another process stopped.
     """
     if processes == 1:
         return task.run(ALONE, on_epoch)
     if processes > task.options.batch_size:
-        raise TrainingError(f"{processes} processes cannot share batches of {task.options.batch_size} rows")
+        raise TrainingError(f"{processes} processes cannot split batches of {task.options.batch_size} rows")
     context = multiprocessing.get_context("spawn")
     threads, hook = torch.get_num_threads(), sys.excepthook
     with tempfile.TemporaryDirectory() as folder:
@@ -74,29 +74,28 @@ def fit_by(processes: int, task: FitTask, on_epoch: Callable[[Progress], None]) 
             for one in others:
                 one.wait_until_ready()
             return task.run(joined(0, processes, meeting), on_epoch)
-        except RuntimeError as error:  # of gloo or nccl, once somebody is gone
+        except RuntimeError as error:  # from gloo or nccl, once a process is gone
             for one in others:
                 one.raise_what_it_said()
-            raise TrainingError(f"a process of the fit ended: {str(error).splitlines()[0]}") from error
+            raise TrainingError(f"a training process stopped: {str(error).splitlines()[0]}") from error
         finally:
             for one in others:
                 one.end()
             if distributed.is_initialized():
                 distributed.destroy_process_group()
             torch.set_num_threads(threads)
-            sys.excepthook = hook  # torch puts its own there, for as long as the process lives
+            sys.excepthook = hook  # torch replaces it for the rest of the process's life
 
 
 @dataclass(frozen=True)
 class Other:
-    """Another process of the fit, and the line on which it says that it is ready, and what it could not bear."""
+    """Another process of the fit, and the pipe on which it reports that it is ready, or its error."""
 
     process: Any
     line: Any
 
     @staticmethod
     def started(context: Any, task: FitTask, rank: int, size: int, meeting: str) -> Other:
-        """Start it."""
         here, there = context.Pipe()
         process = context.Process(target=take_part, args=(task, rank, size, meeting, there), daemon=True)
         process.start()
@@ -104,34 +103,33 @@ class Other:
         return Other(process, here)
 
     def wait_until_ready(self) -> None:
-        """Wait for its word, since nobody can be woken who waits for one that never comes to the meeting.
+        """Wait until it is ready: a process that waits for one that never joins the group cannot be woken.
 
         Raises:
-            TrainingError: it ended before.
+            TrainingError: it stopped before that.
         """
         try:
             self.line.recv()
         except EOFError:
-            raise TrainingError("a process of the fit ended before it began, perhaps for want of memory") from None
+            raise TrainingError("a training process stopped before starting, perhaps out of memory") from None
 
     def raise_what_it_said(self) -> None:
-        """Its error, if it sent one."""
+        """Raise its error, if it sent one."""
         with contextlib.suppress(EOFError, OSError):
             if self.line.poll(1.0):
                 raise self.line.recv()
 
     def end(self) -> None:
-        """End it."""
         self.process.terminate()
         self.process.join()
         self.line.close()
 
 
 def take_part(task: FitTask, rank: int, size: int, meeting: str, line: Any) -> None:
-    """In a process of its own."""
+    """The main function of every other process."""
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one decides, and ends the others
-    # Tensors come as the parent's own memory: right for rows, which nobody changes, and wrong for weights.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles it, and ends the others
+    # Tensors share the parent's memory: right for rows, which never change, and wrong for weights.
     own = replace(task, vae=copy.deepcopy(task.vae))
     line.send("ready")
     try:
@@ -139,16 +137,17 @@ def take_part(task: FitTask, rank: int, size: int, meeting: str, line: Any) -> N
     except VouchError as error:
         line.send(error)
     except RuntimeError:
-        sys.exit(1)  # somebody else is gone, and knows why
+        sys.exit(1)  # another process is gone, and has reported why
 
 
 def joined(rank: int, size: int, meeting: str) -> ProcessGroup:
-    """Meet the others."""
+    """Join the process group."""
     on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= size
     device = torch.device("cuda", rank) if on_gpus else torch.device("cpu")
     if on_gpus:
         torch.cuda.set_device(device)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name may lead to nowhere; all are on this machine
+    # The host name may not resolve; all processes are on this machine.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(max(1, cpu_quota() // size))
     distributed.init_process_group("nccl" if on_gpus else "gloo", init_method=meeting, rank=rank, world_size=size)
     return ProcessGroup(rank, size, device)

@@ -1,4 +1,4 @@
-"""The fit: gradient ascent on a lower bound of log p(x). Never imported by the running service."""
+"""The fit: gradient ascent on a lower bound on log p(x). Never imported by the running service."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ from service.training.feeds import Feed, InMemory
 from service.training.process_group import ALONE, ProcessGroup
 from service.vae.network import VAE
 
-LOOK_STEPS = (
-    20  # of the optimizer, at least, between two looks at the validation rows, which cost as much as some steps
-)
+LOOK_STEPS = 20  # minimum number of optimizer steps between validations, each of which costs as much as a few steps
 Stopped = Literal["epochs", "minutes", "patience", "interrupted"]
 NOISE_STRIDE = 1_000_003  # between the seeds of two processes
 
 
 @dataclass(frozen=True, slots=True)
 class FitOptions:
-    """How to fit.
+    """Options of a fit.
 
-    `epochs` and `minutes` bound the fit, and the learning rate decays over whichever ends first. Without `epochs`, there
-    are 100, or on small data sets as many as make so many `steps` of the optimizer. `patience` is how many epochs without
-    a better bound end the fit, a tenth of them by default. `averaging` is the share that the moving average of the weights
-    keeps at each step. `augment_share` is the first part of the budget in which rows are augmented, where an augmentation
-    is given.
+    `epochs` and `minutes` bound the fit, and the learning rate decays over whichever ends first. Without `epochs` there
+    are 100 or, on small data sets, as many as it takes for `steps` optimizer steps. The fit stops after `patience`
+    epochs without a better bound; the default is a tenth of the epochs, at least 20. `averaging` is the share that the
+    moving average of the weights keeps at each step. `augment_share` is the first part of the budget, in which rows are
+    augmented if an augmentation is given.
     """
 
     epochs: int | None = None
@@ -53,7 +51,7 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         if self.importance_samples > 1 and self.beta != 1.0:
-            raise TrainingError("--beta weighs the KL term of the ELBO; the bound of --importance-samples has none")
+            raise TrainingError("--beta cannot be combined with --importance-samples, whose bound has no KL term")
         positive = (
             "epochs", "steps", "minutes", "batch_size", "learning_rate", "importance_samples", "patience", "clip_norm"
         )  # fmt: skip
@@ -65,14 +63,14 @@ class FitOptions:
             raise TrainingError("expected beta >= 0 and averaging in [0, 1)")
 
     def for_rows(self, rows: int) -> FitOptions:
-        """The same with the epochs and the patience that suit so many training rows."""
+        """These options with epochs and patience set for this number of training rows."""
         epochs = self.epochs or max(100, math.ceil(self.steps / max(1, rows // self.batch_size)))
         return replace(self, epochs=epochs, patience=self.patience or max(20, epochs // 10))
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What is known after an epoch."""
+    """The state of a fit after an epoch."""
 
     epoch: int
     train_bound: float
@@ -84,7 +82,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
-    """How a fit went; `validation` is that of the weights that were kept."""
+    """How a fit went; `validation` is the bound of the weights that were kept."""
 
     validation: Bound
     epochs: int
@@ -94,24 +92,22 @@ class FitReport:
 
 
 class Checkpoint(Protocol):
-    """Where the state of a fit is kept, so that it can go on after its process has ended."""
+    """Where a fit's state is saved, so that another process can resume it."""
 
     def load(self) -> dict[str, Any] | None:
-        """The state that was kept last, if there is one to go on from."""
+        """The last saved state to resume from, if there is one."""
 
     def save(self, state: Callable[[], dict[str, Any]], is_last: bool) -> None:
-        """Keep a state, if it is time to."""
+        """Save the state, if it is time to."""
 
 
 class NoCheckpoint:
-    """Nothing is kept."""
+    """A checkpoint that saves nothing."""
 
     def load(self) -> dict[str, Any] | None:
-        """Nothing."""
         return None
 
-    def save(self, state: Callable[[], dict[str, Any]], is_last: bool) -> None:
-        """Nothing."""
+    def save(self, state: Callable[[], dict[str, Any]], is_last: bool) -> None: ...
 
 
 NO_CHECKPOINT = NoCheckpoint()
@@ -119,7 +115,7 @@ NO_CHECKPOINT = NoCheckpoint()
 
 @dataclass
 class Best:
-    """The weights that are best on the validation rows, so far."""
+    """The weights that are best on the validation rows so far."""
 
     bound: Bound
     epoch: int
@@ -139,15 +135,16 @@ def fit(
 ) -> FitReport:
     """Fit `vae` in place to rows `train`, shape (N, D); keep the weights that are best on `validation`, shape (M, D).
 
-    Rows are augmented in the first part of the fit, and have cells hidden throughout, where that is given. In a group every
-    process calls this with the same arguments, and each ends with the same weights.
+    `augment` applies to rows in the first part of the fit, `hide` throughout. In a group every process calls this with
+    the same arguments, and each ends with the same weights.
 
-    What is judged and kept is the exponential moving average of the weights. Interrupting (Ctrl-C) keeps the best so far.
+    The exponential moving average of the weights is what is validated and kept. Interrupting (Ctrl-C) keeps the best so
+    far.
 
     Raises:
         TrainingError: the loss is no longer finite.
     """
-    # Every process draws noise of its own; the order of the rows is one for all.
+    # Each process draws its own noise; the order of the rows is the same for all.
     noise = torch.Generator(validation.device).manual_seed(options.seed + NOISE_STRIDE * group.rank)
     if isinstance(train, Tensor):
         own = noise if group.size == 1 else torch.Generator().manual_seed(options.seed)
@@ -187,7 +184,7 @@ def fit(
 
 
 class Fitting:
-    """What changes while a network is fitted: the optimizer, the averaged weights, the best so far and the clock."""
+    """The state of a fit: the optimizer, the averaged weights, the best so far and the clock."""
 
     def __init__(
         self,
@@ -213,7 +210,7 @@ class Fitting:
         self.best: Best | None = None
 
     def epoch(self, train: Feed, epoch: int) -> float:
-        """One pass over the rows, or what of it the minutes allow; the mean bound that was trained."""
+        """Run one pass over the rows, or as much as the minutes allow; return the mean training bound."""
         bounds = []
         for x in train.epoch(epoch, self.group):
             fraction = self.fraction(epoch)
@@ -228,17 +225,17 @@ class Fitting:
         return sum(bounds) / len(bounds)
 
     def fraction(self, epoch: int) -> float:
-        """How much of the budget is spent, in an epoch; by the first one's clock, where it is a matter of clocks."""
+        """Share of the budget spent, in an epoch; if minutes limit it, by the first process's clock."""
         if self.options.minutes is None:
             return self.clock.fraction(epoch - 1)
         return self.group.first(lambda: [self.clock.fraction(epoch - 1)])[0]
 
     def is_over(self) -> bool:
-        """Whether the minutes are spent, by the first one's clock."""
+        """Whether the minutes are spent, by the first process's clock."""
         return self.options.minutes is not None and self.group.first(lambda: [self.clock.is_over()])[0] > 0
 
     def ended(self, epoch: int, is_over: bool) -> Stopped | None:
-        """What ends the fit after this epoch, if anything does; `is_over` says that its time is."""
+        """Why the fit ends after this epoch, or None; `is_over` says that its minutes are spent."""
         assert self.best is not None
         assert self.options.patience is not None
         if is_over:
@@ -248,7 +245,7 @@ class Fitting:
         return "epochs" if epoch == self.options.epochs else None
 
     def judged(self, validation: Tensor) -> Bound:
-        """What the averaged weights make of the validation rows, which the first one looks at."""
+        """The averaged weights' bound on the validation rows, computed by the first process."""
         options = self.options
 
         def looked() -> list[float]:
@@ -261,14 +258,14 @@ class Fitting:
         return Bound(bound, reconstruction, kl, int(active))
 
     def keep(self, judged: Bound) -> Best:
-        """Keep the averaged weights, if they are the best so far; the best."""
+        """Keep the averaged weights if they are the best so far; return the best."""
         beta = self.options.beta
         if self.best is None or objective(judged, beta) > objective(self.best.bound, beta):
             self.best = Best(judged, self.epochs, copy.deepcopy(self.average.state_dict()))
         return self.best
 
     def save(self, checkpoint: Checkpoint, train: Feed, stopped: Stopped | None) -> None:
-        """Keep all of it, so that a process that begins anew goes on as if this one had never ended."""
+        """Save the whole state, so that a new process continues as if this one had never stopped."""
         best, noise = self.best, self.group.each(self.generator.get_state())
         assert best is not None
         if self.group.rank:
@@ -292,7 +289,7 @@ class Fitting:
         checkpoint.save(state, stopped is not None)
 
     def resume(self, state: dict[str, Any], train: Feed) -> Stopped | None:
-        """Go on from a state that was kept; how the fit had ended, if it had."""
+        """Continue from a saved state; return why that fit had ended, if it had."""
         self.vae.load_state_dict(state["weights"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -306,12 +303,12 @@ class Fitting:
         return stopped
 
     def is_plain(self, epoch: int) -> bool:
-        """Whether what is being fitted is the objective itself: no augmentation, and the KL term at its weight."""
+        """Whether the objective itself is being fitted: no augmentation, and the KL term at full weight."""
         augmented = self.augment is not None and self.fraction(epoch + 1) < self.options.augment_share
         return not augmented and epoch >= self.options.warmup_epochs
 
     def step(self, x: Tensor, kl_weight: float, fraction: float, epoch: int) -> float:
-        """One step of the optimizer on the rows x, shape (B, D); their bound before it."""
+        """One optimizer step on rows x, shape (B, D); return their bound before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * min(1.0, (self.steps + 1) / 200) * decay(fraction)
         loss = self.loss(x, kl_weight)
@@ -342,7 +339,7 @@ def decay(fraction: float) -> float:
 
 @torch.no_grad()
 def follow(average: VAE, vae: VAE, share: float) -> None:
-    """Move `average` so that it keeps `share` of itself."""
+    """Move `average` towards `vae`, keeping `share` of itself."""
     torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1.0 - share)
 
 
@@ -354,20 +351,18 @@ class Clock:
         self.start = time.monotonic()
 
     def seconds(self) -> float:
-        """Since the start."""
         return time.monotonic() - self.start
 
     def is_over(self) -> bool:
-        """The minutes are spent."""
         return self.options.minutes is not None and self.seconds() >= 60.0 * self.options.minutes
 
     def fraction(self, epochs: int) -> float:
-        """Of the budget that ends first, after so many epochs; 0 to 1."""
+        """Share spent, after this many epochs, of the budget that ends first; 0 to 1."""
         by_epochs = epochs / (self.options.epochs or 1)
         by_time = 0.0 if self.options.minutes is None else self.seconds() / (60.0 * self.options.minutes)
         return min(1.0, max(by_epochs, by_time))
 
     def seconds_left(self, epochs: int) -> float:
-        """An estimate, from the pace so far."""
+        """Estimated from the pace so far."""
         fraction = self.fraction(epochs)
         return math.inf if fraction == 0 else self.seconds() * (1.0 - fraction) / fraction

@@ -1,4 +1,4 @@
-"""What the training rows mean: the units of the input, and a network that suits them."""
+"""What training rows mean: the units of the input, and a network that suits them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from service.training.recipe import Recipe
 from service.vae.mixed import Categorical, Column, Count, Real
 from service.vae.network import Architecture, LikelihoodName
 
-MIN_STD = 0.05  # of a standardised column, given z
+MIN_STD = 0.05  # smallest standard deviation of a standardised column given z
 
 
 def input_of(rows: Rows, recipe: Recipe) -> tuple[InputSpec, LikelihoodName]:
-    """What the rows mean, and the likelihood that fits them unless the recipe names one.
+    """The input spec of the rows, and the recipe's likelihood or one that suits them.
 
-    Three-dimensional arrays are grey images, 0..255. Two values only make a Bernoulli model; other images are grey
-    levels, other tables continuous columns.
+    Three-dimensional arrays are grey images, 0..255. Data with only two values make a Bernoulli model; other images are
+    grey levels, other tables continuous columns.
     """
     array = rows.array
     is_image = array.ndim == 3
@@ -46,10 +46,10 @@ def input_of(rows: Rows, recipe: Recipe) -> tuple[InputSpec, LikelihoodName]:
             raise DataError("the columns have more than two values: a bernoulli model needs --threshold")
         transform = Binary(threshold=midpoint(ends, recipe.threshold), low=ends[0], high=ends[1])
     elif recipe.threshold is not None:
-        raise DataError("--threshold goes with the bernoulli likelihood")
+        raise DataError("--threshold works only with --likelihood bernoulli")
     elif likelihood == "discretized_logistic":
         if low < 0 or high > 255:
-            raise DataError(f"values range from {low:g} to {high:g}, 8-bit grey levels from 0 to 255")
+            raise DataError(f"values range from {low:g} to {high:g}, expected 8-bit grey levels from 0 to 255")
         transform = Grey()
     else:
         transform = standard(array.reshape(len(array), -1), rows.columns)
@@ -59,36 +59,36 @@ def input_of(rows: Rows, recipe: Recipe) -> tuple[InputSpec, LikelihoodName]:
 
 
 def midpoint(ends: tuple[float, float], threshold: float | None) -> float:
-    """The threshold given, or halfway between black and white."""
+    """The given threshold, or halfway between black and white."""
     return (ends[0] + ends[1]) / 2.0 if threshold is None else threshold
 
 
 def standard(rows: np.ndarray, columns: tuple[str, ...] | None) -> Standard:
-    """Means and standard deviations of the columns, shape (N, D), as float32 will see them."""
+    """Means and standard deviations of the columns of rows, shape (N, D), as float32 will see them."""
     values = rows.astype(np.float32).astype(np.float64)
     scale = values.std(axis=0)
     constant = np.flatnonzero(scale <= 1e-7 * np.maximum(1e-30, np.abs(values).max(axis=0)))
     if constant.size:
         name = constant[0] if columns is None else repr(columns[constant[0]])
-        raise DataError(f"column {name} is constant: it says nothing of a row; leave it out with --columns")
+        raise DataError(f"column {name} is constant and carries no information: leave it out with --columns")
     return Standard(center=tuple(values.mean(axis=0).tolist()), scale=tuple(scale.tolist()))
 
 
 def network_columns(column: NumberColumn | CategoryColumn) -> list[Column]:
-    """What the network sees of a table's column, with its likelihood."""
+    """The network's columns for a column of the table, with their likelihoods."""
     if isinstance(column, CategoryColumn):
         return [Categorical(len(column.values), column.unseen)]
-    # Which atom it is, or none: there is no other value.
+    # Which atom the cell is, or none of them.
     gate: list[Column] = [Categorical(len(column.atoms) + 1, 0.0)] if column.atoms else []
     if column.kind == "count":
         return [*gate, Count(column.scale.offset, column.center, column.spread, MIN_STD)]  # type: ignore[union-attr]
-    # Below half a step of the column a density times the step would be more than a mass can be.
+    # With a standard deviation below half the column's step, density times step could exceed 1, which no probability can.
     step = column.resolution / column.spread if isinstance(column.scale, Straight) else 0.0
     return [*gate, Real(max(MIN_STD, 0.5 * step))]
 
 
 def table_architecture(transform: Mixed, recipe: Recipe) -> Architecture:
-    """The network for a table of mixed columns: wide for its size, since that is what densities of tables gain most by."""
+    """The network for a table of mixed columns: wide for its size, which improves densities of tables most."""
     columns = tuple(one for column in transform.columns for one in network_columns(column))
     sized = replace(
         recipe,
@@ -112,9 +112,10 @@ def mixed_input(
     schema: Schema | None,
     on_schema: Callable[[Schema, Table], None],
 ) -> tuple[InputSpec, Architecture, Reading]:
-    """What mixed columns mean, of kinds given or inferred from the table and learnt from its `fitted` rows.
+    """The input spec of mixed columns, a network that suits it, and how the table's cells were read.
 
-    With the network that suits them, and how the cells of the table were read.
+    The kinds of columns are given by `schema` or inferred from the table; their parameters are learnt from its `fitted`
+    rows.
     """
     kinds = schema or infer(table)
     transform = Mixed(columns=learn(kinds, fitted))
@@ -126,10 +127,10 @@ def mixed_input(
 
 
 def is_constant(cells: np.ndarray) -> bool:
-    """Whether a column holds no two different values."""
+    """Whether a column has at most one distinct value, not counting missing cells."""
     return len({cell for cell in cells.tolist() if not is_missing(cell)}) <= 1
 
 
 def network_rows(spec: InputSpec, rows: np.ndarray) -> torch.Tensor:
-    """Rows in their own units to a tensor in the network's, shape (N, D)."""
+    """Rows in their own units as a tensor in the network's, shape (N, D)."""
     return torch.from_numpy(spec.encode(spec.rows(rows)))

@@ -1,8 +1,8 @@
-"""Training rows that do not fit into memory: Parquet files, read again in every pass, by each process its part.
+"""Training rows that do not fit into memory: Parquet files, read again in every pass, each process its part.
 
-Which rows are held back, and which are looked at first, is drawn for each piece of a file from the seed: whoever asks gets
-the same answer, and nothing is kept. A pass goes through the row groups in random order and mixes the rows of some pieces
-at a time, so that files whose rows are sorted should have small row groups.
+Which rows are held back or sampled is drawn from the seed for each piece of a file, so every reader gets the same
+answer and nothing is stored. A pass goes through the row groups in random order and mixes the rows of a few pieces at a
+time, so files with sorted rows should have small row groups.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from service.files.tables import chosen_columns, table_of
 from service.training.process_group import ProcessGroup
 
 SUFFIXES = frozenset({".parquet", ".pq"})
-PIECE_CELLS, MOST_PIECE, LEAST_PIECE = 2**20, 2**16, 2**8  # rows that are read at a time
-MIXED_CELLS = 2**23  # numbers of the rows that are mixed
-PIECES = 16  # at least, of the data: so that processes have equal parts
+PIECE_CELLS, MOST_PIECE, LEAST_PIECE = 2**20, 2**16, 2**8  # rows read at a time
+MIXED_CELLS = 2**23  # cells of the rows that are mixed at a time
+PIECES = 16  # minimum number of pieces, so that processes get equal parts
 MOST_VALIDATION, MOST_CALIBRATION, MOST_SAMPLE = 10_000, 50_000, 100_000
 TRAIN, VALIDATION, CALIBRATION = range(3)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of one row group."""
+    """A range of rows within one row group."""
 
     number: int
     file: InputFile
@@ -47,9 +47,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Source:
-    """Parquet files of the same columns, in pieces by row group, and what share of the rows is held back for what.
+    """Parquet files with the same columns, divided into pieces by row group.
 
-    `sample` is the share of the training rows by which columns are learnt.
+    `validation` and `calibration` are the shares of rows held back, `sample` is the share of training rows from which
+    columns are learnt.
     """
 
     groups: tuple[tuple[Piece, ...], ...]
@@ -65,13 +66,13 @@ class Source:
     def of(
         place: str, columns: Sequence[str] | None, seed: int, validation_share: float, calibration_share: float
     ) -> Source:
-        """Look at the footers of a file, a folder or a glob.
+        """Read the footers of the Parquet files in a file, folder or glob.
 
         Raises:
-            DataError: there are no files, one is damaged, or lacks a column.
+            DataError: there are no files, or one is damaged or lacks a column.
         """
         files = found(place, SUFFIXES)
-        groups: list[tuple[InputFile, int, int]] = []  # the file, its first row, and how many
+        groups: list[tuple[InputFile, int, int]] = []  # file, first row, number of rows
         names: list[str] | None = None
         for file in files:
             with readable(f"{file.path}: the file"), file.open() as opened, pq.ParquetFile(opened) as parquet:
@@ -98,21 +99,20 @@ class Source:
 
     @property
     def pieces(self) -> list[Piece]:
-        """All pieces, in their order."""
         return [piece for group in self.groups for piece in group]
 
     def draws(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
-        """What each row of a piece is for, and whether a training row is looked at first: shape (n,) both."""
+        """The role of each row of a piece, and whether a training row is in the sample: shape (n,) each."""
         uniform = np.random.default_rng([self.seed, piece.number]).random((2, piece.row_range.rows))
         role = np.where(uniform[0] < self.calibration, CALIBRATION, TRAIN)
         role[uniform[0] >= 1.0 - self.validation] = VALIDATION
         return role, uniform[1] < self.sample
 
     def read(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, pa.Table]]:
-        """Pieces with their rows; cheap where they come in their files' order.
+        """Pieces with their rows; cheap if pieces come in the files' order.
 
         Raises:
-            DataError: names the file that is damaged.
+            DataError: names the damaged file.
         """
         reader, path = None, None
         try:
@@ -132,7 +132,7 @@ class Source:
                 reader.close()
 
     def gathered(self, is_plain: bool = False) -> Gathered:
-        """Go through all rows once: those held back, and a sample of the others.
+        """Read all rows once, and gather those held back and a sample of the others.
 
         Args:
             is_plain: every cell must be a number.
@@ -158,7 +158,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Gathered:
-    """A sample of the training rows, of which there are `train_rows`, and all that are held back."""
+    """A sample of the `train_rows` training rows, and all rows held back."""
 
     sample: Table
     validation: Table
@@ -177,7 +177,7 @@ class ParquetFeed:
     some: Tensor = field(repr=False)
 
     def epoch(self, number: int, group: ProcessGroup) -> Iterator[Tensor]:
-        """This process's part of each batch: equal parts, of rows that are its own."""
+        """This process's part of each batch: equal parts, of rows that no other process reads."""
         order = np.random.default_rng([self.source.seed, number, 1]).permutation(len(self.source.groups))
         mine = [piece for group in order for piece in self.source.groups[group]][group.rank :: group.size]
         mixing = torch.Generator().manual_seed(
@@ -197,7 +197,7 @@ class ParquetFeed:
             rest = rows[len(rows) // size * size :]
 
     def windows(self, pieces: Sequence[Piece]) -> Iterator[Tensor]:
-        """Rows of some pieces at a time, again and again, since not every process has quite as many."""
+        """Rows of a few pieces at a time, repeated without end, since processes have unequal numbers of rows."""
         while True:
             window: list[Tensor] = []
             seen = 0
@@ -210,25 +210,23 @@ class ParquetFeed:
             if window:
                 yield torch.cat(window)
             if not seen:
-                raise DataError("a process has no rows to fit to: let fewer share them")
+                raise DataError("too few rows for so many processes: one has no rows to fit to")
 
     def encoded(self, piece: Piece, rows: pa.Table) -> Tensor:
-        """A piece's training rows."""
         role, _ = self.source.draws(piece)
         with placed(piece):
             array = self.spec.rows(self.spec.array(table_of(rows)))
         return torch.from_numpy(self.spec.encode(array[role == TRAIN]))
 
     def state(self) -> dict[str, Any]:
-        """A pass depends on its number alone."""
+        """Empty: a pass depends only on its number."""
         return {}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Nothing is to be set."""
+    def set_state(self, state: dict[str, Any]) -> None: ...
 
 
 def in_pieces(groups: Sequence[tuple[InputFile, int, int]], size: int) -> tuple[tuple[Piece, ...], ...]:
-    """Row groups, each a file, its first row and how many there are, in pieces of at most so many rows."""
+    """Divide row groups (file, first row, number of rows) into pieces of at most `size` rows."""
     found_pieces, number = [], 0
     for file, first, count in groups:
         ranges = [RowRange(first + start, min(size, count - start)) for start in range(0, count, size)]
@@ -239,7 +237,7 @@ def in_pieces(groups: Sequence[tuple[InputFile, int, int]], size: int) -> tuple[
 
 @contextmanager
 def placed(piece: Piece) -> Iterator[None]:
-    """Let what is wrong with a row name its file, and its number there."""
+    """Add the file and the row number within it to errors about a piece's rows."""
     try:
         yield
     except (DataError, InputError) as error:

@@ -1,7 +1,7 @@
 """Processes that fit one network together: each has its share of every batch, and all take the same steps.
 
-Gradients are averaged by torch's DistributedDataParallel (Li et al., 2020). What a step depends on beside them, such as the
-time that is left, is the first one's: were it each one's own, their weights would part.
+Gradients are averaged by torch's DistributedDataParallel (Li et al., 2020). Whatever else a step depends on, such as
+the time left, comes from the first process: otherwise the processes' weights would diverge.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """Who takes part: one of `size` processes, the number `rank`, on its device. Alone there is nothing to agree on."""
+    """Process `rank` of `size`, on its device. A single process has nothing to agree on."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
 
     def share(self, rows: Tensor) -> Tensor:
-        """This one's part of a batch, of equal parts: shape (B / size, D)."""
+        """This process's part of a batch, in equal parts: shape (B / size, D)."""
         part = len(rows) // self.size
         return rows[self.rank * part : (self.rank + 1) * part]
 
     def together(self, loss: nn.Module) -> nn.Module:
-        """A loss whose gradients are the mean of all."""
+        """A loss whose gradients are averaged over all processes."""
         if self.size == 1:
             return loss
         devices = None if self.device.type == "cpu" else [self.device]
         return DistributedDataParallel(loss, device_ids=devices)
 
     def mean(self, value: float) -> float:
-        """The mean of a number of each."""
+        """The mean of a number over all processes."""
         if self.size == 1:
             return value
         total = torch.tensor([value], dtype=torch.float64, device=self.device)
@@ -46,7 +46,7 @@ class ProcessGroup:
         return total.item() / self.size
 
     def first(self, numbers: Callable[[], Sequence[float]]) -> list[float]:
-        """Numbers as the first one has them."""
+        """The numbers that the first process has."""
         told = torch.tensor(numbers(), dtype=torch.float64, device=self.device)
         if self.size > 1:
             distributed.broadcast(told, 0)
@@ -54,7 +54,7 @@ class ProcessGroup:
         return found
 
     def each(self, value: T) -> list[T]:
-        """What each one has, by rank."""
+        """Every process's value, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size

@@ -23,13 +23,12 @@ TABLE_FIT = FitOptions(steps=10_000, importance_samples=5)  # how networks of mi
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a user may choose about a model; None means: from the data.
+    """What a user may choose about a model; None means chosen from the data.
 
     `hide` is the share of a table's training rows that have cells hidden, so that any may be missing later. The prior
-    `auto` fits a network with each, within the same minutes, and keeps the one with the better bound on the validation
-    rows. `ensemble` networks are fitted from different starts, and their densities averaged. With `folds` above 1 there are
-    so many networks, each fitted without one fold of the rows, on which it is calibrated. So many `processes` share each
-    batch.
+    `auto` fits a network with each prior, within the same minutes, and keeps the one with the better bound on the
+    validation rows. `ensemble` networks are fitted from different starts, and their densities averaged. With `folds`
+    above 1 there is one network per fold, fitted without that fold and calibrated on it. `processes` split each batch.
     """
 
     likelihood: LikelihoodName | None = None
@@ -52,10 +51,10 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Disjoint rows to train on, to stop early by, and to calibrate on.
+    """Disjoint rows for training, early stopping and calibration.
 
-    The pilot rows tell the estimator where to stop; without any, the validation rows do: they were not fitted to, and have
-    done their work.
+    The pilot rows tell the estimator when to stop. Without any, the validation rows do: they were not fitted to and are
+    no longer needed.
     """
 
     train: np.ndarray
@@ -74,9 +73,9 @@ class Split:
 
     @staticmethod
     def by_folds(rows: np.ndarray, recipe: Recipe) -> list[Split]:
-        """For each network its fold to calibrate on, and the other rows, shape (N, ...), to fit to, in random order.
+        """One split per fold: the fold is for calibration, the other rows, in random order, for fitting.
 
-        Folds are of one size; up to K - 1 rows that are left over calibrate nothing.
+        Rows have shape (N, ...). Folds have equal sizes; up to K - 1 leftover rows are not used for calibration.
         """
         generator, size = np.random.default_rng(recipe.fit.seed), len(rows) // recipe.folds
         order = generator.permutation(len(rows))
@@ -90,34 +89,34 @@ class Split:
 
     @staticmethod
     def all_of(rows: np.ndarray, recipe: Recipe) -> list[Split]:
-        """One for each network that is calibrated by itself."""
+        """One split for each network that is calibrated on its own."""
         return Split.by_folds(rows, recipe) if recipe.folds > 1 else [Split.shuffled(rows, recipe)]
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Split:
-        """What a function makes of each part."""
+        """Apply a function to each part."""
         pilot = None if self.pilot is None else function(self.pilot)
         return Split(function(self.train), function(self.validation), function(self.calibration), pilot)
 
 
 def fitted_rows(splits: Sequence[Split]) -> np.ndarray:
-    """The rows that the units of the input are learnt from: by folds all, for there is one input for all networks."""
+    """The rows from which the input's units are learnt: with folds all rows, since all networks share one input."""
     first, *others = splits
     return np.concatenate([first.train, first.validation, first.calibration]) if others else first.train
 
 
 def check_sizes(splits: Sequence[Split], recipe: Recipe) -> None:
-    """Refuse too few rows before any time is spent."""
+    """Raise if there are too few rows, before any time is spent."""
     split = splits[0]
     if len(split.train) < MIN_TRAINING_ROWS or not len(split.validation) or not len(split.calibration):
         raise DataError(
-            f"{len(split.train)} rows are left to train on, {len(split.validation)} to stop early by and "
-            f"{len(split.calibration)} to calibrate on, expected at least {MIN_TRAINING_ROWS}, 1 and 1"
+            f"{len(split.train)} rows are left for training, {len(split.validation)} for early stopping and "
+            f"{len(split.calibration)} for calibration, expected at least {MIN_TRAINING_ROWS}, 1 and 1"
         )
     check_calibration_size(sum(len(one.calibration) for one in splits), recipe)
 
 
 def check_calibration_size(rows: int, recipe: Recipe) -> None:
-    """Refuse too few calibration rows before the time of a fit is spent."""
+    """Raise if there are too few calibration rows, before time is spent on a fit."""
     try:
         Band.fit(np.zeros(rows), recipe.percentiles)
     except CalibrationError as error:

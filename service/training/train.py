@@ -1,4 +1,4 @@
-"""From rows to a model that can be published: split, choose the input's units, fit, calibrate.
+"""From rows to a model to publish: split, choose the input's units, fit, calibrate.
 
 Never imported by the running service.
 """
@@ -47,12 +47,12 @@ MIXTURE_COMPONENTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What a caller sees of a training while it lasts.
+    """Callbacks and checkpoints of a training run.
 
     Attributes:
-        on_epoch: told after every epoch how the fit goes.
-        on_schema: told what each column is taken for, once that can be learnt from, with the rows that say so.
-        checkpoints: where the fits are kept, so that an interrupted training can be resumed; None: nowhere.
+        on_epoch: called after every epoch with the fit's progress.
+        on_schema: called once with the kinds of columns and the rows that they come from, before the fit.
+        checkpoints: where fits are saved, so that an interrupted run can be resumed; None: nowhere.
     """
 
     on_epoch: Callable[[Progress], None] = lambda progress: None
@@ -65,13 +65,13 @@ NO_HOOKS = Hooks()
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A model that is fitted and calibrated, to be published, and how the fit of its first network went."""
+    """A fitted and calibrated model to publish, and how the fit of its first network went."""
 
     draft: Draft
     report: FitReport
 
     def read_as(self, reading: Reading) -> Trained:
-        """The same, where the card says how the cells of the training file were read."""
+        """A copy whose card says how the cells of the training file were read."""
         return replace(self, draft=replace(self.draft, reading=reading))
 
 
@@ -85,7 +85,7 @@ def train(data: Rows, recipe: Recipe, hooks: Hooks = NO_HOOKS) -> Trained:
 
 
 def train_table(table: Table, recipe: Recipe, schema: Schema | None = None, hooks: Hooks = NO_HOOKS) -> Trained:
-    """The same for a table of mixed columns, whose cells may be missing; its schema is inferred where none is given.
+    """Train on a table of mixed columns, which may have missing cells; by default the schema is inferred.
 
     Raises:
         DataError, TrainingError, CalibrationError.
@@ -101,9 +101,9 @@ def train_table(table: Table, recipe: Recipe, schema: Schema | None = None, hook
 
 
 def train_stream(source: Source, recipe: Recipe, schema: Schema | None = None, hooks: Hooks = NO_HOOKS) -> Trained:
-    """The same for files whose rows do not fit into memory; columns are learnt from a sample of them.
+    """Train on files whose rows do not fit into memory; columns are learnt from a sample of them.
 
-    A table of mixed columns or, where the recipe names a likelihood, of plain ones.
+    The data are a table of mixed columns or, if the recipe names a likelihood, of plain numbers.
 
     Raises:
         DataError, TrainingError, CalibrationError.
@@ -111,7 +111,9 @@ def train_stream(source: Source, recipe: Recipe, schema: Schema | None = None, h
     from service.training.parquet_source import ParquetFeed
 
     if len(source.pieces) < recipe.processes:
-        raise DataError(f"{len(source.pieces)} row groups are too few for {recipe.processes} processes")
+        raise DataError(
+            f"too few rows for so many processes: {len(source.pieces)} pieces, {recipe.processes} processes"
+        )
     found = source.gathered(is_plain=recipe.likelihood is not None)
     reading = USUAL
     if recipe.likelihood is None:
@@ -134,7 +136,7 @@ def train_on_splits(
     data_digest: str,
     hooks: Hooks = NO_HOOKS,
 ) -> Trained:
-    """Fit and calibrate on rows that are split already."""
+    """Fit and calibrate on rows that are already split."""
     check_sizes(splits, recipe)
     spec, likelihood = input_of(Rows(fitted_rows(splits), columns), recipe)
     architecture = architecture_of(spec.features, likelihood, recipe)
@@ -150,7 +152,7 @@ def fit_and_calibrate(
     hooks: Hooks,
     feed: Feed | None = None,
 ) -> Trained:
-    """Fit networks to rows of known units, or to a feed of more such rows, and calibrate them."""
+    """Fit networks to rows of a known input spec, or to a feed of more such rows, and calibrate them."""
     checkpoints = hooks.checkpoints
     if checkpoints is not None:
         key = hashlib.sha256(f"{data_digest}\n{recipe}\n{architecture}\n{spec.model_dump_json()}".encode()).hexdigest()
@@ -188,9 +190,9 @@ def fitted(
     checkpoints: Checkpoints | None = None,
     feed: Feed | None = None,
 ) -> tuple[list[VAE], FitReport, dict[str, float]]:
-    """Networks with the better prior, how the first one's fit went, and its validation bound with each prior tried.
+    """Networks with the better prior, the first one's fit report, and its validation bound with each prior tried.
 
-    Each is fitted to a split of its own, or all to the only one, or to a feed of rows beyond memory.
+    Each network is fitted to its own split, or all to the only one, or to a feed of rows that do not fit into memory.
     """
     members = splits if len(splits) > 1 else [*splits] * recipe.ensemble
     augment = augmentation_of(spec, splits[0].train, recipe)
@@ -224,13 +226,13 @@ def fitted(
 
 
 def tell_part(on_epoch: Callable[[Progress], None], part: int, parts: int, progress: Progress) -> None:
-    """Tell of an epoch of one of several fits that follow each other."""
+    """Report an epoch of one of several consecutive fits as progress of them all."""
     left_s = progress.seconds_left + (parts - part - 1) * (progress.seconds_left / max(1e-9, 1.0 - progress.fraction))
     on_epoch(replace(progress, fraction=(part + progress.fraction) / parts, seconds_left=left_s))
 
 
 def augmentation_of(spec: InputSpec, rows: np.ndarray, recipe: Recipe) -> Augmentation | None:
-    """Random distortions, where the recipe asks for them."""
+    """Random image distortions, if the recipe asks for them."""
     if not recipe.augment:
         return None
     if spec.kind != "image":
@@ -238,7 +240,7 @@ def augmentation_of(spec: InputSpec, rows: np.ndarray, recipe: Recipe) -> Augmen
     height, width = spec.shape
     if spec.transform.kind != "binary":
         return random_affine(height, width, "keep", recipe.augment)
-    # Images that came in black and white may have noisy edges; grey ones get theirs from the threshold.
+    # Images that were black and white to begin with may have noisy edges; grey ones get theirs from the threshold.
     came_binary = bool(((rows == rows.min()) | (rows == rows.max())).all())
     return random_affine(height, width, "draw" if came_binary else "threshold", recipe.augment)
 
@@ -246,7 +248,7 @@ def augmentation_of(spec: InputSpec, rows: np.ndarray, recipe: Recipe) -> Augmen
 def training_record(
     split: Split, options: FitOptions, report: FitReport, data_digest: str, feed: Feed | None = None
 ) -> dict[str, Any]:
-    """What the card says of the training."""
+    """What the card records about the training."""
     rows = len(split.train) if feed is None else feed.rows
     return {
         "data": {"digest": data_digest, "rows": rows, "validation_rows": len(split.validation)},
@@ -279,9 +281,10 @@ def recalibrate_on(
     percentiles: tuple[float, float] | None = None,
     known: np.ndarray | None = None,
 ) -> Draft:
-    """The same on pilot rows and rows to calibrate on that are apart already.
+    """Recalibrate on pilot rows and calibration rows that are already split.
 
-    `known` are rows that the network was fitted to, to look for neighbours among; by default those that are known.
+    `known` are rows that the network was fitted to, among which neighbours are searched; default: those of the old
+    calibration.
     """
     old, statistics = published.model, published.calibration.statistics
     if known is None and statistics is not None:

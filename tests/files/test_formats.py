@@ -167,7 +167,7 @@ def test_arrays_of_other_rows_are_refused(tmp_path):
         FORMATS[".npy"].scan(InputFile(str(tmp_path / "d.npy"), "d.npy"), ReadRequest(NAMELESS, None, 5))
     for name, array, message in (
         ("f.npz", np.asfortranarray(np.zeros((1, 2))), None),
-        ("g.npz", np.asfortranarray(np.zeros((3, 2))), "array X lies column by column"),
+        ("g.npz", np.asfortranarray(np.zeros((3, 2))), "array X is in Fortran order"),
         ("h.npz", np.zeros(3, dtype=[("a", "f4"), ("b", "i8")]), "array X holds structured values"),
         ("i.npz", np.zeros((3, 2), dtype=np.longdouble), "expected numbers of at most 64 bits"),
     ):
@@ -186,7 +186,7 @@ def test_arrays_of_other_rows_are_refused(tmp_path):
     ("name", "line", "message"),
     [
         ("a.csv", b"3,4,5\n", "^row 1 has 3 cells, the header has 2$"),
-        ("a.csv", b'3,"4"5\n', "^row 1 is no record of CSV: a quote is out of place$"),
+        ("a.csv", b'3,"4"5\n', "^row 1 is not a CSV record: misplaced quote$"),
         ("a.csv", b"3,\xff\n", "^row 1 is not UTF-8 text$"),
         ("a.jsonl", b"{\n", "^row 1 is not JSON$"),
         ("a.jsonl", b"7\n", "^row 1 a number, expected a list, or an object by column name$"),

@@ -41,7 +41,7 @@ def test_what_is_no_image_is_refused(content):
 
 
 def test_a_bomb_is_refused_by_its_header():
-    with pytest.raises(TooLargeError, match="absurd size"):
+    with pytest.raises(TooLargeError, match="exceed the limit"):
         read_image(png_bomb(30_000, 30_000))
     with pytest.raises(TooLargeError, match="8000 x 8000 pixels"):
         read_image(png_bomb(8_000, 8_000))

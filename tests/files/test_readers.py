@@ -80,7 +80,7 @@ def bad_files(tmp_path):
     (broken / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     return [
         (tmp_path / "absent.csv", None, None, "no such file"),
-        (write("t.txt", "hello"), None, None, "unknown kind of file"),
+        (write("t.txt", "hello"), None, None, "unsupported format"),
         (write("pickled.npy", npy.getvalue()), None, None, "allow_pickle"),
         (write("short.npy", npy.getvalue()[:20]), None, None, "cannot be read"),
         (write("two.npz", npz.getvalue()), None, None, "--key: first, second"),
@@ -90,7 +90,7 @@ def bad_files(tmp_path):
         (write("nan.npy", nan.getvalue()), None, None, "row 1, column 1: missing, infinite"),
         (write("big.npy", huge.getvalue()), None, None, "row 0, column 1: .*too large for float32"),
         (write("a.csv", ""), None, None, "is empty"),
-        (write("h.csv", "a,b\n"), None, None, "not empty"),
+        (write("h.csv", "a,b\n"), None, None, "a header but no rows"),
         (write("n.csv", "1,2\n3,4\n"), None, None, "line 1 holds numbers"),
         (write("r.csv", "a,b\n1,2\n3\n"), None, None, "line 3 has 1 cells, the header has 2"),
         (write("s.csv", "a,b\n1,x\n"), None, None, "row 0, column 'b': text, expected a number"),
@@ -112,7 +112,7 @@ def bad_files(tmp_path):
         (empty, None, None, "holds no images"),
         (mixed, None, None, "2.png: is 4 x 5, the first image .1.png. is 4 x 4"),
         (broken, None, None, "1.png: cannot be read"),
-        (write("k.csv", "a,b\n1,2\n"), "x", None, "--key picks an array"),
+        (write("k.csv", "a,b\n1,2\n"), "x", None, "--key works only with .npz files"),
     ]
 
 

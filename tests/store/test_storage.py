@@ -92,7 +92,7 @@ def test_a_version_without_its_manifest_is_none_and_its_number_stays_taken(remot
 
 
 def test_of_two_who_publish_the_same_version_one_is_refused(remote):
-    with pytest.raises(ModelConflictError, match="published it meanwhile"):
+    with pytest.raises(ModelConflictError, match="it was published meanwhile"):
         remote.storage.publish("digits", {}, b"{}", "1")
 
 

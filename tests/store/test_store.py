@@ -162,7 +162,7 @@ def test_aliases_move_in_one_step_and_only_from_where_they_are_expected(store, d
 
 def test_a_damaged_aliases_file_is_refused_by_name(store):
     (store.root / "aliases.json").write_text('{"default": ')
-    with pytest.raises(DamagedModelError, match=r"aliases.json: is damaged"):
+    with pytest.raises(DamagedModelError, match=r"aliases.json is damaged"):
         store.resolve("digits")
 
 
@@ -171,7 +171,7 @@ def test_a_folder_that_is_not_there_is_not_taken_for_an_empty_one(tmp_path):
         Store(tmp_path / "nowhere").names()
     store = Store(tmp_path)
     assert store.names() == []
-    with pytest.raises(ModelNotFoundError, match="the store holds no model"):
+    with pytest.raises(ModelNotFoundError, match="the store is empty"):
         store.resolve()
 
 

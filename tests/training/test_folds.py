@@ -146,7 +146,7 @@ def test_a_version_by_folds_carries_what_it_needs(store, scorer, rows, tmp_path)
     again.warm_up()
     broken = replace(scorer.calibration, folds=scorer.calibration.folds % 3)
     reference = Store(tmp_path).publish("broken", Draft(scorer.model, broken, {}, {}))
-    with pytest.raises(DamagedModelError, match="folds are not those of 4 networks"):
+    with pytest.raises(DamagedModelError, match="folds do not match the card's 4 networks"):
         Store(tmp_path).load(reference)
 
 

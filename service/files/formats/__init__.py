@@ -1,1 +1,1 @@
-"""One module for each format of files."""
+"""File formats, one module each."""

@@ -1,8 +1,8 @@
-"""What every format of files offers.
+"""What every file format provides.
 
-A format cuts a file into ranges of rows without holding it (`scan`), reads a range as it stands (`reader`: Arrow tables of
-raw rows), makes of raw rows the table that is scored (`cells`), and writes some of them as they were (`write`): lines of
-text keep every character, arrays every bit, tables their schema.
+A format divides a file into row ranges without loading it (`scan`), reads a range unchanged (`reader`: Arrow tables of
+raw rows), turns raw rows into the table to score (`cells`), and writes raw rows back unchanged (`write`): lines of text
+keep every character, arrays every bit, tables their schema.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from service.errors import DataError, InputError
 from service.files.locations import InputFile
 from service.system.frozen import Frozen
 
-RECORD = "record"  # the column of raw rows that are text
+RECORD = "record"  # the column of raw rows that are text records
 VECTOR = "row"  # the column of rows that are arrays
 
 
 class RowRange(NamedTuple):
-    """A range of a file's rows and, in a file of lines, the bytes that hold them."""
+    """A range of a file's rows and, in a text file, the bytes that hold them."""
 
     first: int
     rows: int
@@ -34,79 +34,78 @@ class RowRange(NamedTuple):
     size: int = 0
 
     def __str__(self) -> str:
-        """As unfinished runs know it: shards are named by a hash of this."""
+        """The text that goes into a shard's key; unchanged, so that unfinished runs can resume."""
         return f"Cut(first={self.first}, rows={self.rows}, offset={self.offset}, size={self.size})"
 
 
 class Scan(Frozen):
-    """What is known of a file before a row is scored; `header` is what its format needs to read and write its rows."""
+    """What is known about a file before scoring; `header` is what its format needs to read and write rows."""
 
     rows: int
     digest: str
     header: str = ""
-    ranges: tuple[RowRange, ...] = Field(alias="cuts")  # the name that unfinished runs have
+    ranges: tuple[RowRange, ...] = Field(alias="cuts")  # the field's name in run.json of unfinished runs
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """What is to be read: the input of a model, an array of npz files, and at most how many rows at a time."""
+    """What to read: a model's input, the array of an .npz file, and the maximum number of rows per range."""
 
     spec: InputSpec
     key: str | None
     rows: int
 
     def check_columns(self, names: list[str]) -> None:
-        """Refuse a file that lacks a column.
+        """Raise if the file lacks a column of the model.
 
         Raises:
-            DataError: names the first.
+            DataError: names the first missing column.
         """
         absent = [name for name in self.spec.columns or () if name not in names]
         if absent:
             raise DataError(f"has no column {absent[0]!r}")
 
     def ranges(self, rows: int) -> tuple[RowRange, ...]:
-        """Ranges of so many rows at most; one of none for a file without."""
+        """Ranges of at most `self.rows` rows each; one empty range if there are no rows."""
         return tuple(RowRange(first, min(self.rows, rows - first)) for first in range(0, rows, self.rows)) or (
             RowRange(0, 0),
         )
 
 
 class Reader(Protocol):
-    """An open file."""
+    """An open file of rows."""
 
     def rows(self, row_range: RowRange) -> pa.Table:
-        """Raw rows. Cheap where ranges come in their order."""
+        """The raw rows of a range; cheap if ranges come in order."""
 
-    def close(self) -> None:
-        """Let go of the file."""
+    def close(self) -> None: ...
 
 
 class Format(Protocol):
-    """A format of files."""
+    """A file format for rows."""
 
     def scan(self, file: InputFile, request: ReadRequest) -> Scan:
-        """RowRange the file, and check what can be checked before its rows are read.
+        """Divide the file into row ranges, and check what can be checked before reading rows.
 
         Raises:
-            DataError: it is damaged, or has not what the model reads.
+            DataError: it is damaged, or lacks what the model reads.
         """
 
     def reader(self, file: InputFile, header: str) -> Reader:
-        """Open the file."""
+        """Open the file to read row ranges."""
 
     def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
-        """The table that is scored.
+        """The table to score.
 
         Raises:
             RowError: a row is damaged.
         """
 
     def write(self, raw: pa.Table, header: str) -> bytes:
-        """A file of these rows."""
+        """Content of a file with these rows."""
 
     def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
-        """A file of these rows with further columns.
+        """Content of a file with these rows and further columns.
 
         Raises:
             DataError: the format has no columns.
@@ -115,9 +114,9 @@ class Format(Protocol):
 
 @contextmanager
 def readable(what: str) -> Iterator[None]:
-    """Turn what libraries raise over a damaged file into one clear line.
+    """Turn a library's error about a damaged file into a one-line DataError.
 
-    OSError of the system's own, such as a disk that does not answer, stays what it is.
+    An OSError from the system, such as a disk that does not respond, passes unchanged.
     """
     try:
         yield
@@ -127,12 +126,12 @@ def readable(what: str) -> Iterator[None]:
         if error.errno is not None:
             raise
         raise damaged(what, error) from error
-    except Exception as error:  # a damaged file raises whatever its library comes upon
+    except Exception as error:  # a damaged file can make its library raise anything
         raise damaged(what, error) from error
 
 
 def damaged(what: str, error: Exception) -> DataError:
-    """What cannot be read, and why, in one line."""
+    """A one-line DataError: what cannot be read, and why."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return DataError(f"{what} cannot be read: {reason}")
 

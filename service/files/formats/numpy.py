@@ -1,4 +1,4 @@
-"""npy and npz: a row is a part of an array, which is kept to the bit."""
+"""npy and npz: a row is a slice of an array, kept bit for bit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from service.files.locations import CHUNK, InputFile
 from service.files.readers import chosen_array
 from service.system.frozen import Frozen
 
-MOST_HEADER = 10_000  # bytes, which hold a type and a shape
+MOST_HEADER = 10_000  # bytes, for a dtype and a shape
 
 
 class ArrayHead(Frozen):
-    """An array's name, type and the shape of one of its rows; whether it lies column by column."""
+    """An array's name, dtype and the shape of one row; `by_column` means Fortran order."""
 
     name: str
     dtype: str
@@ -33,7 +33,6 @@ class ArrayHead(Frozen):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
         return int(np.dtype(self.dtype).itemsize * math.prod(self.shape))
 
     def array(self, column: pa.ChunkedArray) -> np.ndarray:
@@ -43,7 +42,7 @@ class ArrayHead(Frozen):
 
 
 class Heads(Frozen):
-    """The arrays that have a row for each row of the one that is scored, the first."""
+    """The array to score, first, and all arrays with the same number of rows."""
 
     rows: int
     arrays: tuple[ArrayHead, ...]
@@ -51,22 +50,19 @@ class Heads(Frozen):
 
 
 class Arrays:
-    """What both formats share: the array that is scored, and that none has columns of other types."""
+    """Shared by both formats: the cells to score, and no columns for verdicts."""
 
     def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
-        """A column of lists."""
         return vectors(raw, Heads.model_validate_json(header))
 
     def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
-        """An array has no columns of other types."""
-        raise DataError("arrays have no columns for verdicts: scores/ has them, in the rows' order")
+        raise DataError("arrays have no columns for verdicts: see scores/")
 
 
 class Npy(Arrays):
-    """One array."""
+    """An .npy file: one array."""
 
     def scan(self, file: InputFile, request: ReadRequest) -> Scan:
-        """By its header."""
         with readable("the file"), file.open() as source:
             rows, head = head_of(source, VECTOR)
             size = source.seek(0, io.SEEK_END) - head.offset
@@ -77,11 +73,9 @@ class Npy(Arrays):
         return Scan(rows=rows, digest=file.digest(), header=heads.model_dump_json(), ranges=request.ranges(rows))
 
     def reader(self, file: InputFile, header: str) -> Reader:
-        """Reads any part."""
         return NpyReader(file, Heads.model_validate_json(header))
 
     def write(self, raw: pa.Table, header: str) -> bytes:
-        """An array of the same type."""
         (head,) = Heads.model_validate_json(header).arrays
         sink = io.BytesIO()
         np.save(sink, head.array(raw.column(VECTOR)), allow_pickle=False)
@@ -89,10 +83,9 @@ class Npy(Arrays):
 
 
 class Npz(Arrays):
-    """Several arrays: that which is scored, and those of as many rows, such as labels, which go with it."""
+    """An .npz file: the array to score, and arrays with as many rows, such as labels, which are copied with it."""
 
     def scan(self, file: InputFile, request: ReadRequest) -> Scan:
-        """By the arrays' headers."""
         with readable("the file"), file.open() as source, zipfile.ZipFile(source) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             key = chosen_array(names, request.key)
@@ -108,16 +101,15 @@ class Npz(Arrays):
         check_shape(heads[0], request.spec)
         for head in heads:
             if head.by_column:
-                raise DataError(f"array {head.name} lies column by column: save it with np.ascontiguousarray")
+                raise DataError(f"array {head.name} is in Fortran order: save it with np.ascontiguousarray")
         header = Heads(rows=rows, arrays=heads, is_compressed=is_compressed)
         return Scan(rows=rows, digest=file.digest(), header=header.model_dump_json(), ranges=request.ranges(rows))
 
     def reader(self, file: InputFile, header: str) -> Reader:
-        """Unpacks forward."""
         return NpzReader(file, Heads.model_validate_json(header))
 
     def write(self, raw: pa.Table, header: str) -> bytes:
-        """The same arrays, packed as they were."""
+        """The same arrays, compressed if they were."""
         heads = Heads.model_validate_json(header)
         arrays: dict[str, Any] = {head.name: head.array(raw.column(head.name)) for head in heads.arrays}
         sink = io.BytesIO()
@@ -127,7 +119,7 @@ class Npz(Arrays):
 
 @dataclass
 class NpyReader:
-    """Parts of an array in a file."""
+    """Reads row ranges of an array in a file."""
 
     file: InputFile
     heads: Heads
@@ -136,13 +128,12 @@ class NpyReader:
         self.source = self.file.open()
 
     def rows(self, row_range: RowRange) -> pa.Table:
-        """A range of rows."""
         (head,) = self.heads.arrays
-        with readable(f"from row {row_range.first} on, it"):
+        with readable(f"rows from {row_range.first} on"):
             return pa.table({head.name: as_bytes(self.content(head, row_range), head, row_range.rows)})
 
     def content(self, head: ArrayHead, row_range: RowRange) -> bytes:
-        """The bytes of a range of rows, row by row."""
+        """The bytes of a row range, row by row."""
         if not head.by_column:
             return exactly(self.source, head.offset + row_range.first * head.row_bytes, row_range.rows * head.row_bytes)
         dtype, length = np.dtype(head.dtype), math.prod(head.shape)
@@ -154,17 +145,16 @@ class NpyReader:
             )
             for column in range(length)
         ]
-        # The first index runs fastest.
+        # In Fortran order the first index varies fastest.
         array = np.frombuffer(b"".join(parts), dtype).reshape(*reversed(head.shape), row_range.rows)
         return array.transpose().tobytes()
 
     def close(self) -> None:
-        """Let go of the file."""
         self.source.close()
 
 
 class NpzReader:
-    """Rows of arrays in an archive; what lies between two ranges is unpacked and dropped, backwards it starts anew."""
+    """Reads row ranges of arrays in an archive: rows between ranges are skipped; going back restarts at row 0."""
 
     def __init__(self, file: InputFile, heads: Heads) -> None:
         self.source, self.heads = file.open(), heads
@@ -174,8 +164,7 @@ class NpzReader:
         self.at = math.inf
 
     def rows(self, row_range: RowRange) -> pa.Table:
-        """A range of rows."""
-        with readable(f"from row {row_range.first} on, it"):
+        with readable(f"rows from {row_range.first} on"):
             if self.at > row_range.first:
                 self.start()
             columns = {}
@@ -197,22 +186,21 @@ class NpzReader:
         self.at = 0
 
     def close(self) -> None:
-        """Let go of the file."""
         self.archive.close()
         self.source.close()
 
 
 def head_of(source: IO[bytes], name: str) -> tuple[int, ArrayHead]:
-    """How many rows an array has, and what they are; what follows are its bytes.
+    """Read an array's header: its number of rows, and what they are. Its bytes follow in `source`.
 
     Raises:
-        DataError: it is no array of rows of plain values.
+        DataError: it is not an array with rows of plain values.
     """
     version = np.lib.format.read_magic(source)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, by_column, dtype = read(source, max_header_size=MOST_HEADER)
     if dtype.hasobject:
-        raise DataError(f"array {name} holds pickled objects, which are never read")
+        raise DataError(f"array {name} holds pickled objects, which are never loaded")
     if dtype.kind == "V":
         raise DataError(f"array {name} holds structured values, expected plain ones")
     if not shape or dtype.itemsize * math.prod(shape[1:]) == 0:
@@ -224,10 +212,10 @@ def head_of(source: IO[bytes], name: str) -> tuple[int, ArrayHead]:
 
 
 def check_shape(head: ArrayHead, spec: InputSpec) -> None:
-    """Refuse arrays of other rows than the model reads.
+    """Raise unless the array's rows are what the model reads.
 
     Raises:
-        DataError: it is of another shape or type.
+        DataError: they have another shape or type.
     """
     if np.dtype(head.dtype).kind not in "uifb" or np.dtype(head.dtype).itemsize > np.dtype(float).itemsize:
         raise DataError(f"holds {np.dtype(head.dtype)} values, expected numbers of at most 64 bits")
@@ -236,7 +224,7 @@ def check_shape(head: ArrayHead, spec: InputSpec) -> None:
 
 
 def vectors(raw: pa.Table, heads: Heads) -> pa.Table:
-    """The array that is scored as a column of lists."""
+    """The array to score, as a column of lists."""
     head = heads.arrays[0]
     array = head.array(raw.column(head.name))
     native = array.astype(np.uint8) if array.dtype.kind == "b" else array.astype(array.dtype.newbyteorder("="))
@@ -245,21 +233,20 @@ def vectors(raw: pa.Table, heads: Heads) -> pa.Table:
 
 
 def as_bytes(content: bytes, head: ArrayHead, rows: int) -> pa.Array:
-    """Rows as pieces of bytes of one length."""
+    """Rows as an Arrow column of fixed-size bytes."""
     return pa.Array.from_buffers(pa.binary(head.row_bytes), rows, [None, pa.py_buffer(content)])
 
 
 def exactly(source: IO[bytes], offset: int, size: int) -> bytes:
-    """So many bytes of a file."""
     source.seek(offset)
     return read_exactly(source, size)
 
 
 def read_exactly(source: IO[bytes], size: int) -> bytes:
-    """The next bytes.
+    """The next `size` bytes.
 
     Raises:
-        DataError: the file ends before.
+        DataError: the file ends too early.
     """
     content = source.read(size)
     if len(content) != size:

@@ -1,4 +1,4 @@
-"""Parquet."""
+"""The Parquet format."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from service.errors import DataError
 from service.files.formats.base import Reader, ReadRequest, RowRange, Scan, is_list, readable
 from service.files.locations import InputFile
 
-BUFFER = 2**20  # bytes of a column that are read at a time, instead of all of a row group's
-STEP_CELLS = 2**18  # decoded at a time
+BUFFER = 2**20  # bytes of a column read at a time, instead of a whole row group's
+STEP_CELLS = 2**18  # cells decoded at a time
 
 
 class Parquet:
     """Parquet: raw rows are the file's own table."""
 
     def scan(self, file: InputFile, request: ReadRequest) -> Scan:
-        """By the footer."""
         with readable("the file"), file.open() as source, pq.ParquetFile(source) as parquet:
             schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
         if not any(is_list(field.type) for field in schema):
@@ -31,30 +30,30 @@ class Parquet:
         return Scan(rows=rows, digest=file.digest(), ranges=request.ranges(rows))
 
     def reader(self, file: InputFile, header: str) -> Reader:
-        """Decodes forward, in pieces smaller than a row group."""
         return ParquetReader(file)
 
     def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
-        """The table itself."""
         return raw
 
     def write(self, raw: pa.Table, header: str) -> bytes:
-        """With the schema of the file that the rows came from."""
+        """A file with the schema of the one that the rows came from."""
         sink = io.BytesIO()
         pq.write_table(raw, sink, write_page_checksum=True)
         return sink.getvalue()
 
     def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
-        """Further columns behind the others."""
         for name in scores.column_names:
             if name in raw.column_names:
-                raise DataError(f"has a column {name!r} already")
+                raise DataError(f"already has a column {name!r}")
             raw = raw.append_column(name, scores.column(name))
         return self.write(raw, header)
 
 
 class ParquetReader:
-    """Rows of a Parquet file; what lies between two ranges is decoded and dropped, backwards it starts anew."""
+    """Reads row ranges of a Parquet file, decoding pieces smaller than a row group.
+
+    Rows between ranges are decoded and dropped; going back restarts at the range's row group.
+    """
 
     def __init__(self, file: InputFile) -> None:
         self.source = file.open()
@@ -68,8 +67,7 @@ class ParquetReader:
         self.at, self.rest = -1, self.parquet.schema_arrow.empty_table()
 
     def rows(self, row_range: RowRange) -> pa.Table:
-        """A range of rows."""
-        with readable(f"from row {row_range.first} on, it"):
+        with readable(f"rows from {row_range.first} on"):
             if not 0 <= self.at <= row_range.first or self.group(self.at) < self.group(row_range.first):
                 self.start(self.group(row_range.first))
             self.skip(row_range.first - self.at)
@@ -80,18 +78,17 @@ class ParquetReader:
         return int(np.searchsorted(self.starts, row, "right")) - 1
 
     def start(self, group: int) -> None:
-        """Decode from a row group on."""
+        """Restart decoding at a row group."""
         self.pieces = self.decoded(group)
         self.at, self.rest = int(self.starts[group]), self.parquet.schema_arrow.empty_table()
 
     def decoded(self, group: int) -> Iterator[Any]:
-        """Pieces of the rows from a row group on; where they end depends on nothing else, so that results do not."""
+        """Pieces of the rows from a row group on. Their boundaries depend on nothing else, so results do not either."""
         step = max(1, STEP_CELLS // max(1, len(self.parquet.schema_arrow)))
         for number in range(group, len(self.starts) - 1):
             yield from self.parquet.iter_batches(batch_size=step, row_groups=[number], use_threads=False)
 
     def skip(self, rows: int) -> None:
-        """Drop the next rows."""
         self.at += rows
         while rows > len(self.rest):
             rows -= len(self.rest)
@@ -99,11 +96,9 @@ class ParquetReader:
         self.rest = self.rest.slice(rows)
 
     def next_piece(self) -> pa.Table:
-        """The next rows that are decoded together."""
         return pa.Table.from_batches([next(self.pieces)]).cast(self.parquet.schema_arrow)
 
     def take(self, rows: int) -> pa.Table:
-        """The next rows."""
         taken, missing = [self.rest], rows - len(self.rest)
         while missing > 0:
             taken.append(self.next_piece())
@@ -113,6 +108,5 @@ class ParquetReader:
         return together.slice(0, rows)
 
     def close(self) -> None:
-        """Let go of the file."""
         self.parquet.close()
         self.source.close()

@@ -1,4 +1,4 @@
-"""The formats that files of rows have, by their endings."""
+"""File formats of rows, by file extension."""
 
 from __future__ import annotations
 

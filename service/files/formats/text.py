@@ -1,4 +1,4 @@
-"""CSV and JSON lines: a row is a record of text, which is kept as it stands."""
+"""CSV and JSON Lines: a row is a record of text, kept unchanged."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ BOM = b"\xef\xbb\xbf"
 
 
 class Csv:
-    """CSV with a header; commas, semicolons or tabs. `header` is its first record."""
+    """CSV with a header, separated by commas, semicolons or tabs. `header` is its first record."""
 
     def scan(self, file: InputFile, request: ReadRequest) -> Scan:
-        """Go through the text once, for its records and its digest."""
+        """Read the text once, to find its records and hash it."""
         with file.open() as source:
             text = source.read(MOST_HEADER).removeprefix(BOM)
         header = first_record(text)
@@ -38,11 +38,10 @@ class Csv:
         return scanned_lines(file, request, delimiter_of(header), header)
 
     def reader(self, file: InputFile, header: str) -> Reader:
-        """Finds records by their bytes."""
         return LineReader(file, delimiter_of(header))
 
     def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
-        """Columns of text, those that the model reads."""
+        """The columns that the model reads, as text."""
         names = names_of(header)
         rows = parsed(raw.column(RECORD).to_pylist(), delimiter_of(header), len(names))
         request = names if reader.names is None else reader.names
@@ -50,14 +49,14 @@ class Csv:
         return pa.table({name: pa.array(columns[names.index(name)], pa.string()) for name in request})
 
     def write(self, raw: pa.Table, header: str) -> bytes:
-        """The header and the records."""
         return b"".join([header.encode(), *ended(raw, line_end(header))])
 
     def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
-        """The same with further cells behind each record."""
+        """As `write`, with further cells after each record."""
         end, delimiter = line_end(header), delimiter_of(header)
-        more: list[str] = []  # a text for each row, which may hold line ends of its own
-        writer = csv.writer(Lines(more), delimiter=delimiter, lineterminator="\r\n")  # cells with either are quoted
+        more: list[str] = []  # one text per row, which may itself hold line ends
+        # csv.writer quotes cells that hold a character of the line terminator.
+        writer = csv.writer(Lines(more), delimiter=delimiter, lineterminator="\r\n")
         writer.writerow(scores.column_names)
         writer.writerows(zip(*(column.to_pylist() for column in scores.columns), strict=True))
         records = [header.encode(), *ended(raw, end)]
@@ -69,28 +68,27 @@ class Csv:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """A file, to a writer of CSV, that keeps each row by itself."""
+    """A file object for csv.writer that keeps each row as a string of its own."""
 
     rows: list[str]
 
     def write(self, row: str) -> None:
-        """Keep a row, without its line end."""
+        """Keep a row without its line end."""
         self.rows.append(row.removesuffix("\r\n"))
 
 
 class JsonLines:
-    """JSON, a line for each row: an object by the columns' names, or a list of numbers."""
+    """JSON Lines: each row is an object keyed by column name, or a list of numbers."""
 
     def scan(self, file: InputFile, request: ReadRequest) -> Scan:
-        """Go through the text once, for its lines and its digest."""
+        """Read the text once, to find its lines and hash it."""
         return scanned_lines(file, request, None, "")
 
     def reader(self, file: InputFile, header: str) -> Reader:
-        """Finds lines by their bytes."""
         return LineReader(file, None)
 
     def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
-        """A column of lists: the numbers that stand for the cells."""
+        """One column of lists: the cells as numbers."""
         lines = raw.column(RECORD).to_pylist()
         faults: list[Fault] = []
         rows = [reader.row(decoded(row, line), row, faults) for row, line in enumerate(lines) if not faults]
@@ -100,44 +98,41 @@ class JsonLines:
         return pa.table({VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), reader.features)})
 
     def write(self, raw: pa.Table, header: str) -> bytes:
-        """The lines."""
         return b"".join(ended(raw, "\n"))
 
     def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
-        """The same with further fields in each object.
+        """As `write`, with further fields in each object.
 
         Raises:
-            RowError: a row is no object.
+            RowError: a row is not an object.
         """
         lines = []
         for row, (line, more) in enumerate(zip(raw.column(RECORD).to_pylist(), scores.to_pylist(), strict=True)):
             text = line.rstrip()
             if not text.startswith(b"{"):
-                raise RowError(row, "is a list, to which no fields can be added")
+                raise RowError(row, "is a list, so fields cannot be added")
             comma = b"" if text[1:-1].strip() == b"" else b", "
             lines.append(text[:-1] + comma + json.dumps(more).encode()[1:] + b"\n")
         return b"".join(lines)
 
 
 class LineReader:
-    """Records of a file of lines, by the bytes that hold them."""
+    """Reads the records of a text file by their byte ranges."""
 
     def __init__(self, file: InputFile, delimiter: str | None) -> None:
         self.source, self.delimiter = file.open(), delimiter
 
     def rows(self, row_range: RowRange) -> pa.Table:
-        """A range of records."""
-        with readable(f"from row {row_range.first} on, it"):
+        with readable(f"rows from {row_range.first} on"):
             self.source.seek(row_range.offset)
             text = self.source.read(row_range.size)
         found = records_in(text, self.delimiter, is_last=True)
         if len(found.starts) != row_range.rows:
-            raise DataError(f"from row {row_range.first} on, it cannot be read: it is not what it was")
+            raise DataError(f"rows from {row_range.first} on cannot be read: the file changed since it was planned")
         records = [text[start:end] for start, end in zip(found.starts.tolist(), found.ends.tolist(), strict=True)]
         return pa.table({RECORD: pa.array(records, pa.large_binary())})
 
     def close(self) -> None:
-        """Let go of the file."""
         self.source.close()
 
 
@@ -146,7 +141,10 @@ class LineReader:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Where records start and end in some bytes, shape (N,) both, blank lines left out; `used` bytes are whole records."""
+    """Where records start and end in some bytes, shape (N,) each, without blank lines.
+
+    The first `used` bytes hold whole records.
+    """
 
     starts: np.ndarray
     ends: np.ndarray
@@ -154,9 +152,9 @@ class Records:
 
 
 def records_in(text: bytes, delimiter: str | None, is_last: bool) -> Records:
-    """Records of CSV, whose quoted cells may hold line ends or, without a delimiter, lines.
+    """Find CSV records, whose quoted cells may hold line ends, or lines if `delimiter` is None.
 
-    What has no end is left for the next bytes, or is a record in the last ones.
+    An unfinished record is left for the next bytes; at the end of the file it counts as a record.
     """
     if delimiter is None or b'"' not in text:
         ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
@@ -173,7 +171,7 @@ def records_in(text: bytes, delimiter: str | None, is_last: bool) -> Records:
 
 
 def quoted_ends(text: bytes, delimiter: str) -> list[int]:
-    """Behind which bytes records end, by the parser that will read them."""
+    """Offsets at which records end, found by the same parser that will read them."""
     lines = text.split(b"\n")[:-1]
     up_to = np.cumsum([len(line) + 1 for line in lines]).tolist()
     ends: list[int] = []
@@ -187,15 +185,15 @@ def quoted_ends(text: bytes, delimiter: str) -> list[int]:
             break
         except csv.Error:
             at += reader.line_num
-            if at == len(lines):  # perhaps inside a quoted cell, whose end is in what comes next
+            if at == len(lines):  # perhaps inside a quoted cell that ends in the next bytes
                 break
-            # No record of any CSV: what was read is one for itself, which will be refused by its row.
+            # Not valid CSV: what was read becomes a record of its own, refused later with its row number.
             ends.append(up_to[at - 1])
     return ends
 
 
 def scanned_lines(file: InputFile, request: ReadRequest, delimiter: str | None, header: str) -> Scan:
-    """Where each range of rows begins; the header is none of them."""
+    """Find the byte range of each row range, and hash the file. The header is not a row."""
     content = hashlib.sha256()
     begins: list[int] = []
     rows, offset, rest = 0, 0, b""
@@ -220,7 +218,7 @@ def scanned_lines(file: InputFile, request: ReadRequest, delimiter: str | None, 
 
 
 def ended(raw: pa.Table, end: str) -> Iterator[bytes]:
-    """Records, each with its line end; the last of a file may have had none."""
+    """Records with their line ends; the last record of a file may have had none."""
     for record in raw.column(RECORD).to_pylist():
         yield record if record.endswith(b"\n") else record + end.encode()
 
@@ -232,7 +230,7 @@ def first_record(text: bytes) -> str:
     """The header, with its line end.
 
     Raises:
-        DataError: there is none, or it is no text.
+        DataError: the file is empty, or the header is not UTF-8.
     """
     first = text.partition(b"\n")[0]
     guess = first.decode("latin-1")
@@ -247,17 +245,14 @@ def first_record(text: bytes) -> str:
 
 
 def delimiter_of(header: str) -> str:
-    """What stands between cells."""
     return max(",;\t", key=header.count)
 
 
 def line_end(header: str) -> str:
-    """How the file ends its lines."""
     return "\r\n" if header.endswith("\r\n") else "\n"
 
 
 def names_of(header: str) -> list[str]:
-    """The columns' names."""
     (cells,) = csv.reader([header.strip("\r\n")], delimiter=delimiter_of(header), strict=True)
     return [name.strip() for name in cells]
 
@@ -266,7 +261,7 @@ def parsed(records: Sequence[bytes], delimiter: str, width: int) -> list[list[st
     """The cells of CSV records.
 
     Raises:
-        RowError: one has another number of cells, or is damaged.
+        RowError: a record is malformed or has another number of cells.
     """
     reader = csv.reader((text_of(row, record) for row, record in enumerate(records)), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
@@ -276,7 +271,7 @@ def parsed(records: Sequence[bytes], delimiter: str, width: int) -> list[list[st
                 raise RowError(len(rows), f"has {len(cells)} cells, the header has {width}")
             rows.append(cells)
     except csv.Error:
-        raise RowError(len(rows), "is no record of CSV: a quote is out of place") from None
+        raise RowError(len(rows), "is not a CSV record: misplaced quote") from None
     return rows
 
 
@@ -284,7 +279,7 @@ def text_of(row: int, record: bytes) -> str:
     """A record's text.
 
     Raises:
-        RowError: it is none.
+        RowError: it is not UTF-8.
     """
     try:
         return record.decode()
@@ -296,10 +291,10 @@ def text_of(row: int, record: bytes) -> str:
 
 
 def decoded(row: int, line: bytes) -> Any:
-    """A line's value; NaN and Infinity, which Python writes, are read.
+    """A line's JSON value; NaN and Infinity, which Python writes, are accepted.
 
     Raises:
-        RowError: it is no JSON.
+        RowError: it is not JSON.
     """
     try:
         return msgspec.json.decode(line)
