@@ -5,8 +5,8 @@
 
 Arrays are sent as npy files, rows of named columns as JSON; answers are npy files. If the service refuses a request, the
 client raises the error that a Scorer would raise (`service.errors`). If the queue is full, or the service is not ready or
-unreachable, the client waits for as long as the service asks and retries, until the deadline. Each attempt tells the service
-how much time is left. A call that cannot finish in time raises `DeadlineError`, or the error of its last attempt.
+unreachable, the client waits for as long as the service asks and retries, until the deadline. Each attempt tells the
+service how much time is left. A call that cannot finish in time raises `DeadlineError`, or the error of its last attempt.
 """
 
 from __future__ import annotations

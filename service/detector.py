@@ -22,7 +22,7 @@ from service.data.columns import CategoryColumn, NumberColumn
 from service.data.inputs import InputSpec, Mixed
 from service.data.kinds import ColumnKind, Schema, infer
 from service.data.learn import learn, plain_number
-from service.data.table import FLOAT32_MAX, Kind, Table, cells_of, is_missing
+from service.data.table import FLOAT32_MAX, Kind, Table, is_missing, parsed_cells
 from service.density import starts
 from service.density.estimate import Execution, Member
 from service.density.estimator import SETTINGS, Estimator, SettingName
@@ -249,7 +249,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             if len(X) < MIN_ROWS and reset:
                 raise ValueError(f"Found array with {len(X)} sample(s), expected at least {MIN_ROWS}")
             columns = [X.iloc[:, at].tolist() for at in range(len(names))]
-            return Table(tuple(names), tuple(cells_of([text_of(cell) for cell in column]) for column in columns))
+            return Table(tuple(names), tuple(parsed_cells([text_of(cell) for cell in column]) for column in columns))
         array = validate_data(
             self,
             X,

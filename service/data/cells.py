@@ -128,7 +128,7 @@ class CellReader:
 
     def row(self, instance: Any, index: int, faults: list[Fault]) -> list[float]:
         """Convert a JSON row, a list or an object by column name, to numbers; append its faults to `faults`."""
-        cells = self.cells_of(instance, index, faults)
+        cells = self.in_order(instance, index, faults)
         numbers = []
         for position, value in enumerate(cells):
             is_plain = self.columns is None and type(value) is float and not math.isnan(value)
@@ -141,7 +141,7 @@ class CellReader:
             numbers.append(number)
         return numbers
 
-    def cells_of(self, instance: Any, index: int, faults: list[Fault]) -> list[Any]:
+    def in_order(self, instance: Any, index: int, faults: list[Fault]) -> list[Any]:
         """A row's cells in the model's order; an empty list, and a fault, if its shape is wrong."""
         if isinstance(instance, Mapping):
             return self.named_cells(instance, index, faults)

@@ -111,7 +111,7 @@ def number_or(text: str | None, otherwise: T) -> float | T:
     return otherwise if number is None or math.isinf(number) else number
 
 
-def cells_of(texts: Sequence[str]) -> np.ndarray:
+def parsed_cells(texts: Sequence[str]) -> np.ndarray:
     """A file's column: numbers if all cells that are not missing are finite numbers, text otherwise."""
     stripped = [text.strip() for text in texts]
     cells = [None if text.lower() in MISSING else text[:MAX_TEXT] for text in stripped]

@@ -40,7 +40,7 @@ class DrawStatistics:
     latent_distance: np.ndarray
 
     @staticmethod
-    def joined(rows: Sequence[Seen], columns: int) -> DrawStatistics:
+    def stacked(rows: Sequence[Seen], columns: int) -> DrawStatistics:
         given_back = np.array([one for one, _ in rows]).reshape(len(rows), columns)
         return DrawStatistics(given_back, *np.array([numbers for _, numbers in rows]).reshape(len(rows), 3).T)
 
@@ -93,7 +93,7 @@ def seen_in(block: Block, widths: Sequence[int], known: Tensor) -> list[Seen]:
         [
             mean.sum(axis=1) - log_likelihood,
             log_likelihood - encoder_bound(block).cpu().numpy(),
-            nearest(block.encoder.mean.double(), known).cpu().numpy(),
+            nearest_distance(block.encoder.mean.double(), known).cpu().numpy(),
         ],
         axis=1,
     )
@@ -120,7 +120,7 @@ def bound_points(latents: int) -> Tensor:
     return torch.cat([half, -half])
 
 
-def nearest(x: Tensor, known: Tensor) -> Tensor:
+def nearest_distance(x: Tensor, known: Tensor) -> Tensor:
     """Distance of each of B points, shape (B, L), to the nearest known one, (m, L): shape (B,), in float32 precision."""
     square = x.square().sum(dim=1)[:, None] + known.square().sum(dim=1) - 2.0 * x @ known.mT
     return square.amin(dim=1).clamp(min=0.0).sqrt().float().double()

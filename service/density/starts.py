@@ -54,7 +54,7 @@ class SearchStarts:
             self.slope, self.offset = vae.likelihood.linear_in_statistics(output)
             self.offset = self.offset + vae.prior.log_prob(self.latents.double())
             is_dense = vae.architecture.latents <= FEW_LATENTS and len(latents) > NEIGHBOURS
-            self.neighbours = nearest(self.latents, NEIGHBOURS) if is_dense else None
+            self.neighbours = nearest_indices(self.latents, NEIGHBOURS) if is_dense else None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -90,7 +90,7 @@ class SearchStarts:
         return torch.stack(chosen)
 
 
-def nearest(latents: Tensor, count: int) -> Tensor:
+def nearest_indices(latents: Tensor, count: int) -> Tensor:
     """Indices of each latent's nearest neighbours, shape (K, count)."""
     parts = [torch.cdist(part, latents).topk(count + 1, largest=False).indices for part in latents.split(512)]
     return torch.cat(parts)[:, 1:]

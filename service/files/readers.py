@@ -17,7 +17,7 @@ import numpy as np
 
 from service.errors import DataError
 from service.files.images import read_image
-from service.files.tables import is_table, read_table, readable
+from service.files.tables import as_data_error, is_table, read_table
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff"}
 NPZ_KEYS = ("x_train", "X", "x", "data", "images", "arr_0")
@@ -55,7 +55,7 @@ def read(path: Path, key: str | None = None, columns: Sequence[str] | None = Non
     if key is not None and path.suffix != ".npz":
         raise DataError(f"{path}: --key works only with .npz files")
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    with readable(path):
+    with as_data_error(path):
         rows = dispatch(path, suffix.lower(), key, columns)
     if columns is not None and rows.columns is None:
         raise DataError(f"{path}: --columns needs a file whose columns have names")
@@ -156,7 +156,7 @@ def read_folder(path: Path) -> np.ndarray:
         raise DataError(f"{path}: the folder holds no images")
     images: list[np.ndarray] = []
     for file in files:
-        with readable(file):
+        with as_data_error(file):
             image = read_image(file.read_bytes()).pixels
         if images and image.shape != images[0].shape:
             raise DataError(

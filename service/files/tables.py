@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from service.data.cells import Cells, RawTable
-from service.data.table import Table, cells_of, is_number
+from service.data.table import Table, is_number, parsed_cells
 from service.errors import DataError
 
 MAX_COLUMNS = 10_000
@@ -25,7 +25,7 @@ def is_table(path: Path) -> bool:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def as_data_error(path: Path) -> Iterator[None]:
     """Turn a library's error about a bad file into a one-line DataError."""
     try:
         yield
@@ -53,7 +53,7 @@ def inferred_cells(cells: Cells) -> np.ndarray:
         return cells
     if all(cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool)) for cell in cells):
         return np.array([np.nan if cell is None else float(cell) for cell in cells])
-    return cells_of(["" if cell is None else str(cell) for cell in cells])
+    return parsed_cells(["" if cell is None else str(cell) for cell in cells])
 
 
 def read_raw(path: Path, columns: Sequence[str] | None = None) -> RawTable:
@@ -67,7 +67,7 @@ def read_raw(path: Path, columns: Sequence[str] | None = None) -> RawTable:
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    with readable(path):
+    with as_data_error(path):
         table = csv_table(path, columns) if path.suffix.lower() == ".csv" else parquet_table(path, columns)
     if not len(table):
         raise DataError(f"{path}: has a header but no rows")

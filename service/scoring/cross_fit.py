@@ -60,14 +60,14 @@ def calibrated_by_folds(
         scores[order],
         percentiles,
         model.fingerprint,
-        joined(some) if spec.reads_missing else None,
+        all_reference_rows(some) if spec.reads_missing else None,
         ColumnSketch.fit(np.concatenate(columns), suspect),
         folds=of_fold[order],
     )
     return model, calibration
 
 
-def joined(parts: Sequence[ReferenceRows]) -> ReferenceRows:
+def all_reference_rows(parts: Sequence[ReferenceRows]) -> ReferenceRows:
     return ReferenceRows(
         np.concatenate([one.rows for one in parts]),
         np.concatenate([one.missing for one in parts]),

@@ -171,7 +171,7 @@ class RowStatistics:
 
     def together(self, seen: Sequence[Sequence[Seen]]) -> DrawStatistics:
         """Average over the networks what each has seen of B rows."""
-        return DrawStatistics.averaged([DrawStatistics.joined(rows, self.spec.features) for rows in seen])
+        return DrawStatistics.averaged([DrawStatistics.stacked(rows, self.spec.features) for rows in seen])
 
     def of(self, rows: np.ndarray, log_likelihood: np.ndarray, seen: Sequence[Sequence[Seen]]) -> np.ndarray:
         """All one-sided statistics of checked rows, shape (B, D): shape (B, K); the larger, the more extreme.

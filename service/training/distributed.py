@@ -73,7 +73,7 @@ def fit_by(processes: int, task: FitTask, on_epoch: Callable[[Progress], None]) 
         try:
             for one in others:
                 one.wait_until_ready()
-            return task.run(joined(0, processes, meeting), on_epoch)
+            return task.run(join_group(0, processes, meeting), on_epoch)
         except RuntimeError as error:  # from gloo or nccl, once a process is gone
             for one in others:
                 one.raise_what_it_said()
@@ -133,14 +133,14 @@ def take_part(task: FitTask, rank: int, size: int, meeting: str, line: Any) -> N
     own = replace(task, vae=copy.deepcopy(task.vae))
     line.send("ready")
     try:
-        own.run(joined(rank, size, meeting))
+        own.run(join_group(rank, size, meeting))
     except VouchError as error:
         line.send(error)
     except RuntimeError:
         sys.exit(1)  # another process is gone, and has reported why
 
 
-def joined(rank: int, size: int, meeting: str) -> ProcessGroup:
+def join_group(rank: int, size: int, meeting: str) -> ProcessGroup:
     """Join the process group."""
     on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= size
     device = torch.device("cuda", rank) if on_gpus else torch.device("cpu")

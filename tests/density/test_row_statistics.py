@@ -17,7 +17,7 @@ from tests.models import linear_gaussian
 def statistics_of(vae, x, known):
     member, observer = Member(vae, starts.build(vae, x)), DrawObserver([1] * x.shape[1], encodings(vae, known))
     estimates, (seen,) = observe(Estimator.of("fast"), member, x.astype(np.float32), [observer])
-    return estimates, DrawStatistics.joined(seen, x.shape[1])
+    return estimates, DrawStatistics.stacked(seen, x.shape[1])
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_estimates_are_the_usual_ones_and_what_is_seen_is_the_same_in_any_co
     member, observer = Member(vae, starts.build(vae, x)), DrawObserver([1] * x.shape[1], encodings(vae, x[:50]))
     for rows in ([0], [5, 0, 177], list(range(100))):
         _, (seen,) = observe(Estimator.of("fast"), member, x[rows], [observer])
-        alone = DrawStatistics.joined(seen, x.shape[1])
+        alone = DrawStatistics.stacked(seen, x.shape[1])
         assert (alone.given_back == together.given_back[rows]).all()
         assert (alone.divergence == together.divergence[rows]).all()
         assert (alone.gap == together.gap[rows]).all()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.data.table import Table, cells_of
+from service.data.table import Table, parsed_cells
 from service.density.estimator import Estimator
 from service.errors import CalibrationError
 from service.scoring.generator import Generator
@@ -25,7 +25,7 @@ def mixed_store(tmp_path_factory):
     speed = 2.0 * state + 0.3 * generator.normal(size=1200)
     load = np.where(generator.random(1200) < 0.1, np.nan, state + generator.poisson(3, size=1200))
     names = ("speed", "load", "state")
-    cells = (speed, load, cells_of([("idle", "run", "boost")[at] for at in state]))
+    cells = (speed, load, parsed_cells([("idle", "run", "boost")[at] for at in state]))
     root = tmp_path_factory.mktemp("mixed")
     recipe = Recipe(latents=2, hidden=(32,), fit=FitOptions(epochs=15), estimator=Estimator.of("fast"))
     Store(root).publish("mixed", train_table(Table(names, cells), recipe).draft)
@@ -87,7 +87,7 @@ def test_a_rate_that_the_rows_cannot_give_is_refused_with_the_number_they_would_
 
 def test_rows_with_holes_are_judged_beside_rows_with_the_same_holes(mixed_store):
     scorer = load_scorer(Store(mixed_store), "mixed", "cpu")
-    states = cells_of(["run", "run", "boost", "run"])
+    states = parsed_cells(["run", "run", "boost", "run"])
     cells = np.array([2.0, np.nan, 2.0, 2.0]), np.array([np.nan, 4.0, np.nan, 4.0]), states
     holed = scorer.rows(scorer.model.input.array(Table(("speed", "load", "state"), cells)))
     scores = scorer.score(holed, ScoreOptions("combined", false_alarm=0.05))
