@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import kubernetes_validate
 import pytest
@@ -246,3 +247,12 @@ def test_the_serving_runtime_has_what_kserve_asks_for():
     model = service["spec"]["predictor"]["model"]
     assert model["runtime"] == runtime["metadata"]["name"]
     assert model["modelFormat"]["name"] == runtime["spec"]["supportedModelFormats"][0]["name"]
+
+
+def test_the_demo_image_copies_all_that_the_client_imports(tmp_path):
+    lines = (REPOSITORY / "examples" / "gate" / "Dockerfile").read_text().splitlines()
+    (copied,) = (line.split()[1:-1] for line in lines if line.startswith("COPY service/"))
+    (tmp_path / "service").mkdir()
+    for name in copied:
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    subprocess.run([sys.executable, "-c", "import service.client"], check=True, cwd=tmp_path)

@@ -91,7 +91,7 @@ def test_it_is_fitted_and_scores_its_own_rows(tmp_path, name):
 REFUSED = {
     "one row": (HEADER, rows(1), "table.csv"),
     "no row": (HEADER, [], "table.csv"),
-    "all constant": (HEADER, [["1", "2", "x"]] * 120, "no column is left to learn from (a: constant, b: constant"),
+    "all constant": (HEADER, [["1", "2", "x"]] * 120, "no usable column (a: constant, b: constant"),
     "the same name twice": (["a", "b", "a"], rows(120), "columns 1 and 3 have the same name"),
     "a ragged line": (HEADER, [*rows(120)[:7], ["1", "2"], *rows(120)[7:]], "line 9 has 2 cells, the header has 3"),
     "no header": (["1.5", "2.5", "3"], [[*row[:2], "1"] for row in rows(120)], "expected a header"),

@@ -1,1 +1,1 @@
-"""Foreign data to rows: what a model's input looks like, and the files that hold it."""
+"""From external data to rows: cells, columns, their scales, and a model's input."""

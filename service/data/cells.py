@@ -1,9 +1,9 @@
-"""The one reader of cells: a row reads alike as JSON, as a line, in a CSV file, in Parquet and in a data frame.
+"""The single reader of cells: a row means the same as JSON, as a JSON line, in CSV, in Parquet and in a data frame.
 
-    cell, as it came  ->  the number that stands for it (`data.columns` says which), or a fault
+    cell, as received  ->  the number that stands for it (see `data.columns`), or a fault
 
-What a cell means is decided by the training data. The text of a trained category is that category; what the reader of the
-training file took for missing is missing in every door; text that reads as a number is that number.
+The training data decides what a cell means. The text of a trained category is that category; text that meant a missing
+cell in the training file means one in every format; text that parses as a number is that number.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ MAX_NAME = 80  # characters of an unknown column's name in an error
 
 
 class Reading(Frozen):
-    """How cells were read when a model was trained, which the card says.
+    """How cells were read when a model was trained; stored in the card.
 
     Attributes:
         missing: texts that mean a missing cell, in lower case.
-        ignored: columns that the training file had and the model does not read, such as ids and dates; no constants.
+        ignored: columns of the training file that the model does not read, such as ids and dates; not constant ones.
     """
 
     missing: tuple[str, ...] = tuple(sorted(MISSING))
@@ -43,7 +43,7 @@ USUAL = Reading()
 
 @dataclass(frozen=True, slots=True)
 class RawTable:
-    """Named columns of N cells as they came: float64, or whatever a file, a body or a frame holds."""
+    """Named columns of N cells as received: float64, or whatever a file, a request body or a data frame holds."""
 
     names: tuple[str, ...]
     columns: tuple[Cells, ...]
@@ -57,11 +57,11 @@ class CellReader:
     """Reads the cells of a model's rows.
 
     Attributes:
-        shape: of a row, such as (28, 28).
-        names: of a table's columns, where they have names.
-        columns: what mixed columns have learnt, None for a model of plain numbers.
-        reads_text: whether text is read as a number, as in a table; pixels are numbers alone.
-        refuses_unknown: whether further columns of a row are a fault; files may have any.
+        shape: shape of a row, such as (28, 28).
+        names: names of a table's columns, if they have names.
+        columns: learnt columns of a mixed table, None for a model of plain numbers.
+        reads_text: whether text may be parsed as a number, as in a table; pixels must be numbers.
+        refuses_unknown: whether extra columns in a row are a fault; files may have any.
     """
 
     shape: tuple[int, ...]
@@ -73,7 +73,6 @@ class CellReader:
 
     @property
     def features(self) -> int:
-        """Cells of a row."""
         return math.prod(self.shape)
 
     @cached_property
@@ -89,7 +88,7 @@ class CellReader:
     # Cells
 
     def cell(self, position: int, value: Any) -> float | Fault:
-        """The number that stands for a cell, NaN for a missing one that the model reads; or what is wrong with it."""
+        """The number that stands for a cell, NaN for a missing cell if the model accepts those; or the fault."""
         column = None if self.columns is None else self.columns[position]
         if isinstance(value, str):
             return self.text(column, value.strip())
@@ -105,7 +104,7 @@ class CellReader:
         return Fault(kind_of(value), expected="text or a number" if self.reads_text else NUMBER)
 
     def text(self, column: NumberColumn | CategoryColumn | None, text: str) -> float | Fault:
-        """The same for text without space around it."""
+        """The number that stands for stripped text, or the fault."""
         if not self.reads_text:
             return Fault("text", expected=NUMBER)
         category = column if isinstance(column, CategoryColumn) else None
@@ -121,7 +120,6 @@ class CellReader:
         return Fault("text", expected=NUMBER) if category is None else NO_VALUE
 
     def missing(self) -> float | Fault:
-        """A missing cell."""
         if self.columns is not None:
             return math.nan
         return Fault("a missing value", expected=f"{NUMBER}: the model was trained without missing values")
@@ -129,7 +127,7 @@ class CellReader:
     # Rows
 
     def row(self, instance: Any, index: int, faults: list[Fault]) -> list[float]:
-        """A row of JSON, a list or an object by column name, as numbers; what is wrong with it is added to the faults."""
+        """Convert a JSON row, a list or an object by column name, to numbers; append its faults to `faults`."""
         cells = self.cells_of(instance, index, faults)
         numbers = []
         for position, value in enumerate(cells):
@@ -144,7 +142,7 @@ class CellReader:
         return numbers
 
     def cells_of(self, instance: Any, index: int, faults: list[Fault]) -> list[Any]:
-        """A row's cells in the model's order; none, and a fault, where it has not the shape of a row."""
+        """A row's cells in the model's order; an empty list, and a fault, if its shape is wrong."""
         if isinstance(instance, Mapping):
             return self.named_cells(instance, index, faults)
         if not isinstance(instance, list):
@@ -165,7 +163,7 @@ class CellReader:
         return cells
 
     def named_cells(self, instance: Mapping[str, Any], index: int, faults: list[Fault]) -> list[Any]:
-        """The cells of a row by column name; an `id` may come along, and the columns that training ignored."""
+        """A row's cells, looked up by column name; `id` and the columns that training ignored are allowed extras."""
         if self.names is None:
             faults.append(Fault("an object", index, None, "a list: the model's columns have no names"))
             return []
@@ -177,13 +175,12 @@ class CellReader:
         return [] if unknown or absent else [instance[name] for name in self.names]
 
     def unknown(self, names: Sequence[str]) -> list[str]:
-        """The names to refuse: neither the model's columns nor among those that training ignored."""
+        """Names to refuse: neither the model's columns nor columns that training ignored."""
         if not self.refuses_unknown:
             return []
         return [name for name in names if name not in self.accepted]
 
     def known(self) -> str:
-        """The columns' names, in words."""
         return ", ".join(self.names or ())
 
     def column_name(self, position: int) -> str | int:
@@ -193,7 +190,7 @@ class CellReader:
     # Columns
 
     def table(self, table: Table | RawTable) -> np.ndarray:
-        """The rows of a table, its columns found by their names: shape (N, D), float64; further columns are left out.
+        """The rows of a table, columns matched by name: shape (N, D), float64; extra columns are dropped.
 
         Raises:
             DataError: a column is absent.
@@ -213,7 +210,7 @@ class CellReader:
         return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
 
     def column(self, position: int, cells: Cells, faults: list[Fault]) -> np.ndarray:
-        """A column's cells as numbers, shape (N,), float64; the first fault in it is added to the faults."""
+        """A column's cells as numbers, shape (N,), float64; appends the column's first fault to `faults`."""
         learnt = None if self.columns is None else self.columns[position]
         is_number = isinstance(cells, np.ndarray) and cells.dtype.kind in "uif"
         if is_number and not (isinstance(learnt, CategoryColumn) and learnt.is_text):
@@ -235,7 +232,7 @@ class CellReader:
 
 
 def as_float(value: Any) -> float:
-    """A number as a float; integers that no float holds are infinite."""
+    """A number as a float; integers beyond float's range become infinite."""
     try:
         return float(value)
     except OverflowError:
@@ -243,11 +240,10 @@ def as_float(value: Any) -> float:
 
 
 def shortened(name: str) -> str:
-    """An unknown name, cut where it is long."""
     return name if len(name) <= MAX_NAME else name[:MAX_NAME] + "..."
 
 
 def kind_of(value: Any) -> str:
-    """A JSON value's kind, in words."""
+    """The JSON type of a value, in words."""
     names = {bool: "a boolean", str: "text", list: "a list", dict: "an object", type(None): "null"}
     return names.get(type(value), "a number")

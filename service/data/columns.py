@@ -1,11 +1,11 @@
-"""A table's columns: what kind each is, how its values become numbers for the network, and back.
+"""A table's columns: how the values of each kind become numbers for the network, and back.
 
     cells of a file  ->  kinds (`infer`)  ->  columns learnt from training rows (`learn`)  ->  the card
 
-A row is D numbers: a number as it is, a category as its place among the values that training rows held (as itself where
-those are numbers), NaN where the cell is missing. The network sees each number on a scale where it is about standard
-normal. Values that turn up far too often for a continuous column, such as the zeros of a capital gain, are its `atoms`: it
-then is two columns for the network, a category that says which atom or none, and a number that is a hole at an atom.
+A row is D numbers: a number as it is, a category as its index among the training values (or as itself if those are
+numbers), and NaN for a missing cell. The network sees each number on a scale where it is roughly standard normal.
+Values far too frequent for a continuous column, such as the zeros of a capital gain, are its `atoms`. Such a column
+becomes two network columns: a category that says which atom, if any, and a number that is missing at an atom.
 """
 
 from __future__ import annotations
@@ -23,26 +23,15 @@ from service.data.table import number_or
 from service.system.frozen import Frozen
 
 FAR = 1e15
-NO_VALUE = 1e30  # of a column whose values are numbers: none of them
-
-
-# The cells of a file
-
-
-# Kinds
-
-
-# Scales
-
-
-# Columns that have learnt from training rows
+NO_VALUE = 1e30  # stands for text in a column whose values are numbers: equals none of them
 
 
 class NumberColumn(Frozen):
     """A column of numbers.
 
-    x = (scale(v) - center) / spread, over the training cells that are no atoms; `resolution` is the smallest step between
-    their values, `low` and `high` the smallest and largest of all. Counts are whole numbers of `step`.
+    x = (scale(v) - center) / spread, fitted to the training cells that are not atoms. `resolution` is the smallest gap
+    between distinct values of those cells; `low` and `high` are the minimum and maximum of all cells. Counts are whole
+    multiples of `step`.
     """
 
     name: str
@@ -58,11 +47,11 @@ class NumberColumn(Frozen):
 
     @property
     def width(self) -> int:
-        """Columns of the network."""
+        """How many network columns this column takes."""
         return 2 if self.atoms else 1
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Values, shape (B,), to the network's columns, (B, width): which atom or none, and the number."""
+        """Values, shape (B,), to network columns, (B, width): the atom's index, if there are atoms; the number."""
         number = (self.scale.forward(values / self.step) - self.center) / self.spread
         number = np.where(np.isnan(values), np.nan, np.clip(np.nan_to_num(number), -FAR, FAR))
         if not self.atoms:
@@ -72,11 +61,11 @@ class NumberColumn(Frozen):
         return np.stack([gate, np.where(atom < len(self.atoms), np.nan, number)], axis=1)
 
     def atom(self, values: np.ndarray) -> np.ndarray:
-        """Which atom each value is, or how many there are: shape (B,), int."""
+        """Index of each value among the atoms, or the number of atoms for other values: shape (B,), int."""
         return place_among(self.atoms, values)
 
     def decode(self, x: np.ndarray) -> np.ndarray:
-        """The network's columns, shape (..., width), to values, shape (...)."""
+        """Network columns, shape (..., width), to values, shape (...)."""
         values = self.number(x[..., -1])
         if self.atoms:
             gate = np.nan_to_num(x[..., 0]).astype(int).clip(0, len(self.atoms))
@@ -84,20 +73,20 @@ class NumberColumn(Frozen):
         return np.where(np.isnan(x[..., 0]), np.nan, values)
 
     def cells(self, values: np.ndarray) -> list[float | int | None]:
-        """Values of rows as people have them."""
-        # As short as tells a float32, which is what they are.
+        """Values for display."""
+        # The shortest decimal that identifies a float32, which is what the values are.
         short = [None if math.isnan(value) else float(str(np.float32(value))) for value in values.tolist()]
         if self.kind != "count" or not self.step.is_integer():
             return list(short)
         return [None if value is None else plain(value) for value in short]
 
     def number(self, x: np.ndarray) -> np.ndarray:
-        """The network's numbers to values."""
+        """Network numbers to values; counts are rounded to whole steps."""
         values = self.scale.backward(np.nan_to_num(x) * self.spread + self.center)
         return self.step * np.maximum(np.rint(values), 0.0) if self.kind == "count" else values
 
     def log_abs_det_jacobian(self, values: np.ndarray) -> np.ndarray:
-        """What turns a log density of x into one of v, times the resolution: shape (B,), nats; 0 for masses and holes."""
+        """log |dx / dv| plus the log of the resolution: shape (B,), nats; 0 for masses and missing cells."""
         if self.kind == "count":
             return np.zeros(len(values))
         measure = self.scale.log_slope(values) - math.log(self.spread) + math.log(self.resolution)
@@ -105,10 +94,10 @@ class NumberColumn(Frozen):
 
 
 class CategoryColumn(Frozen):
-    """A column of few values: those that have a place of their own, as numbers or text, and any other.
+    """A column of few values: the frequent ones in `values`, as numbers or text, and one slot for all others.
 
-    A row has the value itself where values are numbers, and its place where they are text. `unseen` is the probability of
-    all values without a place, by the share of training cells that had such (Good, 1953).
+    A row holds the value itself if values are numbers, and its index if they are text. `unseen` is the probability of
+    all other values together, estimated by the share of training cells that held one (Good, 1953).
     """
 
     name: str
@@ -120,20 +109,19 @@ class CategoryColumn(Frozen):
 
     @property
     def is_text(self) -> bool:
-        """Whether the values are text."""
         return isinstance(self.values[0], str)
 
     def place(self, value: str | float) -> int:
-        """The place of a value, of a column of text; how many there are, for one that was never seen.
+        """Index of a value in a text column; the number of values for one that was never seen.
 
-        What reads as a number is that number: a file's cells come as numbers wherever all of those that are read together
-        are some, and a row's place must not depend on its company.
+        Text that parses as a number is that number: a file yields numbers whenever all cells that are read together are
+        numeric, and a row's index must not depend on the rows that it is read with.
         """
         place = self.trained_place(value)
         return len(self.values) if place is None else place
 
     def trained_place(self, value: str | float) -> int | None:
-        """The same, None for a value that was never seen; `true` and `false` are found however they are written."""
+        """Index of a value, None if it was never seen; `true` and `false` match in any letter case."""
         key = number_or(value, value) if isinstance(value, str) else value
         place = self.places.get(key)
         if place is None and isinstance(key, str) and key.lower() in ("true", "false"):
@@ -141,7 +129,7 @@ class CategoryColumn(Frozen):
         return place
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Values of rows, shape (B,), to places, shape (B, 1); all without a place have the one behind the last."""
+        """Values of rows, shape (B,), to indices, shape (B, 1); all other values share the index after the last."""
         if self.is_text:
             place = np.where((values >= 0) & (values < len(self.values)), values, len(self.values))
         else:
@@ -149,17 +137,17 @@ class CategoryColumn(Frozen):
         return np.where(np.isnan(values), np.nan, place)[:, None]
 
     def decode(self, x: np.ndarray) -> np.ndarray:
-        """ScoreRanks, shape (..., 1), to values of rows, shape (...)."""
+        """Indices, shape (..., 1), to values of rows, shape (...)."""
         place = np.clip(np.nan_to_num(x[..., 0]).astype(int), 0, len(self.values) - 1)
         values = place.astype(np.float64) if self.is_text else np.array(self.values)[place]
         return np.where(np.isnan(x[..., 0]), np.nan, values)
 
     def log_abs_det_jacobian(self, values: np.ndarray) -> np.ndarray:
-        """Masses need no change of units."""
+        """0: masses need no change of units."""
         return np.zeros(len(values))
 
     def cells(self, values: np.ndarray) -> list[float | int | str | None]:
-        """Values of rows as people have them; text that was never seen is not known any more."""
+        """Values for display; unseen text is shown as `(never seen)`, since only its index is kept."""
         if not self.is_text:
             return [None if math.isnan(value) else plain(value) for value in values.tolist()]
         names = dict(enumerate(map(str, self.values)))
@@ -167,13 +155,13 @@ class CategoryColumn(Frozen):
 
     @cached_property
     def places(self) -> dict[str | float, int]:
-        """Each text's place, of a number's the first."""
+        """Index of each text; of several that parse as the same number, the first."""
         backwards = reversed(list(enumerate(map(str, self.values))))
         return {number_or(value, value): place for place, value in backwards}
 
 
 def place_among(known: Sequence[Any], values: np.ndarray) -> np.ndarray:
-    """At which place each value, shape (B,), is among the known numbers; how many there are, for others."""
+    """Index of each value, shape (B,), among the known numbers; for others, the count of known numbers."""
     if not known:
         return np.zeros(len(values), dtype=int)
     equal = values[:, None].astype(np.float32) == np.array(known, np.float32)
@@ -181,7 +169,7 @@ def place_among(known: Sequence[Any], values: np.ndarray) -> np.ndarray:
 
 
 def plain(value: float) -> float | int:
-    """A whole number without its point."""
+    """A whole number as an int, so that it prints without a decimal point; other numbers unchanged."""
     return int(value) if value.is_integer() and abs(value) < FAR else value
 
 

@@ -1,7 +1,7 @@
-"""What a model reads: the input's shape and columns, and the way from its units to the network's and back.
+"""A model's input: its shape and columns, and the conversion between its units and the network's.
 
-Rows are float32, shape (B, D), in the units of the training data: a row is cast to float32 before anything else, so that
-it scores the same however it was sent. The network's units are those of its likelihood (`vae/likelihoods.py`).
+Rows are float32, shape (B, D), in the units of the training data. A row is cast to float32 before anything else, so
+that it scores the same however it was sent. The network's units are those of its likelihood (`vae/likelihoods.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.system.frozen import Frozen
 
 
 class Binary(Frozen):
-    """Two-valued columns: x > threshold is 1. `low` and `high` are what 0 and 1 stand for outside."""
+    """Two-valued columns: x > threshold is 1. `low` and `high` are 0 and 1 in the data's units."""
 
     kind: Literal["binary"] = "binary"
     threshold: float
@@ -27,15 +27,13 @@ class Binary(Frozen):
     high: float
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Rows to 0 and 1."""
         return (rows > self.threshold).astype(np.float32)
 
     def decode(self, x: np.ndarray) -> np.ndarray:
-        """0 and 1, or probabilities, to the input's units."""
+        """0 and 1, or probabilities, to the data's units."""
         return self.low + (self.high - self.low) * x
 
     def log_abs_det_jacobian(self, rows: np.ndarray) -> np.ndarray:
-        """Masses need no change of units: shape (B, D)."""
         return np.zeros(rows.shape)
 
 
@@ -45,15 +43,12 @@ class Grey(Frozen):
     kind: Literal["grey"] = "grey"
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Levels to [0, 1]."""
         return (np.rint(rows) / np.float32(255.0)).astype(np.float32)
 
     def decode(self, x: np.ndarray) -> np.ndarray:
-        """[0, 1] to levels."""
         return 255.0 * x
 
     def log_abs_det_jacobian(self, rows: np.ndarray) -> np.ndarray:
-        """Masses need no change of units: shape (B, D)."""
         return np.zeros(rows.shape)
 
 
@@ -65,32 +60,31 @@ class Standard(Frozen):
     scale: tuple[float, ...]
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """(x - center) / scale, computed in float64; values too far out to be a float32 stay finite."""
+        """(x - center) / scale, computed in float64; clipped, so that extreme values stay finite in float32."""
         standard = (rows.astype(np.float64) - np.array(self.center)) / np.array(self.scale)
         return np.clip(standard, -1e15, 1e15).astype(np.float32)
 
     def decode(self, x: np.ndarray) -> np.ndarray:
-        """Back to the columns' units."""
         return x * np.array(self.scale) + np.array(self.center)
 
     def log_abs_det_jacobian(self, rows: np.ndarray) -> np.ndarray:
-        """What converts a log density of a standardised column to its own units: shape (B, D), nats."""
+        """-log(scale), which converts a standardised column's log density to the data's units: shape (B, D), nats."""
         return np.broadcast_to(-np.log(self.scale), rows.shape)
 
 
 class Mixed(Frozen):
-    """Columns of several kinds, each with what it has learnt from the training rows; any cell may be a hole, NaN."""
+    """Columns of several kinds, each with what it learnt from the training rows; any cell may be missing (NaN)."""
 
     kind: Literal["mixed"] = "mixed"
     columns: tuple[LearntColumn, ...]
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Rows, shape (B, D), to the network's columns, (B, D'): one for each, two for a number that has atoms."""
+        """Rows, shape (B, D), to network columns, (B, D'): one for each column, two for a number with atoms."""
         parts = [column.encode(rows[:, at].astype(np.float64)) for at, column in enumerate(self.columns)]
         return np.concatenate(parts, axis=1).astype(np.float32)
 
     def decode(self, x: np.ndarray) -> np.ndarray:
-        """The network's columns, shape (..., D'), to rows, (..., D)."""
+        """Network columns, shape (..., D'), to rows, (..., D)."""
         ends = np.cumsum(self.widths)
         parts = [
             column.decode(x[..., end - column.width : end]) for column, end in zip(self.columns, ends, strict=True)
@@ -98,16 +92,15 @@ class Mixed(Frozen):
         return np.stack(parts, axis=-1)
 
     def log_abs_det_jacobian(self, rows: np.ndarray) -> np.ndarray:
-        """What converts log p(x_j) of the network's columns to the table's: shape (B, D), nats.
+        """Log-determinant of the Jacobian by column, which converts log p(x_j) to the table's units: (B, D), nats.
 
-        Masses stay as they are; a density is multiplied with the column's resolution.
+        Masses stay as they are; a density is also multiplied by the column's resolution.
         """
         parts = [column.log_abs_det_jacobian(rows[:, at].astype(np.float64)) for at, column in enumerate(self.columns)]
         return np.stack(parts, axis=1)
 
     @property
     def widths(self) -> list[int]:
-        """How many of the network's columns each column is."""
         return [column.width for column in self.columns]
 
 
@@ -115,7 +108,7 @@ Transform = Annotated[Binary | Grey | Standard | Mixed, Field(discriminator="kin
 
 
 class InputSpec(Frozen):
-    """The input of a model: an image of shape (H, W), or a table's row with named columns."""
+    """A model's input: an image of shape (H, W), or a row of a table with named columns."""
 
     kind: Literal["image", "table"]
     shape: tuple[int, ...]
@@ -124,36 +117,33 @@ class InputSpec(Frozen):
 
     @property
     def features(self) -> int:
-        """Numbers in a row."""
         return int(np.prod(self.shape))
 
     @property
     def reads_missing(self) -> bool:
-        """Whether cells may be missing."""
         return isinstance(self.transform, Mixed)
 
     @property
     def reads_text(self) -> bool:
-        """Whether some columns hold text."""
         columns = self.transform.columns if isinstance(self.transform, Mixed) else ()
         return any(isinstance(column, CategoryColumn) and column.is_text for column in columns)
 
     @property
     def widths(self) -> list[int]:
-        """How many of the network's columns each column is."""
+        """How many network columns each column takes."""
         return self.transform.widths if isinstance(self.transform, Mixed) else [1] * self.features
 
     def column(self, index: int) -> str | int:
-        """A column's name, or its position where it has none."""
+        """A column's name, or its position if columns have no names."""
         return index if self.columns is None else self.columns[index]
 
     def reader(self, reading: Reading = USUAL) -> CellReader:
-        """What reads cells as a model of this input does, as they were read when it was trained."""
+        """A reader of cells for a model with this input, by the rules that its training file was read with."""
         columns = self.transform.columns if isinstance(self.transform, Mixed) else None
         return CellReader(self.shape, self.columns, columns, self.kind == "table", reading)
 
     def array(self, table: Table) -> np.ndarray:
-        """The rows of a training table as numbers, shape (N, D), float64, which `rows` checks.
+        """The rows of a training table as numbers, shape (N, D), float64, still to be checked by `rows`.
 
         Raises:
             DataError: a column is absent, or a cell cannot be read.
@@ -161,7 +151,7 @@ class InputSpec(Frozen):
         return self.reader().table(table)
 
     def rows(self, array: np.ndarray) -> np.ndarray:
-        """Check foreign numbers of shape (B, D) or (B, *shape), and cast them to float32 rows, shape (B, D).
+        """Check external numbers of shape (B, D) or (B, *shape), and cast them to float32 rows, shape (B, D).
 
         Raises:
             InputError: a wrong shape, NaN, infinity, a number that overflows float32, a pixel outside 0..255.
@@ -180,7 +170,7 @@ class InputSpec(Frozen):
         return self.in_range(rows)
 
     def in_range(self, rows: np.ndarray) -> np.ndarray:
-        """The rows, if their pixels lie in 0..255; a table's values are free."""
+        """Return the rows; raise if a pixel is outside 0..255. A table's values have no such range."""
         if self.kind == "image":
             outside = (rows < 0) | (rows > 255)
             if outside.any():
@@ -192,7 +182,7 @@ class InputSpec(Frozen):
         return rows
 
     def faults(self, array: np.ndarray, wrong: np.ndarray) -> list[Fault]:
-        """Why these values are no finite float32, without repeating them."""
+        """Why these values are not finite in float32, without repeating them."""
         found = []
         for row, column in np.argwhere(wrong)[: InputError.MAX_FAULTS]:
             value = float(array[row, column])
@@ -207,15 +197,15 @@ class InputSpec(Frozen):
         return found
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Rows in their own units to the network's, float32."""
+        """Rows in the data's units to the network's units, float32."""
         return self.transform.encode(rows)
 
     def decode(self, x: np.ndarray) -> np.ndarray:
-        """The network's units back to the rows' own."""
+        """The network's units back to the data's units."""
         return self.transform.decode(x)
 
     def cells(self, rows: np.ndarray) -> list[list[Any]]:
-        """Rows, shape (B, D), as people have them: numbers, text where a category has that, None for holes."""
+        """Rows, shape (B, D), for display: numbers, text for text categories, None for missing cells."""
         if not isinstance(self.transform, Mixed):
             listed: list[list[Any]] = rows.tolist()
             return listed
@@ -223,17 +213,17 @@ class InputSpec(Frozen):
         return [list(row) for row in zip(*columns, strict=True)]
 
     def cell(self, column: int, value: float) -> Any:
-        """One cell as people have it."""
+        """One cell for display."""
         if isinstance(self.transform, Mixed):
             return self.transform.columns[column].cells(np.array([value]))[0]
         return plain(value) if self.kind == "image" else value
 
     def log_abs_det_jacobian(self, rows: np.ndarray) -> np.ndarray:
-        """What converts log p(x_j) from the network's units to the rows', shape (B, D), nats."""
+        """Log-determinant of the Jacobian by column, which converts log p(x_j) to the data's units: (B, D), nats."""
         return self.transform.log_abs_det_jacobian(rows)
 
     def by_column(self, values: np.ndarray) -> np.ndarray:
-        """Sums over the network's columns that belong to one of the rows': shape (..., D') to (..., D)."""
+        """Sums over the network columns that belong to the same column: shape (..., D') to (..., D)."""
         starts = np.cumsum([0, *self.widths[:-1]])
         return values if len(starts) == values.shape[-1] else np.add.reduceat(values, starts, axis=-1)
 

@@ -13,8 +13,8 @@ from service.data.table import Kind, Table
 from service.system.frozen import Frozen
 
 FEW_VALUES = 20  # numbers with no more distinct values are ordinal
-MAX_STEPS = 1_000  # of a count; where there are more, a density does as well, on any scale
-STEP_NOISE = 0.1  # of a step, that a float32 may be off
+MAX_STEPS = 1_000  # of a count; with more, a density fits as well, on any scale
+STEP_NOISE = 0.1  # of a step: tolerance for float32 rounding
 DATE_FORMATS = (
     "%d/%m/%Y",
     "%m/%d/%Y",
@@ -28,7 +28,7 @@ DATE_FORMATS = (
 
 
 class ColumnKind(Frozen):
-    """What a column is, and why: one line of a schema."""
+    """A column's kind, and why: one line of a schema."""
 
     name: str
     kind: Kind
@@ -36,24 +36,22 @@ class ColumnKind(Frozen):
 
 
 class Schema(Frozen):
-    """What each column of a table is."""
+    """The kind of each column of a table."""
 
     columns: tuple[ColumnKind, ...]
 
 
 def infer(table: Table) -> Schema:
-    """The kinds of a table's columns, by what is in them."""
+    """Infer the kinds of a table's columns from their cells."""
     return Schema(columns=tuple(inferred(name, cells) for name, cells in zip(table.names, table.columns, strict=True)))
 
 
 def inferred(name: str, cells: np.ndarray) -> ColumnKind:
-    """A column's kind."""
     kind, why = number_kind(cells) if cells.dtype != object else text_kind(cells)
     return ColumnKind(name=name, kind=kind, why=why)
 
 
 def text_kind(cells: np.ndarray) -> tuple[Kind, str]:
-    """The kind of a column of text."""
     values = [cell for cell in cells.tolist() if cell is not None]
     distinct = len(set(values))
     if distinct <= 1:
@@ -68,7 +66,7 @@ def text_kind(cells: np.ndarray) -> tuple[Kind, str]:
 
 
 def are_dates(values: Sequence[str]) -> bool:
-    """Whether a column's first values all read as dates."""
+    """Whether a column's first 100 values all parse as dates, in ISO format or in one of DATE_FORMATS."""
     some = list(values[:100])
     try:
         for value in some:
@@ -79,16 +77,14 @@ def are_dates(values: Sequence[str]) -> bool:
 
 
 def reads_as(value: str, pattern: str) -> bool:
-    """Whether text is a date of a pattern."""
     try:
-        datetime.strptime(value, pattern)  # only whether it is one
+        datetime.strptime(value, pattern)  # only to see whether it parses
     except ValueError:
         return False
     return True
 
 
 def number_kind(cells: np.ndarray) -> tuple[Kind, str]:
-    """The kind of a column of numbers."""
     values = cells[~np.isnan(cells)]
     distinct = np.unique(values)
     if len(distinct) <= 1:
@@ -109,9 +105,9 @@ def number_kind(cells: np.ndarray) -> tuple[Kind, str]:
 
 
 def step_of(values: np.ndarray) -> float | None:
-    """The unit of which all numbers are multiples, if there is one and none is more than MAX_STEPS of them.
+    """The unit of which all numbers are multiples, if there is one and no number exceeds MAX_STEPS units.
 
-    In whatever unit a column is told, it is one of few steps or it is not.
+    The answer does not depend on the unit in which a column is given.
     """
     with np.errstate(over="ignore"):
         distinct = np.unique(values.astype(np.float32)).astype(np.float64)

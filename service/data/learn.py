@@ -10,38 +10,36 @@ from service.data.scales import Straight, count_scale, number_scale
 from service.data.table import Table, is_missing
 from service.errors import DataError
 
-MAX_CELLS = 256  # values of a category that have a place of their own: those that come most often
+MAX_CELLS = 256  # only so many values of a category get an index of their own: the most frequent ones
 MIN_ATOM_SHARE, ATOM_EXCESS, ATOM_NEIGHBOURS, MAX_ATOMS = 0.01, 5.0, 5, 16
 
 
 def learn(schema: Schema, table: Table) -> tuple[NumberColumn | CategoryColumn, ...]:
-    """The columns that are not ignored, learnt from training rows.
+    """Learn the columns that are not ignored from training rows.
 
     Raises:
-        DataError: cells are not what their column's kind says, or no column is left.
+        DataError: cells do not fit their column's kind, or no column is left.
     """
     kept = [column for column in schema.columns if column.kind != "ignored"]
     if not kept:
         reasons = ", ".join(f"{column.name}: {column.why or 'ignored'}" for column in schema.columns[:10])
-        raise DataError(f"no column is left to learn from ({reasons})")
+        raise DataError(f"no usable column ({reasons})")
     return tuple(learnt(column, table.column(column.name)) for column in kept)
 
 
 def learnt(column: ColumnKind, cells: np.ndarray) -> NumberColumn | CategoryColumn:
-    """One column."""
     if column.kind in ("binary", "ordinal", "category"):
         return learnt_category(column, cells)
     if cells.dtype == object:
-        raise DataError(f"column {column.name!r} holds text, a column of kind {column.kind} holds numbers")
+        raise DataError(f"column {column.name!r} is text but declared as {column.kind}, which needs numbers")
     return learnt_number(column, cells)
 
 
 def learnt_category(column: ColumnKind, cells: np.ndarray) -> CategoryColumn:
-    """A binary, ordinal or categorical column."""
     is_text = cells.dtype == object
     there = [cell for cell in cells.tolist() if not is_missing(cell)]
     if not there:
-        raise DataError(f"column {column.name!r} has no value in the training rows: ignore it")
+        raise DataError(f"column {column.name!r} is empty in the training rows: set its kind to ignored")
     values, counts = np.unique(np.array(there, dtype=object if is_text else np.float32), return_counts=True)
     by_count = sorted(range(len(values)), key=lambda at: (-counts[at], values[at]))
     least = 2 if len(there) >= 50 else 1
@@ -55,16 +53,15 @@ def learnt_category(column: ColumnKind, cells: np.ndarray) -> CategoryColumn:
 
 
 def learnt_number(column: ColumnKind, cells: np.ndarray) -> NumberColumn:
-    """A column of numbers."""
     values = cells[~np.isnan(cells)].astype(np.float32).astype(np.float64)
     if not len(values):
-        raise DataError(f"column {column.name!r} has no value in the training rows: ignore it")
+        raise DataError(f"column {column.name!r} is empty in the training rows: set its kind to ignored")
     step = 1.0
     if column.kind == "count":
         step = step_of(values) or 1.0
         multiples = values / step
         if values.min() < 0 or (np.abs(multiples - np.rint(multiples)) > STEP_NOISE).any():
-            raise DataError(f"column {column.name!r} holds numbers that are no counts")
+            raise DataError(f"column {column.name!r} is not a count: its numbers are not whole steps from 0")
     atoms = atoms_of(values)
     rest = values[~np.isin(values, atoms)]
     distinct = np.unique(rest)
@@ -89,10 +86,10 @@ def learnt_number(column: ColumnKind, cells: np.ndarray) -> NumberColumn:
 
 
 def plain_number(name: str, cells: np.ndarray) -> NumberColumn:
-    """A column of numbers as it comes: centred and scaled, neither bent nor with atoms; densities are per unit of it."""
+    """A column of numbers that is only centred and scaled, without curved scale or atoms; its density is per unit."""
     values = cells[~np.isnan(cells)].astype(np.float32).astype(np.float64)
     if not len(values):
-        raise DataError(f"column {name!r} has no value in the training rows: ignore it")
+        raise DataError(f"column {name!r} is empty in the training rows: leave it out")
     spread = float(values.std())
     return NumberColumn(
         name=name,
@@ -107,7 +104,7 @@ def plain_number(name: str, cells: np.ndarray) -> NumberColumn:
 
 
 def atoms_of(values: np.ndarray) -> np.ndarray:
-    """Values that come far more often than those next to them, and hold a share of the column, ascending."""
+    """Values far more frequent than their neighbours that also hold MIN_ATOM_SHARE of the column, ascending."""
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= 2 * ATOM_NEIGHBOURS:
         return distinct[:0]

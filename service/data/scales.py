@@ -1,4 +1,4 @@
-"""Scales on which a column of numbers is about standard normal."""
+"""Scales on which a column of numbers is roughly normal."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from service.data.table import Kind
 from service.errors import DataError
 from service.system.frozen import Frozen
 
-GAIN_OF_BENDING = 0.1  # nats a row by which a curved scale must fit better than a straight one
+GAIN_OF_BENDING = 0.1  # nats per row by which a curved scale must fit better than a straight one
 
 
 class Straight(Frozen):
-    """y = v."""
+    """y = v. `forward` maps values to the scale, `backward` maps them back; float64."""
 
     kind: Literal["straight"] = "straight"
 
     def forward(self, v: np.ndarray) -> np.ndarray:
-        """Values to the scale, float64."""
         return v
 
     def backward(self, y: np.ndarray) -> np.ndarray:
-        """And back."""
         return y
 
     def log_slope(self, v: np.ndarray) -> np.ndarray:
@@ -34,18 +32,16 @@ class Straight(Frozen):
 
 
 class Bent(Frozen):
-    """y = asinh((v - origin) / stretch): straight near the origin, a logarithm far from it, and finite everywhere."""
+    """y = asinh((v - origin) / stretch): linear near the origin, logarithmic far from it, and finite everywhere."""
 
     kind: Literal["bent"] = "bent"
     origin: float
     stretch: float
 
     def forward(self, v: np.ndarray) -> np.ndarray:
-        """Values to the scale, float64."""
         return np.arcsinh((v - self.origin) / self.stretch)
 
     def backward(self, y: np.ndarray) -> np.ndarray:
-        """And back."""
         return self.origin + self.stretch * np.sinh(np.clip(y, -80.0, 80.0))
 
     def log_slope(self, v: np.ndarray) -> np.ndarray:
@@ -54,12 +50,12 @@ class Bent(Frozen):
 
     @staticmethod
     def positive(values: np.ndarray) -> Bent:
-        """A logarithm for values above 0: bent about 0, a little below the smallest of them."""
+        """Nearly a logarithm, for values above 0: centred on 0, with half of their 1 % quantile as stretch."""
         return Bent(origin=0.0, stretch=max(float(np.quantile(values, 0.01)), 1e-30) / 2.0)
 
     @staticmethod
     def around(values: np.ndarray, share: float) -> Bent:
-        """Bent about the median, at a share of the distance between the quartiles."""
+        """Centred on the median, with a share of the interquartile range as stretch."""
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
         return Bent(origin=float(middle), stretch=max(share * float(high - low), 1e-12 * max(1.0, abs(float(middle)))))
 
@@ -71,11 +67,10 @@ class Logarithm(Frozen):
     offset: float
 
     def forward(self, v: np.ndarray) -> np.ndarray:
-        """Counts to the scale; what no count can be lies far below."""
+        """Counts to the scale; numbers at or below -offset, which no count has, land far below all counts."""
         return np.log(np.maximum(v + self.offset, 1e-12))
 
     def backward(self, y: np.ndarray) -> np.ndarray:
-        """And back."""
         return np.exp(np.clip(y, -80.0, 80.0)) - self.offset
 
     def log_slope(self, v: np.ndarray) -> np.ndarray:
@@ -87,28 +82,28 @@ Scale = Annotated[Straight | Bent | Logarithm, Field(discriminator="kind")]
 
 
 def normal_fit(values: np.ndarray, scale: Straight | Bent | Logarithm) -> float:
-    """The mean log density of values, nats, where they are normal on a scale."""
+    """Mean log density of values under a normal distribution fitted on the scale, up to a constant, nats."""
     spread = max(float(scale.forward(values).std()), 1e-12)
     return -math.log(spread) + float(scale.log_slope(values).mean())
 
 
 def bending_gain(values: np.ndarray, scale: Bent) -> float:
-    """By how many nats a row a curved scale fits better than a straight one."""
+    """Nats per row by which a curved scale fits better than a straight one."""
     return normal_fit(values, scale) - normal_fit(values, Straight())
 
 
 def number_scale(values: np.ndarray, kind: Kind) -> Straight | Bent:
-    """The scale on which values look most like a normal's; a curved one where it pays."""
+    """The scale on which values look most normal; curved only if that gains enough, or the kind is positive."""
     bent = [Bent.around(values, share) for share in (0.1, 0.5, 2.0)] if kind == "real" else []
     if values.min() > 0:
         bent.append(Bent.positive(values))
     if kind == "positive" and values.min() <= 0:
-        raise DataError("a column of kind positive holds a number that is not above 0")
+        raise DataError("kind positive needs numbers above 0")
     best = max(bent, key=lambda scale: normal_fit(values, scale))
     return best if kind == "positive" or bending_gain(values, best) > GAIN_OF_BENDING else Straight()
 
 
 def count_scale(values: np.ndarray) -> Logarithm:
-    """The logarithm on which counts look most like a normal's: a large offset makes it a straight scale."""
+    """The logarithm on which counts look most normal; a large offset makes it almost linear."""
     offsets = [0.5, *(max(1.0, float(values.mean())) * factor for factor in (0.1, 1.0, 10.0, 100.0))]
     return max((Logarithm(offset=offset) for offset in offsets), key=lambda scale: normal_fit(values, scale))

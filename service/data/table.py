@@ -25,7 +25,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Named columns of N cells: float64 with NaN for the missing, or text with None for them (an object array)."""
+    """Named columns of N cells: float64 with NaN for missing cells, or text with None (an object array)."""
 
     names: tuple[str, ...]
     columns: tuple[np.ndarray, ...]
@@ -37,7 +37,7 @@ class Table:
         """The cells as an array of shape (N, D), float64.
 
         Raises:
-            RowError: names the first cell of a column that is missing or no number.
+            RowError: names the first cell that is missing or not a number.
         """
         for name, cells in zip(self.names, self.columns, strict=True):
             if cells.dtype != object and not np.isnan(cells).any():
@@ -50,35 +50,33 @@ class Table:
         return np.stack(self.columns, axis=1).astype(np.float64)
 
     def check_range(self) -> None:
-        """Refuse numbers that no float32 holds.
+        """Check that all numbers fit into float32.
 
         Raises:
-            RowError: names the first one's place.
+            RowError: names the first cell that does not.
         """
         for name, cells in zip(self.names, self.columns, strict=True):
             if cells.dtype != object and (too_large := np.abs(cells) > FLOAT32_MAX).any():
                 raise RowError(int(too_large.argmax()), "a number too large for float32", name)
 
     def digest(self) -> str:
-        """sha256 of names and cells: what the card says a model was trained on."""
+        """sha256 of names and cells: identifies the training data in the card."""
         content = hashlib.sha256(repr(self.names).encode())
         for cells in self.columns:
             content.update(repr(cells.tolist()).encode() if cells.dtype == object else cells.tobytes())
         return f"sha256:{content.hexdigest()}"
 
     def column(self, name: str) -> np.ndarray:
-        """The cells of a column."""
         return self.columns[self.names.index(name)]
 
     def select(self, rows: np.ndarray) -> Table:
-        """Some of the rows, by their indices."""
         return Table(self.names, tuple(column[rows] for column in self.columns))
 
     def only(self, names: Sequence[str]) -> Table:
-        """Some of the columns, in this order.
+        """The named columns, in this order.
 
         Raises:
-            DataError: one is absent.
+            DataError: a column is absent.
         """
         absent = [name for name in names if name not in self.names]
         if absent:
@@ -87,17 +85,17 @@ class Table:
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell of a table is a hole."""
+    """Whether a cell is missing: None or NaN."""
     return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
 
 def is_number(text: str) -> bool:
-    """Whether text reads as a number."""
+    """Whether text parses as a finite number."""
     return not math.isnan(number_or(text, math.nan))
 
 
 def parsed_number(text: str) -> float | None:
-    """The number that text is, infinity too; None where it is none."""
+    """Text parsed as a number, infinity included; None if it is not a number."""
     try:
         number = float(text)
     except ValueError:
@@ -106,7 +104,7 @@ def parsed_number(text: str) -> float | None:
 
 
 def number_or(text: str | None, otherwise: T) -> float | T:
-    """The finite number that text is, what else to take where it is none, and NaN for a missing cell."""
+    """Text parsed as a finite number; `otherwise` if it is not one, NaN for None."""
     if text is None:
         return math.nan
     number = parsed_number(text)
@@ -114,7 +112,7 @@ def number_or(text: str | None, otherwise: T) -> float | T:
 
 
 def cells_of(texts: Sequence[str]) -> np.ndarray:
-    """A file's column as numbers where all that is there is one, as text otherwise."""
+    """A file's column: numbers if all cells that are not missing are finite numbers, text otherwise."""
     stripped = [text.strip() for text in texts]
     cells = [None if text.lower() in MISSING else text[:MAX_TEXT] for text in stripped]
     if all(cell is None or is_number(cell) for cell in cells):

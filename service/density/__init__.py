@@ -1,1 +1,1 @@
-"""Estimates of log p(x) by importance sampling, and what they are worth."""
+"""Importance-sampling estimates of log p(x), and their diagnostics."""

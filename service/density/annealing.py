@@ -1,9 +1,9 @@
 """Annealed importance sampling: from a distribution that can be sampled to the posterior in many small steps.
 
-The path is pi_b(z) ~ start(z)^(1 - b) p(x, z)^b. Each particle's weight, the product over steps of
-(p(x, z) / start(z))^(b' - b), has the mean p(x) whatever the steps in between (Neal, 2001), and is far more even than
-p / start itself. From an exact posterior draw back to the start, the same gives 1 / p(x): a bound from above where the
-posterior can be sampled, that is for rows that the model itself made (Grosse, Ghahramani and Adams, 2015).
+The path is pi_b(z) ~ start(z)^(1 - b) p(x, z)^b. A particle's weight is the product over steps of
+(p(x, z) / start(z))^(b' - b). Its mean is p(x) for any intermediate steps (Neal, 2001), and it varies far less than
+p(x, z) / start(z) itself. Run backwards from an exact posterior draw, the weights have mean 1 / p(x): an upper bound on
+p(x) for rows whose posterior can be sampled, that is rows drawn from the model (Grosse, Ghahramani and Adams, 2015).
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ def annealed_log_weights(
     leapfrogs: int,
     adapt: bool = False,
 ) -> Tensor:
-    """Log weights of particles, shape (S, B), float64, nats: from z, shape (S, B, L), at the first temperature to the last.
+    """Log weights of particles, shape (S, B), float64, nats.
 
     Args:
-        log_start, log_joint: of the two ends of the path; differentiable.
-        inverse_temperatures: b from 0 to 1, z drawn from the start; or from 1 to 0, z drawn from the posterior.
-        noise: for each transition standard-normal momenta, shape (S, B, L), and uniforms (S, B).
-        axes: what makes the posterior roughly round, shape (B, L, L): momenta live in its coordinates.
-        step, leapfrogs: of Hamiltonian Monte Carlo.
-        adapt: let each row's step follow its acceptance; the weights then hold as references do, not to the letter.
+        log_start, log_joint: log densities of the two ends of the path; differentiable.
+        z: particles at the first temperature, shape (S, B, L).
+        inverse_temperatures: b from 0 to 1, with z drawn from the start; or from 1 to 0, with z drawn from the posterior.
+        noise: for each transition, standard-normal momenta, shape (S, B, L), and uniforms, (S, B).
+        axes: a linear map that makes the posterior roughly isotropic, shape (B, L, L): momenta live in its coordinates.
+        step, leapfrogs: step size and number of leapfrog steps of Hamiltonian Monte Carlo.
+        adapt: adapt each row's step size to its acceptance rate; the weights are then only approximately unbiased, which is
+            enough for reference values.
     """
     state = State.at(log_start, log_joint, z.double())
     steps = torch.full((z.shape[1], 1), step, dtype=torch.float64, device=z.device)
@@ -57,7 +59,7 @@ def annealed_log_weights(
 
 
 class State:
-    """Particles with the two log densities and their gradients."""
+    """Particles with both log densities and their gradients."""
 
     def __init__(
         self, z: Tensor, log_start: Tensor, log_joint: Tensor, slope_start: Tensor, slope_joint: Tensor
@@ -68,20 +70,18 @@ class State:
 
     @staticmethod
     def at(log_start: LogDensity, log_joint: LogDensity, z: Tensor) -> State:
-        """The state of particles at z."""
         (start, slope_start), (joint, slope_joint) = with_slope(log_start, z), with_slope(log_joint, z)
         return State(z, start, joint, slope_start, slope_joint)
 
     def log_prob(self, b: Tensor) -> Tensor:
-        """log of pi_b up to a constant, shape (S, B)."""
+        """log pi_b up to a constant, shape (S, B)."""
         return (1 - b) * self.log_start + b * self.log_joint
 
     def slope(self, b: Tensor) -> Tensor:
-        """Its gradient, shape (S, B, L)."""
+        """The gradient of log pi_b, shape (S, B, L)."""
         return (1 - b) * self.slope_start + b * self.slope_joint
 
     def where(self, chosen: Tensor, other: State) -> State:
-        """This state where chosen, shape (S, B), the other elsewhere."""
         wide = chosen[..., None]
         return State(
             torch.where(wide, self.z, other.z),
@@ -93,7 +93,7 @@ class State:
 
 
 def with_slope(log_density: LogDensity, z: Tensor) -> tuple[Tensor, Tensor]:
-    """A log density and its gradient, both finite."""
+    """A log density and its gradient, both made finite."""
     with torch.enable_grad():
         leaf = z.clone().requires_grad_()
         value = log_density(leaf)
@@ -112,7 +112,7 @@ def transition(
     steps: Tensor,
     leapfrogs: int,
 ) -> tuple[State, Tensor]:
-    """One step of Hamiltonian Monte Carlo that leaves pi_b invariant, and where it was accepted, shape (S, B)."""
+    """One Hamiltonian Monte Carlo transition that leaves pi_b invariant, and a mask of accepted moves, shape (S, B)."""
 
     def push(p: Tensor, at: State, size: float) -> Tensor:
         return p + size * steps * torch.einsum("blk,sbl->sbk", axes, at.slope(b))

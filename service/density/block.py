@@ -1,6 +1,6 @@
 """A block of rows: proposals, rounds of draws, restarts and annealing, until each row is done.
 
-A row's draws come from a seed made of its own content, and what happens to it next is decided by its own numbers.
+A row's draws come from a seed derived from its own content, and every decision about it depends on its own numbers alone.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from service.density.tiling import CheckCancelled, Tiling, never_cancelled, padd
 from service.vae.conditional import Conditional, conditional
 from service.vae.network import VAE
 
-MOST_MISSING = 200.0  # nats by which a search that has not arrived may be wrong
-MAX_REMAINING = 1.0  # nats that a search for the mode may still have had to gain
+MOST_MISSING = 200.0  # nats by which an estimate may be off if the mode search has not converged
+MAX_REMAINING = 1.0  # nats that a mode search may still have to gain for its row to be reliable
 SEED_STRIDE = 1_000_003  # between the seeds of two stages
 PARTICLES, TEMPERATURES, LEAPFROGS, LEAPFROG_STEP = 32, 32, 2, 0.6  # of the annealing
 # In standard errors: 1.96 for one look, this for the eight doublings of `standard` (Bonferroni, Student's t).
 LOOKS = 3.0
-END_TOLERANCE = 0.1  # nats, of a reliable estimate near the ends of the pilot band
+END_TOLERANCE = 0.1  # nats: standard error at which a reliable estimate may stop near the ends of the pilot band
 VOUCHED_SAMPLES = 128
-RESTART_SAMPLES = 512  # with fewer, khat has little to say
+RESTART_SAMPLES = 512  # with fewer, khat says little
 
 
 @dataclass(frozen=True, slots=True)
 class Estimates:
-    """log p(x) of B rows and what the numbers are worth; arrays of shape (B,), float64.
+    """log p(x) of B rows with diagnostics; arrays of shape (B,), float64.
 
-    `khat` is NaN where there is no tail to fit. `reliable` says that khat, ess and the several starts give no reason to
-    distrust the estimate; where it is False, one thing still holds: at each look, the estimate exceeds log p(x) by more
-    than b nats with probability at most exp(-b). `num_samples` is how many draws the estimate rests on, `evaluations` what
-    it cost in all.
+    `khat` is NaN if there is no tail to fit. `reliable` is True if khat, ess and the search for modes give no reason to
+    doubt the estimate. Even if it is False, one bound holds: at each look, the estimate exceeds log p(x) by more than b
+    nats with probability at most exp(-b). `num_samples` is the number of draws behind the estimate, `evaluations` its
+    total cost in decoder evaluations.
     """
 
     log_likelihood: np.ndarray
@@ -57,7 +57,7 @@ class Estimates:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Some of a row's draws of z, shape (S, L), and their log weights, (S,), float64."""
+    """Draws of z for one row, shape (S, L), and their log weights, (S,), float64."""
 
     z: Tensor
     log_weights: Tensor
@@ -67,7 +67,7 @@ class Draws:
 class WeightedDraws:
     """Draws of z for a few rows with their importance weights: z of shape (S, B, L), log_weights (S, B) in float64.
 
-    Only the first `rows` of the B are real; the others fill the block, whose shape is always the same.
+    Only the first `rows` of the B are real; the others pad the tile to its fixed shape.
     """
 
     z: Tensor
@@ -77,12 +77,12 @@ class WeightedDraws:
 
 @dataclass
 class Row:
-    """What is known of one row so far."""
+    """What is known about one row so far."""
 
     evaluations: float
     log_weights: Tensor
     best_draw: Tensor
-    draws: Draws  # the first ones, as many as are asked for
+    draws: Draws  # the first ones, as many as requested
     log_abs_det: float
     remaining: float = 0.0
     log_likelihood: float = IMPOSSIBLE
@@ -93,14 +93,14 @@ class Row:
     num_samples: int = 0
 
     def numbers(self) -> tuple[float, ...]:
-        """As a row of a table."""
+        """The numbers of `Estimates`, in its order."""
         return (
             self.log_likelihood, self.std_error, self.ess, self.khat, self.reliable, self.num_samples, self.evaluations
         )  # fmt: skip
 
 
 class Block:
-    """A block of rows with their proposals, for the time of one estimate."""
+    """A block of rows with their proposals, for one estimate."""
 
     def __init__(
         self,
@@ -136,10 +136,10 @@ class Block:
             )
         ]
 
-    # What to draw from
+    # Proposals
 
     def search(self, more_starts: Tensor | None) -> Found:
-        """The proposals of the rows, from the encoder's means, likely codes, and what else is given, shape (K, B, L)."""
+        """Proposals for the rows, searched from the encoder's means, likely starts and `more_starts`, shape (K, B, L)."""
         effort = self.estimator.effort(self.latents)
         starts = [self.encoder.mean[None]]
         if effort.starts > 1:
@@ -153,7 +153,7 @@ class Block:
     # Draws
 
     def drawn(self, rows: list[int], first: int, count: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Draws number `first` to `first + count` of some rows, a tile at a time: their indices, z and log weights."""
+        """Draws `first` to `first + count` of some rows, a tile at a time: row indices, z and log weights."""
         group = self.tiling.group(count)
         for start in range(0, len(rows), group):
             self.check_cancelled()
@@ -169,10 +169,10 @@ class Block:
         z = proposal.sample(points).to(self.vae.dtype)  # (S, B, L)
         log_ratio = self.vae.prior.log_prob(z.double()) - proposal.log_prob(z)
         per_tile = max(1, self.tiling.evaluations // z.shape[1])
-        # Fixed shapes, whatever the number of samples.
+        # Fixed shapes for any number of samples.
         log_conditional = [given.log_prob(zero_padded(tile, per_tile))[: len(tile)] for tile in z.split(per_tile)]
         log_weights = torch.cat(log_conditional) + log_ratio
-        # A decoder that overflows says that the row is impossible; what leaves here is finite.
+        # If the decoder overflows, the draw counts as impossible; everything returned is finite.
         return z, log_weights.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE).clamp(min=IMPOSSIBLE)
 
     # The rounds
@@ -195,24 +195,24 @@ class Block:
             self.anneal([index for index in undone if not self.rows[index].reliable])
 
     def is_done(self, row: Row) -> bool:
-        """Whether a row's estimate is near enough, or its verdict beyond doubt."""
+        """Whether a row's estimate is accurate enough, or its verdict certain."""
         if row.reliable and row.std_error <= self.estimator.tolerance:
             return True
         ends = self.estimator.ends
         if ends is None:
             return False
-        # A row that looks valid gets as many draws as it mostly takes to vouch for its number, too.
+        # A row that looks valid also gets as many draws as its estimate usually needs to become reliable.
         looks_valid = row.log_likelihood >= min(ends)
         if looks_valid and not row.reliable and row.num_samples < VOUCHED_SAMPLES:
             return False
-        # How near a row is to the frozen ends decides nothing about it: an estimate this good need not be better for them.
+        # The frozen ends decide no verdict on this row: near them, an estimate as accurate as this is good enough.
         if row.reliable and row.std_error <= END_TOLERANCE:
             ends = ()
         reach = margin(row.std_error, row.reliable, row.remaining)
         return all(abs(row.log_likelihood - end) > reach for end in (*ends, *self.band_ends))
 
     def draw_more(self, rows: list[int], first: int, count: int) -> None:
-        """As many draws again for some rows, and what all their draws say."""
+        """Draw `count` more for some rows, and update their numbers from all of their draws."""
         for chosen, z, new in self.drawn(rows, first, count):
             before = [self.rows[index].log_weights for index in chosen]
             before += [before[-1]] * (new.shape[1] - len(chosen))
@@ -226,7 +226,7 @@ class Block:
             self.keep(chosen, z, new)
 
     def keep(self, rows: list[int], z: Tensor, log_weights: Tensor) -> None:
-        """Keep the first draws of some rows: z of shape (S, at least the rows, L), and their log weights."""
+        """Keep the first draws of some rows: z of shape (S, >= rows, L), and their log weights."""
         for at, index in enumerate(rows):
             draws = self.rows[index].draws
             room = self.kept_draws - len(draws.z)
@@ -235,8 +235,8 @@ class Block:
                 self.rows[index].draws = Draws(*kept)
 
     def set_numbers(self, rows: list[int], log_weights: Tensor, cost: int, typical_variance: float) -> None:
-        """What log weights, shape (S, at least the rows), say of some rows."""
-        # Of one shape at every number of samples, as all that rounds.
+        """Set the numbers of some rows from log weights of shape (S, >= rows)."""
+        # Fixed number of columns, because rounding depends on the shape.
         missing = self.tiling.rows - log_weights.shape[1]
         whole = torch.cat([log_weights, log_weights[:, -1:].expand(-1, missing)], dim=1)
         columns = diagnose(whole, typical_variance)
@@ -250,7 +250,7 @@ class Block:
             row.reliable = bool(columns[4][at]) and row.remaining <= MAX_REMAINING
 
     def restart(self, rows: list[int], samples: int) -> None:
-        """Estimate some rows anew, after a wide search that starts from the draw that surprised most, too."""
+        """Estimate some rows again after a wide search, which also starts from the draw with the largest weight."""
         if not rows:
             return
         most = min(MAX_SAMPLES, max(self.estimator.max_samples, 2 * samples))
@@ -269,7 +269,7 @@ class Block:
             self.rows[index] = row
 
     def anneal(self, rows: list[int]) -> None:
-        """Annealed importance sampling for some rows, from what was their proposal, with draws of its own."""
+        """Annealed importance sampling for some rows, starting from fresh draws of their proposals."""
         betas = torch.linspace(0.0, 1.0, TEMPERATURES + 1, dtype=torch.float64)
         for index in rows:
             self.check_cancelled()
@@ -290,14 +290,14 @@ class Block:
             self.set_numbers([index], log_weights, cost, typical_variance=0.0)
 
     def main_axes(self, index: int) -> Tensor:
-        """The axes of a row's likeliest mode, shape (1, L, L)."""
+        """The axes of a row's mode with the largest share, shape (1, L, L)."""
         *modes, _ = self.proposal.components
         likeliest = modes[int(self.proposal.shares[index, :-1].argmax())]
         assert isinstance(likeliest, BentNormal)
         return likeliest.axes[index : index + 1]
 
     def momenta(self, row: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """What the transitions of a row's particles draw: momenta (S, 1, L) and uniforms (S, 1)."""
+        """Noise for the transitions of a row's particles: momenta, (S, 1, L), and uniforms, (S, 1)."""
         generator = row_generator(row, self.seed(3))
         while True:
             momentum, uniform = (
@@ -307,35 +307,34 @@ class Block:
             yield torch.from_numpy(momentum).to(self.x.device), torch.from_numpy(uniform).to(self.x.device)
 
     def seed(self, stage: int) -> int:
-        """Seeds of a stage: every stage draws anew."""
+        """The seed of a stage: each stage has its own draws."""
         return self.estimator.seed + SEED_STRIDE * stage
 
 
 def differentiable_log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x, z) for rows x, shape (B, D), and z of shape (S, B, L), the plain way: shape (S, B), float64."""
+    """log p(x, z) for rows x, shape (B, D), and z of shape (S, B, L), by the differentiable path: (S, B), float64."""
     output = vae.decoder(z.to(vae.dtype))
     return vae.likelihood.log_prob(output, x).sum(dim=-1, dtype=torch.float64) + vae.prior.log_prob(z.double())
 
 
 def margin(std_error: float, reliable: bool, remaining: float) -> float:
-    """How far an end of the band must be for a row to leave, nats.
+    """How far from an end of the band an estimate must be for its row to stop, nats.
 
-    A row is looked at again and again, and may leave at any look: more standard errors than two pay for that. Where
-    the search for the mode has not arrived, what it still had to gain says how much may be missing; but that is Newton's
-    word, and far from a mode worth little.
+    A row may stop after any of several looks, which costs more than two standard errors. If the mode search has not
+    converged, the gain that Newton's next step predicts says how much may be missing; far from a mode, this prediction is
+    worth little.
     """
     return (LOOKS * std_error if reliable else 9.0 * std_error + 0.5) + min(4.0 * remaining, MOST_MISSING)
 
 
 def estimates_of(rows: Sequence[Row]) -> Estimates:
-    """What is known of rows, as arrays."""
     columns = np.array([row.numbers() for row in rows]).reshape(len(rows), 7).T
     likelihoods, errors, sizes, tails, reliable, samples, evaluations = columns
     return Estimates(likelihoods, errors, sizes, tails, reliable > 0, samples.astype(int), evaluations)
 
 
 def zero_padded(z: Tensor, length: int) -> Tensor:
-    """z, shape (S, B, L), with zeros appended up to `length` samples."""
+    """z, shape (S, B, L), zero-padded to `length` samples."""
     if len(z) == length:
         return z
     return torch.cat([z, z.new_zeros((length - len(z), *z.shape[1:]))])

@@ -1,14 +1,14 @@
-"""log p(x_j | the other columns) for every column of a row at once, from the draws that its score rests on.
+"""log p(x_j | the other columns) for every column of a row at once, from the draws behind its score.
 
 With draws z_s of a proposal and weights w_s = p(x, z_s) / q(z_s), columns independent given z,
 
     log p(x_j | x_-j) = log p(x) - log p(x_-j),    p(x_-j) ~= mean of w_s / p(x_j | z_s)
 
-Where x_j is far from what the others say, this is not enough. The draws came from a proposal that saw x_j: hardly any of
-them lie where p(z | x_-j) has its mass, and the estimate is too kind (as it is in leave-one-out cross-validation: Vehtari,
-Gelman and Gabry, 2017). And a wrong cell makes right ones look wrong. A row with a suspicious column is therefore estimated
-again without its worst columns, one at a time. That without which the others are the likeliest is to blame; the others are
-then judged without it, and so on.
+If x_j is far from what the other columns predict, this is not enough. The draws came from a proposal that saw x_j: hardly
+any lie where p(z | x_-j) has its mass, so the estimate of log p(x_j | x_-j) is too high (as in leave-one-out
+cross-validation: Vehtari, Gelman and Gabry, 2017). Also, a wrong cell makes correct ones look wrong. A row with suspicious
+columns is therefore estimated again with each of the worst columns hidden in turn. Attributed is the column without which
+the others are most likely; the others are then judged without it, and so on.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from service.density.tiling import Tiling
 from service.vae.determinism import VECTOR
 from service.vae.network import VAE
 
-KEPT_DRAWS = 128  # of a row, that are looked at column by column, even where its score needs fewer
-MAX_CANDIDATES = 3  # columns of a row that are hidden, one at a time, to find one to blame
-MAX_ATTRIBUTED = 3  # columns of a row without which the others are judged
-HIDDEN_SAMPLES = 256  # draws at most, of a row without a column
+KEPT_DRAWS = 128  # draws of a row evaluated column by column, even if its score needs fewer
+MAX_CANDIDATES = 3  # columns of a row that are hidden, one at a time, to find the one to attribute
+MAX_ATTRIBUTED = 3  # most columns of a row that are attributed
+HIDDEN_SAMPLES = 256  # most draws for a row with a column hidden
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnEstimates:
-    """log p(x_j | others) of B rows, shape (B, D), nats, with standard errors; NaN for holes.
+    """log p(x_j | others) of B rows, shape (B, D), nats, with standard errors; NaN for missing cells.
 
-    The others are all columns but those that were blamed before this one, whose `log_likelihood` was below what is suspect.
-    `log_others` is log p(others). `reliable` says where the tail of the weights gives no reason to distrust the estimates;
-    elsewhere they may be too high.
+    The others are all other columns except those attributed before this one, whose `log_likelihood` was below the suspect
+    level. `log_others` is log p(others). `reliable` is True if the tail of the weights gives no reason to doubt the
+    estimate; if False, it may be too high.
     """
 
     log_likelihood: np.ndarray
@@ -53,9 +53,9 @@ class ColumnEstimates:
 
 @dataclass(frozen=True, slots=True)
 class ColumnDraws:
-    """What the estimates of B rows' columns rest on: weighted draws of z given each row's columns that are not attributed.
+    """The weighted draws behind B rows' column estimates: of z given each row's columns that are not attributed.
 
-    `without` has those of p(z | others) for a column j that was hidden for them.
+    `without` maps each column that was hidden to its weighted draws of p(z | others).
     """
 
     draws: Sequence[Draws]
@@ -64,12 +64,13 @@ class ColumnDraws:
 
 @dataclass(frozen=True)
 class ColumnObserver:
-    """Observes log p(x_j | the other columns) of each row, and which columns are to blame where some are suspicious.
+    """Observes log p(x_j | the other columns) of each row, and attributes suspicious rows to columns.
 
     Attributes:
-        widths: how many of the network's columns each of the D columns is.
+        widths: how many network columns each of the D columns takes.
         suspect: log p(x_j | others) below which a column is suspicious, shape (D,), nats.
-        log_abs_det: what converts log p(x_j) to the data's units, for all rows that are estimated, shape (B, D), nats.
+        log_abs_det: log-determinant by column that converts log p(x_j) to the data's units, for all estimated rows, shape
+            (B, D), nats.
     """
 
     widths: Sequence[int]
@@ -78,7 +79,7 @@ class ColumnObserver:
     kept_draws: int = KEPT_DRAWS
 
     def __call__(self, block: Block, chosen: np.ndarray) -> list[Case]:
-        """What is known of the columns of each row of a block whose draws are done."""
+        """The column estimates of each row of a block whose draws are complete."""
         draw_enough(block)
         cases = [Case.of(*one) for one in zip(block.rows, block.block, self.log_abs_det[chosen], strict=True)]
         attributor = Attributor(block, self.widths, self.suspect)
@@ -88,7 +89,7 @@ class ColumnObserver:
 
 
 def columns_of(cases: Sequence[Case], features: int) -> tuple[ColumnEstimates, ColumnDraws]:
-    """What is known of B rows' columns, as arrays, and the draws that it rests on."""
+    """Column estimates of B rows as arrays, and the draws behind them."""
     shape = (len(cases), features)
     columns = ColumnEstimates(
         np.array([case.values for case in cases]).reshape(shape),
@@ -100,7 +101,7 @@ def columns_of(cases: Sequence[Case], features: int) -> tuple[ColumnEstimates, C
 
 
 def draw_enough(block: Block) -> None:
-    """More draws for rows whose scores need few; they follow the others in the same sequence."""
+    """Draw more for rows whose scores needed few; the new draws continue the same sequence."""
     by_size: dict[int, list[int]] = {}
     for index, row in enumerate(block.rows):
         by_size.setdefault(len(row.draws.log_weights), []).append(index)
@@ -112,9 +113,9 @@ def draw_enough(block: Block) -> None:
 
 @dataclass
 class Case:
-    """What is known of a row's columns so far, each an array of shape (D,).
+    """What is known about a row's columns so far, each an array of shape (D,).
 
-    `row` is the estimate without the columns that are attributed, `x` (D',) the row as it came.
+    `row` is the estimate without the attributed columns, `x` (D',) the whole row.
     """
 
     row: Row
@@ -129,18 +130,18 @@ class Case:
 
     @staticmethod
     def of(row: Row, x: np.ndarray, log_abs_det: np.ndarray) -> Case:
-        """A row of which nothing is known but its score."""
+        """A row of which only the score is known."""
         nothing = np.full(len(log_abs_det), np.nan)
         doubtful = np.zeros(len(log_abs_det), dtype=bool)
         return Case(row, x, log_abs_det, nothing, nothing.copy(), doubtful, nothing.copy(), [], {})
 
     @property
     def draws(self) -> Draws:
-        """Of p(z | the columns that are not attributed)."""
+        """Weighted draws of p(z | the columns that are not attributed)."""
         return self.row.draws
 
     def suspicious(self, suspect: np.ndarray) -> list[int]:
-        """Columns that look suspicious, not attributed yet, the worst first; at most MAX_CANDIDATES."""
+        """Suspicious columns that are not attributed yet, worst first; at most MAX_CANDIDATES."""
         usual = np.where(np.isfinite(suspect), suspect, 0.0)
         short = np.where(self.values < suspect, usual - self.values, -np.inf)
         short[self.attributed] = -np.inf
@@ -148,9 +149,9 @@ class Case:
         return [int(column) for column in worst if short[column] > -np.inf]
 
     def know(self, column: int, without: Row) -> None:
-        """log p(x_j | others) as the difference of two estimates, with and without column j."""
+        """Update log p(x_j | others) by the difference of two estimates, with and without column j."""
         difference = self.row.log_likelihood - without.log_likelihood
-        # Both kinds are too kind where they fail: an estimate of log p(others) that is too low is no reason to forgive.
+        # Both estimates of log p(x_j | others) err upwards if they fail: unless log p(others) is reliable, keep the lower.
         if without.reliable or difference < self.values[column]:
             self.values[column] = difference
             self.errors[column] = np.hypot(self.row.std_error, without.std_error)
@@ -160,7 +161,7 @@ class Case:
 
 
 class Attributor:
-    """Looks at the columns of rows whose draws are done."""
+    """Attributes the low likelihood of rows to columns, once their draws are complete."""
 
     def __init__(self, block: Block, widths: Sequence[int], suspect: np.ndarray) -> None:
         self.vae, self.search_starts, self.check_cancelled = block.vae, block.starts, block.check_cancelled
@@ -168,10 +169,10 @@ class Attributor:
         self.firsts = np.cumsum([0, *widths[:-1]])
         self.owner = np.repeat(np.arange(len(widths)), widths)
 
-    # By the draws there are
+    # From the rows' own draws
 
     def leave_out(self, cases: Sequence[Case], tiling: Tiling) -> None:
-        """Estimates by the rows' own draws of all columns that are not attributed: in tiles of rows that have as many."""
+        """Estimate all columns that are not attributed from the rows' own draws, in tiles of rows with equally many."""
         for size in sorted({len(case.draws.log_weights) for case in cases}):
             alike = [case for case in cases if len(case.draws.log_weights) == size]
             group = tiling.group(size)
@@ -180,7 +181,7 @@ class Attributor:
                 self.leave_out_of(alike[start : start + group], group)
 
     def leave_out_of(self, cases: list[Case], group: int) -> None:
-        """The same for a tile of at most `group` rows."""
+        """`leave_out` for one tile of at most `group` rows."""
         filled = cases + [cases[-1]] * (group - len(cases))
         log_weights = torch.stack([case.draws.log_weights for case in filled], dim=1)  # (S, B)
         divided = log_weights[..., None] - self.by_column(filled)  # (S, B, D)
@@ -200,7 +201,7 @@ class Attributor:
     def by_column(self, cases: Sequence[Case]) -> Tensor:
         """log p(x_j | z) in the network's units for the rows' draws: shape (S, B, D), float64.
 
-        D is filled up with columns that say nothing, to whole vectors, in which all elements round alike.
+        D is zero-padded to whole SIMD vectors, in which all elements round alike.
         """
         z = torch.stack([case.draws.z for case in cases], dim=1)  # (S, B, L)
         x = torch.from_numpy(np.stack([case.x for case in cases])).to(z)
@@ -213,7 +214,7 @@ class Attributor:
     # With columns hidden
 
     def attribute(self, cases: Sequence[Case]) -> None:
-        """Blame columns, one after the other, while some look suspicious."""
+        """Attribute columns one after another while some look suspicious."""
         open_cases = list(cases)
         for _ in range(MAX_ATTRIBUTED):
             candidates = [(case, column) for case in open_cases for column in case.suspicious(self.suspect)]
@@ -226,7 +227,7 @@ class Attributor:
             self.leave_out(open_cases, few_rows(self.vae))
 
     def attributes_to_worst(self, case: Case, rows: dict[int, Row]) -> bool:
-        """Blame the worst of some columns, by estimates of the row without each, if it is suspicious still."""
+        """Attribute the worst of the columns that were hidden, if it is still suspicious; whether there was one."""
         worst = next((column for column in case.suspicious(self.suspect) if column in rows), None)
         if worst is None:
             return False
@@ -235,7 +236,7 @@ class Attributor:
         return True
 
     def without_columns(self, wanted: Sequence[tuple[Case, list[int]]]) -> list[Row]:
-        """Estimates of rows with columns hidden, in order, in blocks of their own."""
+        """Estimates of rows with columns hidden, in order, in separate blocks."""
         rows: list[Row] = []
         tiling = few_rows(self.vae)
         for start in range(0, len(wanted), tiling.rows):
@@ -260,12 +261,12 @@ class Attributor:
 
 
 def few_rows(vae: VAE) -> Tiling:
-    """Small blocks: few of a block's rows have a column that is hidden."""
+    """Small blocks, because few rows have a hidden column."""
     return Tiling.of(vae, max_scale=1)
 
 
 def without_ends(estimator: Estimator) -> Estimator:
-    """The estimator of rows without a column: no band's ends are near, and no more effort than the difference is worth."""
+    """The estimator for rows with a hidden column: no band ends to stop at, and less effort, as the difference needs."""
     return replace(
         estimator,
         ends=None,

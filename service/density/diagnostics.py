@@ -1,4 +1,4 @@
-"""What importance weights are worth: standard error, effective sample size, khat, and whether to rely on them."""
+"""Diagnostics of importance weights: standard error, effective sample size, khat, and whether to rely on them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ PRIOR_DEGREES = 4
 MIN_RELATIVE_ESS = 0.02
 
 
-# From few draws khat is hardly known, and a limit that allows for that refuses half of the good estimates with the bad.
-# Weights so even, with an error so small, are believed up to the limit for many draws; the audit counts whether rightly.
+# From few draws khat is very uncertain, and a limit that allows for this rejects half of the good estimates too. Weights
+# this even, with an error this small, are accepted up to the limit for many draws; the audit measures how often wrongly.
 SHARP_ESS, SHARP_ERROR = 0.1, 0.3
 
 
 def diagnose(log_weights: Tensor, typical_variance: float = 0.0) -> tuple[np.ndarray, ...]:
-    """log_likelihood, std_error, ess, khat and reliable of weights, shape (S, B): arrays of shape (B,).
+    """log_likelihood, std_error, ess, khat and reliable of log weights, shape (S, B): arrays of shape (B,).
 
-    A row's own variance, known from REPLICATES scramblings, comes out too small just where the rare large weight has not
-    come yet. It is therefore moderated by a usual row's, as if that were known from PRIOR_DEGREES more of them (Smyth,
-    2004), and widened so that +-1.96 standard errors hold what they should under Student's t (Cornish and Fisher, 1938).
+    A row's own variance, estimated from REPLICATES scramblings, is too small exactly when a rare large weight has not been
+    drawn yet. It is therefore moderated by that of a typical row, which counts as PRIOR_DEGREES further degrees of freedom
+    (Smyth, 2004). It is also widened so that +-1.96 standard errors have their nominal coverage under Student's t (Cornish
+    and Fisher, 1938).
     """
     samples = len(log_weights)
     size, tail = importance.ess(log_weights), khat(log_weights)
@@ -49,9 +50,9 @@ def diagnose(log_weights: Tensor, typical_variance: float = 0.0) -> tuple[np.nda
 
 
 def is_usual(tail: Tensor, size: Tensor, samples: int) -> Tensor:
-    """Whether neither khat nor the effective sample size of so many weights speaks against their mean.
+    """Whether neither khat nor the effective sample size gives a reason to doubt the mean of so many weights.
 
-    Without a tail to fit nothing speaks for it, unless all weights are equal.
+    False if there is no tail to fit, even if all weights are equal: callers test for that case themselves.
     """
     limit = min(1.0 - 1.0 / np.log10(samples), KHAT_LIMIT)
     return (tail <= limit) & (size >= MIN_RELATIVE_ESS * samples)

@@ -1,7 +1,7 @@
-"""Several networks as one density: the mean of theirs (log-mean-exp of log p(x)).
+"""Several networks as one density: the mean of their densities (log-mean-exp of log p(x)).
 
-A mixture of models, equally likely each: whatever holds for one p(x) holds for it. Errors of the members' estimates are
-independent of each other.
+This is a mixture of equally likely models, so whatever holds for one p(x) holds for it. Errors of the members' estimates
+are independent of each other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from service.density.conditionals import ColumnEstimates
 def averaged(members: Sequence[Estimates]) -> Estimates:
     """Estimates of the mean density of B rows, from those of its members.
 
-    They are reliable where all members' are; khat is the largest, and ess that of all draws together.
+    They are reliable if those of all members are. khat is the largest of the members', and ess is that of all draws
+    together.
     """
     if len(members) == 1:
         return members[0]
@@ -38,7 +39,7 @@ def averaged(members: Sequence[Estimates]) -> Estimates:
 
 
 def averaged_columns(columns: Sequence[ColumnEstimates]) -> ColumnEstimates:
-    """log p(x_j | others) under the mean density, from those of its members and log p(others), shape (B, D)."""
+    """log p(x_j | others) under the mean density, from the members' estimates and log p(others), shape (B, D)."""
     if len(columns) == 1:
         return columns[0]
     together, _ = mean_density(np.stack([one.log_others + one.log_likelihood for one in columns]))
@@ -52,12 +53,12 @@ def averaged_columns(columns: Sequence[ColumnEstimates]) -> ColumnEstimates:
 
 
 def mean_density(log_densities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log of the mean of M densities, shape (M, ...) to (...), and each one's share in it, (M, ...); NaN stays NaN."""
+    """Log of the mean of M densities, shape (M, ...) to (...), and each density's share, (M, ...); propagates NaN."""
     highest = log_densities.max(axis=0)  # NaN where one is
     total = highest + np.log(np.exp(log_densities - highest).sum(axis=0))
     return total - math.log(len(log_densities)), np.exp(log_densities - total)
 
 
 def mixed_error(shares: np.ndarray, errors: Sequence[np.ndarray]) -> np.ndarray:
-    """The standard error of a log of a sum of which each part has a share, and an error of its own log."""
+    """Standard error of the log of a sum, from each term's share and the standard error of its log (delta method)."""
     return np.sqrt(sum((share * error) ** 2 for share, error in zip(shares, errors, strict=True)))

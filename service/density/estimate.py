@@ -1,12 +1,12 @@
-"""The one driver: rows to estimates of log p(x), the same to the last bit for a row in whatever company it comes.
+"""The driver: rows to estimates of log p(x), bitwise equal for a row whatever other rows share its batch.
 
-    look for modes of p(z | x)  ->  fit a mixture of split normals and the encoder's posterior
-      ->  draw a few z, weigh them  ->  enough?  ->  as many again, and so on
-      ->  not to be trusted?  ->  more starts  ->  more draws  ->  annealing
+    search for modes of p(z | x)  ->  fit a mixture of bent normals and the encoder's posterior
+      ->  draw a few z, compute their weights  ->  accurate enough?  ->  else double the draws, and so on
+      ->  not reliable?  ->  more starts  ->  more draws  ->  annealing
 
-Matrix products round differently for different shapes, so rows go through the networks in blocks of a fixed number of
-rows, and samples in tiles of a fixed number of decoder evaluations, padded where they are not full. Observers look at a
-block once its draws are done, so that whatever else is known of a row rests on the draws that its score rests on.
+Matrix products round differently for different shapes. Rows therefore go through the networks in blocks of a fixed number
+of rows, and samples in tiles of a fixed number of decoder evaluations, padded if not full. Observers see a block once its
+draws are complete, so that everything else about a row rests on the same draws as its score.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from service.vae.network import VAE
 
 @dataclass(frozen=True)
 class Member:
-    """A network, and latents, shape (K, L), from which the search for a row's modes may start."""
+    """A network, and its search starts: latents, shape (K, L), from which to search for a row's modes."""
 
     vae: VAE
     starts: np.ndarray = field(repr=False)
@@ -38,8 +38,8 @@ class Member:
 class Execution:
     """How a call runs.
 
-    `pool` has the threads that share blocks of rows, on a CPU; `check_cancelled` is called every few milliseconds of work,
-    and what it raises ends the call.
+    On a CPU, the threads of `pool` share the blocks of rows. `check_cancelled` is called every few milliseconds of work; an
+    exception that it raises ends the call.
     """
 
     pool: Executor | None = None
@@ -50,19 +50,19 @@ DIRECT = Execution()
 
 
 class Observer(Protocol):
-    """Looks at a block of rows whose draws are done, and says something of each row."""
+    """Computes something for each row of a block whose draws are complete."""
 
     @property
     def kept_draws(self) -> int:
         """How many of a row's draws it needs."""
 
     def __call__(self, block: Block, chosen: np.ndarray) -> Sequence[Any]:
-        """What is seen of each row of the block; `chosen` are the rows' places among all that are estimated."""
+        """One result for each row of the block; `chosen` are the rows' indices among all estimated rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some of the rows, by their places, that go through the networks together, and the rules by which they stop."""
+    """Rows that go through the networks together, by their indices, and the rules by which they stop."""
 
     estimator: Estimator
     band_ends: tuple[float, ...]
@@ -78,14 +78,14 @@ def estimate(
     incomplete: np.ndarray | None = None,
     execution: Execution = DIRECT,
 ) -> Estimates:
-    """Estimate log p(x) for rows in the network's units, shape (B, D); where a cell is NaN, that of the others.
+    """Estimate log p(x) for rows in the network's units, shape (B, D); for rows with NaN, log p of the observed cells.
 
     Args:
         band_ends: ends of the band that judges the rows, nats; for an estimator that has `ends`. Incomplete rows are judged
-            by bands of their own: they stop once they are known to END_TOLERANCE.
-        log_abs_det: log |det| of the Jacobian that converts log p(x) to the data's units, shape (B,), nats.
-        incomplete: which rows have missing cells, shape (B,), where NaN can mean something else, too; by default the rows
-            with any NaN.
+            by bands of their own: they stop once their standard error is at most END_TOLERANCE.
+        log_abs_det: log-determinant of the Jacobian that converts log p(x) to the data's units, shape (B,), nats.
+        incomplete: which rows have missing cells, shape (B,), for inputs in which NaN can also mean something else; by
+            default the rows with any NaN.
     """
     return observe(estimator, member, x, (), band_ends, log_abs_det, incomplete, execution)[0]
 
@@ -100,11 +100,11 @@ def observe(
     incomplete: np.ndarray | None = None,
     execution: Execution = DIRECT,
 ) -> tuple[Estimates, list[list[Any]]]:
-    """The estimates of `estimate`, to the last bit, and what each observer sees of each row, in order."""
+    """The estimates of `estimate`, bitwise equal, and each observer's result for each row, in order."""
     vae, starts = member.vae, starts_of(member.vae, member.starts)
     missing = np.isnan(x)
     if missing.any():
-        x = np.where(missing, np.float32(np.nan), x)  # NaNs have many bits, of which a row's seed is made
+        x = np.where(missing, np.float32(np.nan), x)  # NaNs have many bit patterns, and a row's seed hashes its bits
     incomplete = missing.any(axis=1) if incomplete is None else incomplete
     kept_draws = max((one.kept_draws for one in observers), default=0)
 
@@ -132,7 +132,7 @@ def observe(
 
 
 def parts_of(estimator: Estimator, band_ends: tuple[float, ...], incomplete: np.ndarray, length: int) -> list[Part]:
-    """Blocks of at most `length` rows: complete ones, and then the others, which stop at no band's ends."""
+    """Blocks of at most `length` rows: complete rows first, then incomplete ones, which do not stop at band ends."""
     endless = replace(estimator, ends=None, tolerance=max(estimator.tolerance, END_TOLERANCE))
     kinds = (estimator, band_ends, np.flatnonzero(~incomplete)), (endless, (), np.flatnonzero(incomplete))
     return [
@@ -144,7 +144,7 @@ def parts_of(estimator: Estimator, band_ends: tuple[float, ...], incomplete: np.
 
 
 def weighted_draws(estimator: Estimator, member: Member, x: np.ndarray, num_samples: int) -> Iterator[WeightedDraws]:
-    """So many weighted draws for each of the rows x, shape (B, D), in order, a few rows at a time."""
+    """`num_samples` weighted draws for each of the rows x, shape (B, D), in order, a few rows at a time."""
     length, starts = Tiling.of(member.vae).rows, starts_of(member.vae, member.starts)
     for first in range(0, len(x), length):
         with one_thread(), torch.inference_mode(False), torch.no_grad():

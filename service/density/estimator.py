@@ -27,14 +27,16 @@ SETTINGS: tuple[SettingName, ...] = get_args(SettingName)
 class Estimator:
     """How log p(x) is estimated. Thresholds hold only for the estimator that they were fitted with.
 
-    Stored in the card as it stands; equal fields give equal scores.
+    Stored in the card as is; equal fields give equal scores.
 
-    A row's samples double from `first_samples` until its standard error is at most `tolerance` nats, or its interval is
-    clear of the ends of the band that it is judged by, or `max_samples` are drawn (after a wide search, twice as many as
-    before it). Rows that no band judges yet, those that a band is fitted to, go by `ends`: those of a pilot band, from rows
-    that serve for nothing else. The rows that are judged later must be clear of them, too, or known to END_TOLERANCE. From
-    the pilot rows, too, come `typical_error`, the standard error of a usual row's estimate from TYPICAL_SAMPLES draws, and
-    `typical_decay`, the power of the number of draws by which its square falls.
+    A row's samples double from `first_samples` until one of three things happens: its standard error is at most
+    `tolerance` nats, its interval is clear of the ends of the band that judges it, or `max_samples` are drawn (after a wide
+    search, twice as many as before it). Calibration rows have no band yet. They use `ends`, the ends of a pilot band, which
+    is fitted to separate pilot rows and then frozen. Rows that are judged later must also be clear of `ends`, or have a
+    standard error of at most END_TOLERANCE.
+
+    The pilot rows also give `typical_error`, the standard error of a typical row's estimate from TYPICAL_SAMPLES draws, and
+    `typical_decay`: its square falls as the number of draws to the power of -typical_decay.
     """
 
     setting: SettingName = "standard"
@@ -61,11 +63,11 @@ class Estimator:
         if self.probed_axes < 1:
             raise CalibrationError("probed_axes is below 1")
         if not 0 <= self.tolerance < math.inf:
-            raise CalibrationError("tolerance is no number of nats of at least 0")
+            raise CalibrationError("tolerance must be at least 0 nats")
 
     @staticmethod
     def of(setting: SettingName) -> Estimator:
-        """The estimator of a setting, without ends to stop at."""
+        """The estimator for a setting, before it has ends to stop at."""
         match setting:
             case "fast":
                 return Estimator("fast", first_samples=64, max_samples=64, anneal=False)
@@ -75,22 +77,23 @@ class Estimator:
                 return Estimator(
                     "thorough", tolerance=0.02, first_samples=256, max_samples=16384, probed_axes=EVERY_AXIS
                 )
-        raise CalibrationError(f"estimator {setting!r} is not known, expected one of {', '.join(SETTINGS)}")
+        raise CalibrationError(f"unknown estimator {setting!r}, expected one of {', '.join(SETTINGS)}")
 
     @property
     def stops_at_ends(self) -> bool:
-        """Whether a row's samples stop doubling once its verdict is certain: then it needs the ends of a band."""
+        """Whether a row's samples stop doubling once its verdict is certain, which requires the ends of a band."""
         return self.setting == "standard"
 
     def typical_variance(self, samples: int) -> float:
-        """The square of the standard error of a usual row's estimate from so many draws."""
+        """Squared standard error of a typical row's estimate from so many draws."""
         decay: float = (samples / TYPICAL_SAMPLES) ** -self.typical_decay
         return self.typical_error**2 * decay
 
     def effort(self, latents: int) -> Effort:
-        """What the search for a row's modes may cost: with few latents there often are several.
+        """Effort of the search for a row's modes: larger with few latents, where there are often several modes.
 
-        There Newton's step costs no more than some gradients; elsewhere the encoder's covariance will do to begin with.
+        There a Newton step costs no more than a few gradients; with more latents the search starts from the encoder's
+        covariance instead.
         """
         few = latents <= FEW_LATENTS
         if self.search == "wide":
@@ -99,11 +102,11 @@ class Estimator:
             return Effort(((6, 2),), 1, START_WINDOW, self.probed_axes)
         return Effort(((2 if latents <= MANY_LATENTS else 1, 6),), probed_axes=self.probed_axes)
 
-    def starts_evaluations(self, vae: VAE, codes: int) -> float:
-        """What it costs a row to look for starts among K latents, in decoder evaluations, where it does."""
-        return lookup_evaluations(vae, codes) if self.effort(vae.architecture.latents).starts > 1 else 0.0
+    def starts_evaluations(self, vae: VAE, starts: int) -> float:
+        """Cost per row of choosing among so many search starts, in decoder evaluations; 0 if none are used."""
+        return lookup_evaluations(vae, starts) if self.effort(vae.architecture.latents).starts > 1 else 0.0
 
-    def typical_evaluations(self, vae: VAE, codes: int) -> int:
-        """What a row costs, about, in decoder evaluations: the unit in which work is queued."""
-        search = self.effort(vae.architecture.latents).evaluations(vae) + self.starts_evaluations(vae, codes)
+    def typical_evaluations(self, vae: VAE, starts: int) -> int:
+        """Approximate cost of a row in decoder evaluations, the unit in which work is queued."""
+        search = self.effort(vae.architecture.latents).evaluations(vae) + self.starts_evaluations(vae, starts)
         return round(search) + min(self.max_samples, 2 * self.first_samples)

@@ -1,4 +1,4 @@
-"""What importance weights of z say of log p(x).
+"""Estimates of log p(x) from importance weights of z.
 
 Everything after the networks runs in float64. Samples lead: weights have shape (S, B).
 """
@@ -35,13 +35,14 @@ def normalized_weights(log_weights: Tensor) -> Tensor:
 def ess(log_weights: Tensor) -> Tensor:
     """Effective sample size 1 / sum of squared normalized weights, shape (B,): from 1 to S."""
     size = 1.0 / normalized_weights(log_weights).square().sum(dim=0)
-    return size.clamp(1.0, float(len(log_weights)))  # rounding may step just outside
+    return size.clamp(1.0, float(len(log_weights)))  # rounding may leave this range
 
 
 def ratio_std_error(log_weights: Tensor, others: Tensor, replicates: int = REPLICATES) -> Tensor:
-    """Standard error of the log of the ratio of two mean weights, of the same draws of scrambled Sobol points.
+    """Standard error of the log ratio of two mean weights over the same scrambled Sobol draws, nats.
 
-    Weights lead with S and broadcast with each other; nats. By the delta method, as `replicated_std_error`.
+    Both arguments are log weights with S leading, and broadcast with each other. Uses the delta method over scramblings, as
+    `replicated_std_error` does.
     """
 
     def shares(weights: Tensor) -> Tensor:
@@ -55,9 +56,8 @@ def ratio_std_error(log_weights: Tensor, others: Tensor, replicates: int = REPLI
 def replicated_std_error(log_weights: Tensor, replicates: int = REPLICATES) -> Tensor:
     """Standard error of `log_likelihood` for scrambled Sobol points, shape (B,), nats.
 
-    Draw s is of scrambling s % replicates.
-    The draws of one scrambling depend on each other, those of different ones do not: the error is that of the mean of the
-    scramblings' means, which with R of them has R - 1 degrees of freedom.
+    Draw s belongs to scrambling s % replicates. Draws of one scrambling depend on each other; different scramblings are
+    independent. The error is therefore that of the mean of R scramblings' means, with R - 1 degrees of freedom.
     """
     samples = len(log_weights)
     normalized = normalized_weights(log_weights).view(samples // replicates, replicates, -1).sum(dim=0)  # (R, B)

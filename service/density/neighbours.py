@@ -1,6 +1,6 @@
-"""How far rows are from the nearest of known rows: numbers by their range, categories by equality (after Gower, 1971).
+"""Distances from rows to their nearest known row: numbers relative to their range, categories by equality (after Gower).
 
-Column by column it is between 0 and 1 among known rows, whatever the units. Cells that are missing are left out.
+Among known rows each column's distance is between 0 and 1, in any units (Gower, 1971). Missing cells are left out.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import torch
 from service.density.tiling import one_thread
 
 FAR = 1e6  # ranges
-CANDIDATES = 8  # by rounded distances, of which the exact ones are taken
+CANDIDATES = 8  # nearest by float32 distances, for which exact distances are computed
 ROWS_AT_ONCE = 64
 
 
 class Neighbours:
-    """KnownRows rows, shape (m, D), with which columns are categories, (D,); NaN is a missing cell.
+    """Known rows, shape (m, D), and a mask of the categorical columns, (D,); NaN is a missing cell.
 
-    `span` is the range of all numbers, where they share one, such as pixels; by default each column has that of its own.
+    `span` is the range of all numeric columns if they share one, such as pixels; by default each column has its own.
     """
 
     def __init__(self, known: np.ndarray, is_category: np.ndarray, span: float | None = None) -> None:
@@ -38,17 +38,16 @@ class Neighbours:
         self.there = None if self.has.all() else torch.from_numpy(self.has.astype(np.float32))
 
     def scaled(self, rows: np.ndarray) -> np.ndarray:
-        """The numbers of rows, by their range."""
+        """The numeric columns of rows, relative to their range."""
         return np.clip((rows[:, ~self.is_category].astype(np.float64) - self.low) / self.span, -FAR, FAR)
 
     def distances(self, rows: np.ndarray) -> np.ndarray:
-        """Root mean square distance of each row's cells, shape (B, D), from those of the nearest known row: shape (B,)."""
+        """Root mean square distance of the cells of each row, shape (B, D), from the nearest known row: shape (B,)."""
         with one_thread():
             parts = [self.of_some(rows[start : start + ROWS_AT_ONCE]) for start in range(0, len(rows), ROWS_AT_ONCE)]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def of_some(self, rows: np.ndarray) -> np.ndarray:
-        """The same for a few rows."""
         numbers, codes = self.scaled(rows), rows[:, self.is_category]
         rough = self.rough(numbers, codes)
         count = min(CANDIDATES, len(self.numbers))
@@ -72,7 +71,7 @@ class Neighbours:
         return np.where(count > 0, distance / np.maximum(count, 1.0), np.inf)
 
     def exact(self, numbers: np.ndarray, codes: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """Distances from some known rows, shape (B, C) both."""
+        """Exact distances from candidate known rows, given by their indices: shape (B, C) both."""
         difference = numbers[:, None] - np.where(self.has, self.numbers, np.nan)[candidates]
         mine, theirs = codes[:, None], self.codes[candidates]
         both = ~np.isnan(mine) & ~np.isnan(theirs)

@@ -1,7 +1,7 @@
 """khat: how heavy the tail of importance weights is (Vehtari, Simpson, Gelman, Yao and Gabry, 2024).
 
-The largest weights are fitted with a generalized Pareto distribution; its shape khat tells how many moments the weights
-have. Above 0.7, or min(1 - 1 / log10 S, 0.7) for few samples, their mean is not to be trusted.
+A generalized Pareto distribution is fitted to the largest weights; its shape khat determines how many moments the weights
+have: those of order below 1 / khat. Above min(1 - 1 / log10 S, 0.7), their mean is unreliable.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import math
 import torch
 from torch import Tensor
 
-MIN_TAIL = 5  # fewer points say nothing about a shape
-PRIOR_WEIGHT = 10.0  # of the weakly informative prior that pulls khat to 1/2, in draws
+MIN_TAIL = 5  # fewer points do not determine a shape
+PRIOR_WEIGHT = 10.0  # in draws: weight of the weakly informative prior that shrinks khat towards 1/2
 
 
 def tail_length(samples: int) -> int:
-    """How many of the largest weights are fitted: min(S / 5, 3 sqrt(S))."""
+    """How many of the largest weights are fitted: min(S / 5, 3 sqrt(S)), rounded up."""
     return min(math.ceil(samples / 5), math.ceil(3 * math.sqrt(samples)))
 
 
 def khat(log_weights: Tensor) -> Tensor:
     """Shape of the generalized Pareto fit to the largest weights: (S, B) to (B,), float64.
 
-    NaN where there is no tail to fit: too few samples, or a tail whose weights are equal (all weights equal means an
-    exact proposal).
+    NaN if there is no tail to fit: too few samples, or a tail of equal weights (if all weights are equal, the proposal is
+    exact).
     """
     samples, rows = log_weights.shape
     length = tail_length(samples)
@@ -33,11 +33,11 @@ def khat(log_weights: Tensor) -> Tensor:
     largest = (log_weights - log_weights.amax(dim=0)).topk(length + 1, dim=0).values.flip(0)  # ascending
     cutoff = largest[0].exp()
     exceedances = (largest[1:].exp() - cutoff).T.contiguous()  # (B, length), ascending
-    # Weights that agree to rounding have no tail: what is left above the cutoff is noise of the last bits.
+    # Weights that agree up to rounding have no tail: what remains above the cutoff is rounding noise.
     spread = exceedances[:, -1] > 1e-9
     quartile = exceedances[:, int(length / 4 + 0.5) - 1]
     fitted = generalized_pareto_shape(exceedances.clamp(min=1e-300))
-    # Ties at the cutoff leave the quartile at 0, where the estimator of Zhang and Stephens has no scale.
+    # Ties at the cutoff make the quartile 0, and leave the estimator of Zhang and Stephens without a scale.
     tied = spread & (quartile <= 0)
     fitted = torch.where(tied, math.inf, fitted)
     return torch.where(spread, fitted, math.nan)

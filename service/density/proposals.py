@@ -1,7 +1,7 @@
-"""Distributions over z, given rows, to draw importance samples from. They compose.
+"""Proposals: distributions over z, given rows, to draw importance samples from. They compose.
 
-A proposal turns points of the unit cube into z and knows its own density. Where the points come from (a row's own seed) is
-the estimator's business.
+A proposal maps points of the unit cube to z and knows its own density. The caller supplies the points, from a row's own
+seed.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Proposal(Protocol):
     """A distribution over z for each of B rows."""
 
     def sample(self, points: Points) -> Tensor:
-        """Points of the unit cube, S for each of B rows, to draws of z, shape (S, B, L), float64."""
+        """Map points of the unit cube, S for each of B rows, to draws of z: shape (S, B, L), float64."""
         ...
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log density of z, shape (S, B, L): shape (S, B), float64, nats."""
+        """Log density of z, shape (S, B, L): shape (S, B), float64, nats."""
         ...
 
     def select(self, rows: Rows) -> Proposal:
-        """The same for some of the rows."""
+        """The proposal for a subset of the rows."""
         ...
 
 
@@ -48,29 +48,26 @@ class Diagonal:
     normal: DiagonalNormal
 
     def sample(self, points: Points) -> Tensor:
-        """Draws, shape (S, B, L)."""
         return self.normal.mean.double() + self.normal.std.double() * points.normal
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log density, shape (S, B)."""
         return self.normal.log_prob(z)
 
     def select(self, rows: Rows) -> Diagonal:
-        """The same for some of the rows."""
         return Diagonal(DiagonalNormal(self.normal.mean[rows], self.normal.std[rows]))
 
 
 @dataclass(frozen=True, slots=True)
 class BentNormal:
-    """A normal along axes of its own, bent by the third derivatives of the log density that it follows.
+    """A normal with its own axes, bent by the third derivatives of the log density that it approximates.
 
         z = mean + sum_i axes[:, i] y_i
         y_i = e_i / sqrt(1 - sum_k<i bend[i, k] y_k) + sum_k<i bend[k, i] (y_k^2 - 1) / 2
 
-    is what exp(-|y|^2 / 2 + sum_ik bend[i, k] y_i^2 y_k / 2) looks like, axis after axis, to first order in the bend
-    (y_k is taken within CLIP, the precision within PRECISIONS). e_i is a split normal (Geweke, 1989) of scales
-    1 -+ skew[i], times a tail, one of `tails`, equally likely each, less the split normal's mean. Without bend and skew,
-    and with a tail of 1, it is a normal.
+    This approximates the density exp(-|y|^2 / 2 + sum_ik bend[i, k] y_i^2 y_k / 2), axis after axis, to first order in the
+    bend (y_k is clipped to +-CLIP, the precision to PRECISIONS). e_i is a split normal (Geweke, 1989) with scales
+    1 - skew[i] and 1 + skew[i], times one of the equally likely `tails`, minus the mean of the split normal. Without bend
+    and skew, and with a tail of 1, it is a normal.
 
     mean, skew (B, L); axes, inverse, bend (B, L, L), an axis in each column of `axes`; tails (B, T). All float64.
     """
@@ -83,13 +80,12 @@ class BentNormal:
     tails: Tensor
 
     def sample(self, points: Points) -> Tensor:
-        """Draws, shape (S, B, L)."""
         below, above = 1.0 - self.skew, 1.0 + self.skew
         lower_mass = 0.5 * below  # (B, L)
         u = points.uniform
         is_lower = u < lower_mass
         half = torch.where(is_lower, 0.5 * u / lower_mass, 0.5 + 0.5 * (u - lower_mass) / (1 - lower_mass))
-        # A point that rounding puts on the border of the cube would be infinitely far out.
+        # A point that rounding puts on the border of the cube would map to infinity.
         split = normal_quantile(half.clamp(1e-12, 1 - 1e-12)) * torch.where(is_lower, below, above)
         count = self.tails.shape[1]
         choice = (points.selector * count).long().clamp(0, count - 1)  # (S, B)
@@ -97,7 +93,7 @@ class BentNormal:
         return self.mean + mapped(self.axes, self.bent(tail * split - self.split_mean()))
 
     def bent(self, e: Tensor) -> Tensor:
-        """y from e, shape (S, B, L): one axis after the other, each bent by those before it."""
+        """y from e, shape (S, B, L): one axis after another, each bent by the earlier ones."""
         e = e.movedim(-1, 0).contiguous()  # (L, S, B)
         curving = self.bend.permute(1, 2, 0)[:, :, None]  # (L, L, 1, B)
         widening = self.bend.permute(2, 1, 0)[:, :, None]
@@ -110,7 +106,6 @@ class BentNormal:
         return y.movedim(0, -1)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log density, shape (S, B)."""
         y = mapped(self.inverse, z.double() - self.mean)
         clipped = y.clamp(-CLIP, CLIP)
         precision = (1.0 - mapped(self.bend.tril(-1), clipped)).clamp(*PRECISIONS)
@@ -126,44 +121,41 @@ class BentNormal:
         return log_tails.logsumexp(dim=-1) + log_widths - constant
 
     def split_mean(self) -> Tensor:
-        """The means of split normals, shape (B, L)."""
+        """The means of the split normals, shape (B, L)."""
         return 2.0 * math.sqrt(2.0 / math.pi) * self.skew
 
     def log_volume(self) -> Tensor:
-        """log of the determinant of the axes, shape (B,)."""
+        """log |det axes|, shape (B,)."""
         return -by_matrix(torch.linalg.slogdet, self.inverse)[1]
 
     def select(self, rows: Rows) -> BentNormal:
-        """The same for some of the rows."""
         return BentNormal(*(part[rows] for part in self.parts()))
 
     @staticmethod
     def concatenated(normals: Sequence[BentNormal]) -> BentNormal:
-        """Those of some rows and of others as one."""
         parts = zip(*(normal.parts() for normal in normals), strict=True)
         return BentNormal(*(torch.cat(part) for part in parts))
 
     def parts(self) -> tuple[Tensor, ...]:
-        """All tensors, rows first."""
         return self.mean, self.axes, self.inverse, self.bend, self.skew, self.tails
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Several proposals at once, each with its share of the draws (Hesterberg, 1995).
+    """A mixture of proposals, each with its share of the draws (Hesterberg, 1995).
 
     Every weight has the whole mixture in its denominator (the balance heuristic of Veach and Guibas, 1995): where one
-    component misses, the weight stays bounded by another's share, and no component costs a decoder evaluation of its own.
-    A row's shares, `shares` (B, K), sum to one; a component may have none.
+    component has too little mass, another's share bounds the weight, and no component costs extra decoder evaluations.
+    The `shares` (B, K) of each row sum to one; a component's share may be 0.
     """
 
     components: Sequence[Proposal]
     shares: Tensor
 
     def sample(self, points: Points) -> Tensor:
-        """Each component takes its part of the selector's range and hands it on, stretched: draws of shape (S, B, L)."""
+        """Draws, shape (S, B, L): the selector picks a component, and is rescaled to [0, 1] for that component's use."""
         ends = self.shares.cumsum(dim=-1)
-        ends = torch.where(ends > 1 - 1e-6, 2.0, ends)  # the last with a share takes what rounding leaves
+        ends = torch.where(ends > 1 - 1e-6, 2.0, ends)  # the last component with a share absorbs rounding
         z = torch.zeros_like(points.uniform)
         start = torch.zeros_like(ends[:, 0])
         for component, share, end in zip(self.components, self.shares.T, ends.T, strict=True):
@@ -174,7 +166,6 @@ class Mixture:
         return z
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log of the mixture's density, shape (S, B)."""
         parts = [
             component.log_prob(z) + log_share
             for component, log_share in zip(self.components, in_vectors(torch.log, self.shares).T, strict=True)
@@ -182,5 +173,4 @@ class Mixture:
         return torch.stack(parts).logsumexp(dim=0)
 
     def select(self, rows: Rows) -> Mixture:
-        """The same for some of the rows."""
         return Mixture([component.select(rows) for component in self.components], self.shares[rows])

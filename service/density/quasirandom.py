@@ -1,9 +1,9 @@
-"""Scrambled Sobol points for importance sampling: evenly spread, and random enough to tell their own error.
+"""Scrambled Sobol points for importance sampling: evenly spread, and randomised so that the error can be estimated.
 
 A row's S points are REPLICATES independent scramblings of one sequence: point s is number s // REPLICATES of scrambling
 s % REPLICATES, so that more points always continue the same sequences. A scrambling flips the same random bits of every
-point (a digital shift): each point is then uniform, the points stay evenly spread, and estimates from different scramblings
-are independent (L'Ecuyer and Lemieux, 2002).
+point (a digital shift). Each point is then uniform, the points stay evenly spread, and different scramblings give
+independent estimates (L'Ecuyer and Lemieux, 2002).
 """
 
 from __future__ import annotations
@@ -30,17 +30,16 @@ class Points:
 
     @property
     def normal(self) -> Tensor:
-        """The same points under a standard normal, shape (S, B, L)."""
+        """`uniform` mapped to standard-normal points, shape (S, B, L)."""
         return normal_quantile(self.uniform)
 
 
 def normal_quantile(u: Tensor) -> Tensor:
-    """The inverse of the standard normal's distribution function."""
     return math.sqrt(2.0) * torch.erfinv(2.0 * u - 1.0)
 
 
 def row_points(rows: np.ndarray, seed: int, latents: int, first: int, count: int, device: torch.device) -> Points:
-    """Points number `first` to `first + count` of each row of the network's input, shape (B, D), by the row's own seed."""
+    """Points `first` to `first + count` for each row of the network's input, shape (B, D), seeded by the row itself."""
     assert first % REPLICATES == 0
     assert count % REPLICATES == 0
     generators = [row_generator(row, seed) for row in rows]
@@ -55,7 +54,7 @@ def row_points(rows: np.ndarray, seed: int, latents: int, first: int, count: int
 
 @cache
 def sobol_sequence(dimensions: int, length: int) -> Tensor:
-    """The first points of a Sobol sequence whose matrices are scrambled once and for all, as integers of BITS bits."""
+    """The first points of a Sobol sequence with a fixed matrix scrambling, as integers of BITS bits."""
     engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=0)
     return (engine.draw(length, dtype=torch.float64) * 2**BITS).long()
 
@@ -66,7 +65,7 @@ def power_of_two(number: int) -> int:
 
 
 def row_generator(row: np.ndarray, seed: int) -> np.random.Generator:
-    """A random generator that depends on the row's content and the seed alone; -0.0 counts as 0.0."""
+    """A random generator that depends only on the row's content and the seed; -0.0 counts as 0.0."""
     content = (np.ascontiguousarray(row, dtype=np.float32) + np.float32(0.0)).tobytes()
     digest = hashlib.blake2b(content, digest_size=16, salt=seed.to_bytes(16, "little", signed=True)).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))

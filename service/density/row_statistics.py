@@ -1,8 +1,8 @@
-"""What the draws that a row's score rests on say beside log p(x): more opinions on whether it belongs.
+"""Further test statistics from the draws behind a row's score.
 
-Rows that do not belong need not be unlikely (Nalisnick et al., 2019): a blank image is likelier than any digit. But the
-same draws say how badly a row's own posterior gives it back, how far that posterior is from the prior, how far the encoder
-was off, and how far the encoding is from those of known rows.
+Rows that do not belong need not be unlikely (Nalisnick et al., 2019): a blank image is more likely than any digit. But the
+same draws also show how badly a row's own posterior reconstructs it, how far that posterior is from the prior, how far the
+encoder was off, and how far the encoding is from those of known rows.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from service.density.diagnostics import IMPOSSIBLE
 from service.density.quasirandom import normal_quantile
 from service.vae.network import VAE
 
-OBSERVED_DRAWS = 16  # of a row's, that are looked at column by column
-BOUND_DRAWS = 8  # from the encoder, that tell its bound
-Seen = tuple[np.ndarray, np.ndarray]  # of a row: E[log p(x_j | z)], (D,), and divergence, gap and distance, (3,)
+OBSERVED_DRAWS = 16  # draws of a row that are evaluated column by column
+BOUND_DRAWS = 8  # draws from the encoder for its evidence lower bound
+Seen = tuple[np.ndarray, np.ndarray]  # for a row: E[log p(x_j | z)], (D,); divergence, gap and distance, (3,)
 
 
 @dataclass(frozen=True, slots=True)
 class DrawStatistics:
-    """What is known of B rows from their draws.
+    """Statistics of B rows from their draws.
 
-    `given_back` (B, D) is E[log p(x_j | z)] over p(z | x), nats; `divergence` (B,) KL of p(z | x) from p(z), nats; `gap`
-    (B,) log p(x) less the encoder's bound on it, nats; `latent_distance` (B,) from the encoding to the nearest of known
-    rows.
+    `given_back` (B, D) is E[log p(x_j | z)] over p(z | x), nats; `divergence` (B,) is KL(p(z | x) || p(z)), nats; `gap`
+    (B,) is log p(x) minus the encoder's evidence lower bound, nats; `latent_distance` (B,) is the distance from the row's
+    encoding to the nearest encoding of a known row.
     """
 
     given_back: np.ndarray
@@ -41,13 +41,12 @@ class DrawStatistics:
 
     @staticmethod
     def joined(rows: Sequence[Seen], columns: int) -> DrawStatistics:
-        """Of what was seen of rows one by one."""
         given_back = np.array([one for one, _ in rows]).reshape(len(rows), columns)
         return DrawStatistics(given_back, *np.array([numbers for _, numbers in rows]).reshape(len(rows), 3).T)
 
     @staticmethod
     def averaged(members: Sequence[DrawStatistics]) -> DrawStatistics:
-        """The mean of what an ensemble's networks say."""
+        """The mean over an ensemble's networks."""
         arrays = zip(*((w.given_back, w.divergence, w.gap, w.latent_distance) for w in members), strict=True)
         return DrawStatistics(*(np.mean(part, axis=0) for part in arrays))
 
@@ -61,10 +60,10 @@ def encodings(vae: VAE, x: np.ndarray) -> Tensor:
 
 @dataclass(frozen=True)
 class DrawObserver:
-    """Observes what each row's draws say beside log p(x).
+    """Observes further statistics of each row's draws.
 
     Attributes:
-        widths: how many of the network's columns each of the D columns is.
+        widths: how many network columns each of the D columns takes.
         known: the encoder's means for known rows, shape (m, L).
     """
 
@@ -73,15 +72,14 @@ class DrawObserver:
     kept_draws: int = OBSERVED_DRAWS
 
     def __call__(self, block: Block, chosen: np.ndarray) -> list[Seen]:
-        """What the draws of each row of a block say."""
         return seen_in(block, self.widths, self.known)
 
 
 def seen_in(block: Block, widths: Sequence[int], known: Tensor) -> list[Seen]:
-    """What is seen of each row of a block that has its draws.
+    """Statistics of each row of a block whose draws are complete.
 
     Args:
-        widths: how many of the network's columns each of the D columns is.
+        widths: how many network columns each of the D columns takes.
         known: encodings of known rows, shape (m, L).
     """
     filled = block.rows + block.rows[-1:] * (block.tiling.rows - len(block.rows))
@@ -105,7 +103,7 @@ def seen_in(block: Block, widths: Sequence[int], known: Tensor) -> list[Seen]:
 
 
 def encoder_bound(block: Block) -> Tensor:
-    """The evidence lower bound of each row of a block, by the encoder's posterior: shape (B,), nats."""
+    """The evidence lower bound of each row of a block under the encoder's posterior: shape (B,), nats."""
     points = bound_points(block.latents).to(block.x.device)
     z = block.encoder.mean.double() + block.encoder.std.double() * points[:, None]  # (S, B, L)
     log_conditional = block.given.log_prob(z.to(block.vae.dtype))
@@ -115,7 +113,7 @@ def encoder_bound(block: Block) -> Tensor:
 
 @cache
 def bound_points(latents: int) -> Tensor:
-    """The same standard normal draws for all rows, of mean 0 and variance 1 on each axis: shape (BOUND_DRAWS, L)."""
+    """Standard-normal draws shared by all rows, with mean 0 and variance 1 on each axis: shape (BOUND_DRAWS, L)."""
     engine = torch.quasirandom.SobolEngine(latents, scramble=True, seed=0)
     half = normal_quantile(engine.draw(BOUND_DRAWS // 2, dtype=torch.float64).clamp(1e-9, 1 - 1e-9))
     half = half / half.square().mean(dim=0).sqrt()
@@ -123,6 +121,6 @@ def bound_points(latents: int) -> Tensor:
 
 
 def nearest(x: Tensor, known: Tensor) -> Tensor:
-    """The distance of each of B points, shape (B, L), to the nearest known one, (m, L): shape (B,), float32's digits."""
+    """Distance of each of B points, shape (B, L), to the nearest known one, (m, L): shape (B,), in float32 precision."""
     square = x.square().sum(dim=1)[:, None] + known.square().sum(dim=1) - 2.0 * x @ known.mT
     return square.amin(dim=1).clamp(min=0.0).sqrt().float().double()

@@ -1,8 +1,8 @@
-"""From starts to the proposal of a row: which modes its posterior has, and how much of it each of them holds.
+"""From search starts to a row's proposal: the modes of its posterior, and how much mass each holds.
 
-Every pair of a row and a start is a search of its own. What becomes of it is decided by its own row's numbers: one that
-ends far below another is dropped, one that has not arrived goes on, two that ended in the same place become one. Those that
-are left at a stage go through the networks in tiles of a fixed number of pairs, whatever rows they belong to.
+Every pair of a row and a start is a search of its own, and only the row's own numbers decide its fate: a search that ends
+far below another is dropped, one that has not converged continues, and two that end at the same mode become one. The
+searches that remain at a stage go through the networks in tiles of a fixed number of pairs, whichever rows they belong to.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from service.vae.likelihoods import LOG_2PI
 from service.vae.network import VAE, DiagonalNormal
 
 WINDOW = 20.0  # nats below a row's best mode: e^-20 of the mass is not worth a search
-CONVERGED = 0.2  # nats that are not worth another step
-MORE_ROUNDS = 6  # of a step by Newton, for a search that has not arrived
-SAME = 1.0  # standard deviations between two ends of a search that are one mode
+CONVERGED = 0.2  # nats: a smaller predicted gain is not worth another step
+MORE_ROUNDS = 6  # Newton steps for a search that has not converged
+SAME = 1.0  # standard deviations: searches that end closer than this found the same mode
 ENCODER_SHARE = 0.1
 EVERY_AXIS = 2**20
-MIN_SHARE = 0.02  # of the draws for a mode that looks unlikely
+MIN_SHARE = 0.02  # least share of the draws for a mode, however unlikely it looks
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """What a search may cost a row.
+    """How much a row's search may cost.
 
-    Each of `rounds` says how many searches go on, the likeliest, and by how many steps that cost a gradient. Before the
-    first come `newton_steps`; starts so many nats below the best, `start_window`, are not followed. At last third
-    derivatives are taken along `probed_axes`.
+    Each of `rounds` is a pair: how many of the best searches continue, and for how many quasi-Newton steps, which need only
+    a gradient. `newton_steps` come before the first round. Starts more than `start_window` nats below the best are dropped.
+    Finally, third derivatives are taken along `probed_axes`.
     """
 
     rounds: tuple[tuple[int, int], ...]
@@ -45,16 +45,16 @@ class Effort:
 
     @property
     def starts(self) -> int:
-        """How many starts are followed at most."""
+        """The largest number of starts followed."""
         return self.rounds[0][0]
 
     @property
     def modes(self) -> int:
-        """How many modes are kept at most."""
+        """The largest number of modes kept."""
         return self.rounds[-1][0]
 
     def evaluations(self, vae: VAE) -> float:
-        """What it costs at most, in decoder evaluations, where all searches arrive."""
+        """The largest cost in decoder evaluations if all searches converge."""
         newton = self.starts * laplace.climb_evaluations(vae, self.newton_steps, 0)
         climbs = sum(count * laplace.climb_evaluations(vae, 0, steps) for count, steps in self.rounds)
         around = laplace.mode_evaluations(vae) + laplace.fit_evaluations(vae.architecture.latents, self.probed_axes)
@@ -65,7 +65,7 @@ class Effort:
 class Tiles:
     """How many pairs of a row and a start go through the networks at a time, for gradients and for Jacobians.
 
-    `check_cancelled` is called before each tile: it may raise, and so end a search whose result nobody wants any more.
+    `check_cancelled` is called before each tile and may raise, which ends a search whose result is no longer wanted.
     """
 
     gradients: int
@@ -75,7 +75,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The proposals of a block, and for each real row what its best search had still to gain, nats, and what all cost."""
+    """A block's proposals, and for each real row the gain still predicted for its best search, nats, and the total cost."""
 
     proposal: Mixture
     remaining: list[float]
@@ -86,10 +86,10 @@ def find(rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, effort
     """Proposals for a block of B rows.
 
     Args:
-        rows: the rows, each at any latent.
-        starts: latents to start from, shape (K, B, L); the likeliest of them are used.
+        rows: the rows; their latents are ignored.
+        starts: latents to start from, shape (K, B, L); those with the highest log p(x, z) are used.
         encoder: q(z | x) of the rows.
-        real: how many of the rows are real; those behind them are copies that fill the block.
+        real: how many of the rows are real; the rows after them are copies that pad the block.
     """
     searches = Searches(rows, starts, encoder, real, tiles)
     (_, first_steps), *later = effort.rounds
@@ -109,7 +109,7 @@ def find(rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, effort
 
 
 class Searches:
-    """Pairs of a row and a latent that is on its way to a mode, for the time of one call of `find`."""
+    """Pairs of a row and a latent on its way to a mode, for one call of `find`."""
 
     def __init__(self, rows: Sites, starts: Tensor, encoder: DiagonalNormal, real: int, tiles: Tiles) -> None:
         self.tiles, self.size, self.latents = tiles, starts.shape[1], starts.shape[2]
@@ -124,13 +124,12 @@ class Searches:
         self.charge(self.everyone(), 1)
 
     def everyone(self) -> list[int]:
-        """All pairs."""
         return list(range(len(self.row_of)))
 
     # In tiles
 
     def tiled(self, pairs: list[int], tile: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Pairs in parts of at most a tile, each also as indices that fill one, the last of them repeated."""
+        """Pairs in parts of at most a tile, each with indices padded to a full tile by repeating the last."""
         for start in range(0, len(pairs), tile):
             self.tiles.check_cancelled()
             part = pairs[start : start + tile]
@@ -138,7 +137,7 @@ class Searches:
             yield part, torch.tensor(filled, device=self.sites.z.device)
 
     def move(self, pairs: list[int], tile: int, function: Callable[[Sites, Tensor], Sites]) -> None:
-        """Let a function of some pairs, and of the covariance that the encoder sees, move them."""
+        """Replace some pairs by a function of them and of the encoder's covariance."""
         z, log_joint = self.sites.z.clone(), self.sites.log_joint.clone()
         for part, index in self.tiled(pairs, tile):
             moved = function(self.sites.select(index), self.encoded[index])
@@ -146,13 +145,12 @@ class Searches:
         self.sites = replace(self.sites, z=z, log_joint=log_joint)
 
     def climb(self, pairs: list[int], newton_steps: int, quasi_newton_steps: int) -> None:
-        """Move some pairs towards a mode."""
         tile = self.tiles.jacobians if newton_steps else self.tiles.gradients
         self.move(pairs, tile, lambda sites, encoded: laplace.climb(sites, encoded, newton_steps, quasi_newton_steps))
         self.charge(pairs, laplace.climb_evaluations(self.sites.vae, newton_steps, quasi_newton_steps))
 
     def look_around(self, pairs: list[int]) -> None:
-        """Note how log p(x, z) bends where some pairs are."""
+        """Compute the curvature of log p(x, z) at some pairs, and store it in `modes`."""
         known = Mode(*(part.clone() for part in self.modes.parts()))
         for part, index in self.tiled(pairs, self.tiles.jacobians):
             seen = laplace.mode_at(self.sites.select(index))
@@ -162,7 +160,7 @@ class Searches:
         self.charge(pairs, laplace.mode_evaluations(self.sites.vae))
 
     def fits(self, pairs: list[int], probed_axes: int) -> tuple[BentNormal, Tensor]:
-        """Bent normals where some pairs are, and which of them are normals."""
+        """Bent normals at some pairs, and a mask of those that are exactly normal."""
         normals, exact = [], []
         for part, index in self.tiled(pairs, self.tiles.jacobians):
             normal, is_exact = laplace.fit(self.sites.select(index), self.modes.select(index), probed_axes)
@@ -174,14 +172,13 @@ class Searches:
         return BentNormal.concatenated(normals), is_exact
 
     def charge(self, pairs: list[int], evaluations: float) -> None:
-        """Add to what the rows of some pairs have cost."""
         for pair in pairs:
             self.evaluations[self.row_of[pair]] += evaluations
 
-    # Which go on
+    # Which continue
 
     def by_row(self, pairs: list[int]) -> list[list[int]]:
-        """The pairs of each row, the likeliest first."""
+        """The pairs of each row, by descending log p(x, z)."""
         value = self.sites.log_joint.tolist()
         rows: list[list[int]] = [[] for _ in self.evaluations]
         for pair in sorted(pairs, key=lambda pair: (-value[pair], pair)):
@@ -189,17 +186,17 @@ class Searches:
         return rows
 
     def best(self, pairs: list[int], count: int, window: float) -> list[int]:
-        """The likeliest pairs of each row: so many at most, and so many nats below the best at most."""
+        """The best pairs of each row: at most `count`, and at most `window` nats below the best one."""
         value = self.sites.log_joint.tolist()
         return [pair for row in self.by_row(pairs) for pair in row[:count] if value[pair] >= value[row[0]] - window]
 
     def astray(self, pairs: list[int]) -> list[int]:
-        """The pairs that have not arrived at a mode."""
+        """The pairs that have not converged to a mode."""
         remaining = self.modes.remaining.tolist()
         return [pair for pair in pairs if remaining[pair] > CONVERGED]
 
     def distinct(self, pairs: list[int]) -> list[int]:
-        """The pairs that are not where a likelier one of their row is."""
+        """The pairs without those at the same mode as a better pair of their row."""
         rows = self.by_row(pairs)
         both = [(pair, better) for row in rows for at, pair in enumerate(row) for better in row[:at]]
         if not both:
@@ -210,22 +207,22 @@ class Searches:
         twins = {pair for (pair, _), near in zip(both, (distance < SAME**2).tolist(), strict=True) if near}
         return [pair for pair in pairs if pair not in twins]
 
-    # What is found
+    # The proposal
 
     def weighed(self, pairs: list[int], encoder: DiagonalNormal, effort: Effort) -> Found:
-        """A mixture for each row of what was found, by how much of the posterior each mode seems to hold."""
+        """A mixture for each row of the modes found, weighted by the Laplace estimate of their posterior mass."""
         normals, exact = self.fits(pairs, effort.probed_axes)
         place = {pair: at for at, pair in enumerate(pairs)}
         rows = [[place[pair] for pair in row] for row in self.by_row(pairs)]
         rows += rows[-1:] * (self.size - len(rows))  # the copies
-        # Always so many components: sums of other numbers of terms round differently.
+        # A fixed number of components: sums with other numbers of terms round differently.
         slots = torch.tensor([row + row[:1] * (effort.modes - len(row)) for row in rows], device=exact.device)  # (B, K)
         counts = torch.tensor([len(row) for row in rows], device=exact.device)[:, None]
         taken = torch.arange(effort.modes, device=exact.device) < counts
         height = self.sites.log_joint[torch.tensor(pairs, device=exact.device)]
         evidence = (height + 0.5 * self.latents * LOG_2PI + normals.log_volume())[slots].masked_fill(~taken, -math.inf)
         shares = ((1.0 - MIN_SHARE * counts) * evidence.softmax(dim=-1) + MIN_SHARE) * taken
-        # Where the posterior is a normal, and one, all weights are equal without the encoder.
+        # If the posterior is a single normal, leaving out the encoder makes all weights equal.
         encoder_share = ENCODER_SHARE * (~exact[slots].all(dim=-1, keepdim=True) | (counts > 1)).double()
         remaining = self.modes.remaining.tolist()
         return Found(

@@ -1,8 +1,8 @@
-"""A codebook: latents kept with the model, whose decoder outputs are computed once.
+"""Search starts: latents kept with the model, whose decoder outputs are computed once.
 
-log p(x, z) of all of them costs a row about one matrix product. It tells where in the latent space a row could come from,
-wherever its encoder looks: a start for the search of modes. With few latents a posterior often has several separate modes,
-of which the encoder sees one; with a row that does not belong, the encoder's guess may be anywhere.
+log p(x, z) at all of them costs a row about one matrix product. It shows where in latent space a row could come from,
+independently of the encoder, and so where to start searching for modes. With few latents a posterior often has several
+separate modes, of which the encoder sees only one; for a row that does not belong, the encoder's guess may be anywhere.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from service.vae.network import VAE
 
 MANY_LATENTS = 10
 NEIGHBOURS = 10
-WIDER = 2.0  # the points beyond the prior: where rows that do not belong come to lie
-SEPARATION = 0.5  # root mean square distance between two starts, in standard deviations of the prior
+WIDER = 2.0  # scale of the points beyond the prior, where rows that do not belong end up
+SEPARATION = 0.5  # least root mean square distance between two starts of a row, in standard deviations of the prior
 
 
 def build(vae: VAE, x: np.ndarray) -> np.ndarray:
-    """Latents for a codebook, shape (K, L), float32: encodings of rows x, shape (N, D), points of the prior and wider ones.
+    """Search starts, shape (K, L), float32: encodings of rows x, shape (N, D), prior points, and wider prior points.
 
-    Few latents are covered densely; many cannot be, and more codes would find no more.
+    A space of few latents is covered densely. One of many cannot be, and more starts would find no more modes.
     """
     latents = vae.architecture.latents
     size = 4096 if latents <= FEW_LATENTS else 1024 if latents <= MANY_LATENTS else 512
@@ -39,12 +39,12 @@ def build(vae: VAE, x: np.ndarray) -> np.ndarray:
     points = torch.quasirandom.SobolEngine(latents + 1, scramble=True, seed=0).draw(count, dtype=torch.float64)
     prior = vae.prior.placed(normal_quantile(points[:, :latents].clamp(1e-9, 1 - 1e-9)), points[:, latents])
     prior[count // 2 :] *= WIDER
-    codes: np.ndarray = torch.cat([mean, prior]).numpy().astype(np.float32)
-    return codes
+    starts: np.ndarray = torch.cat([mean, prior]).numpy().astype(np.float32)
+    return starts
 
 
 class SearchStarts:
-    """Latents, shape (K, L), with what is known of them before a row comes."""
+    """Search starts, shape (K, L), with everything about them that does not depend on a row."""
 
     def __init__(self, vae: VAE, latents: np.ndarray) -> None:
         self.sufficient_statistics = vae.likelihood.sufficient_statistics
@@ -60,16 +60,16 @@ class SearchStarts:
         return len(self.latents)
 
     def log_joint(self, x: Tensor) -> Tensor:
-        """log p(x, z_k) up to a number for each row of x, shape (B, D): shape (B, K), float64, nats."""
+        """log p(x, z_k) for rows x, shape (B, D), up to a constant for each row: shape (B, K), float64, nats."""
         return (product(self.sufficient_statistics(x), self.slope).double() + self.offset).nan_to_num(
             -1e300, -1e300, -1e300
         )
 
     def likeliest(self, x: Tensor, count: int) -> Tensor:
-        """Likely codes for each row, each in a place of its own: shape (count, B, L).
+        """The best starts of each row, well separated: shape (count, B, L).
 
-        Few latents are covered densely: a code that is likelier than its neighbours is next to a mode. Among many latents
-        no code has near neighbours, and a distance has to do.
+        Few latents are covered densely: a start that beats its neighbours is next to a mode. With many latents, starts have
+        no near neighbours, and a least distance between starts is used instead.
         """
         count = min(count, len(self))
         if self.neighbours is not None:
@@ -80,7 +80,7 @@ class SearchStarts:
         return self.spread_starts(x, count)
 
     def spread_starts(self, x: Tensor, count: int) -> Tensor:
-        """The likeliest codes for each row, none close to a likelier one: shape (count, B, L)."""
+        """The best starts of each row, none within SEPARATION of a better one: shape (count, B, L)."""
         score = self.log_joint(x)  # (B, K)
         chosen = [self.latents[score.argmax(dim=-1)]]
         while len(chosen) < count:
@@ -91,21 +91,21 @@ class SearchStarts:
 
 
 def nearest(latents: Tensor, count: int) -> Tensor:
-    """The indices of each latent's nearest others, shape (K, count)."""
+    """Indices of each latent's nearest neighbours, shape (K, count)."""
     parts = [torch.cdist(part, latents).topk(count + 1, largest=False).indices for part in latents.split(512)]
     return torch.cat(parts)[:, 1:]
 
 
-def lookup_evaluations(vae: VAE, codes: int) -> float:
-    """What a row's look into the codebook costs in decoder evaluations: its multiplications over theirs."""
-    return codes * vae.architecture.features / vae.evaluation_size
+def lookup_evaluations(vae: VAE, starts: int) -> float:
+    """Cost per row of log p(x, z) at all starts, in decoder evaluations: the ratio of multiplications."""
+    return starts * vae.architecture.features / vae.evaluation_size
 
 
 STARTS: WeakKeyDictionary[VAE, tuple[bytes, SearchStarts]] = WeakKeyDictionary()
 
 
 def starts_of(vae: VAE, latents: np.ndarray) -> SearchStarts:
-    """The codebook of a network that no longer changes; made once."""
+    """The search starts of a network whose weights no longer change; cached."""
     key = latents.tobytes()
     if vae not in STARTS or STARTS[vae][0] != key or STARTS[vae][1].latents.device != vae.device:
         STARTS[vae] = (key, SearchStarts(vae, latents))

@@ -1,4 +1,4 @@
-"""Tiles of fixed shape and one thread each: matrix products round differently for other shapes."""
+"""Tiles of fixed shape, each on one thread: matrix products round differently for other shapes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import torch
 
 from service.vae.network import VAE
 
-# Of a decoder with so many multiplications, a tile of 256 evaluations is large enough; of smaller ones, up to four times.
+# For a decoder with so many multiplications, tiles of 256 evaluations are large enough; smaller ones get up to four times.
 TILE_PRODUCTS, MAX_SCALE = 2**19, 4
 
 
-CheckCancelled = Callable[[], None]  # raises what is to end the work
+CheckCancelled = Callable[[], None]  # raises to end the work
 
 
 def never_cancelled() -> None:
-    """For callers who cancel nothing."""
+    """The default `CheckCancelled`: never raises."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Sizes of the blocks that go through the networks. They are part of what makes a score repeatable."""
+    """Sizes of the blocks that go through the networks; scores are reproducible only if these are fixed."""
 
     rows: int
     evaluations: int
@@ -35,10 +35,10 @@ class Tiling:
 
     @staticmethod
     def of(vae: VAE, max_scale: int = MAX_SCALE) -> Tiling:
-        """Large enough to share out what a tile costs beside its products, small enough for a CPU's caches.
+        """Tiles large enough to amortise their overhead, and small enough for a CPU's caches.
 
-        A small network's products take less time than to ask for them, so that more rows at a time cost the same. A GPU
-        needs much larger tiles to be busy.
+        A small network's products take less time than launching them, so larger tiles cost the same. A GPU needs much
+        larger tiles to be busy.
         """
         if vae.device.type != "cpu":
             return Tiling(rows=256, evaluations=65536, gradients=256, tangents=16384)
@@ -47,24 +47,24 @@ class Tiling:
         return Tiling(rows=32 * scale, evaluations=256 * scale, gradients=32 * scale, tangents=256 * scale)
 
     def group(self, samples: int) -> int:
-        """How many rows share a tile of samples: a power of two that divides the block."""
+        """Rows in a tile of so many samples per row: a power of two that divides the block."""
         return self.power_of_two(self.evaluations // samples)
 
     def sites(self, latents: int) -> int:
-        """How many rows share a tile of Jacobians."""
+        """Pairs in a tile of Jacobians."""
         return self.power_of_two(self.tangents // latents)
 
     def power_of_two(self, most: int) -> int:
-        """The largest power of two that is at most that, and at most a block."""
+        """The largest power of two of at most `most` and at most `rows`."""
         return 1 << (max(1, min(most, self.rows)).bit_length() - 1)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch run this thread's operations on one core.
+    """Make torch run this thread's operations on one core.
 
-    Where torch splits an operation among threads, the last elements of each part may round differently: a score would
-    depend on how many there are. Blocks of rows run in parallel instead (`Estimator.estimate`).
+    If torch splits an operation among threads, the last elements of each part may round differently: a score would depend
+    on the number of threads. Blocks of rows run in parallel instead (`estimate.observe`).
     """
     threads = torch.get_num_threads()
     if threads == 1:
@@ -79,12 +79,12 @@ def one_thread() -> Iterator[None]:
 
 @cache
 def worker_pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that score blocks of rows side by side, each with one torch thread; shared by all scorers."""
+    """Threads that score blocks of rows in parallel, each with one torch thread; shared by all scorers."""
     return ThreadPoolExecutor(threads, "scorer", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def padded(rows: np.ndarray, length: int) -> np.ndarray:
-    """The rows, filled up to `length` with copies of the last, shape (length, D)."""
+    """The rows, padded to `length` with copies of the last, shape (length, D)."""
     if len(rows) == length:
         return np.ascontiguousarray(rows)
     return np.concatenate([rows, np.repeat(rows[-1:], length - len(rows), axis=0)])

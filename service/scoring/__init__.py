@@ -1,1 +1,1 @@
-"""From a model and rows to scores."""
+"""From a model and rows to scores, verdicts and attributions."""

@@ -1,4 +1,4 @@
-"""What a model's scores are compared with: the scores of valid rows that it was not fitted to."""
+"""Calibration: the scores of valid rows that a model was not fitted to, against which new scores are compared."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from service.vae.network import VAE
 from service.validity.band import Band
 from service.validity.column_ranks import ColumnSketch
 
-FEWER_TIMES = 4  # the pilot's smaller number of samples
+FEWER_TIMES = 4  # ratio of the pilot's two numbers of samples
 DECAYS = (0.5, 3.0)
 REFERENCE_ROWS = 1_000
 ENOUGH_ROWS = 200
 IMPUTING_DRAWS = 64
-SUSPECT_SHARE = 0.005  # of valid cells, that may cost a second look
-MIN_COLUMN_ROWS, COLUMN_CELLS = 1_000, 2_000_000  # by which columns are calibrated: so many cells, but never fewer rows
+SUSPECT_SHARE = 0.005  # share of valid cells that may cost a second, more careful estimate
+# Columns are calibrated on this many cells, but on no fewer than this many rows.
+MIN_COLUMN_ROWS, COLUMN_CELLS = 1_000, 2_000_000
 
 
 @dataclass(frozen=True)
 class ReferenceRows:
-    """Validation rows with which rows with missing cells are compared.
+    """Validation rows to compare rows with missing cells against.
 
-    `rows` are float32, and `missing` says which cells were missing, both (m, D).
-
-    What was a hole is filled with a draw from p(x_j | the other cells). `folds` (m,) says which fold each is of, if of any.
+    `rows` are float32 and `missing` is a mask of the cells that were missing, both (m, D). Missing cells are imputed by
+    draws from p(missing cells | observed cells). `folds` (m,) is each row's fold, if there are folds.
     """
 
     rows: np.ndarray
@@ -45,7 +45,7 @@ class ReferenceRows:
 
     @staticmethod
     def of(model: Model, rows: np.ndarray) -> ReferenceRows:
-        """Of validation rows, shape (m, D), that are of no folds."""
+        """Reference rows from validation rows, shape (m, D), without folds."""
         missing = np.isnan(rows)
         incomplete = missing.any(axis=1)
         filled = rows.copy()
@@ -54,28 +54,28 @@ class ReferenceRows:
         return ReferenceRows(filled, missing)
 
     def first(self, count: int) -> ReferenceRows:
-        """The first rows; they come in random order."""
+        """The first `count` rows, which are a random subset because the rows are in random order."""
         return ReferenceRows(self.rows[:count], self.missing[:count])
 
     def with_missing(self, pattern: np.ndarray) -> np.ndarray:
-        """Rows in which the same cells are missing, by a mask of shape (D,): shape (k, D).
+        """The rows with the cells of a mask, shape (D,), hidden: shape (k, D).
 
-        Those that had all others, where there are enough; otherwise all, with what was filled in.
+        Uses rows in which all other cells were observed, if there are enough; otherwise all rows, with imputed cells.
         """
         return np.where(pattern, np.float32(np.nan), self.rows[self.usable(pattern)])
 
     def folds_with_missing(self, pattern: np.ndarray) -> np.ndarray | None:
-        """Which fold each of those rows is of, shape (k,), where there are some."""
+        """The fold of each row of `with_missing`, shape (k,); None without folds."""
         return None if self.folds is None else self.folds[self.usable(pattern)]
 
     def usable(self, pattern: np.ndarray) -> np.ndarray:
-        """A mask of those rows, shape (m,)."""
+        """A mask of the rows that `with_missing` uses, shape (m,)."""
         had_all_others = ~(self.missing & ~pattern).any(axis=1)
         return had_all_others | (had_all_others.sum() < min(ENOUGH_ROWS, len(self.rows)))
 
 
 def imputed(model: Model, rows: np.ndarray) -> np.ndarray:
-    """One draw of x for each row, shape (m, D), from what the model's first network makes of the cells that are there."""
+    """One draw of x for each row, shape (m, D), given its observed cells, from the model's first network."""
     x = model.input.encode(rows)
     generator = torch.Generator().manual_seed(0)
     drawn = []
@@ -90,11 +90,12 @@ def imputed(model: Model, rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores of complete validation rows, ascending, with the band that is the default and the model that gave them.
+    """Scores of complete validation rows, ascending, with the default band and the fingerprint of the scoring model.
 
-    `reference` holds some of the rows, for models that read rows with missing; `columns` what log p(x_j | x_-j) is in each
-    column, and `statistics` what further statistics are, which older versions lack. `folds` (n,), 0 to K - 1, says which
-    fold each score is of, if each is by the network that was fitted without its fold (`service.validity.cross_conformal`).
+    `reference` holds some of the rows, for models that accept missing cells. `columns` is the distribution of log p(x_j |
+    x_-j) by column, and `statistics` that of further test statistics; older versions lack both. `folds` (n,), 0 to K - 1,
+    is the fold of each score, if each was computed by the network fitted without that fold
+    (`service.validity.cross_conformal`).
     """
 
     scores: np.ndarray
@@ -117,8 +118,9 @@ class Calibration:
         """Score valid rows that were not trained on, shape (n, D), with the estimator that will serve.
 
         Args:
-            suspect: of other rows (`suspects`); by default every column is looked at twice.
-            known: rows to compare with for further statistics; without any, there are none.
+            suspect: log p(x_j | x_-j) below which a cell is estimated with more care, shape (D,), from other rows
+                (`suspects`); by default every cell is.
+            known: known rows for the further statistics; without them there are no further statistics.
 
         Raises:
             CalibrationError: too few rows for the percentiles.
@@ -145,24 +147,24 @@ class Calibration:
         return Calibration(scores, percentiles, model.fingerprint, reference, sketch, statistics)
 
     def band(self, percentiles: tuple[float, float] | None = None) -> Band:
-        """The band between the default percentiles, or others."""
+        """The band between the default percentiles, or between other ones."""
         return Band.fit(self.scores, percentiles or self.percentiles, self.num_folds)
 
     @property
     def num_folds(self) -> int:
-        """How many folds there are; 1 where all scores are by the same networks."""
+        """The number of folds; 1 if the same networks computed all scores."""
         return 1 if self.folds is None else int(self.folds.max()) + 1
 
     def check_has_no_folds(self) -> None:
-        """Refuse what is proved only for validation rows that are compared with all rows by the same networks."""
+        """Raise if calibrated by folds: false discovery rates are proved only if the same networks score all rows."""
         if self.folds is not None:
-            raise CalibrationError("a false discovery rate cannot be held by a version that is calibrated by folds")
+            raise CalibrationError("fdr is not available for versions calibrated by folds")
 
     def check_belongs_to(self, model: Model) -> None:
-        """Refuse thresholds of another estimator: an estimate rises with its number of samples, and so would they."""
+        """Refuse thresholds of another estimator: estimates rise with the number of samples, and thresholds with them."""
         if self.fingerprint != model.fingerprint:
             raise CalibrationError(
-                "the calibration belongs to another network, input or estimator: calibrate again with `vouch calibrate`"
+                "the calibration does not match this network, input or estimator: run `vouch calibrate`"
             )
 
 
@@ -176,16 +178,16 @@ def calibrated(
     execution: Execution = DIRECT,
     known: np.ndarray | None = None,
 ) -> tuple[Model, Calibration]:
-    """Networks made ready to score as one: search starts, the ends at which its estimator stops, and its calibration.
+    """Networks made ready to score as one: with search starts, the ends at which the estimator stops, and a calibration.
 
     The ends come from a band of the pilot rows' scores and are frozen before the first calibration row is scored. If they
-    came from the calibration rows, those would be stopped by a band that they themselves made, and other rows would not be.
+    came from the calibration rows, those rows would stop at a band that they define themselves, and other rows would not.
 
     Args:
-        pilot: valid rows that the network was not fitted to and that are not among `rows`, shape (m, D).
+        pilot: valid rows that the networks were not fitted to and that are not among `rows`, shape (m, D).
         rows: valid rows to calibrate on, shape (n, D).
-        known: valid rows that the networks were fitted to, shape (m, D), to look for neighbours among; by default the
-            pilot rows.
+        known: valid rows that the networks were fitted to, shape (m, D), among which to look for nearest neighbours; by
+            default the pilot rows.
 
     Raises:
         CalibrationError: too few rows for the percentiles.
@@ -199,13 +201,13 @@ def calibrated(
 
 
 def ready(vaes: Sequence[VAE], spec: InputSpec, estimator: Estimator, pilots: Sequence[np.ndarray]) -> Model:
-    """Networks with search starts, each by its pilot rows, shape (m, D), and an estimator that has learnt nothing yet."""
+    """Networks with search starts, each from its pilot rows, shape (m, D), and the estimator before its pilot run."""
     members = [Member(vae, starts.build(vae, spec.encode(pilot))) for vae, pilot in zip(vaes, pilots, strict=True)]
     return Model(spec, replace(estimator, ends=None, typical_error=0.0), tuple(members))
 
 
 def known_rows(model: Model, rows: np.ndarray, pilot: np.ndarray, execution: Execution) -> KnownRows | None:
-    """Some of the rows, to look for neighbours among, and what is usual of the pilot rows; None without any."""
+    """A sample of the rows for nearest neighbours, and the pilot rows' typical values; None if either is empty."""
     if not len(rows) or not len(pilot):
         return None
     known = KnownRows.of(rows, model.input.features)
@@ -220,7 +222,7 @@ def known_rows(model: Model, rows: np.ndarray, pilot: np.ndarray, execution: Exe
 
 
 def suspects(model: Model, pilot: np.ndarray, execution: Execution) -> np.ndarray:
-    """Below what log p(x_j | x_-j) of a column is suspicious, shape (D,), nats: few of the pilot rows' cells are."""
+    """log p(x_j | x_-j) below which a cell is suspicious, shape (D,), nats: a share SUSPECT_SHARE of the pilot's cells."""
     if not len(pilot):
         return np.full(model.input.features, np.inf)
     nowhere = np.full(model.input.features, -np.inf)
@@ -233,21 +235,22 @@ def suspects(model: Model, pilot: np.ndarray, execution: Execution) -> np.ndarra
 
 
 def piloted(model: Model, pilot: np.ndarray, percentiles: tuple[float, float], execution: Execution) -> Estimator:
-    """The model's estimator with what a first, fixed number of samples of the pilot rows says.
+    """The model's estimator with the settings learnt from the pilot rows, at fixed numbers of samples.
 
-    That is how large the error of an estimate of one network usually is, how it falls with more samples and, where the
-    estimator stops at ends, where they are: none where there are too few rows for a band.
+    These are the typical error of one network's estimate, how fast it falls with more samples and, if the estimator stops
+    at ends, those ends: None if there are too few rows for a band.
     """
     alone = model.alone(0)
     few, some = (
         fixed_estimates(alone, number, pilot, execution) for number in (TYPICAL_SAMPLES // FEWER_TIMES, TYPICAL_SAMPLES)
     )
-    # The median of the ratios is deaf to the few rows on which either error is a guess.
+    # The median of the ratios ignores the few rows for which either error is unreliable.
     ratio = np.median(few.std_error / np.maximum(some.std_error, 1e-12))
     decay = float(np.clip(2.0 * np.log(max(ratio, 1e-12)) / np.log(FEWER_TIMES), *DECAYS))
     ends: tuple[float, ...] | None = None
     tolerance = model.estimator.tolerance
-    if len(model.members) > 1:  # no member's estimate alone is clear of the ends of all members' band
+    # The band is the ensemble's: one member's estimate cannot be judged by its ends.
+    if len(model.members) > 1:
         tolerance = max(tolerance, 0.5 * END_TOLERANCE)
     elif model.estimator.stops_at_ends:
         with contextlib.suppress(CalibrationError):
@@ -258,6 +261,6 @@ def piloted(model: Model, pilot: np.ndarray, percentiles: tuple[float, float], e
 
 
 def fixed_estimates(model: Model, samples: int, rows: np.ndarray, execution: Execution) -> Estimates:
-    """Estimates of rows with so many samples each and no more."""
+    """Estimates of rows with exactly so many samples each."""
     estimator = replace(model.estimator, first_samples=samples, max_samples=samples, anneal=False)
     return replace(model, estimator=estimator).estimates(rows, execution=execution)

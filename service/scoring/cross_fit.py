@@ -1,6 +1,6 @@
-"""Cross-fit calibration: each of K networks scores the fold of the rows that it was fitted without.
+"""Cross-fit calibration: each of K networks scores the fold of rows that it was fitted without.
 
-They serve together as one density. What is compared with validation rows is a row's score by each of them.
+The networks serve together as one density. A new row is compared with each fold by its score under that fold's network.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def calibrated_by_folds(
     percentiles: tuple[float, float] = (25.0, 75.0),
     execution: Execution = DIRECT,
 ) -> tuple[Model, Calibration]:
-    """K networks made ready to score as one, calibrated on the fold that each was fitted without.
+    """K networks made ready to score as one, each calibrated on the fold that it was fitted without.
 
     Args:
-        pilots: valid rows that each network was not fitted to and that are not of its fold, shape (m, D).
+        pilots: for each network, valid rows that it was not fitted to and that are not in its fold, shape (m, D).
         folds: valid rows, shape (n / K, D) each, all of one size.
 
     Raises:
@@ -68,7 +68,6 @@ def calibrated_by_folds(
 
 
 def joined(parts: Sequence[ReferenceRows]) -> ReferenceRows:
-    """The reference rows of all folds."""
     return ReferenceRows(
         np.concatenate([one.rows for one in parts]),
         np.concatenate([one.missing for one in parts]),
@@ -77,5 +76,5 @@ def joined(parts: Sequence[ReferenceRows]) -> ReferenceRows:
 
 
 def numbered(folds: Sequence[np.ndarray]) -> np.ndarray:
-    """Which fold each row of all is of, shape (n,)."""
+    """The fold of each of all rows, shape (n,)."""
     return np.repeat(np.arange(len(folds)), [len(rows) for rows in folds])

@@ -1,4 +1,4 @@
-"""Whether the rows that a version is asked about still look like its validation rows: tallies, and the test martingale."""
+"""Drift monitor: whether the rows that a version scores still look like its validation rows. Tallies and a martingale."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ BINS = 10
 
 @dataclass
 class DriftMonitor:
-    """What one version was asked: rows by side of its band and by p-value, and the test martingale.
+    """Drift monitor of one version: rows scored, by side of its band and by p-value, and the test martingale.
 
-    `watched` counts the complete rows, which alone can be ranked among each other, and not where each fold has a score of
-    its own. `alarm_row` is the row at which the martingale spoke, since its last start; `restarts` how often it was started
-    anew.
+    `watched` counts the monitored rows: complete ones, of versions without folds, since only their scores can be ranked
+    among each other. `alarm_row` is the monitored row at which the martingale raised its alarm since the last start;
+    `restarts` is how often it was restarted.
     """
 
     digest: str
@@ -36,7 +36,7 @@ class DriftMonitor:
 
     @staticmethod
     def of(scorer: Scorer) -> DriftMonitor:
-        """A new one, which knows the validation rows; its grid is made of rows that the model drew, and of no others."""
+        """A new monitor that has counted the validation rows; its grid depends only on rows drawn from the model."""
         golden = scorer.published.golden
         drawn = np.zeros(1) if golden is None else golden.log_likelihood
         ranks = Ranks(float(np.median(drawn)), float(drawn.std()) or 1.0)
@@ -44,15 +44,15 @@ class DriftMonitor:
         return DriftMonitor(scorer.published.digest, ranks)
 
     def add(self, scorer: Scorer, scores: Scores, uniforms: np.ndarray, level: float) -> bool:
-        """Count rows, and bet on the complete ones; whether the martingale speaks up just now."""
-        # By the calibration's own band, whatever a request asked for.
+        """Count rows, and bet on the complete ones; whether this call raises the alarm."""
+        # Always by the calibration's default band, even if a request asked for another.
         self.sides += np.bincount(scores.sides_of(scorer.band.percentiles) + 1, minlength=len(SIDES))
         self.p_values += p_value_counts(scores.p_value, BINS)
         complete = (scores.missing == 0) & (scores.band.folds == 1)
         return self.bet(scores.log_likelihood[complete], uniforms[complete], level)
 
     def bet(self, log_likelihood: np.ndarray, uniforms: np.ndarray, level: float) -> bool:
-        """Bet on complete rows, shape (N,) both; whether the martingale speaks up just now."""
+        """Bet on complete rows, shape (N,) both; whether this call raises the alarm."""
         path = self.martingale.bet(self.ranks.p_values(log_likelihood, uniforms))
         before, self.watched = self.watched, self.watched + len(path)
         self.peak = max(self.peak, float(path.max(initial=0.0)))
@@ -64,17 +64,17 @@ class DriftMonitor:
 
     @property
     def direction(self) -> str | None:
-        """Which likelihoods pile up, where the martingale has spoken: `low` or `high`."""
+        """Which likelihoods are too frequent, `low` or `high`; None before an alarm."""
         if self.alarm_row is None:
             return None
         return BETS[int(np.argmax(self.martingale.log_parts[1:]))][0]
 
     def restart(self) -> None:
-        """Begin to bet anew, with less to spend; all rows so far stay known."""
+        """Restart the martingale with a smaller part of the level; the rows so far stay in the ranks and tallies."""
         self.martingale, self.restarts, self.alarm_row, self.peak = Martingale(), self.restarts + 1, None, 0.0
 
     def document(self, level: float) -> dict[str, Any]:
-        """What the martingale says, at a level that is the probability to speak without reason."""
+        """The monitor's state as JSON; `level` bounds the probability that it ever raises a false alarm."""
         return {
             "drifts": self.alarm_row is not None,
             "direction": self.direction,
@@ -87,10 +87,9 @@ class DriftMonitor:
             "restarts": self.restarts,
         }
 
-    # To a file and back
+    # Saving and restoring
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it."""
         return {
             "digest": np.array(self.digest),
             "grid": np.array([self.ranks.center, self.ranks.width]),
@@ -104,14 +103,14 @@ class DriftMonitor:
 
     @staticmethod
     def of_arrays(arrays: dict[str, np.ndarray]) -> DriftMonitor:
-        """And back.
+        """Restore a monitor from its `arrays`.
 
         Raises:
-            ValueError: it does not fit.
+            ValueError: the arrays have other shapes.
         """
         ranks = Ranks(*arrays["grid"].tolist())
         if arrays["counts"].shape != ranks.counts.shape or arrays["log_parts"].shape != Martingale().log_parts.shape:
-            raise ValueError("of other shapes")
+            raise ValueError("drift state with unexpected array shapes")
         watched, restarts, alarm_row = map(int, arrays["numbers"].tolist())
         ranks.counts = arrays["counts"].astype(np.int64)
         return DriftMonitor(
@@ -128,5 +127,5 @@ class DriftMonitor:
 
 
 def p_value_counts(p_values: np.ndarray, bins: int) -> np.ndarray:
-    """How many p-values are in each of equal bins from 0 to 1: shape (bins,)."""
+    """Histogram of p-values over equal bins from 0 to 1: shape (bins,)."""
     return np.bincount(np.minimum((p_values * bins).astype(int), bins - 1), minlength=bins)

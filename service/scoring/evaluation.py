@@ -1,4 +1,4 @@
-"""How well each rule tells valid rows from invalid ones that somebody has: false alarms, what is caught, which to choose.
+"""How well each rule separates valid rows from given sets of invalid rows: false alarms, power, and a recommendation.
 
 Never imported by the running service.
 """
@@ -17,7 +17,7 @@ from service.scoring.scores import Scores
 RATES = (0.01, 0.05, 0.1, 0.5)
 Measured = Callable[[Scores], np.ndarray]  # scores to p-values, shape (B,)
 
-# Each rule by the p-value that it is a threshold of.
+# Each rule is a threshold on one of these p-values.
 RULES: dict[str, Measured] = {
     "band, both sides": lambda scores: scores.p_value,
     "band, low side": lambda scores: scores.low_p_value,
@@ -32,10 +32,10 @@ OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class RuleOnSet:
-    """What a rule makes of an invalid set.
+    """How a rule does on one set of invalid rows.
 
-    `caught` is its share of invalid rows, and `alarms` that of valid ones, at each of RATES; `auroc` and `auprc` are of the
-    p-values as a ranking.
+    At each of RATES, `caught` is the share of invalid rows that it flags, and `alarms` the share of valid ones. `auroc` and
+    `auprc` rank rows by the rule's p-values.
     """
 
     rule: str
@@ -47,7 +47,7 @@ class RuleOnSet:
 
 
 def evaluated(scorer: Scorer, valid: np.ndarray, invalid: dict[str, np.ndarray]) -> list[RuleOnSet]:
-    """Every rule that the model has, on each set of invalid rows.
+    """Evaluate every rule that the model supports on each set of invalid rows.
 
     Args:
         valid: valid rows that the model has not seen, shape (B, D).
@@ -67,15 +67,15 @@ def evaluated(scorer: Scorer, valid: np.ndarray, invalid: dict[str, np.ndarray])
 
 
 def shares(p_values: np.ndarray) -> tuple[float, ...]:
-    """The share of rows that each of RATES refuses."""
+    """The share of rows flagged at each of RATES."""
     return tuple(float((p_values <= rate * (1.0 + 1e-12)).mean()) for rate in RATES)
 
 
 def ranking(p_valid: np.ndarray, p_invalid: np.ndarray) -> tuple[float, float]:
-    """Areas under the curves of receiver operating characteristic and of precision over recall; ties count half."""
+    """AUROC, where ties count half, and the area under the precision-recall curve (average precision)."""
     p_values = np.concatenate([p_valid, p_invalid])
     is_invalid = np.repeat([False, True], [len(p_valid), len(p_invalid)])
-    distinct, place = np.unique(p_values, return_inverse=True)  # the strangest first
+    distinct, place = np.unique(p_values, return_inverse=True)  # most extreme first
     bad = np.bincount(place, is_invalid, len(distinct))
     good = np.bincount(place, ~is_invalid, len(distinct))
     auroc = float((bad * (len(p_valid) - np.cumsum(good) + 0.5 * good)).sum() / (len(p_valid) * len(p_invalid)))
@@ -84,21 +84,20 @@ def ranking(p_valid: np.ndarray, p_invalid: np.ndarray) -> tuple[float, float]:
 
 
 def recommendation(results: list[RuleOnSet]) -> str:
-    """Which rule to choose, in a sentence with the reason."""
+    """A sentence that recommends a rule, with the reason."""
     names = list(dict.fromkeys(one.rule for one in results))
     mean = {rule: float(np.mean([one.auroc for one in results if one.rule == rule])) for rule in names}
     worst = {rule: min(one.auroc for one in results if one.rule == rule) for rule in names}
-    # The evidence of a few sets is no reason to prefer what is a hair better.
+    # A few sets cannot justify preferring a rule by a tiny margin, hence the rounding.
     best = max(names, key=lambda rule: round(mean[rule] + worst[rule], 2))
     weakest = min((one for one in results if one.rule == best), key=lambda one: one.auroc)
     return (
-        f"Take `{OPTIONS[best]}` ({best}): over the invalid sets its AUROC is {mean[best]:.3f} in the mean, and "
-        f"{worst[best]:.3f} on the hardest, {weakest.name}, where "
+        f"Use `{OPTIONS[best]}` ({best}): mean AUROC over the invalid sets {mean[best]:.3f}, {worst[best]:.3f} on the "
+        f"hardest set, {weakest.name}, where "
         + ", ".join(f"{rule} has {one:.3f}" for rule, one in on_set(results, weakest.name, best))
-        + "; choose RATE as the share of valid rows that you can bear to lose."
+        + "; choose RATE as the share of valid rows that you can afford to refuse."
     )
 
 
 def on_set(results: list[RuleOnSet], name: str, but: str) -> list[tuple[str, float]]:
-    """The other rules' AUROC on a set."""
     return [(one.rule, one.auroc) for one in results if one.name == name and one.rule != but]

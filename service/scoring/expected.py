@@ -1,7 +1,7 @@
-"""What a model expects in a row's columns, in the units of the training data: means, intervals, likeliest categories.
+"""What a model expects in a row's columns, in the data's units: means, intervals, most likely categories.
 
-E[x_j] is the mean of E[x_j | z] over draws of z by their weights. A number's distribution given z is taken at evenly spaced
-probabilities, so that the way back from the network's scale to the column's, however bent, comes before any mean.
+E[x_j] is the weighted mean of E[x_j | z] over draws of z. A number's distribution given z is represented by quantiles at
+evenly spaced probabilities, so that values are converted from the network's scale, which may be curved, before any mean.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.density.conditionals import ColumnDraws
 from service.vae.likelihoods import Elementwise, Likelihood
 from service.vae.mixed import Columns
 
-EXPECTING_DRAWS = 64  # what is expected need not be known as well as how likely something is
+EXPECTING_DRAWS = 64  # fewer than for scores: expectations need less accuracy than likelihoods
 POINTS = 8  # of a number's distribution given z
 INTERVAL = (0.05, 0.95)
 ROWS_AT_ONCE = 64
@@ -30,9 +30,9 @@ EXPECTED = ("value", "low", "high", "probability")  # what `expected_column` ret
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one network says of B rows: decoder outputs (B, S, P) for draws of weights (B, S).
+    """One network's part of a prediction for B rows: decoder outputs (B, S, P) of draws with weights (B, S).
 
-    The weights of all parts of a row sum to 1.
+    A row's weights sum to 1 over all parts.
     """
 
     likelihood: Likelihood
@@ -42,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class MemberDraws:
-    """A network's draws for some rows: how it decodes latents, (N, L) to outputs (N, P), and what it drew."""
+    """A network's draws for some rows, with its likelihood and its decoder, (N, L) to outputs (N, P)."""
 
     likelihood: Likelihood
     decode: Callable[[Tensor], Tensor]
@@ -57,10 +57,10 @@ def expected_rows(spec: InputSpec, parts: Sequence[Part]) -> np.ndarray:
 
 
 def expected_cells(spec: InputSpec, members: Sequence[MemberDraws], rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """What the other columns let expect in some columns of rows.
+    """Predictions for some columns of rows from their other columns.
 
     Args:
-        rows: in their own units, shape (B, D).
+        rows: in the data's units, shape (B, D).
         chosen: columns of each row, shape (B, N), -1 for none.
 
     Returns:
@@ -70,7 +70,7 @@ def expected_cells(spec: InputSpec, members: Sequence[MemberDraws], rows: np.nda
     for start in range(0, len(rows), ROWS_AT_ONCE):
         places = slice(start, start + ROWS_AT_ONCE)
         all_draws = [WithoutColumn(spec, one, rows[places], start) for one in members]
-        # Cells of one column with as many draws are looked at together.
+        # Cells of one column with the same numbers of draws are processed together.
         alike: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
         for index, at in np.argwhere(chosen[places] >= 0).tolist():
             row = start + index
@@ -90,7 +90,7 @@ def expected_cells(spec: InputSpec, members: Sequence[MemberDraws], rows: np.nda
 
 
 class WithoutColumn:
-    """A network's draws for some rows, as draws from p(z | x_-j) for any column j."""
+    """A network's draws for some rows, reweighted to p(z | x_-j) for any column j."""
 
     def __init__(self, spec: InputSpec, member: MemberDraws, rows: np.ndarray, start: int) -> None:
         self.of = member.draws
@@ -107,12 +107,12 @@ class WithoutColumn:
         self.terms = dict(zip(places, np.split(terms, np.cumsum(counts)[:-1]), strict=True))
 
     def draws(self, row: int, column: int) -> Draws:
-        """Some of those in which the column was hidden, where there are such; else of the row's own."""
+        """Draws with the column hidden, if there are any; else the row's own. At most EXPECTING_DRAWS."""
         draws = self.of.without[row].get(column, self.of.draws[row])
         return Draws(draws.z[:EXPECTING_DRAWS], draws.log_weights[:EXPECTING_DRAWS])
 
     def given(self, row: int, column: int) -> tuple[Tensor, np.ndarray]:
-        """Decoder outputs, shape (S, P), and what each draw adds to p(x_-j), (S,), as a logarithm."""
+        """Decoder outputs, shape (S, P), and the log of each draw's contribution to p(x_-j), (S,)."""
         log_weights = numbers(self.draws(row, column).log_weights)
         own = column in self.of.without[row]
         log_masses = log_weights if own else log_weights - self.terms[row][:, column]
@@ -120,9 +120,9 @@ class WithoutColumn:
 
 
 def expected_column(spec: InputSpec, parts: Sequence[Part], at: int) -> np.ndarray:
-    """What is expected in column `at` of B rows: shape (B, EXPECTED).
+    """The prediction for column `at` of B rows: shape (B, 4), as named by EXPECTED.
 
-    A number's mean and the interval that holds nine tenths, or the likeliest category and its probability.
+    A number's mean and its central 90 % interval, or the most likely category and its probability.
     """
     nothing = np.full(len(parts[0].output), np.nan)
     column, start = spec.transform.columns[at] if isinstance(spec.transform, Mixed) else None, sum(spec.widths[:at])
@@ -136,7 +136,7 @@ def expected_column(spec: InputSpec, parts: Sequence[Part], at: int) -> np.ndarr
     middle, (low, high) = (values * masses).sum(axis=1), intervals(values, masses)
     if column is not None:
         return np.stack([middle, low, high, nothing], axis=1)
-    # These transforms go column by column, and never down where the column goes up.
+    # These transforms act on each column alone and are increasing, so they map interval ends to interval ends.
     middle = sum((one.weights * numbers(one.likelihood.mean(one.output)[..., at])).sum(axis=1) for one in parts)
     x = np.zeros((3, len(middle), spec.features))
     x[..., at] = middle, low, high
@@ -144,22 +144,22 @@ def expected_column(spec: InputSpec, parts: Sequence[Part], at: int) -> np.ndarr
 
 
 def cell_probabilities(part: Part, at: int) -> np.ndarray:
-    """Of the cells of the network's column `at`, a category: shape (B, S, cells)."""
+    """Probabilities of the cells of network column `at`, a category: shape (B, S, cells)."""
     assert isinstance(part.likelihood, Columns)
     return numbers(part.likelihood.probabilities_of(part.output, at))
 
 
 def plain_values(part: Part, at: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values of x_j in the network's units, and their masses, (B, N) both."""
+    """Quantiles of x_j in the network's units, and their masses, (B, N) both."""
     assert isinstance(part.likelihood, Elementwise)
     points = numbers(part.likelihood.quantile(part.output[..., at, None], probabilities(part.output), at))
     return points.reshape(len(points), -1), np.repeat(part.weights / POINTS, POINTS, axis=1)
 
 
 def number_values(column: NumberColumn, part: Part, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values that a number of B rows may have, and their masses, (B, N) both.
+    """Possible values of a numeric column in B rows, and their masses, (B, N) both.
 
-    None is beyond what training rows had.
+    Values are clipped to the range of the training rows.
     """
     assert isinstance(part.likelihood, Columns)
     x = numbers(part.likelihood.quantile_of(part.output, probabilities(part.output), start + column.width - 1))
@@ -175,7 +175,7 @@ def number_values(column: NumberColumn, part: Part, start: int) -> tuple[np.ndar
 
 
 def intervals(values: np.ndarray, masses: np.ndarray) -> np.ndarray:
-    """The quantiles of INTERVAL, of B rows' values whose masses sum to 1, (B, N): shape (2, B)."""
+    """Quantiles at INTERVAL of B rows' values, (B, N), whose masses sum to 1: shape (2, B)."""
     order = np.argsort(values, axis=1)
     below = np.cumsum(np.take_along_axis(masses, order, axis=1), axis=1)
     places = [(below < level).sum(axis=1, keepdims=True).clip(max=values.shape[1] - 1) for level in INTERVAL]
@@ -183,10 +183,9 @@ def intervals(values: np.ndarray, masses: np.ndarray) -> np.ndarray:
 
 
 def probabilities(like: Tensor) -> Tensor:
-    """Evenly spaced ones, shape (POINTS,)."""
+    """Evenly spaced probabilities, shape (POINTS,)."""
     return (torch.arange(POINTS, dtype=like.dtype, device=like.device) + 0.5) / POINTS
 
 
 def numbers(tensor: Tensor) -> np.ndarray:
-    """A tensor as a float64 array."""
     return tensor.double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""What a model generates: reconstructions, samples, encodings, means of latents and the manifold of two of them."""
+"""What a model generates: reconstructions, samples, encodings, decoded latents, and manifolds of two latents."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from service.vae.likelihoods import Likelihood
 from service.vae.network import VAE
 from service.vae.prior import base_points
 
-POSTERIOR_DRAWS = 256  # of z, weighted, that a reconstruction rests on
+POSTERIOR_DRAWS = 256  # weighted draws of z for a reconstruction
 
 
 @dataclass(frozen=True, slots=True)
 class RowPart:
-    """A network's outputs, shape (S, P), for draws of z for one row, and their log weights, (S,), among all networks'."""
+    """A network's outputs, shape (S, P), for one row's draws of z, and log weights, (S,), normalised over all networks."""
 
     likelihood: Likelihood
     output: Tensor
     log_weights: np.ndarray
 
     def of_one_row(self) -> Part:
-        """The same as a batch of one."""
         return Part(self.likelihood, self.output[None], np.exp(self.log_weights)[None])
 
 
@@ -57,10 +56,10 @@ class Generator:
         return self.model.input.rows(np.asarray(rows))
 
     def reconstruct(self, rows: np.ndarray, draws: int = 0) -> Reconstructions:
-        """E[x | z] over p(z | x), by the importance weights, with draws and each column's log p(x_j | z).
+        """The mean of E[x | z] over p(z | x), by importance weights, with draws and a log likelihood of each column.
 
-        Draws resample z by the weights and then x given z, from the row's own seed. The last is the log of the weighted
-        mean of p(x_j | z); it includes x_j itself.
+        Draws resample z by the weights and then draw x given z, from the row's own seed. A column's log likelihood is the
+        log of the weighted mean of p(x_j | z), whose weights depend on x_j itself.
         """
         spec, rows = self.model.input, self.rows(rows)
         x = spec.encode(rows)
@@ -82,12 +81,12 @@ class Generator:
         return Reconstructions(
             mean=np.reshape(means, (len(x), width)),
             draws=np.reshape(observed, (len(x), draws, width)),
-            # Masses are at most 1, whatever rounding says; densities may be more.
+            # Masses are at most 1: undo rounding above it. Densities may exceed 1.
             feature_log_likelihood=np.where(log_abs_det == 0.0, np.minimum(feature, 0.0), feature),
         )
 
     def posterior(self, tiles: Sequence[WeightedDraws], index: int) -> list[RowPart]:
-        """What each network's draws for a row, number `index` of the tiles, say of it."""
+        """Each network's outputs and log weights for row `index` of the tiles."""
         log_masses = [numbers(tile.log_weights[:, index]) - np.log(len(tile.log_weights)) for tile in tiles]
         total = np.logaddexp.reduce(np.concatenate(log_masses))
         return [
@@ -96,7 +95,7 @@ class Generator:
         ]
 
     def feature_log_likelihood(self, parts: Sequence[RowPart], row: np.ndarray) -> np.ndarray:
-        """log of the weighted mean of p(x_j | z) for each column of one of the network's rows, shape (D,)."""
+        """log of the weighted mean of p(x_j | z) for each column of one encoded row, shape (D,)."""
         given = [
             self.model.input.by_column(
                 numbers(one.likelihood.log_prob(one.output, torch.from_numpy(row).to(one.output)))
@@ -107,7 +106,7 @@ class Generator:
         return np.logaddexp.reduce(np.concatenate(given), axis=0)
 
     def posterior_draws(self, parts: Sequence[RowPart], row: np.ndarray, draws: int) -> np.ndarray:
-        """x given z for so many of the draws of z, picked by their weights: shape (draws, D'), in the network's units."""
+        """Draws of x given z, with z resampled by the weights: shape (draws, D'), in the network's units."""
         seed = int(row_generator(row, self.model.estimator.seed + 1).integers(2**62))
         generator = torch.Generator().manual_seed(seed)
         drawn = np.zeros((draws, len(row)))
@@ -126,7 +125,7 @@ class Generator:
     def sample(self, num: int, seed: int, of: str = "observation") -> Samples:
         """Ancestral samples: z from the prior, then x given z (`observation`) or E[x | z] (`mean`).
 
-        Of an ensemble, equal parts from each network, one after the other.
+        An ensemble's networks contribute equal parts, one after another.
         """
         generator = torch.Generator().manual_seed(seed)
         latents, samples = [], []
@@ -143,22 +142,22 @@ class Generator:
         return Samples(seed, np.concatenate(latents), np.concatenate(samples))
 
     def means(self, vae: VAE, output: Tensor) -> np.ndarray:
-        """E[x | z] for a decoder's outputs, shape (N, P), in the units of the training data: shape (N, D)."""
+        """E[x | z] for decoder outputs, shape (N, P), in the data's units: shape (N, D)."""
         return expected_rows(self.model.input, [Part(vae.likelihood, output[:, None], np.ones((len(output), 1)))])
 
     def member(self, number: int) -> Member:
         """One of the model's networks.
 
         Raises:
-            InputError: there are not so many.
+            InputError: no network has this number.
         """
         members = self.model.members
         if not 0 <= number < len(members):
-            raise InputError(f"member {number} is not there: the model has {len(members)}, counted from 0")
+            raise InputError(f"no member {number}: the model has members 0 to {len(members) - 1}")
         return members[number]
 
     def encode(self, rows: np.ndarray, draws: int = 0, member: int = 0) -> Encodings:
-        """q(z | x) of each row, and draws from it by the row's own seed; of an ensemble, by one of its networks."""
+        """q(z | x) of each row, and draws from it with the row's own seed; for an ensemble, from one of its networks."""
         x = self.model.input.encode(self.rows(rows))
         vae = self.member(member).vae
         length = Tiling.of(vae).rows
@@ -170,13 +169,13 @@ class Generator:
                 means.append(numbers(posterior.mean)[: len(block)])
                 stds.append(numbers(posterior.std)[: len(block)])
         mean, std = np.concatenate(means), np.concatenate(stds)
-        seed = self.model.estimator.seed + 2  # not the noise of the score
+        seed = self.model.estimator.seed + 2  # other noise than the score's
         noise = [row_generator(row, seed).standard_normal((draws, self.latents)) for row in x]
         drawn = mean[:, None] + std[:, None] * np.reshape(noise, (len(x), draws, self.latents))
         return Encodings(mean, std, drawn)
 
     def decode(self, latents: np.ndarray, member: int = 0) -> np.ndarray:
-        """E[x | z] for latents of shape (B, L): shape (B, D); of an ensemble, by one of its networks."""
+        """E[x | z] for latents of shape (B, L): shape (B, D); for an ensemble, from one of its networks."""
         vae = self.member(member).vae
         z = np.asarray(latents)
         if z.ndim != 2 or z.shape[1] != self.latents:
@@ -189,13 +188,13 @@ class Generator:
             output = self.decoded(vae, torch.from_numpy(z).to(vae.device, vae.dtype))
             means = self.means(vae, output)
         if not np.isfinite(means).all():
-            raise InputError("some latents are so far out that the decoder overflows")
+            raise InputError("some latents overflow the decoder")
         return means
 
     def manifold(self, size: int, axes: tuple[int, int] = (0, 1), member: int = 0) -> Manifold:
         """E[x | z] over a grid of prior quantiles u = (i + 0.5) / size of two latents, the others at their means.
 
-        The first axis runs along a row, the second from row to row, given the first where they depend on each other.
+        The first axis runs along a row of the grid, the second from row to row; its quantiles are conditional on the first.
         """
         if self.latents < 2:
             raise InputError("the model has one latent, a manifold needs two")
@@ -205,7 +204,7 @@ class Generator:
         return Manifold(axes, latents, self.decode(latents, member))
 
     def decoded(self, vae: VAE, z: Tensor) -> Tensor:
-        """A decoder's output for z, shape (N, L), through tiles of a fixed shape: shape (N, P)."""
+        """A decoder's output for z, shape (N, L), computed in tiles of a fixed shape: shape (N, P)."""
         length = Tiling.of(vae).evaluations
         outputs = [z.new_zeros((0, vae.likelihood.sizes(vae.architecture.features)[1]))]
         for tile in z.split(length):

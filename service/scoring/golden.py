@@ -1,4 +1,4 @@
-"""Golden rows: whoever loads a version can see that it scores as it did when it was published."""
+"""Golden rows: a check, after loading a version, that it scores as it did at publication."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ GOLDEN_ROWS = 8
 
 @dataclass(frozen=True)
 class Golden:
-    """Rows with the scores that they had when their version was published: whoever loads it can see that it scores alike.
+    """Rows with their scores at publication, to check that a loaded version still scores the same.
 
-    The rows are drawn from the model, so that no real one is kept for this: `rows` (K, D), float32, in the units of the
-    training data, `log_likelihood` and `std_error` (K,), float64, nats.
+    The rows are drawn from the model, so that no real row is stored: `rows` (K, D), float32, in the units of the training
+    data, `log_likelihood` and `std_error` (K,), float64, nats.
     """
 
     rows: np.ndarray
@@ -30,24 +30,23 @@ class Golden:
 
     @staticmethod
     def of(model: Model, calibration: Calibration) -> Golden:
-        """Golden rows of a model, as its calibration's band has them scored."""
+        """Golden rows of a model, scored for its calibration's band."""
         drawn = Generator(model).sample(GOLDEN_ROWS, seed=0).samples
         rows = np.clip(drawn, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
         estimates = golden_estimates(model, calibration, rows)
         return Golden(rows, estimates.log_likelihood, estimates.std_error)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The parts by name."""
         return {"rows": self.rows, "log_likelihood": self.log_likelihood, "std_error": self.std_error}
 
     def check(self, model: Model, calibration: Calibration) -> None:
-        """Score the rows again.
+        """Score the rows again and compare.
 
-        The same kind of machine and build gives the same bits. Another one rounds differently; where that turns a branch of
-        the estimate, which is rare, the numbers are two estimates of the same thing, and may differ as their errors say.
+        The same kind of machine and build gives the same bits. Another one rounds differently. In rare cases this flips a
+        branch of the estimate; the two numbers are then different estimates of the same value, within their errors.
 
         Raises:
-            DamagedModelError: a score is another one, or more than half of them are only similar.
+            DamagedModelError: a score differs by more than its error, or more than half differ by more than rounding.
         """
         estimates = golden_estimates(model, calibration, self.rows)
         difference = np.abs(estimates.log_likelihood - self.log_likelihood)
@@ -56,12 +55,12 @@ class Golden:
         similar = difference <= rounding + 6.0 * np.hypot(estimates.std_error, self.std_error)
         if not similar.all() or same.mean() < 0.5:
             raise DamagedModelError(
-                f"{int((~same).sum())} of {len(self.rows)} golden rows score otherwise than when the version was "
-                f"published, by up to {difference.max():.3g} nats: this machine or build computes something else"
+                f"{int((~same).sum())} of {len(self.rows)} golden rows score differently than at publication, by up to "
+                f"{difference.max():.3g} nats: this machine or build computes different results"
             )
 
 
 def golden_estimates(model: Model, calibration: Calibration, rows: np.ndarray) -> Estimates:
-    """Estimates of golden rows, as the service has them."""
+    """Estimates of golden rows, computed as in the service."""
     band = calibration.band()
     return model.estimates(rows, band.ends)

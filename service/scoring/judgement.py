@@ -1,4 +1,4 @@
-"""From estimates of log p(x), and what they are compared with, to verdicts."""
+"""From estimates and their reference distributions to verdicts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.validity.cross_conformal import leads, ranks_by_folds
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """Some of B rows, by a mask of shape (B,), and what they are compared with."""
+    """Some of B rows, given by a mask of shape (B,), and what they are compared with."""
 
     rows: np.ndarray
     comparison: Comparison
@@ -26,7 +26,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class BandJudgement:
-    """Where B rows stand among those that they are compared with; arrays of shape (B,). `Scores` says what they are."""
+    """Ranks of B rows among their validation rows; arrays of shape (B,), explained in `Scores`."""
 
     sides: np.ndarray
     certain: np.ndarray
@@ -39,9 +39,9 @@ class BandJudgement:
 
 @dataclass(frozen=True, slots=True)
 class CombinedJudgement:
-    """By the combined rule: p-values of B rows, whether an error of log p(x) could turn the verdict, and all p-values.
+    """The combined rule's p-value of each of B rows, (B,), and the p-value of each of E statistics, (B, E).
 
-    Shapes (B,), (B,) and (B, E).
+    `certain` (B,) is False if an error of log p(x) could change the verdict.
     """
 
     p_value: np.ndarray
@@ -52,7 +52,7 @@ class CombinedJudgement:
 def judge_by_band(
     band: Band, assessment: Assessment, everything: Comparison, compared: Sequence[Compared]
 ) -> BandJudgement:
-    """Judge B rows by a band: all are compared with `everything` but for those that `compared` lists."""
+    """Judge B rows by a band: all are compared with `everything`, except those listed in `compared`."""
     size = len(assessment.estimates.log_likelihood)
     judged = judged_by_band(everything, band, assessment, np.full(size, True))
     for one in compared:
@@ -66,7 +66,7 @@ def judge_by_band(
 def judged_by_band(
     comparison: Comparison, band: Band, assessment: Assessment, rows: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """The arrays of a `BandJudgement` for some rows, by a mask of shape (B,)."""
+    """The arrays of a `BandJudgement` for the rows in a mask of shape (B,)."""
     log_likelihood = assessment.estimates.log_likelihood[rows]
     if comparison.folds is None:
         ranks = ScoreRanks.of(comparison.scores, log_likelihood)
@@ -97,7 +97,7 @@ def judged_by_band(
 def judge_combined(
     rule: CombinedRule, spec: InputSpec, assessment: Assessment, everything: Comparison, compared: Sequence[Compared]
 ) -> CombinedJudgement:
-    """Judge B rows by all their statistics: compared with `everything` but for those that `compared` lists."""
+    """Judge B rows by the combined rule: all are compared with `everything`, except those listed in `compared`."""
     assert assessment.statistics is not None
     width = margins(assessment.estimates.std_error, assessment.estimates.reliable)
     others = np.logical_or.reduce([one.rows for one in compared]) if compared else np.zeros(len(width), dtype=bool)
@@ -118,7 +118,7 @@ def judge_combined(
 
 
 def shifted(statistics: np.ndarray, nats: np.ndarray) -> np.ndarray:
-    """Statistics of rows whose log p(x) is so much more: both sides of it come first."""
+    """Statistics of rows if their log p(x) were higher by `nats`; its two sides are the first two columns."""
     moved = statistics.copy()
     moved[:, 0] -= nats
     moved[:, 1] += nats

@@ -1,6 +1,6 @@
-"""Rows with missing cells: they are compared with validation rows that have the same cells hidden.
+"""Rows with missing cells are compared with validation rows that have the same cells hidden.
 
-What such validation rows are like is estimated when a pattern of missing cells comes for the first time, and remembered.
+Those validation rows are scored when a pattern of missing cells first occurs, and the result is cached.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from service.scoring.scores import ReferenceEstimates
 from service.scoring.statistics import ReferenceStatistics
 from service.validity.column_ranks import ColumnSketch
 
-MAX_PATTERNS = 256  # that are remembered
+MAX_PATTERNS = 256  # most cached patterns
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What rows are compared with: scores of validation rows, ascending, and what else is known of those.
+    """What rows are compared with: ascending scores of validation rows, and their further statistics.
 
-    `folds` says which fold each score is of, where there are folds.
+    `folds` is the fold of each score, if there are folds.
     """
 
     scores: np.ndarray
@@ -36,7 +36,6 @@ class Comparison:
     statistics: ReferenceStatistics | None = None
 
     def has(self, detail: Detail) -> bool:
-        """Whether all that is asked for is known."""
         if detail.statistics and self.statistics is None:
             return False
         return len(self.scores) > 0 and (self.columns is not None or not detail.columns)
@@ -46,14 +45,14 @@ NOTHING = Comparison(np.zeros(0))
 
 
 class Assess(Protocol):
-    """`Scorer.assess`."""
+    """The signature of `Scorer.assess`."""
 
     def __call__(self, rows: np.ndarray, detail: Detail, execution: Execution) -> Assessment:
-        """What the model finds of checked rows, shape (B, D)."""
+        """Assess checked rows, shape (B, D)."""
 
 
 class MissingPatterns:
-    """What validation rows are like with cells hidden, for the patterns of missing cells that came last."""
+    """Cache of comparisons with cells hidden, for the most recently used patterns of missing cells."""
 
     def __init__(self, model: Model, calibration: Calibration, assess: Assess) -> None:
         self.model, self.calibration, self.assess = model, calibration, assess
@@ -61,7 +60,7 @@ class MissingPatterns:
         self.lock = threading.Lock()
 
     def unknown(self, rows: np.ndarray, detail: Detail = PLAIN) -> list[np.ndarray]:
-        """The masks of missing cells, shape (D,), among checked rows (B, D) of which too little is remembered."""
+        """Masks of missing cells, shape (D,), in checked rows, (B, D), whose comparison is not cached in full."""
         return [
             pattern
             for pattern in distinct_patterns(np.isnan(rows))
@@ -69,12 +68,12 @@ class MissingPatterns:
         ]
 
     def reference_rows(self, pattern: np.ndarray) -> np.ndarray:
-        """The validation rows, with the cells of a pattern hidden, shape (k, D)."""
+        """Validation rows with the cells of a pattern hidden, shape (k, D)."""
         assert self.calibration.reference is not None
         return self.calibration.reference.with_missing(pattern)
 
     def estimate(self, rows: np.ndarray, detail: Detail, execution: Execution = DIRECT) -> ReferenceEstimates:
-        """log p(x) of reference rows, shape (k, D), and what else is asked for."""
+        """log p(x) of reference rows, shape (k, D), and the requested detail."""
         found, nothing = self.assess(rows, detail, execution), np.zeros((len(rows), 0))
         return ReferenceEstimates(
             found.estimates.log_likelihood,
@@ -84,7 +83,7 @@ class MissingPatterns:
         )
 
     def remember(self, pattern: np.ndarray, found: ReferenceEstimates) -> Comparison:
-        """Keep what a pattern's reference rows are like; the patterns that were used least recently are forgotten."""
+        """Cache a pattern's comparison, and drop the least recently used patterns."""
         calibration = self.calibration
         assert calibration.reference is not None
         scores, folds = found.log_likelihood, calibration.reference.folds_with_missing(pattern)
@@ -112,7 +111,7 @@ class MissingPatterns:
         return comparison
 
     def comparison(self, pattern: np.ndarray, detail: Detail, execution: Execution) -> Comparison:
-        """What validation rows with the same cells hidden are like: remembered, or estimated now."""
+        """The comparison with validation rows that have the same cells hidden: cached, or estimated now."""
         with self.lock:
             known = self.known.get(pattern.tobytes(), NOTHING)
             if known.has(detail):
@@ -122,7 +121,7 @@ class MissingPatterns:
 
 
 def distinct_patterns(missing: np.ndarray) -> list[np.ndarray]:
-    """The different masks of missing cells among those of B rows, shape (B, D), without that of complete rows."""
+    """The distinct masks of missing cells of B rows, shape (B, D), without the mask of complete rows."""
     if not missing.any():
         return []
     return [pattern for pattern in np.unique(missing, axis=0) if pattern.any()]

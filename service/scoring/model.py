@@ -1,4 +1,4 @@
-"""A model in memory: the networks, what their input means, and how log p(x) is estimated."""
+"""A model in memory: its networks, its input, and how log p(x) is estimated."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from service.vae.network import VAE
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What is found of B rows: estimates of log p(x) and, where asked for, of their columns with each member's draws.
+    """Estimates of log p(x) for B rows and, if requested, of their columns, with each member's draws.
 
-    `by_member` holds the estimates by each network alone. `statistics` (B, K) are those of `service.scoring.statistics`.
+    `by_member` holds the estimates of each network alone. `statistics` (B, K) are those of `service.scoring.statistics`.
     """
 
     estimates: Estimates
@@ -35,9 +35,9 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Model:
-    """Trained networks with the units of their input and the estimator: all that a row's log p(x) depends on.
+    """Trained networks with their input and the estimator: everything that a row's log p(x) depends on.
 
-    `members` share one architecture. Where there are several, p(x) is the mean of their densities.
+    `members` share one architecture. If there are several, p(x) is the mean of their densities.
     """
 
     input: InputSpec
@@ -46,7 +46,7 @@ class Model:
 
     @property
     def vae(self) -> VAE:
-        """The first network, for what all of them share."""
+        """The first network, for properties that all of them share."""
         return self.members[0].vae
 
     def alone(self, number: int) -> Model:
@@ -59,8 +59,8 @@ class Model:
         """Estimate log p(x) of checked rows (`InputSpec.rows`), shape (B, D), nats, in the units of the training data.
 
         Args:
-            band_ends: of the band that judges the rows, in the same units: samples stop doubling where a row's estimate is
-                clear of them, for estimators that stop at ends.
+            band_ends: ends of the band that judges the rows, in the same units. If the estimator stops at ends, a row's
+                samples stop doubling once its estimate is clear of them.
         """
         return self.assess(rows, band_ends, execution=execution).estimates
 
@@ -72,11 +72,12 @@ class Model:
         statistics: RowStatistics | None = None,
         execution: Execution = DIRECT,
     ) -> Assessment:
-        """The same estimates to the last bit, and what else is asked for.
+        """The estimates of `estimates`, bitwise equal, and further results on request.
 
         Args:
-            suspect: asks for log p(x_j | x_-j) of each column, and says below what it is looked at twice, shape (D,), nats.
-            statistics: asks for further statistics of the rows, and computes them.
+            suspect: requests log p(x_j | x_-j) of each column; values below this are estimated with more care, shape (D,),
+                nats.
+            statistics: requests further test statistics, and computes them.
         """
         x, log_abs_det = self.input.encode(rows), self.input.log_abs_det_jacobian(rows)
         incomplete = np.isnan(rows).any(axis=1)
@@ -104,12 +105,12 @@ class Model:
         )
 
     def row_statistics(self, known: KnownRows) -> RowStatistics:
-        """What computes further statistics of rows, beside known rows."""
+        """Computes further test statistics of rows, relative to known rows."""
         return RowStatistics(self.input, known, [one.vae for one in self.members])
 
     @cached_property
     def row_cost(self) -> int:
-        """What a row's score costs, about, in decoder evaluations."""
+        """Approximate cost of a row's score in decoder evaluations."""
         first = self.members[0]
         return self.estimator.typical_evaluations(first.vae, len(first.starts)) * len(self.members)
 
@@ -131,5 +132,5 @@ class Model:
 
 
 def shares_of(num: int, parts: int) -> list[int]:
-    """A number in parts as equal as can be, the larger ones first."""
+    """Split a number into parts that differ by at most 1, larger ones first."""
     return [num // parts + (at < num % parts) for at in range(parts)]

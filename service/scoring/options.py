@@ -1,4 +1,4 @@
-"""What a caller asks of scores: one type, which every door parses once from its own spelling."""
+"""Scoring options: one type, into which every interface parses its own syntax once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATISTICS_EVALUATIONS = OBSERVED_DRAWS + BOUND_DRAWS
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """What else to find out about rows beside log p(x): about their columns, and further statistics."""
+    """What to compute for rows in addition to log p(x): column estimates, and further test statistics."""
 
     columns: bool = False
     statistics: bool = False
@@ -30,16 +30,17 @@ PLAIN = Detail()
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """How rows are to be judged, and what else to say of them. `Scorer.check` says whether a version can do it.
+    """How to judge rows, and what else to report. `Scorer.check` checks that a version supports it.
 
     Attributes:
-        rule: `band` judges by log p(x); `combined` by all statistics together, at a rate of false alarms.
+        rule: `band` judges by log p(x); `combined` by several test statistics together, at a false-alarm rate.
         percentiles: another band for this call, from the same validation scores.
         false_alarm: the share of valid rows that may be called invalid, instead of percentiles; by default the
             calibration's, or for the combined rule `scores.USUAL_FALSE_ALARM`.
-        tail: for a rate of the band, and for `fdr`: `low` flags only unlikely rows, `both` also rows that are too likely.
+        tail: for a false-alarm rate of the band, and for `fdr`: `low` flags only unlikely rows, `both` also rows that are
+            too likely.
         fdr: mark discoveries so that the expected share of valid rows among them is at most this.
-        explain: how many of the columns most to blame to name for each row.
+        explain: for each row, name so many of its most suspicious columns.
 
     Raises:
         InputError: the options contradict each other, or a share is not between 0 and 1.
@@ -64,19 +65,19 @@ class ScoreOptions:
 
     @property
     def band_percentiles(self) -> tuple[float, float] | None:
-        """The percentiles of the band that judges; None for the calibration's own."""
+        """The percentiles of the judging band; None for the calibration's default."""
         if self.rule == "band" and self.false_alarm is not None:
             return percentiles_of(self.false_alarm, self.tail or "both")
         return self.percentiles
 
     @property
     def detail(self) -> Detail:
-        """What has to be known of the rows."""
+        """What has to be computed for the rows."""
         return Detail(self.explain > 0, self.rule == "combined")
 
     @property
     def extra_evaluations(self) -> int:
-        """What that costs a row beside its score, in decoder evaluations."""
+        """Cost per row in addition to its score, in decoder evaluations."""
         explaining = EXPLAINING_EVALUATIONS if self.explain else 0
         return explaining + (STATISTICS_EVALUATIONS if self.rule == "combined" else 0)
 
@@ -85,10 +86,10 @@ DEFAULT = ScoreOptions()
 
 
 def parse_percentiles(text: str) -> tuple[float, float]:
-    """`1,99` as two numbers; whether a calibration can give that band is for it to say.
+    """Parse `1,99` into two numbers; only the calibration can tell whether it supports that band.
 
     Raises:
-        InputError: they are not two numbers below 100.
+        InputError: the text is not two numbers, the second below 100.
     """
     try:
         low, high = (float(part) for part in text.split(","))
@@ -100,7 +101,7 @@ def parse_percentiles(text: str) -> tuple[float, float]:
 
 
 def parse_share(name: str, text: str) -> float:
-    """A number; `ScoreOptions` checks its range.
+    """Parse a number; `ScoreOptions` checks its range.
 
     Raises:
         InputError: it is not a number.
@@ -112,10 +113,10 @@ def parse_share(name: str, text: str) -> float:
 
 
 def parse_choice(name: str, text: str | None, choices: tuple[str, ...]) -> str | None:
-    """One of some words, or None where none was given.
+    """The text, checked to be one of the choices; None if not given.
 
     Raises:
-        InputError: another word.
+        InputError: the text is not one of the choices.
     """
     if text is not None and text not in choices:
         raise InputError(f"{name}: expected {' or '.join(choices)}")

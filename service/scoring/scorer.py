@@ -1,6 +1,6 @@
 """Verdicts: the service, the command line and notebooks all call the same Scorer.
 
-Rows come and go in the units of the training data. Every answer is a frozen dataclass of arrays.
+Rows and results are in the units of the training data. Every result is a frozen dataclass of arrays.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from service.validity.column_ranks import ColumnSketch
 
 
 class Scorer(Generator):
-    """A published model, ready to answer. Build one with `service.load`.
+    """A published model, ready to score. Create one with `service.load`.
 
     Methods take rows of shape (B, D) or (B, *input shape), in any numeric type, and raise `InputError` for rows that
     cannot be read.
@@ -48,12 +48,12 @@ class Scorer(Generator):
         self.patterns = MissingPatterns(self.model, self.calibration, self.assess)
 
     def warm_up(self) -> None:
-        """Score some rows, so that the first request does not pay for what torch sets up once.
+        """Score some rows, so that the first request does not pay for torch's one-time setup.
 
-        They are the golden rows that the version carries, where it does.
+        If the version has golden rows, these are scored and checked.
 
         Raises:
-            DamagedModelError: they score otherwise than when the version was published.
+            DamagedModelError: the golden rows score differently than at publication.
         """
         golden = self.published.golden
         if golden is None:
@@ -65,10 +65,10 @@ class Scorer(Generator):
             raise DamagedModelError(f"{self.published.reference}: {error}") from None
 
     def check(self, options: ScoreOptions) -> None:
-        """Check that this version can score with such options, before any row is read.
+        """Check that this version supports the options, before any row is read.
 
         Raises:
-            CalibrationError: too few validation rows for the band or the rate, or the calibration lacks what is asked for.
+            CalibrationError: too few validation rows for the band or the rate, or the calibration lacks what is requested.
         """
         if options.band_percentiles is not None:
             self.calibration.band(options.band_percentiles)
@@ -82,15 +82,15 @@ class Scorer(Generator):
     def score(
         self, rows: np.ndarray, options: ScoreOptions = DEFAULT, check_cancelled: CheckCancelled = never_cancelled
     ) -> Scores:
-        """Estimate log p(x) of each row and place it among the validation rows.
+        """Estimate log p(x) of each row and rank it among the validation rows.
 
         Args:
-            options: how to judge; with `explain`, the answer is `ExplainedScores`.
-            check_cancelled: called every few milliseconds of work; what it raises ends the call.
+            options: how to judge; with `explain`, the result is `ExplainedScores`.
+            check_cancelled: called every few milliseconds of work; an exception that it raises ends the call.
 
         Raises:
             InputError: rows that cannot be read.
-            CalibrationError: what `check` raises.
+            CalibrationError: as for `check`.
         """
         execution, detail = Execution(self.pool, check_cancelled), options.detail
         percentiles = options.band_percentiles
@@ -98,7 +98,7 @@ class Scorer(Generator):
         rule = self.combined_rule(options.false_alarm) if options.rule == "combined" else None
         rows = self.rows(rows)
         missing = np.isnan(rows)
-        # Rows stop once clear of the pilot band's ends; this band's are not quite those, and may need a closer look.
+        # Rows stop once clear of the pilot band's ends; this band's ends differ a little and must be cleared as well.
         assessment = self.assess(rows, detail, execution, band.ends)
         compared = [
             Compared((missing == pattern).all(axis=1), self.patterns.comparison(pattern, detail, execution))
@@ -142,28 +142,28 @@ class Scorer(Generator):
     def assess(
         self, rows: np.ndarray, detail: Detail = PLAIN, execution: Execution = DIRECT, ends: tuple[float, ...] = ()
     ) -> Assessment:
-        """What the model finds of checked rows, shape (B, D)."""
+        """Assess checked rows, shape (B, D), in the requested detail."""
         suspect = self.column_sketch().suspect if detail.columns else None
         statistics = self.row_statistics if detail.statistics else None
         return self.model.assess(rows, ends, suspect, statistics, execution)
 
-    # What some versions lack
+    # Parts of a calibration that some versions lack
 
     def reference_statistics(self) -> ReferenceStatistics:
-        """What further statistics of validation rows are like.
+        """Reference distributions of the further test statistics.
 
         Raises:
             CalibrationError: this version has none.
         """
         if self.calibration.statistics is None:
             raise CalibrationError(
-                f"{self.published.reference} was calibrated without the statistics of the combined rule, or on too few "
-                "rows: calibrate it again"
+                f"{self.published.reference} was calibrated without the combined rule, or on too few rows for it: run "
+                "`vouch calibrate`"
             )
         return self.calibration.statistics
 
     def combined_rule(self, false_alarm: float | None = None) -> CombinedRule:
-        """The combined rule at a rate of false alarms.
+        """The combined rule at a false-alarm rate.
 
         Raises:
             CalibrationError: this version has no statistics to combine, or too few rows for that rate.
@@ -172,22 +172,22 @@ class Scorer(Generator):
 
     @cached_property
     def row_statistics(self) -> RowStatistics:
-        """Computes the statistics of rows that the combined rule needs."""
+        """Computes the test statistics that the combined rule needs."""
         return self.model.row_statistics(self.reference_statistics().known)
 
     def column_sketch(self) -> ColumnSketch:
-        """What columns of validation rows are like.
+        """Distribution of log p(x_j | x_-j) in each column of validation rows.
 
         Raises:
-            CalibrationError: this version is older than that.
+            CalibrationError: this version was calibrated before explanations existed.
         """
         if self.calibration.columns is None:
             raise CalibrationError(
-                f"{self.published.reference} was calibrated before columns were explained: calibrate it again"
+                f"{self.published.reference} was calibrated before explanations existed: run `vouch calibrate`"
             )
         return self.calibration.columns
 
-    # Columns to blame
+    # Suspicious columns
 
     def explained(
         self,
@@ -198,7 +198,7 @@ class Scorer(Generator):
         count: int,
         compared: Sequence[Compared],
     ) -> ExplainedScores:
-        """The columns most to blame, at most `count` of each of the rows, (B, D), and what was expected there.
+        """Scores with the most suspicious columns of rows, (B, D), at most `count` for each, and what was expected there.
 
         `compared` lists the rows that are not compared with all validation rows.
         """
@@ -235,9 +235,9 @@ class Scorer(Generator):
 
 
 def torch_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one that works; `cpu` or `cuda` as said."""
+    """The device for `auto` (a GPU if torch sees one, else the CPU), `cpu` or `cuda`."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but torch sees no GPU")
+        raise InputError("device 'cuda' requested, but torch sees no GPU")
     return torch.device(name)

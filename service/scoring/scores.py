@@ -1,4 +1,4 @@
-"""What a scorer answers: frozen dataclasses of arrays."""
+"""The results of a scorer: frozen dataclasses of arrays."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ USUAL_FALSE_ALARM = 0.01  # of the combined rule
 
 @dataclass(frozen=True, slots=True)
 class CombinedRule:
-    """The rule that looks at several statistics: a row is invalid whose combined p-value is at most `false_alarm`.
+    """The combined rule of several test statistics: a row is invalid if its combined p-value is at most `false_alarm`.
 
-    `rows` is how many validation rows it is by, and `statistics` the names of what is combined.
+    `rows` is the number of validation rows behind a combined p-value, and `statistics` the names of the test statistics.
     """
 
     false_alarm: float
@@ -30,40 +30,44 @@ class CombinedRule:
 
     @staticmethod
     def of(evidence: ReferenceStatistics, spec: InputSpec, false_alarm: float | None = None) -> CombinedRule:
-        """At a rate of false alarms; by default the usual one, or the smallest that so many rows allow.
+        """The rule at a false-alarm rate; by default USUAL_FALSE_ALARM, or the smallest that so many rows allow.
 
         Raises:
-            CalibrationError: the rate is none, or too small for them.
+            CalibrationError: unless 0 < false_alarm < 1, or too few rows for this rate.
         """
         rate = max(USUAL_FALSE_ALARM, 1.0 / (evidence.rows + 1)) if false_alarm is None else false_alarm
         check_share("false alarm rate", rate)
         if false_alarm is not None and rank(evidence.rows, 100 * exact(rate)) < 1:
             needed = -(-1 // exact(rate)) - 1
             raise CalibrationError(
-                f"a combined false alarm rate of {rate:g} needs at least {needed:,} validation rows for the combination, "
-                f"there are {evidence.rows:,}"
+                f"a combined rate of {rate:g} needs at least {needed:,} validation rows in the calibrating half, there "
+                f"are {evidence.rows:,}"
             )
         return CombinedRule(rate, evidence.rows, tuple(names_of(spec)))
 
     def are_valid(self, p_values: np.ndarray) -> np.ndarray:
-        """Which rows it accepts, by their combined p-values: shape (B,), bool. A hair's room is for rounding."""
+        """Which rows the rule accepts, from their combined p-values: shape (B,), bool.
+
+        The tolerance absorbs floating-point rounding.
+        """
         return p_values > self.false_alarm * (1.0 + 1e-12)
 
     @property
     def accepted(self) -> Acceptance:
-        """The share of valid rows that it accepts."""
+        """The share of valid rows that the rule accepts."""
         return Acceptance.of(self.rows + 1 - max(1, rank(self.rows, 100 * exact(self.false_alarm))), self.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Verdicts on B rows and what they rest on; arrays of shape (B,).
+    """Verdicts on B rows and the numbers behind them; arrays of shape (B,).
 
-    `khat` is NaN where there is no tail to fit. `p_value` is two-sided, `low_p_value` is small only for unlikely rows.
-    `valid` is the verdict: that the row is inside the band or, where a `rule` was asked for, that its `combined_p_value` is
-    above the rate. Then `evidence` (B, E) has the p-value of each of the rule's statistics; else NaN, and (B, 0).
-    `missing` counts a row's missing cells. Such a row is judged beside validation rows with the same cells hidden: `low`
-    and `high` are the ends of its own band. By folds every row has one.
+    `khat` is NaN if there is no tail to fit. `p_value` is two-sided; `low_p_value` is small only for unlikely rows. `valid`
+    is the verdict: the row is inside the band or, with a `rule`, its `combined_p_value` exceeds the rule's rate. With a
+    `rule`, `evidence` (B, E) holds the p-value of each of its statistics; without one, `combined_p_value` is NaN and
+    `evidence` has shape (B, 0). `missing` counts a row's missing cells. A row with missing cells is compared with
+    validation rows that have the same cells hidden: `low` and `high` are the ends of its own band. With folds every row has
+    a band of its own.
     """
 
     band: Band
@@ -90,12 +94,12 @@ class Scores:
         return len(self.log_likelihood)
 
     def discoveries(self, level: float, tail: Tail = "low") -> Discoveries:
-        """The rows to reject together so that at most a share `level` of them are valid, in expectation.
+        """The rows to reject together so that the expected share of valid rows among them is at most `level`.
 
-        Nothing of this is proved for p-values by folds (`Calibration.check_has_no_folds`).
+        This is not proved for p-values by folds (`Calibration.check_has_no_folds`).
 
         Raises:
-            CalibrationError: the level is none.
+            CalibrationError: unless 0 < level < 1.
         """
         if self.rule is not None:
             return Discoveries.of(self.combined_p_value, level, "low", self.rule.rows)
@@ -103,7 +107,10 @@ class Scores:
         return Discoveries.of(p_values, level, tail, self.band.rows)
 
     def sides_of(self, percentiles: tuple[float, float]) -> np.ndarray:
-        """The sides of another band: -1 below, 0 inside, 1 above, shape (B,), int. A hair's room is for rounding."""
+        """The sides of another band: -1 below, 0 inside, 1 above, shape (B,), int.
+
+        The tolerance absorbs floating-point rounding.
+        """
         low, high = percentiles[0] / 100.0, 1.0 - percentiles[1] / 100.0
         is_low = self.low_p_value <= low * (1.0 + 1e-12)
         is_high = (self.p_value <= 2.0 * high * (1.0 + 1e-12)) & (self.p_value < 2.0 * self.low_p_value)
@@ -116,18 +123,19 @@ class Scores:
 
     @property
     def verdict(self) -> list[Verdict]:
-        """`valid` inside the band, ends included, or by the combined evidence; else `invalid`."""
+        """`valid` if inside the band, ends included, or accepted by the combined rule; else `invalid`."""
         return ["valid" if one else "invalid" for one in self.valid.tolist()]
 
 
 @dataclass(frozen=True, slots=True)
 class ExplainedScores(Scores):
-    """Scores with the N columns most to blame for each row, of the smallest p-value first; arrays of shape (B, N).
+    """Scores with the N most suspicious columns of each row, smallest p-value first; arrays of shape (B, N).
 
-    `columns` holds their numbers, -1 where a row has no more; `cells` what the row has there. `column_log_likelihood` is
-    log p(x_j | all other columns), with its standard error and whether it is `column_reliable`, `column_p_value` the share
-    of validation cells that are as unlikely. The others let expect `expected`, a mean inside `expected_low` to
-    `expected_high`, which hold nine tenths, or a category of `expected_probability`; what does not apply is NaN.
+    `columns` holds column indices, -1 if a row has no more, and `cells` the row's values there. `column_log_likelihood` is
+    log p(x_j | the other columns), with its standard error and whether it is `column_reliable`. `column_p_value` is the
+    share of validation cells at least as unlikely. From the other columns follows `expected`: a mean, with the central
+    90 % interval from `expected_low` to `expected_high`, or a category with `expected_probability`. What does not apply is
+    NaN.
     """
 
     columns: np.ndarray
@@ -144,7 +152,7 @@ class ExplainedScores(Scores):
 
 @dataclass(frozen=True, slots=True)
 class Reconstructions:
-    """What the model makes of B rows: `mean` (B, D), `draws` (B, N, D), `feature_log_likelihood` (B, D)."""
+    """Reconstructions of B rows: `mean` (B, D), `draws` (B, N, D), `feature_log_likelihood` (B, D), nats."""
 
     mean: np.ndarray
     draws: np.ndarray
@@ -180,9 +188,9 @@ class Manifold:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceEstimates:
-    """log p(x) of B rows, shape (B,), by each network, (B, V), and of their columns given the others, (B, D), nats.
+    """log p(x) of B rows, shape (B,), the same by each network, (B, V), and log p(x_j | x_-j), (B, D), nats.
 
-    `statistics` are of shape (B, K). What was not wanted is of shape (B, 0).
+    `statistics` has shape (B, K). Arrays that were not requested have shape (B, 0).
     """
 
     log_likelihood: np.ndarray
@@ -198,12 +206,12 @@ A = TypeVar("A", bound=Answer)
 
 
 def rows_of(answer: A, rows: slice) -> A:
-    """Some rows of an answer about B rows, such as `Scores`."""
+    """Some rows of a result for B rows, such as `Scores`."""
     return with_arrays(answer, {name: value[rows] for name, value in arrays_of(answer).items()})
 
 
 def concatenated(answers: Sequence[A]) -> A:
-    """Answers about rows that follow each other as one answer."""
+    """Concatenate results for consecutive rows."""
     if len(answers) == 1:
         return answers[0]
     columns = [arrays_of(answer) for answer in answers]
@@ -212,12 +220,11 @@ def concatenated(answers: Sequence[A]) -> A:
 
 
 def with_arrays(answer: A, arrays: dict[str, np.ndarray]) -> A:
-    """An answer with other arrays."""
     changed: A = replace(cast("Any", answer), **arrays)
     return changed
 
 
 def arrays_of(answer: A) -> dict[str, np.ndarray]:
-    """An answer's arrays, each with a row's part at that row's place."""
+    """A result's arrays by name, all indexed by row."""
     values = ((entry.name, getattr(answer, entry.name)) for entry in fields(answer))
     return {name: value for name, value in values if isinstance(value, np.ndarray)}

@@ -1,6 +1,7 @@
-"""A second opinion on rows: what is measured of each beside log p(x), and how it counts.
+"""Test statistics of rows in addition to log p(x), and their weights in the combined rule.
 
-Everything comes from what scoring computes anyway, but for the nearest known row and the size of an image.
+All of them come from quantities that scoring computes anyway, except the nearest known row, the compressed size of an
+image, and what preprocessing discards of it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from service.vae.network import VAE
 from service.validity.combination import FULL_WEIGHT, MIN_ROWS, Combination
 
 MAX_KNOWN_ROWS, MAX_KNOWN_CELLS = 4096, 2**20
-USUAL_SPREAD = (50.0, 5.0)  # percentiles of a column's term, whose distance is its spread
+USUAL_SPREAD = (50.0, 5.0)  # percentiles of a column's term; their difference is its spread
 LEAST_SPREAD = 1.0  # nats
 NOTHING = 1e-9
 WHITE = 255.0
@@ -40,9 +41,9 @@ StatisticName = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """One number of a row, of which large values are strange, or with `both` small ones, too.
+    """A test statistic of a row: large values are extreme, and with `both` also small ones.
 
-    `scale` is a difference that is none.
+    `scale` is the size of a negligible difference.
     """
 
     name: StatisticName
@@ -63,15 +64,16 @@ STATISTICS = (
     Statistic("discarded", 0.002, both=True, images_only=True),
 )
 LOG_LIKELIHOOD_SCALE = 0.01
-# That a row is unlikely, or like no known row, says most, on whatever data, and counts fully. Of tables each of the others
-# counts a thirtieth: what one valid row in thirty shows is then no more than what the first two say of any. Of images these
-# say less, since simple ones are likely, and the pixels of any two are far apart: there the others count a third.
+# On all data, a low likelihood and a large distance to all known rows are the most informative and have full weight. For
+# tables each of the others has weight 1/30: a value that one valid row in thirty shows then adds no more than the main two
+# do for any row. For images the main two say less, because simple images are likely and the pixels of any two images are
+# far apart: there the others have weight 1/3.
 ASIDE = {"table": 1.0 / 30.0, "image": 1.0 / 3.0}
 
 
 @dataclass(frozen=True)
 class KnownRows:
-    """Rows that the networks were fitted to, shape (m, D), float32, and what is usual of valid rows' columns.
+    """Rows that the networks were fitted to, shape (m, D), float32, and typical values of valid rows' columns.
 
     `usual` (2, D) is the median and the spread of E[log p(x_j | z)], nats.
     """
@@ -81,7 +83,7 @@ class KnownRows:
 
     @staticmethod
     def of(rows: np.ndarray, features: int) -> KnownRows:
-        """As many of the rows, shape (n, D), as are kept, at random; nothing is usual yet."""
+        """A random sample of rows, shape (n, D), within the limits on size; `usual` is a placeholder."""
         most = max(1, min(MAX_KNOWN_ROWS, MAX_KNOWN_CELLS // features))
         if len(rows) > most:
             rows = rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
@@ -89,7 +91,7 @@ class KnownRows:
 
     @staticmethod
     def usual_of(given_back: np.ndarray) -> np.ndarray:
-        """What is usual, by E[log p(x_j | z)] of valid rows, shape (m, D)."""
+        """Median and spread by column of E[log p(x_j | z)] of valid rows, shape (m, D): shape (2, D)."""
         middle, low = np.percentile(given_back, USUAL_SPREAD, axis=0)
         return np.stack([middle, np.maximum(middle - low, LEAST_SPREAD)])
 
@@ -103,18 +105,18 @@ class ReferenceStatistics:
 
     @staticmethod
     def fit(known: KnownRows, statistics: np.ndarray, spec: InputSpec) -> ReferenceStatistics | None:
-        """Of validation rows' statistics, shape (n, K), in random order; None where they are too few."""
+        """Fit to validation rows' statistics, shape (n, K), in random order; None if there are too few rows."""
         if len(statistics) < MIN_ROWS:
             return None
         return ReferenceStatistics(known, Combination.fit(statistics, *weights_of(spec)))
 
     @property
     def rows(self) -> int:
-        """By how many rows a combination's p-value is told."""
+        """Number of validation rows behind a combined p-value."""
         return len(self.combination.combined)
 
     def p_values(self, statistics: np.ndarray, spec: InputSpec) -> np.ndarray:
-        """Of each named statistic alone, two-sided where both sides are strange: (B, names), in the order of `names_of`."""
+        """The p-value of each statistic alone, two-sided if both sides are extreme: (B, E), in the order of `names_of`."""
         parts = self.combination.part_p_values(statistics)
         columns, at = [], 0
         for _, both in named(spec):
@@ -125,7 +127,7 @@ class ReferenceStatistics:
 
 
 def chosen_statistics(spec: InputSpec) -> list[Statistic]:
-    """Those that such an input has."""
+    """The further statistics that apply to an input."""
     return [
         one
         for one in STATISTICS
@@ -135,19 +137,18 @@ def chosen_statistics(spec: InputSpec) -> list[Statistic]:
 
 
 def named(spec: InputSpec) -> list[tuple[StatisticName, bool]]:
-    """The names, and whether both sides are strange."""
+    """The names of all statistics, and whether both sides are extreme."""
     return [("log_likelihood", True), *((one.name, one.both) for one in chosen_statistics(spec))]
 
 
 def names_of(spec: InputSpec) -> list[StatisticName]:
-    """The names of the statistics."""
     return [name for name, _ in named(spec)]
 
 
 def weights_of(spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and scales of all sides of the statistics, shape (K,) both."""
+    """Weights and scales of all one-sided statistics, shape (K,) both."""
     aside = ASIDE[spec.kind]
-    sides = [(FULL_WEIGHT, LOG_LIKELIHOOD_SCALE), (aside, LOG_LIKELIHOOD_SCALE)]  # unlikely, and too likely
+    sides = [(FULL_WEIGHT, LOG_LIKELIHOOD_SCALE), (aside, LOG_LIKELIHOOD_SCALE)]  # unlikely; too likely
     for one in chosen_statistics(spec):
         sides += [(FULL_WEIGHT if one.is_main else aside, one.scale)] * (2 if one.both else 1)
     weights, scales = zip(*sides, strict=True)
@@ -155,28 +156,28 @@ def weights_of(spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
 
 
 class RowStatistics:
-    """Networks, V of them, that see more of rows of one input than how likely they are, beside known rows."""
+    """Computes the further test statistics of rows with V networks, relative to known rows."""
 
     def __init__(self, spec: InputSpec, known: KnownRows, vaes: Sequence[VAE]) -> None:
         self.spec, self.known = spec, known
-        # A pixel that is black in all known rows would otherwise make the slightest grey there a long way.
+        # If a pixel is black in all known rows, the slightest grey there would otherwise be a huge distance.
         span = WHITE if spec.kind == "image" else None
         self.neighbours = Neighbours(coordinates(spec, known.rows), categories(spec), span)
         self.encodings = [encodings(vae, spec.encode(known.rows)) for vae in vaes]
 
     def observer(self, number: int) -> DrawObserver:
-        """What notes of a network's draws what the statistics need."""
+        """An observer of network `number` that collects what the statistics need from its draws."""
         return DrawObserver(self.spec.widths, self.encodings[number])
 
     def together(self, seen: Sequence[Sequence[Seen]]) -> DrawStatistics:
-        """What all networks have seen of B rows."""
+        """Average over the networks what each has seen of B rows."""
         return DrawStatistics.averaged([DrawStatistics.joined(rows, self.spec.features) for rows in seen])
 
     def of(self, rows: np.ndarray, log_likelihood: np.ndarray, seen: Sequence[Sequence[Seen]]) -> np.ndarray:
-        """Of checked rows, shape (B, D): (B, K), both sides of those that have two, the larger the stranger.
+        """All one-sided statistics of checked rows, shape (B, D): shape (B, K); the larger, the more extreme.
 
         Args:
-            seen: by each network, of each row.
+            seen: for each network, what its observer saw of each row.
         """
         by_draws = self.together(seen)
         middle, spread = self.known.usual
@@ -199,17 +200,17 @@ class RowStatistics:
 
 
 def logarithm(values: np.ndarray) -> np.ndarray:
-    """log of numbers that may be 0."""
+    """log of numbers that may be 0, with a floor at NOTHING."""
     return np.log(np.maximum(values, NOTHING))
 
 
 def coordinates(spec: InputSpec, rows: np.ndarray) -> np.ndarray:
-    """Rows, shape (B, D), where distances are taken: an image's own pixels, a table's columns as the network sees them."""
+    """Coordinates of rows, shape (B, D), for distances: an image's pixels; a table's columns as the network sees them."""
     return rows if spec.kind == "image" else spec.encode(rows)
 
 
 def categories(spec: InputSpec) -> np.ndarray:
-    """Which of the coordinates have values without a distance, shape (D',), bool."""
+    """Which of the coordinates are categorical, shape (D',), bool."""
     if not isinstance(spec.transform, Mixed):
         return np.zeros(spec.features, dtype=bool)
     flags: list[bool] = []
@@ -217,12 +218,12 @@ def categories(spec: InputSpec) -> np.ndarray:
         if isinstance(column, CategoryColumn):
             flags.append(column.kind != "ordinal")
         else:
-            flags += [True, False] if column.atoms else [False]  # which atom it is, or none
+            flags += [True, False] if column.atoms else [False]  # which atom, if any
     return np.array(flags)
 
 
 def compressed_sizes(images: np.ndarray) -> np.ndarray:
-    """Bytes that each image, shape (B, H, W), 0..255, takes without loss: differences along its rows under zlib."""
+    """Lossless size of each image, shape (B, H, W), 0..255, in bytes: differences along its rows, compressed by zlib."""
     levels = np.rint(images).astype(np.uint8)
     steps = np.diff(levels, axis=2, prepend=np.uint8(0))  # wraps around, as PNG's filter does
     return np.array([len(zlib.compress(image.tobytes(), 6)) for image in steps], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Scores and rows as people and spreadsheets read them: lists, CSV and JSON lines."""
+"""Scores and rows for people and spreadsheets: lists, CSV and JSON lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLAMED_COLUMNS = ("column", "value", "log_likelihood", "p_value", "expected")
 
 
 def blamed_columns(scores: ExplainedScores, spec: InputSpec) -> list[list[dict[str, Any]]]:
-    """The columns most to blame, for each row: what is there, how unlikely, and what was expected."""
+    """The most suspicious columns of each row: the value, how unlikely it is, and what was expected."""
     of_cells = ("columns", "cells", "column_log_likelihood", "column_std_error", "column_reliable", "column_p_value")
     of_others = ("expected", "expected_low", "expected_high", "expected_probability")
     rows = zip(*(getattr(scores, name).tolist() for name in (*of_cells, *of_others)), strict=True)
@@ -33,7 +33,7 @@ def blamed_column(
     spec: InputSpec, column: int, cell: float, log_likelihood: float, std_error: float, reliable: bool, p_value: float,
     *expected: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """One of them; `expected` is a mean or a category, the ends of an interval, and a category's probability."""
+    """One suspicious column; `expected` is a mean or a category, the interval's ends, and a category's probability."""
     value, low, high, probability = expected
     if np.isnan(probability):
         what: dict[str, Any] = {"mean": value, "interval": [low, high]}
@@ -55,7 +55,7 @@ def blamed_column(
 def score_lists(
     scores: Scores, spec: InputSpec, discoveries: Discoveries | None = None
 ) -> tuple[list[str], Iterator[list[Any]]]:
-    """The names of a score's parts, and each row's, with None for no khat; `missing` where the model reads holes."""
+    """Names of a score's fields, and their values by row, None for NaN; with `missing` if the model accepts such cells."""
     names = [*SCORE_COLUMNS, *(["missing"] if spec.reads_missing else [])]
     columns = [getattr(scores, name) for name in names]
     if scores.rule is not None:
@@ -71,7 +71,7 @@ def score_lists(
 def scores_csv(
     scores: Scores, spec: InputSpec, ids: Sequence[Any] | None = None, discoveries: Discoveries | None = None
 ) -> str:
-    """The scores as a CSV table, with the number or the id of each row, and five columns for each column to blame."""
+    """The scores as CSV, with each row's index or id, and five fields for each suspicious column."""
     names, rows = score_lists(scores, spec, discoveries)
     header, keys = ["row" if ids is None else "id", *names], range(len(scores)) if ids is None else ids
     table = ([key, *row] for key, row in zip(keys, rows, strict=True))
@@ -84,7 +84,7 @@ def scores_csv(
 
 
 def blamed_cells(blamed: list[dict[str, Any]], number: int) -> list[Any]:
-    """Columns to blame as cells of a table."""
+    """A row's suspicious columns as CSV cells."""
     cells: list[Any] = []
     for one in blamed:
         expected = one["expected"]
@@ -94,7 +94,7 @@ def blamed_cells(blamed: list[dict[str, Any]], number: int) -> list[Any]:
 
 
 def scores_json_lines(scores: Scores, spec: InputSpec, discoveries: Discoveries | None = None) -> str:
-    """The scores as JSON, a line each."""
+    """The scores as JSON lines."""
     names, rows = score_lists(scores, spec, discoveries)
     documents = [{"row": index, **dict(zip(names, row, strict=True))} for index, row in enumerate(rows)]
     if isinstance(scores, ExplainedScores):
@@ -104,12 +104,11 @@ def scores_json_lines(scores: Scores, spec: InputSpec, discoveries: Discoveries 
 
 
 def rows_csv(rows: np.ndarray, spec: InputSpec) -> str:
-    """Rows, shape (N, D), as a CSV table with the columns' names."""
+    """Rows, shape (N, D), as CSV with the column names as header."""
     return as_csv(spec.columns or [f"x{index}" for index in range(spec.features)], spec.cells(rows))
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A CSV table."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)

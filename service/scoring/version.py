@@ -1,4 +1,4 @@
-"""A published version of a model: its card, and what it is in memory."""
+"""A published version of a model: its card, and its form in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_MEMBERS = 100
 
 
 class CalibrationCard(Frozen):
-    """What the card says of the calibration; the scores themselves are in calibration.safetensors."""
+    """Summary of the calibration in the card; the scores themselves are in calibration.safetensors."""
 
     rows: int
     percentiles: tuple[float, float]
@@ -31,7 +31,7 @@ class CalibrationCard(Frozen):
 
 
 class Card(Frozen):
-    """What a model is, how it was made, and how it is to be read."""
+    """A model's description: what it is, how it was made, and how to load it."""
 
     format: Literal[2] = 2
     name: str
@@ -45,12 +45,12 @@ class Card(Frozen):
     estimator: Estimator
     calibration: CalibrationCard
     training: dict[str, Any] = {}
-    reading: Reading = USUAL  # older cards do not say; they were read as is usual
+    reading: Reading = USUAL  # absent in older cards, whose data was read with the default
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A model version that exists in the store."""
+    """Name and version of a model in the store."""
 
     name: str
     version: str
@@ -64,8 +64,8 @@ class Draft:
     """A model that is not published yet: `store.Store.publish` makes a version of it.
 
     Attributes:
-        training: what the card says of the training.
-        calibration_data: what it says of the rows that the model is calibrated on.
+        training: the card's entry on training.
+        calibration_data: the card's entry on the calibration rows.
         reading: how the cells of the training file were read.
     """
 

@@ -1,7 +1,7 @@
 """log p(x | z) for fixed rows and many z: the innermost loop of the estimator.
 
-`conditional(vae, x)` prepares what depends on x alone, once; its `log_prob` is then called with one block of z after the
-other. The plain path serves every network. The Bernoulli path gives the same numbers in about half the time.
+`conditional(vae, x)` computes once what depends on x alone; its `log_prob` is then called with one block of z after
+another. The plain path works for every network. The Bernoulli path gives the same numbers in about half the time.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ MAX_HALVINGS = 6  # a product of 2 ** 6 factors below 2 stays far inside float32
 
 
 class Conditional(Protocol):
-    """p(x | z) with x held."""
+    """p(x | z) with x fixed."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(x_b | z_sb), summed over columns: z of shape (S, B, L) to (S, B), float64, nats."""
         ...
 
     def select(self, rows: slice | Tensor) -> Conditional:
-        """The same for some of the rows."""
+        """p(x | z) for a subset of the rows."""
         ...
 
 
 def conditional(vae: VAE, x: Tensor) -> Conditional:
-    """The fastest exact way to evaluate log p(x | z) for rows x, shape (B, D), of which all have holes or none."""
+    """The fastest exact way to evaluate log p(x | z) for rows x, shape (B, D), with or without missing cells."""
     if isinstance(vae.likelihood, Bernoulli) and vae.dtype == torch.float32 and not x.isnan().any():
         return BernoulliConditional(vae, x)
     if isinstance(vae.likelihood, Columns):
@@ -49,26 +49,22 @@ class PlainConditional:
         self.x = x
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Shape (S, B, L) to (S, B), float64."""
         return self.vae.likelihood.log_prob(self.vae.decoder(z), self.x).sum(dim=-1, dtype=torch.float64)
 
     def select(self, rows: slice | Tensor) -> PlainConditional:
-        """The same for some of the rows."""
         return PlainConditional(self.vae, self.x[rows])
 
 
 class ColumnsConditional:
-    """Columns of several families, whose rows are read once."""
+    """Columns of several families; splits the rows by family only once."""
 
     def __init__(self, decoder: MLP, likelihood: Columns, cells: Cells) -> None:
         self.decoder, self.likelihood, self.cells = decoder, likelihood, cells
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Shape (S, B, L) to (S, B), float64."""
         return self.likelihood.log_prob_of(self.decoder(z), self.cells).sum(dim=-1, dtype=torch.float64)
 
     def select(self, rows: slice | Tensor) -> ColumnsConditional:
-        """The same for some of the rows."""
         return ColumnsConditional(self.decoder, self.likelihood, self.cells.select(rows))
 
 
@@ -93,15 +89,14 @@ class BernoulliConditional:
         self.scratch_by_rows: dict[int, Tensor] = {}
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Shape (S, B, L) to (S, B), float64."""
         samples, rows, latents = z.shape
         h = self.hidden(z.reshape(samples * rows, latents))  # (S * B, H)
         linear = (h.view(samples, rows, -1).double() * self.slope).sum(dim=-1)  # (S, B)
         even = self.even_part(h).view(samples, rows)
-        return (linear + self.offset - even).clamp(max=0.0)  # a mass; rounding of huge logits may have the last word
+        return (linear + self.offset - even).clamp(max=0.0)  # a mass is at most 1; huge logits can round above it
 
     def select(self, rows: slice | Tensor) -> BernoulliConditional:
-        """The same for some of the rows; the scratch block is shared."""
+        """p(x | z) for a subset of the rows; shares the scratch block."""
         selected = copy.copy(self)
         selected.slope, selected.offset = self.slope[rows], self.offset[rows]
         return selected
@@ -122,16 +117,16 @@ class BernoulliConditional:
         return torch.addmm(self.bias, h, self.weight.mT, out=scratch)
 
     def scratch(self, rows: int) -> Tensor:
-        """A block for l that is used again: a fresh one of this size would fault in its pages every time."""
+        """A reused block for l: a fresh one of this size would page-fault on every call."""
         if rows not in self.scratch_by_rows:
             self.scratch_by_rows[rows] = self.weight.new_empty((rows, len(self.weight)))
         return self.scratch_by_rows[rows]
 
 
 def log_product(excess: Tensor) -> Tensor:
-    """Sum over columns of log(1 + e) for e in [0, 1], shape (N, D), which it overwrites: shape (N,), float64.
+    """Sum over columns of log(1 + e) for e in [0, 1], shape (N, D), overwriting e: shape (N,), float64.
 
-    The columns are folded onto each other while they can be halved, so that few logarithms are left to take.
+    Halves of the columns are multiplied together while their number is even, which leaves few logarithms to take.
     """
     factors = excess.add_(1.0)
     for _ in range(MAX_HALVINGS):

@@ -1,13 +1,13 @@
-"""How log p(x | z) bends in z: gradient, Fisher information and Hessian, for many pairs of a row and a latent at once.
+"""Derivatives of log p(x | z) in z: gradient, Fisher information and Hessian, for many pairs of a row and a latent.
 
 With the decoder's output eta(z), its Jacobian J and the likelihood's Fisher information Lambda (a diagonal),
 
     gradient  J^T s               s = d log p(x | eta) / d eta
-    Fisher    J^T Lambda J        the Gauss-Newton part of the negative Hessian: never indefinite
+    Fisher    J^T Lambda J        the Gauss-Newton part of the negative Hessian: positive semidefinite
     Hessian   -J^T Lambda' J + sum_j s_j d^2 eta_j / dz^2          Lambda' the observed information
 
-The last sum is the curvature of the hidden layers alone, weighed by s pulled back through the output layer: behind a linear
-output layer it costs next to nothing.
+The last sum is the curvature of the hidden layers alone, weighted by s backpropagated through the output layer: with a
+linear output layer it costs next to nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
 
 
 def gradient(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """The gradient alone, shape (N, L), float64: two evaluations' worth instead of L."""
+    """The gradient alone, shape (N, L), float64: costs about two evaluations instead of L."""
     with torch.enable_grad():
         leaf = z.clone().requires_grad_()
         total = vae.likelihood.log_prob(vae.decoder(leaf), x.clone()).sum()
@@ -52,7 +52,7 @@ def gradient(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 
 def forward_mode_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
-    """Any decoder that takes rows independently: forward-mode derivatives of output and gradient, all latents at once."""
+    """For any decoder that treats rows independently: forward-mode derivatives in all latents at once."""
     directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
 
     def total(latents: Tensor) -> Tensor:
@@ -72,8 +72,8 @@ def forward_mode_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
 
 
 def mlp_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
-    """Our own decoders: all tangents in one product a layer, and the exact Hessian."""
-    layers: list[tuple[Activated | Gated, Tensor, Tensor]] = []  # each with its pre-activation and the tangents of that
+    """For our own decoders: all tangents in one matrix product per layer, and the exact Hessian."""
+    layers: list[tuple[Activated | Gated, Tensor, Tensor]] = []  # each with its pre-activation and its tangents
     h, tangents = z, torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(len(z), -1, -1)  # (N, L, H)
     for layer in vae.decoder.hidden:
         assert isinstance(layer, Activated | Gated)
@@ -82,7 +82,7 @@ def mlp_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
         layers.append((layer, before, along))
         h, tangents = layer.pointwise(before), layer.pointwise_tangents(before, along)
     output = vae.decoder.output(h)
-    backward = product(vae.likelihood.score(output, x), vae.decoder.output.weight.mT.contiguous())  # (N, H)
+    backward = product(vae.likelihood.grad_log_prob(output, x), vae.decoder.output.weight.mT.contiguous())  # (N, H)
     gradient = (tangents * backward[:, None]).sum(dim=-1)
     output_tangents = through(vae.decoder.output, tangents)  # (N, L, D)
     fisher = vae.likelihood.fisher_gram(output_tangents, output, x)
@@ -97,6 +97,6 @@ def mlp_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
 
 
 def through(linear: nn.Linear, tangents: Tensor) -> Tensor:
-    """Tangents, shape (N, L, H), behind a linear layer: one product, shape (N, L, H')."""
+    """Tangents, shape (N, L, H), pushed through a linear layer in one product: shape (N, L, H')."""
     pairs, latents, width = tangents.shape
     return product(tangents.reshape(pairs * latents, width), linear.weight).view(pairs, latents, -1)

@@ -1,8 +1,8 @@
-"""The same bits for a row wherever it stands in a batch.
+"""Bitwise equal results for a row at any position in a batch.
 
-Libraries compute in vectors, and round differently where a vector does not fit: at the end of an array, or where a row
-begins at an odd address. Arrays of tiny networks are often such; zeros that fill them up to whole vectors make every
-element alike. For the sizes that networks usually have nothing is added.
+Libraries compute in SIMD vectors, and round differently for elements that do not fill one: at the end of an array, or
+in a row that starts at an unaligned address. Arrays of tiny networks often have such elements; padding them with zeros
+to whole vectors makes all elements round alike. Networks of usual sizes need no padding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ UNROLLED = 4 * VECTOR  # torch's loops take several vectors at a time
 
 
 def in_vectors(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A function of each element of x, by whole vectors only."""
+    """Apply an elementwise function to x, padded to whole vectors."""
     missing = -x.numel() % UNROLLED
     if not missing:
         return function(x)
@@ -26,15 +26,15 @@ def in_vectors(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def is_alike(weight: Tensor) -> bool:
-    """Whether products with a weight (N, K) round alike for all rows as they are."""
+    """Whether products with a weight (N, K) round alike for all rows without padding."""
     outputs, inputs = weight.shape
     return inputs % VECTOR == 0 or (outputs >= VECTOR and inputs % 4 == 0)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight^T for x of shape (..., K) and a weight (N, K) that lies in memory as it is written.
+    """x @ weight^T for x of shape (..., K) and a contiguous weight of shape (N, K).
 
-    For a few outputs, and for rows of an odd length, products take rows in vectors that begin at aligned addresses.
+    With few outputs, or rows of an odd length, both are padded so that every row starts at an aligned address.
     """
     assert weight.is_contiguous()
     if is_alike(weight):
@@ -50,7 +50,7 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mapped(matrix: Tensor, y: Tensor) -> Tensor:
-    """Each row's matrix, shape (B, L, L), times its vectors, shape (S, B, L): the same shape."""
+    """Each row's matrix, shape (B, L, L), times its vectors, shape (S, B, L): shape (S, B, L)."""
     latents = y.shape[-1]
     missing = -latents % VECTOR
     wide = torch.einsum("blk,sbk->sbl", F.pad(matrix, (0, missing, 0, missing)), F.pad(y, (0, missing)))
@@ -58,7 +58,7 @@ def mapped(matrix: Tensor, y: Tensor) -> Tensor:
 
 
 def by_matrix(function: Callable[..., tuple[Tensor, ...]], *matrices: Tensor) -> tuple[Tensor, ...]:
-    """A function of linear algebra for each of N matrices; one by one where they would begin at odd addresses."""
+    """Apply a linear-algebra function to each of N matrices; one at a time if some would start unaligned."""
     if all(matrix[0].numel() % VECTOR == 0 for matrix in matrices):
         return function(*matrices)
     single = [function(*(matrix[at : at + 1].clone() for matrix in matrices)) for at in range(len(matrices[0]))]

@@ -1,4 +1,4 @@
-"""What the decoder's output means: families of p(x | z), factorised over columns.
+"""Families of p(x | z), factorised over columns: how to read the decoder's output.
 
 Each family maps the decoder's output, shape (..., D), to a distribution of x in the network's own units: 0 or 1 for
 black and white, [0, 1] for grey levels, standardised columns for tables.
@@ -29,34 +29,34 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 class Likelihood(nn.Module, ABC):
-    """A family of p(x | z); columns are independent given z. A cell that is NaN is a hole: it has no term."""
+    """A family of p(x | z); columns are independent given z. A NaN is a missing cell and contributes no term."""
 
     @abstractmethod
     def sizes(self, features: int) -> tuple[int, int]:
-        """How many numbers the encoder reads of a row of so many columns, and how many the decoder puts out."""
+        """Input width of the encoder and output width of the decoder, for rows of so many columns."""
 
     @abstractmethod
     def encoder_input(self, x: Tensor) -> Tensor:
-        """Rows, shape (B, D), as the encoder reads them: finite, whatever is in them."""
+        """Rows, shape (B, D), as the encoder reads them: always finite."""
 
     @abstractmethod
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        """log p(x_j | z) for each column, nats, 0 for a hole: shape (..., D) by broadcasting `output` with `x`."""
+        """log p(x_j | z) for each column, nats, 0 for a missing cell: (..., D), broadcasting `output` with `x`."""
 
     @abstractmethod
-    def score(self, output: Tensor, x: Tensor) -> Tensor:
-        """d log p(x | z) / d output, of the output's shape."""
+    def grad_log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        """d log p(x | z) / d output, with the shape of the output."""
 
     @abstractmethod
     def fisher_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor:
-        """The expected square of the score along tangents of the output, shape (N, L, P): (N, L, L), never negative.
+        """Fisher information along tangents of the output, shape (N, L, P): shape (N, L, L), positive semidefinite.
 
-        Columns in which the row has a hole say nothing.
+        Missing cells carry no information.
         """
 
     @abstractmethod
     def excess_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor | None:
-        """The second derivatives of -log p(x | z) along the tangents less `fisher_gram`; None where there are none."""
+        """Second derivatives of -log p(x | z) along the tangents minus `fisher_gram`; None if this is always zero."""
 
     @abstractmethod
     def mean(self, output: Tensor) -> Tensor:
@@ -68,76 +68,80 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def initial_bias(self, x: Tensor) -> Tensor:
-        """The output, shape (P,), whose mean is that of the rows `x`, shape (N, D): where a fit starts."""
+        """The output, shape (P,), whose mean is that of the rows `x`, shape (N, D): initialises training."""
 
     @abstractmethod
     def sufficient_statistics(self, x: Tensor) -> Tensor:
-        """What log p(x | z) is linear in, roughly at least, of rows (B, D): shape (B, T)."""
+        """Statistics of rows, shape (B, D), in which log p(x | z) is linear, at least approximately: shape (B, T)."""
 
     @abstractmethod
     def linear_in_statistics(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(x | z_k) as slope_k . statistics + offset_k + a number of x alone, for outputs (K, P): (K, T) and (K,)."""
+        """Slopes, (K, T), and offsets, (K,), of log p(x | z_k) in the sufficient statistics, for outputs, (K, P).
+
+        log p(x | z_k) ~= slope_k . statistics(x) + offset_k + a term that depends on x alone.
+        """
 
 
 class Elementwise(Likelihood):
     """A family with one number of the decoder's output for each column."""
 
     def sizes(self, features: int) -> tuple[int, int]:
-        """As many as there are columns."""
         return features, features
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """The row itself. A hole is 0; a number far outside the training range must not overflow."""
+        """The row itself, with 0 for missing cells; numbers far outside the training range are clipped."""
         return x.clamp(-1e6, 1e6).nan_to_num(0.0)
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        """log p(x_j | z) for each column, nats, 0 for a hole: shape (..., D) by broadcasting `output` with `x`."""
-        holes = x.isnan()
-        if not holes.any():
+        missing = x.isnan()
+        if not missing.any():
             return self.log_prob_of_complete(output, x)
-        return self.log_prob_of_complete(output, x.masked_fill(holes, 0.0)).masked_fill(holes, 0.0)
+        return self.log_prob_of_complete(output, x.masked_fill(missing, 0.0)).masked_fill(missing, 0.0)
 
-    def score(self, output: Tensor, x: Tensor) -> Tensor:
+    def grad_log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """d log p(x_j | z) / d output_j, shape (..., D)."""
-        holes = x.isnan()
-        return self.score_of_complete(output, x.masked_fill(holes, 0.0)).masked_fill(holes, 0.0)
+        missing = x.isnan()
+        return self.grad_log_prob_of_complete(output, x.masked_fill(missing, 0.0)).masked_fill(missing, 0.0)
 
     def fisher_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor:
-        """Sum over columns d of t_kd w_d t_ld, for their Fisher information w."""
+        """sum_d t_kd w_d t_ld over columns d, with their Fisher information w."""
         weights = self.fisher_information(output).masked_fill(x.isnan(), 0.0)
         scaled = tangents * weights.sqrt()[:, None]
         return gram(scaled, scaled)
 
     def excess_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor | None:
-        """Sum over columns d of t_kd w_d t_ld, for their excess information w."""
-        holes = x.isnan()
-        excess = self.excess_information(output, x.masked_fill(holes, 0.0))
-        return None if excess is None else gram(tangents * excess.masked_fill(holes, 0.0)[:, None], tangents)
+        """sum_d t_kd w_d t_ld over columns d, with their excess information w."""
+        missing = x.isnan()
+        excess = self.excess_information(output, x.masked_fill(missing, 0.0))
+        return None if excess is None else gram(tangents * excess.masked_fill(missing, 0.0)[:, None], tangents)
 
     def sufficient_statistics(self, x: Tensor) -> Tensor:
-        """The row itself, holes as 0."""
+        """The row itself, with 0 for missing cells."""
         return x.nan_to_num(0.0)
 
     @abstractmethod
     def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
-        """Quantiles of a column's x given z, of its part of the output, (S, 1), at probabilities u, (P,): shape (S, P)."""
+        """Quantiles of one column's x given z, at probabilities u, shape (P,): shape (S, P).
+
+        `output`, shape (S, 1), is the column's part of the output.
+        """
 
     @abstractmethod
     def log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
-        """`log_prob` of rows without holes."""
+        """`log_prob` for rows without missing cells."""
 
     @abstractmethod
-    def score_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
-        """`score` of rows without holes."""
+    def grad_log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
+        """`grad_log_prob` for rows without missing cells."""
 
     @abstractmethod
     def fisher_information(self, output: Tensor) -> Tensor:
-        """The expected square of the score under p(x | z), shape (..., D): never negative."""
+        """E[(d log p(x_j | z) / d output_j)^2] under p(x | z), shape (..., D): never negative."""
 
     def excess_information(self, output: Tensor, x: Tensor) -> Tensor | None:
-        """-d^2 log p(x_j | z) / d output_j^2 less the Fisher information, shape (..., D), or None where it is 0.
+        """-d^2 log p(x_j | z) / d output_j^2 minus the Fisher information, shape (..., D); None if it is always 0.
 
-        It is 0 where the output is the natural parameter or a normal's mean.
+        It is 0 if the output is the natural parameter or the mean of a normal.
         """
         return None
 
@@ -149,8 +153,8 @@ class Bernoulli(Elementwise):
         """log p(x | z) = x l - softplus(l)."""
         return x * output - softplus(output)
 
-    def score_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
-        """x less the probability of 1."""
+    def grad_log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
+        """x - sigmoid(l)."""
         return x - sigmoid(output)
 
     def fisher_information(self, output: Tensor) -> Tensor:
@@ -159,11 +163,9 @@ class Bernoulli(Elementwise):
         return probability * (1 - probability)
 
     def mean(self, output: Tensor) -> Tensor:
-        """The probability of 1."""
         return sigmoid(output)
 
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """0 or 1."""
         return (uniform_like(output, generator) < sigmoid(output)).to(output.dtype)
 
     def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
@@ -175,14 +177,15 @@ class Bernoulli(Elementwise):
         return torch.logit(x.mean(dim=0).clamp(1e-3, 1 - 1e-3))
 
     def linear_in_statistics(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Exact."""
+        """Exact: the output is the natural parameter."""
         return output, -F.softplus(output).sum(dim=-1, dtype=torch.float64)
 
 
 class Gaussian(Elementwise):
     """Continuous columns: the output is the mean, with one learned standard deviation for each column.
 
-    std = sqrt(min_std^2 + exp(2 log_std)). The floor keeps a column that can be copied exactly from an infinite density.
+    std = sqrt(min_std^2 + exp(2 log_std)). Without the floor, a column that can be copied exactly would get an infinite
+    density.
     """
 
     def __init__(self, features: int, min_std: float = 0.05) -> None:
@@ -196,11 +199,11 @@ class Gaussian(Elementwise):
         return (self.min_std**2 + (2.0 * self.log_std).exp()).sqrt()
 
     def log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
-        """Log N(x; output, std^2)."""
+        """log N(x; output, std^2)."""
         std = self.std
         return -0.5 * ((x - output) / std).square() - std.log() - 0.5 * LOG_2PI
 
-    def score_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
+    def grad_log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
         """The residual over the variance."""
         return (x - output) / self.std.square()
 
@@ -209,23 +212,19 @@ class Gaussian(Elementwise):
         return self.std.pow(-2).expand_as(output)
 
     def mean(self, output: Tensor) -> Tensor:
-        """The output itself."""
         return output
 
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """Output + std * noise."""
         return output + self.std * normal_like(output, generator)
 
     def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
-        """Those of a normal."""
         return output + self.std[column] * torch.special.ndtri(u)
 
     def initial_bias(self, x: Tensor) -> Tensor:
-        """The columns' means."""
         return x.mean(dim=0)
 
     def linear_in_statistics(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Exact."""
+        """Exact: the variance does not depend on z."""
         return linear_in_rows(output, self.std.square())
 
 
@@ -237,7 +236,7 @@ class DiscretizedLogistic(Elementwise):
     """
 
     LEVELS = 256
-    # Below half a bin the mass sits in one bin whatever the scale, and `mean` would no longer be exact to 0.02 of a level.
+    # Below half a bin nearly all mass is in one bin at any scale, and `mean` would no longer be exact to 0.02 levels.
     MIN_LOG_SCALE = math.log(0.5 / 256)
 
     def __init__(self, features: int) -> None:
@@ -250,7 +249,7 @@ class DiscretizedLogistic(Elementwise):
         return self.log_scale.clamp(min=self.MIN_LOG_SCALE).exp()
 
     def log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
-        """log of the mass of x's bin, without cancellation far from the location.
+        """log of the mass of x's bin, computed without cancellation far from the location.
 
         log(sigmoid(b) - sigmoid(a)) = log(1 - exp(a - b)) - softplus(a) - softplus(-b), with b - a = width / scale.
         """
@@ -260,38 +259,38 @@ class DiscretizedLogistic(Elementwise):
         return torch.where(first, -softplus(-upper), torch.where(last, -softplus(lower), inner))
 
     def ends(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The ends of x's bin, in scales from the location."""
+        """The ends of x's bin, relative to the location and in units of the scale."""
         lower = (x * ((self.LEVELS - 1) / self.LEVELS) - sigmoid(output)) / self.scale
         return lower, lower + 1.0 / (self.LEVELS * self.scale)
 
     def outer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Where x is in the first bin, and where in the last."""
+        """Masks of x in the first bin, and of x in the last."""
         half = 0.5 / (self.LEVELS - 1)
         return x <= half, x >= 1 - half
 
-    def score_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
-        """The derivative in the location, by the chain rule."""
+    def grad_log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
+        """The derivative in the location times d location / d output."""
         lower, upper = self.ends(output, x)
         first, last = self.outer(x)
         from_lower, from_upper = sigmoid(lower).masked_fill(first, 0), sigmoid(-upper).masked_fill(last, 0)
         return (from_lower - from_upper) / self.scale * self.location_slope(output)
 
     def fisher_information(self, output: Tensor) -> Tensor:
-        """That of a logistic location, 1 / (3 scale^2), by the chain rule.
+        """That of a logistic's location, 1 / (3 scale^2), times (d location / d output)^2.
 
-        The bins and the censoring at both ends take a little of it away, which only makes a proposal narrower than it
-        need be where a scale is as small as a bin.
+        Binning, and censoring at both ends, lose a little information, which this ignores. The only effect is a proposal
+        that is narrower than necessary if a scale is as small as a bin.
         """
         return (self.location_slope(output) / self.scale).square() / 3.0
 
     def excess_information(self, output: Tensor, x: Tensor) -> Tensor:
-        """The second derivative in the location, by the chain rule, less its expectation."""
+        """Observed minus expected information, from derivatives in the location by the chain rule."""
         lower, upper = self.ends(output, x)
         first, last = self.outer(x)
         peak_lower, peak_upper = self.location_slope(lower), self.location_slope(upper)
         bend = peak_lower.masked_fill(first, 0) + peak_upper.masked_fill(last, 0)
         observed = bend * (self.location_slope(output) / self.scale).square()
-        observed = observed - self.score_of_complete(output, x) * (1 - 2 * sigmoid(output))
+        observed = observed - self.grad_log_prob_of_complete(output, x) * (1 - 2 * sigmoid(output))
         return observed - self.fisher_information(output)
 
     @staticmethod
@@ -301,23 +300,22 @@ class DiscretizedLogistic(Elementwise):
         return location * (1 - location)
 
     def mean(self, output: Tensor) -> Tensor:
-        """E[x | z]: sum over k of P(level >= k), by the midpoint rule in closed form, to 0.02 of a level."""
+        """E[x | z]: sum over k of P(level >= k), by the midpoint rule in closed form, accurate to 0.02 levels."""
         scale, location = self.scale, sigmoid(output)
         half = 0.5 / self.LEVELS
         expected = scale * (softplus((location - half) / scale) - softplus((location - 1 + half) / scale))
         return expected * (self.LEVELS / (self.LEVELS - 1))
 
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """A grey level, in [0, 1]."""
         u = uniform_like(output, generator).clamp(1e-7, 1 - 1e-7)
         return self.level(sigmoid(output) + self.scale * torch.logit(u))
 
     def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
-        """The level that holds the logistic's quantile."""
+        """The level whose bin contains the logistic's quantile."""
         return self.level(sigmoid(output) + self.scale[column] * torch.logit(u))
 
     def level(self, location: Tensor) -> Tensor:
-        """The level whose bin holds a place, in [0, 1]."""
+        """The level whose bin contains a location, in [0, 1]."""
         return (location * self.LEVELS).floor().clamp(0, self.LEVELS - 1) / (self.LEVELS - 1)
 
     def initial_bias(self, x: Tensor) -> Tensor:
@@ -325,21 +323,21 @@ class DiscretizedLogistic(Elementwise):
         return torch.logit(x.mean(dim=0).clamp(1e-2, 1 - 1e-2))
 
     def linear_in_statistics(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Taken for normals of the same spread, which is enough to choose a start by."""
+        """Approximated by normals of the same variance, which is accurate enough to choose search starts."""
         variance = (math.pi * self.scale).square() / 3.0 + self.LEVELS**-2 / 12.0
         return linear_in_rows(self.mean(output), variance)
 
 
 def linear_in_rows(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """The log density of normals as slope . x + offset, up to a number of x alone: means (K, D), variances (D,)."""
+    """Slopes and offsets of normal log densities in x, up to a term in x alone: means (K, D), variances (D,)."""
     return mean / variance, -0.5 * (mean.square() / variance).sum(dim=-1, dtype=torch.float64)
 
 
 def uniform_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """U(0, 1) of the same shape; drawn where the generator lives, so that a GPU gives the same draws."""
+    """U(0, 1) of the same shape; drawn on the generator's device, so that a GPU gives the same draws."""
     return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
 
 
 def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """N(0, 1) of the same shape; drawn where the generator lives."""
+    """N(0, 1) of the same shape; drawn on the generator's device."""
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)

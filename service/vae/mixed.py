@@ -1,7 +1,8 @@
-"""The likelihood of a table's row: real numbers, counts and categories side by side, any of them missing.
+"""The likelihood of a table's row: real numbers, counts and categories, any of which may be missing.
 
-Each column takes some of the decoder's output and is independent of the others given z. A hole (NaN) has no term: what is
-left is exactly the likelihood of the cells that are there. Columns of one family are computed together.
+Each column uses its own part of the decoder's output and is independent of the others given z. A missing cell (NaN)
+contributes no term: what remains is exactly the likelihood of the observed cells. Columns of one family are computed
+together.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from service.vae.likelihoods import LOG_2PI, Likelihood, sigmoid, softplus, unif
 
 MAX_LOGIT = 40.0  # e^40 and sums of its inverse stay inside float32
 MAX_LOG_STD = 3.0
-FAR = 1e15  # in the network's units; its square is a float32
+FAR = 1e15  # in the network's units; its square still fits into float32
 FIRST = 0.25  # a count below this is 0
-LINEAR = 5.0  # numbers much larger reach the encoder as their logarithm
-INNER = (1e-6, 1 - 1e-6)  # probabilities of which quantiles are taken
-LOG_SCALE_INFORMATION = (math.pi**2 + 3.0) / 9.0  # of a logistic density's log scale
+LINEAR = 5.0  # much larger numbers are compressed to a logarithm for the encoder
+INNER = (1e-6, 1 - 1e-6)  # range of probabilities at which quantiles are taken
+LOG_SCALE_INFORMATION = (math.pi**2 + 3.0) / 9.0  # Fisher information of a logistic density's log scale
 KINDS = ("real", "count", "categorical")
 
 
 @dataclass(frozen=True, slots=True)
 class Real:
-    """A real number: a normal whose mean and standard deviation depend on z; the deviation stays above a floor."""
+    """A real number: a normal whose mean and standard deviation depend on z; the deviation has a floor."""
 
     min_std: float = 0.05
     kind: Literal["real"] = "real"
@@ -37,9 +38,10 @@ class Real:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """A whole number v of at least 0, as x = (log(v + offset) - center) / scale.
+    """A whole number v >= 0, as x = (log(v + offset) - center) / scale.
 
-    Its mass is that of a logistic density of x, of location and scale by z, over v's interval; that of 0 has no lower end.
+    Its mass is that of a logistic density of x, whose location and scale depend on z, over v's interval; the interval of 0
+    has no lower end.
     """
 
     offset: float
@@ -51,7 +53,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Categorical:
-    """One of `cells` values, as 0, 1, ...; x = cells is any other value, whose probability does not depend on z."""
+    """One of `cells` values, as 0, 1, ...; x = cells is any other value, of fixed probability `unseen`."""
 
     cells: int
     unseen: float
@@ -109,13 +111,13 @@ class Columns(Likelihood):
         self.keep("log_seen", torch.log1p(-unseen).float())
 
     def keep(self, name: str, tensor: Tensor) -> None:
-        """What follows from the columns and is not stored with the weights."""
+        """Register a tensor that is derived from the columns and not stored with the weights."""
         self.register_buffer(name, tensor, persistent=False)
 
     # The output in parts
 
     def real_output(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and logs of the standard deviations without their floor, shape (..., R) each."""
+        """Means and log standard deviations before the floor is applied, shape (..., R) each."""
         return output[..., : self.reals], output[..., self.reals : 2 * self.reals].clamp(max=MAX_LOG_STD)
 
     def count_output(self, output: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,11 +132,10 @@ class Columns(Likelihood):
     # log p(x | z)
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        """log p(x_j | z) for each column, nats, 0 for a hole: shape (..., D) by broadcasting `output` with `x`."""
         return self.log_prob_of(output, self.read(x))
 
     def log_prob_of(self, output: Tensor, cells: Cells) -> Tensor:
-        """`log_prob` of rows that are read already."""
+        """`log_prob` for rows already split by family."""
         parts = (
             self.real_log_prob(output, cells),
             self.count_log_prob(output, cells),
@@ -143,7 +144,7 @@ class Columns(Likelihood):
         return torch.cat(parts, dim=-1)[..., self.order]
 
     def read(self, x: Tensor) -> Cells:
-        """Rows, shape (..., D), by family."""
+        """Split rows, shape (..., D), by family."""
         present = ~x.isnan()
         filled = x.nan_to_num(0.0, FAR, -FAR).clamp(-FAR, FAR)
         code, there = filled[..., self.categorical_at].long(), present[..., self.categorical_at]
@@ -171,7 +172,7 @@ class Columns(Likelihood):
         )
 
     def real_moments(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance, and the share of the variance that is not its floor, shape (..., R) each."""
+        """Mean, variance, and the share of the variance above its floor, shape (..., R) each."""
         mean, log_std = self.real_output(output)
         free = in_vectors(torch.exp, 2.0 * log_std)
         variance = free + self.real_floor.square()
@@ -184,7 +185,10 @@ class Columns(Likelihood):
         return cells.count_present * (torch.where(first, 0.0, inner) - softplus(-upper))
 
     def count_ends(self, output: Tensor, cells: Cells) -> tuple[Tensor, ...]:
-        """The ends and width of the counts' intervals in scales from the location, which are 0's, scale and free share."""
+        """Ends of the counts' intervals relative to the location, and their width, in units of the scale; then a mask.
+
+        The mask says which counts are 0; last come the scale and the share of its square above the floor.
+        """
         location, log_scale = self.count_output(output)
         free = in_vectors(torch.exp, 2.0 * log_scale)
         square = free + self.count_min_std.square()
@@ -201,24 +205,24 @@ class Columns(Likelihood):
         """Log masses of the categories, shape (..., C)."""
         logits = self.logits(output)
         if not self.categories:
-            return logits + cells.constant  # nothing, for as many rows as there are
+            return logits + cells.constant  # an empty tensor of the right shape
         shape = torch.broadcast_shapes(logits.shape[:-1], cells.cell.shape[:-1])
         chosen = logits.expand(*shape, -1).gather(-1, cells.cell.expand(*shape, -1))
         return cells.informative * (chosen - self.log_normalizers(logits)) + cells.constant
 
     def log_normalizers(self, logits: Tensor) -> Tensor:
-        """The logs of the categories' sums of exp(logit), shape (..., C)."""
+        """Log-sum-exp of each categorical column's logits, shape (..., C)."""
         return in_vectors(torch.log, product(in_vectors(torch.exp, logits), self.members.mT.contiguous()))
 
     def probabilities(self, output: Tensor) -> Tensor:
-        """Of the cells, among those of their column, shape (..., K)."""
+        """Probabilities of the cells within their column, shape (..., K)."""
         logits = self.logits(output)
         if not self.categories:
             return logits
         return in_vectors(torch.exp, logits - self.log_normalizers(logits)[..., self.owner])
 
     def probabilities_of(self, output: Tensor, at: int) -> Tensor:
-        """Of the cells of column `at`, a category: shape (..., cells), float64."""
+        """Probabilities of the cells of column `at`, a category: shape (..., cells), float64."""
         place = self.categorical_at.tolist().index(at)
         start = int(self.first_cell[place])
         logits = self.logits(output)[..., start : start + int(self.cell_counts[place])]
@@ -226,8 +230,7 @@ class Columns(Likelihood):
 
     # Its derivatives in the output
 
-    def score(self, output: Tensor, x: Tensor) -> Tensor:
-        """d log p(x | z) / d output, shape (..., P)."""
+    def grad_log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         cells = self.read(x)
         mean, variance, share = self.real_moments(output)
         residual = cells.real - mean
@@ -237,7 +240,7 @@ class Columns(Likelihood):
         return torch.cat([by_mean, by_log_std, *self.count_score(output, cells), by_logits], dim=-1)
 
     def count_score(self, output: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
-        """The derivatives in the counts' locations and log scales."""
+        """Derivatives of the counts' log masses in their locations and log scales."""
         lower, upper, width, first, scale, share = self.count_ends(output, cells)
         from_lower = sigmoid(lower).masked_fill(first, 0.0)
         from_upper = sigmoid(-upper)
@@ -247,10 +250,10 @@ class Columns(Likelihood):
         return cells.count_present * by_location, cells.count_present * (ends - narrowing) * share
 
     def fisher_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor:
-        """The Fisher information along tangents of the output, shape (N, L, P): (N, L, L), without what holes would say.
+        """Fisher information of the observed cells along tangents of the output, (N, L, P): shape (N, L, L).
 
-        For counts the information that the interval at hand gives, which is never negative either: an interval that
-        holds nearly all of the mass says little of its location.
+        Counts use the information of the observed interval instead of its expectation. It is never negative either, and
+        small for an interval that holds nearly all of the mass, which says little about the location.
         """
         cells = self.read(x)
         _, variance, share = self.real_moments(output)
@@ -278,7 +281,7 @@ class Columns(Likelihood):
         return total - gram(means, means)
 
     def excess_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor | None:
-        """The observed information less that of Fisher, along tangents (N, L, P): (N, L, L); that of real columns."""
+        """Observed minus Fisher information of the real columns along tangents, (N, L, P): shape (N, L, L)."""
         if not self.reals:
             return None
         cells = self.read(x)
@@ -291,22 +294,21 @@ class Columns(Likelihood):
         curved = cells.real_present * (observed - 2.0 * share.square())
         return mixed + mixed.mT + gram(by_log_std * curved[:, None], by_log_std)
 
-    # What it draws and expects
+    # Draws, means and quantiles
 
     def mean(self, output: Tensor) -> Tensor:
-        """The middle of each column: a mean, a median of a count, the likeliest category; shape (..., D)."""
+        """The centre of each column: a real's mean, a count's median, the most likely category; shape (..., D)."""
         half = torch.full_like(output[..., : self.reals + self.counts], 0.5)
         return torch.cat([self.quantile(output, half), self.likeliest(self.logits(output))], dim=-1)[..., self.order]
 
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """One draw of x given z, shape (..., D)."""
         numbers = self.quantile(output, uniform_like(output[..., : self.reals + self.counts], generator))
         exponential = -uniform_like(self.logits(output), generator).clamp(1e-12).log()
         races = self.logits(output) - exponential.clamp(min=1e-30).log()
         return torch.cat([numbers, self.likeliest(races)], dim=-1)[..., self.order]
 
     def quantile(self, output: Tensor, u: Tensor) -> Tensor:
-        """Quantiles of the numbers, shape (..., R + C), real columns first; a count's is one."""
+        """Quantiles of the numeric columns, shape (..., R + C), real columns first; a count's is a whole count."""
         real, count = self.real_output(output), self.count_output(output)
         reals = [self.real_quantile(*real, u[..., : self.reals], slice(None))]
         return torch.cat([*reals, self.count_quantile(*count, u[..., self.reals :], slice(None))], dim=-1)
@@ -322,12 +324,12 @@ class Columns(Likelihood):
         return self.count_quantile(location[..., one], log_scale[..., one], u, one)
 
     def real_quantile(self, mean: Tensor, log_std: Tensor, u: Tensor, chosen: slice) -> Tensor:
-        """Quantiles of some real columns, by their part of the output."""
+        """Quantiles of some real columns, from their part of the output."""
         std = (in_vectors(torch.exp, 2.0 * log_std) + self.real_floor[chosen].square()).sqrt()
         return mean + std * torch.special.ndtri(u.clamp(*INNER))
 
     def count_quantile(self, location: Tensor, log_scale: Tensor, u: Tensor, chosen: slice) -> Tensor:
-        """The whole numbers at quantiles of some counts, by their part of the output."""
+        """Quantiles of some counts, rounded to whole counts, from their part of the output."""
         scale = (in_vectors(torch.exp, 2.0 * log_scale) + self.count_min_std[chosen].square()).sqrt()
         x = location + scale * torch.logit(u.clamp(*INNER))
         spread, center, offset = self.count_scale[chosen], self.count_center[chosen], self.count_offset[chosen]
@@ -341,7 +343,7 @@ class Columns(Likelihood):
         return torch.cat(cells, dim=-1) if cells else weights[..., :0]
 
     def initial_bias(self, x: Tensor) -> Tensor:
-        """The output, shape (P,), that fits the columns of rows x, shape (N, D), one by one: where a fit starts."""
+        """The output, shape (P,), that fits each column of rows x, shape (N, D), by itself: initialises training."""
         cells = self.read(x)
         shares = (cells.hot.sum(dim=0) + 0.5) / (
             cells.informative[:, self.owner].sum(dim=0) + 0.5 * self.cell_counts[self.owner]
@@ -354,21 +356,20 @@ class Columns(Likelihood):
             ]
         )
 
-    # Rows as networks and codebooks see them
+    # Rows as the encoder and the search starts see them
 
     def sizes(self, features: int) -> tuple[int, int]:
-        """How many numbers the encoder reads of a row, and how many the decoder puts out."""
         return self.reals + self.counts + self.cells + len(self.columns), self.outputs
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """Rows, shape (B, D), as numbers, one-hot categories, and which cells are there: (B, inputs)."""
+        """Rows, shape (B, D), as numbers, one-hot categories, and a mask of the observed cells: (B, inputs)."""
         cells = self.read(x)
         numbers = torch.cat([cells.real * cells.real_present, cells.count * cells.count_present], dim=-1)
         tamed = LINEAR * in_vectors(torch.asinh, numbers / LINEAR)
         return torch.cat([tamed, cells.hot, (~x.isnan()).to(x.dtype)], dim=-1)
 
     def sufficient_statistics(self, x: Tensor) -> Tensor:
-        """What log p(x | z) is linear in (counts taken for normals), shape (B, T)."""
+        """Statistics in which log p(x | z) is linear (counts approximated by normals), shape (B, T)."""
         cells = self.read(x)
         parts = []
         for value, present in ((cells.real, cells.real_present), (cells.count, cells.count_present)):
@@ -377,7 +378,7 @@ class Columns(Likelihood):
         return torch.cat([*parts, cells.hot, cells.informative], dim=-1)
 
     def linear_in_statistics(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Exact, but for counts."""
+        """Exact, except for counts."""
         mean, variance, _ = self.real_moments(output)
         location, log_scale = self.count_output(output)
         spread = (in_vectors(torch.exp, 2.0 * log_scale) + self.count_min_std.square()) * (math.pi**2 / 3.0)
@@ -392,9 +393,10 @@ class Columns(Likelihood):
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Rows by family: numbers with 0 for holes, and where there are any; each category's cell among all cells.
+    """Rows by family: numbers with 0 for missing cells, masks of the cells present, and each category's cell.
 
-    `informative` is 1 where a category is one of the known ones, `constant` what the others add to log p(x | z).
+    `cell` counts across all categorical columns. `informative` is 1 where a category is a known value. `constant` is the
+    part of a category's log p(x | z) that does not depend on z.
     """
 
     real: Tensor
@@ -407,7 +409,6 @@ class Cells:
     hot: Tensor
 
     def select(self, rows: slice | Tensor) -> Cells:
-        """Those of some of the rows."""
         return Cells(*(getattr(self, part.name)[rows] for part in fields(self)))
 
 
@@ -418,7 +419,7 @@ def slope(x: Tensor) -> Tensor:
 
 
 def location_and_log_scale(value: Tensor, present: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Means of the columns' cells that are there, and logs of their standard deviations times a factor."""
+    """Means of the columns' observed cells, and logs of their standard deviations times a factor."""
     number = present.sum(dim=0).clamp(min=1.0)
     mean = (value * present).sum(dim=0) / number
     variance = ((value - mean).square() * present).sum(dim=0) / number

@@ -22,10 +22,10 @@ ActivationName = Literal["gated", "silu", "tanh"]
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What it takes to build the network again; stored in the card.
+    """All that is needed to rebuild the network; stored in the card.
 
-    `hidden` lists the encoder's widths from x to z; the decoder has them in reverse. No hidden layer makes both linear.
-    `columns` are those of the likelihood of that name. Without `prior_components` p(z) is a standard normal.
+    `hidden` lists the encoder's widths from x to z; the decoder reverses them. Without hidden layers both are linear.
+    `columns` configures the likelihood of that name. With `prior_components` = 0, p(z) is a standard normal.
     """
 
     features: int
@@ -34,20 +34,20 @@ class Architecture:
     activation: ActivationName = "gated"
     likelihood: LikelihoodName = "bernoulli"
     min_std: float = 0.05
-    # Not in the repr, or networks without any would have other fingerprints than before there were such.
+    # Not in the repr: networks without them must keep the fingerprints that they had before these fields existed.
     columns: tuple[Column, ...] = field(default=(), repr=False)
     prior_components: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class DiagonalNormal:
-    """A normal distribution of z with independent coordinates; `mean` and `std` have shape (..., L)."""
+    """A normal distribution over z with independent coordinates; `mean` and `std` have shape (..., L)."""
 
     mean: Tensor
     std: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Mean + std * noise: standard-normal noise, shape (S, ..., L), to draws of the same shape."""
+        """mean + std * noise, for standard-normal noise of shape (S, ..., L): draws of the same shape."""
         return self.mean + self.std * noise
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -56,12 +56,12 @@ class DiagonalNormal:
         return (-0.5 * noise.square() - in_vectors(torch.log, self.std.double()) - 0.5 * LOG_2PI).sum(dim=-1)
 
     def select(self, rows: slice) -> DiagonalNormal:
-        """The same for some of the rows, where mean and std have shape (B, L)."""
+        """The distribution for a subset of the rows, if mean and std have shape (B, L)."""
         return DiagonalNormal(self.mean[rows], self.std[rows])
 
 
 class Linear(nn.Linear):
-    """A linear layer whose rows do not depend on where they stand."""
+    """A linear layer that gives a row the same bits at any position in a batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., inputs) to (..., outputs)."""
@@ -78,11 +78,10 @@ class Gated(nn.Module):
         self.linear = Linear(inputs, 2 * outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape (..., inputs) to (..., outputs)."""
         return self.pointwise(self.linear(x))
 
     def pointwise(self, before: Tensor) -> Tensor:
-        """The layer behind its linear part: shape (..., 2 * outputs) to (..., outputs)."""
+        """The layer after its linear part: shape (..., 2 * outputs) to (..., outputs)."""
         value, gate = before.chunk(2, dim=-1)
         return value * in_vectors(torch.sigmoid, gate)
 
@@ -94,7 +93,7 @@ class Gated(nn.Module):
         return along_value * open_ + along_gate * (value * open_ * (1 - open_))
 
     def pointwise_backward(self, before: Tensor, backward: Tensor) -> Tensor:
-        """`backward`, (N, outputs), pulled back through `pointwise`: (N, 2 * outputs)."""
+        """`backward`, (N, outputs), backpropagated through `pointwise`: (N, 2 * outputs)."""
         value, gate = before.chunk(2, dim=-1)
         open_ = in_vectors(torch.sigmoid, gate)
         return torch.cat([backward * open_, backward * value * open_ * (1 - open_)], dim=-1)
@@ -118,11 +117,9 @@ class Activated(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape (..., inputs) to (..., outputs)."""
         return self.pointwise(self.linear(x))
 
     def pointwise(self, before: Tensor) -> Tensor:
-        """The layer behind its linear part."""
         return in_vectors(F.silu if self.activation == "silu" else torch.tanh, before)
 
     def pointwise_tangents(self, before: Tensor, along: Tensor) -> Tensor:
@@ -130,7 +127,7 @@ class Activated(nn.Module):
         return along * self.derivatives(before)[0][:, None]
 
     def pointwise_backward(self, before: Tensor, backward: Tensor) -> Tensor:
-        """`backward`, (N, outputs), pulled back through `pointwise`."""
+        """`backward`, (N, outputs), backpropagated through `pointwise`."""
         return backward * self.derivatives(before)[0]
 
     def pointwise_curvature(self, before: Tensor, along: Tensor, backward: Tensor) -> Tensor:
@@ -149,7 +146,7 @@ class Activated(nn.Module):
 
 
 class MLP(nn.Module):
-    """Hidden layers, then a plain linear one, which is kept apart for the estimator's fast path."""
+    """Hidden layers, then a linear output layer, which is kept apart for the estimator's fast path."""
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], outputs: int, activation: ActivationName) -> None:
         super().__init__()
@@ -164,7 +161,6 @@ class MLP(nn.Module):
 
 
 def layer(inputs: int, outputs: int, activation: ActivationName) -> nn.Module:
-    """One hidden layer of the named kind."""
     if activation == "gated":
         return Gated(inputs, outputs)
     return Activated(inputs, outputs, activation)
@@ -202,17 +198,15 @@ class VAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that the network runs in."""
         return self.decoder.output.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self.decoder.output.weight.device
 
     @cached_property
     def evaluation_size(self) -> int:
-        """The multiplications of one decoder evaluation, the unit of all costs; at least 1."""
+        """Multiplications in one decoder evaluation, the unit of all costs; at least 1."""
         return max(1, sum(p.numel() for name, p in self.decoder.named_parameters() if name.endswith("weight")))
 
     def posterior(self, x: Tensor) -> DiagonalNormal:

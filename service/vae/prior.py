@@ -1,7 +1,7 @@
 """p(z): a standard normal, or a mixture of normals that is learnt with the network.
 
-A mixture lets the latents fall into clusters, as rows often do, where a standard normal has room between them that no row
-uses. Its components have independent coordinates, so that all marginals and conditionals are mixtures again.
+A mixture lets the latents form clusters, as rows often do; a standard normal has mass between them that no row uses. Its
+components have independent coordinates, so that all marginals and conditionals are again mixtures of normals.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from service.vae.determinism import in_vectors
 from service.vae.likelihoods import LOG_2PI
 
-LOG_STDS = (-3.0, 2.0)  # of a component
-BISECTIONS = 60  # halvings of an interval of some tens until a quantile is known to a float64's last bits
+LOG_STDS = (-3.0, 2.0)  # range of a component's log std
+BISECTIONS = 60  # enough to find a quantile in an interval a few tens long to the precision of float64
 
 
 @dataclass(frozen=True, slots=True)
 class Bend:
-    """How a log density bends at N latents, float64: gradient (N, L) and the negative Hessian (N, L, L).
+    """Derivatives of a log density at N latents, float64: `gradient` (N, L), and the negative Hessian (N, L, L).
 
     `positive` (N, L, L) is a part of the negative Hessian that is positive definite everywhere.
     """
@@ -32,7 +32,7 @@ class Bend:
 
 
 class Prior(nn.Module, ABC):
-    """A distribution of z, of L coordinates."""
+    """A distribution over z with L coordinates."""
 
     def __init__(self, latents: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
-        """log density, shape (..., L) to (...), nats, in the precision of z."""
+        """Log density, shape (..., L) to (...), nats, in the dtype of z."""
 
     @abstractmethod
     def slope(self, z: Tensor) -> Tensor:
@@ -48,11 +48,11 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def bend(self, z: Tensor) -> Bend:
-        """The derivatives at z, shape (N, L)."""
+        """First and second derivatives at z, shape (N, L)."""
 
     @abstractmethod
     def placed(self, normal: Tensor, selector: Tensor) -> Tensor:
-        """Standard-normal points, shape (N, L), as points of this prior; `selector` (N,), in [0, 1), picks a component."""
+        """Map standard-normal points, shape (N, L), to this prior; `selector` (N,), in [0, 1), picks a component."""
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         """Draws, shape (num, L), float32, on the CPU."""
@@ -61,13 +61,13 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def kl(self, mean: Tensor, std: Tensor, z: Tensor) -> Tensor:
-        """KL(q || p) of normals, (B, L), summed over latents: shape (B,), nats; or its estimate by a draw z of each."""
+        """KL(q || p) of normals q, (B, L), summed over latents, or its estimate from one draw z each: (B,), nats."""
 
     @abstractmethod
     def plane(self, axes: tuple[int, int], u: Tensor) -> Tensor:
-        """Latents whose coordinates on two axes are at probabilities u, shape (N, 2): shape (N, L), float64.
+        """Latents whose coordinates on two axes are quantiles at probabilities u, shape (N, 2): shape (N, L), float64.
 
-        The second coordinate's probability is that given the first; all others are at their means given both.
+        The second coordinate's quantile is conditional on the first; all others are at their means given both.
         """
 
 
@@ -75,7 +75,6 @@ class StandardNormal(Prior):
     """N(0, I)."""
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """The sum over coordinates."""
         return (-0.5 * z.square() - 0.5 * LOG_2PI).sum(dim=-1)
 
     def slope(self, z: Tensor) -> Tensor:
@@ -83,16 +82,15 @@ class StandardNormal(Prior):
         return -z.double()
 
     def bend(self, z: Tensor) -> Bend:
-        """The identity everywhere."""
+        """The negative Hessian is the identity everywhere."""
         identity = torch.eye(self.latents, dtype=torch.float64, device=z.device).expand(len(z), -1, -1)
         return Bend(self.slope(z), identity, identity)
 
     def placed(self, normal: Tensor, selector: Tensor) -> Tensor:
-        """The points themselves."""
         return normal
 
     def kl(self, mean: Tensor, std: Tensor, z: Tensor) -> Tensor:
-        """In closed form; the draw is not looked at."""
+        """In closed form; ignores the draw."""
         return (0.5 * (mean.square() + std.square() - 1.0) - std.log()).sum(dim=-1)
 
     def plane(self, axes: tuple[int, int], u: Tensor) -> Tensor:
@@ -103,7 +101,7 @@ class StandardNormal(Prior):
 
 
 class NormalMixture(Prior):
-    """K normals with independent coordinates, each with its share: means and stds of shape (K, L)."""
+    """K normals with independent coordinates and mixture weights: means and stds of shape (K, L)."""
 
     def __init__(self, components: int, latents: int) -> None:
         super().__init__(latents)
@@ -112,12 +110,12 @@ class NormalMixture(Prior):
         self.logit = nn.Parameter(torch.zeros(components))
 
     def parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Means and logs of the stds, (K, L), and logs of the shares, (K,)."""
+        """Means and log stds, (K, L), and log mixture weights, (K,)."""
         log_std = self.log_std.to(dtype).clamp(*LOG_STDS)
         return self.mean.to(dtype), log_std, self.logit.to(dtype).log_softmax(dim=0)
 
     def joint(self, z: Tensor) -> Tensor:
-        """log of share times density of each component, shape (..., L) to (K, ...)."""
+        """Log of each component's weight times density, shape (..., L) to (K, ...)."""
         parts = []
         for mean, log_std, log_share in zip(*self.parts(z.dtype), strict=True):
             noise = (z - mean) / log_std.exp()
@@ -125,17 +123,16 @@ class NormalMixture(Prior):
         return torch.stack(parts)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log of the sum over components."""
         return self.joint(z).logsumexp(dim=0)
 
     def slope(self, z: Tensor) -> Tensor:
-        """The components' slopes, by their responsibilities."""
+        """The components' gradients, weighted by their responsibilities."""
         z = z.double()
         responsibility, slopes, _ = self.by_component(z)
         return (responsibility[..., None] * slopes).sum(dim=0)
 
     def by_component(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Responsibilities (K, ...), the components' slopes (K, ..., L) and precisions (K, L) at z, (..., L), float64."""
+        """Responsibilities (K, ...), the components' gradients (K, ..., L) and precisions (K, L) at z, float64."""
         joint = self.joint(z)
         responsibility = in_vectors(torch.exp, joint - joint.logsumexp(dim=0))
         mean, log_std, _ = self.parts(z.dtype)
@@ -144,7 +141,10 @@ class NormalMixture(Prior):
         return responsibility, slopes, precision
 
     def bend(self, z: Tensor) -> Bend:
-        """Responsibilities bend the density, too: its curvature is the mean precision less the slopes' covariance."""
+        """The negative Hessian is the mean precision minus the covariance of the components' gradients.
+
+        Both are weighted by the responsibilities.
+        """
         responsibility, slopes, precision = self.by_component(z.double())
         weighted = responsibility[..., None] * slopes  # (K, N, L)
         gradient = weighted.sum(dim=0)
@@ -153,19 +153,19 @@ class NormalMixture(Prior):
         return Bend(gradient, positive, positive - outer + gradient[:, :, None] * gradient[:, None])
 
     def placed(self, normal: Tensor, selector: Tensor) -> Tensor:
-        """Each point around the mean of its component."""
+        """Each point scaled and shifted to its component."""
         mean, log_std, log_share = (part.detach().cpu() for part in self.parts(normal.dtype))
         ends = log_share.exp().cumsum(dim=0)
         component = torch.searchsorted(ends, selector.to(ends).contiguous()).clamp(max=len(ends) - 1)
         return mean[component] + log_std.exp()[component] * normal
 
     def kl(self, mean: Tensor, std: Tensor, z: Tensor) -> Tensor:
-        """log q(z) - log p(z) at the draws."""
+        """log q(z) - log p(z) at the draws: an unbiased estimate."""
         noise = (z - mean) / std
         return (-0.5 * noise.square() - std.log() - 0.5 * LOG_2PI).sum(dim=-1) - self.log_prob(z)
 
     def plane(self, axes: tuple[int, int], u: Tensor) -> Tensor:
-        """By inverting the marginal of one axis, and the conditional of the other."""
+        """Inverts the marginal distribution of one axis, and the conditional one of the other."""
         mean, log_std, log_share = (part.detach().cpu() for part in self.parts(torch.float64))
         log_weights = log_share.expand(len(u), -1)  # (N, K)
         coordinates = []
@@ -192,11 +192,11 @@ def mixture_quantile(weights: Tensor, mean: Tensor, std: Tensor, p: Tensor) -> T
 
 
 def prior_of(components: int, latents: int) -> Prior:
-    """A mixture of so many normals; a standard normal where they are none."""
+    """A mixture of so many normals; a standard normal for 0."""
     return NormalMixture(components, latents) if components else StandardNormal(latents)
 
 
 def base_points(size: int) -> Tensor:
-    """The probabilities u = (i + 0.5) / size of a grid of two axes, row-major, the first axis along a row: (size^2, 2)."""
+    """Probabilities u = (i + 0.5) / size on a grid of two axes, row-major, the first axis along a row: (size^2, 2)."""
     u = (torch.arange(size, dtype=torch.float64) + 0.5) / size
     return torch.stack([u.repeat(size), u.repeat_interleave(size)], dim=-1)

@@ -1,6 +1,6 @@
-"""The band of log p(x) inside which a row is valid, ended by order statistics of validation rows.
+"""The band of log p(x) inside which a row is valid; its ends are order statistics of validation scores.
 
-A rate of false alarms is a band, too: half of it below and half above, or all of it below.
+A false-alarm rate also defines a band: half of the rate on each side, or all of it below.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Side = Literal["below", "inside", "above"]
 Verdict = Literal["valid", "invalid"]
 SIDES: tuple[Side, ...] = ("below", "inside", "above")
 
-# An estimate's interval is +- this many standard errors: 99.7 % for a normal error. Where the weights have a heavy tail
-# their standard error understates the spread (it cannot exceed 1 nat), in the median by two thirds: thrice as many.
+# An estimate's interval is +- this many standard errors: 99.7 % for a normal error. If the weights have a heavy tail, the
+# standard error (which cannot exceed 1 nat) understates the spread, in the median by two thirds: three times as many.
 INTERVAL_WIDTH = 3.0
 UNRELIABLE_WIDTH = 9.0
 
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """The interval [low, high] of log p(x), nats, between two percentiles of the validation rows; its ends are valid.
+    """The closed interval [low, high] of log p(x), nats, between two percentiles of the validation scores.
 
-    Where the second is 100 there is no high end (`percentiles_of` a rate). Of the n + 1 places that a new row may take
-    among the n `rows`, the first and the last few, `outside`, are not inside. By `folds`, more than one, it only says what
-    is usual: each row has a band of its own (`service.validity.cross_conformal`).
+    If the second percentile is 100, there is no high end (`percentiles_of` a rate). A new row may take n + 1 ranks among
+    the n validation `rows`; `outside` counts the lowest and the highest ranks that lie outside. With several `folds` the
+    band is only typical: each row has a band of its own (`service.validity.cross_conformal`).
     """
 
     percentiles: tuple[float, float]
@@ -44,7 +44,7 @@ class Band:
 
     @staticmethod
     def fit(sorted_scores: np.ndarray, percentiles: tuple[float, float], folds: int = 1) -> Band:
-        """The band between two percentiles of n validation scores, ascending.
+        """The band between two percentiles a < b of n ascending validation scores.
 
         Its ends have rank floor((n + 1) a / 100) from below and floor((n + 1) (100 - b) / 100) from above, so that a new
         valid row falls below with probability at most a / 100, and above with at most (100 - b) / 100.
@@ -61,8 +61,8 @@ class Band:
         if from_below < 1 or (from_above < 1 and b < 100):
             needed = -(-100 // min(tail for tail in tails if tail)) - 1
             raise CalibrationError(
-                f"percentiles {a:g},{b:g} need at least {needed:,} validation rows, there are {n:,}: they allow no "
-                f"false alarms rarer than {1 / (n + 1):.3g} on a side"
+                f"percentiles {a:g},{b:g} need at least {needed:,} validation rows, there are {n:,}, so the lowest "
+                f"possible rate on one side is {1 / (n + 1):.3g}"
             )
         return Band(
             (float(a), float(b)),
@@ -75,28 +75,28 @@ class Band:
 
     @property
     def ends(self) -> tuple[float, ...]:
-        """Its one or two ends."""
+        """The one or two ends of the band."""
         return tuple(end for end in self.ends_or_none if end is not None)
 
     @property
     def ends_or_none(self) -> tuple[float, float | None]:
-        """Both, None for no high end."""
+        """Low and high end; None for no high end."""
         return self.low, self.high if math.isfinite(self.high) else None
 
     @property
     def tail(self) -> Tail:
-        """`low` where rows that are too likely are valid, too."""
+        """`low` if the band has no high end, so that rows that are too likely are valid; else `both`."""
         return "both" if math.isfinite(self.high) else "low"
 
     @property
     def accepted(self) -> Acceptance:
-        """The share of valid rows that fall inside."""
+        """The share of valid rows that the band accepts."""
         if self.folds > 1:
             return accepted_by_folds(self.outside, self.rows, self.folds)
         return Acceptance.of(self.rows + 1 - sum(self.outside), self.rows)
 
     def sides_of(self, places: ScoreRanks) -> np.ndarray:
-        """-1 below, 0 inside, 1 above, by where scores stand: shape (B,), int."""
+        """-1 below, 0 inside, 1 above, from the ranks of scores: shape (B,), int."""
         below, above = self.outside
         return (places.rows - places.below < above).astype(int) - (places.at_most < below).astype(int)
 
@@ -105,31 +105,31 @@ class Band:
         return (log_likelihood > self.high).astype(int) - (log_likelihood < self.low).astype(int)
 
     def certain(self, log_likelihood: np.ndarray, std_error: np.ndarray, reliable: np.ndarray) -> np.ndarray:
-        """The estimate's interval holds neither end of the band: shape (B,), bool."""
+        """Whether each estimate's interval contains neither end of the band: shape (B,), bool."""
         margin = margins(std_error, reliable)
         return (np.abs(log_likelihood - self.low) > margin) & (np.abs(log_likelihood - self.high) > margin)
 
 
 def margins(std_error: np.ndarray, reliable: np.ndarray) -> np.ndarray:
-    """Half of the length of each estimate's interval, nats."""
+    """Half-width of each estimate's interval, nats."""
     return np.where(reliable, INTERVAL_WIDTH, UNRELIABLE_WIDTH) * std_error
 
 
 def rank(n: int, percent: Fraction) -> int:
-    """floor((n + 1) percent / 100), in exact arithmetic: (n + 1) * 0.1 in floats can fall just short of a whole rank."""
+    """floor((n + 1) percent / 100), in exact arithmetic: in floats, (n + 1) * 0.1 can fall just short of a whole rank."""
     return int((n + 1) * percent // 100)
 
 
 def exact(percent: float) -> Fraction:
-    """The decimal number that was written: 0.1 is a tenth, not the float next to it."""
+    """The decimal number as written: 0.1 is exactly a tenth, not the nearest float."""
     return Fraction(repr(float(percent)))
 
 
 def percentiles_of(false_alarm: float, tail: Tail = "both") -> tuple[float, float]:
-    """The percentiles outside which a share `false_alarm` of valid rows is: below, or half of it on each side.
+    """Percentiles with a share `false_alarm` of valid rows outside: all of it below, or half on each side.
 
     Raises:
-        CalibrationError: it is no share.
+        CalibrationError: unless 0 < false_alarm < 1.
     """
     check_share("false alarm rate", false_alarm)
     percent = 100 * exact(false_alarm)

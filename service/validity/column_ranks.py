@@ -1,7 +1,7 @@
-"""How unusual a cell is, given the others of its row: its log p(x_j | x_-j) among those of validation rows.
+"""How unusual a cell is given the rest of its row: the rank of log p(x_j | x_-j) among those of validation rows.
 
-Of each column a sketch is kept: order statistics at ranks that are dense where cells are unusual. A p-value by the sketch
-is that by all rows, rounded up to the next rank that was kept, and so holds as well (Vovk, Gammerman and Shafer, 2005).
+Each column keeps a sketch: order statistics at ranks that are dense where cells are unusual. A p-value from the sketch is
+the p-value from all rows, rounded up to the next kept rank, and so is still valid (Vovk, Gammerman and Shafer, 2005).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ RANKS = 64
 class ColumnSketch:
     """log p(x_j | x_-j) of validation rows for D columns, nats.
 
-    `suspect` (D,) is below what an estimate is looked at twice; `counts` (D,) the validation cells that were there;
-    `values` (RANKS, D), float32, their order statistics at `ranks`; `median` (D,).
+    Estimates below `suspect` (D,) are computed again with more care. `counts` (D,) is the number of observed validation
+    cells; `values` (RANKS, D), float32, their order statistics at `ranks`; `median` (D,) their median.
     """
 
     suspect: np.ndarray
@@ -28,7 +28,7 @@ class ColumnSketch:
 
     @staticmethod
     def fit(log_likelihood: np.ndarray, suspect: np.ndarray) -> ColumnSketch:
-        """Of validation rows, shape (n, D), with NaN for holes."""
+        """Fit to validation rows, shape (n, D), with NaN for missing cells."""
         ordered = np.sort(log_likelihood.astype(np.float32), axis=0)  # NaN last
         counts = (~np.isnan(ordered)).sum(axis=0)
         values = np.take_along_axis(ordered, np.maximum(ranks(counts) - 1, 0), axis=0)
@@ -36,13 +36,14 @@ class ColumnSketch:
         return ColumnSketch(suspect.astype(np.float64), counts, np.nan_to_num(values), np.nan_to_num(middle))
 
     def p_values(self, log_likelihood: np.ndarray) -> np.ndarray:
-        """(1 + validation cells as unlikely or more) / (n + 1), rounded up to a rank that was kept: (B, D) to (B, D).
+        """(1 + validation cells as unlikely or more) / (n + 1), rounded up to a kept rank: (B, D) to (B, D).
 
-        NaN for holes, 1 for a column of which no validation row had a cell. Columns that lack some cells lend the others
-        their smallest p-value, so that those whose cells are all beyond any other tie.
+        NaN for missing cells, 1 for a column without observed validation cells. No p-value is below 1 / (m + 1), where m
+        is the smallest count among columns with at least half as many observed cells as the fullest one: cells that are
+        more unlikely than all validation cells then tie between columns.
         """
         given = log_likelihood.astype(np.float32)
-        at_most = (self.values[None] <= given[:, None]).sum(axis=1)  # of those that were kept
+        at_most = (self.values[None] <= given[:, None]).sum(axis=1)  # among the kept order statistics
         above = np.vstack([ranks(self.counts), self.counts + 1])  # the rank of the next one
         worst = np.take_along_axis(above, np.where(self.counts > 0, at_most, RANKS), axis=0)
         usual = self.counts[2 * self.counts >= self.counts.max()]
@@ -50,13 +51,13 @@ class ColumnSketch:
         return np.where(np.isnan(given), np.nan, p_values)
 
     def most_suspicious(self, log_likelihood: np.ndarray, p_values: np.ndarray, count: int) -> np.ndarray:
-        """The columns of the smallest p-values, ties by how far below the median: shape (B, count); -1 for none."""
+        """The columns with the smallest p-values, ties broken by distance below the median: (B, count); -1 for none."""
         short = self.median - log_likelihood
         order = np.lexsort((-short, p_values), axis=1)[:, :count]  # NaN last
         return np.where(np.isnan(np.take_along_axis(p_values, order, axis=1)), -1, order)
 
 
 def ranks(counts: np.ndarray) -> np.ndarray:
-    """Ranks from 1 to n, each a constant factor above the one before: for counts (D,), shape (RANKS, D)."""
+    """Ranks from 1 to n in geometric progression: for counts (D,), shape (RANKS, D)."""
     powers = np.arange(RANKS)[:, None] / (RANKS - 1)
     return np.minimum(np.ceil(np.maximum(counts, 1) ** powers - 1e-9), counts).astype(int)

@@ -1,4 +1,4 @@
-"""Conformal p-values: how unusual a score is among those of n validation rows, without assuming their distribution.
+"""Distribution-free conformal p-values: how unusual a score is among those of n validation rows.
 
 For a valid row that is exchangeable with the validation rows, P(p_value <= t) <= t for every t (Vovk, Gammerman and
 Shafer, 2005).
@@ -23,7 +23,7 @@ HARMONIC_BLOCK = 2**20
 
 @dataclass(frozen=True, slots=True)
 class ScoreRanks:
-    """Where B scores stand among those of `rows` validation rows: how many are `below` each, or `at_most` it, (B,) both."""
+    """Ranks of B scores: how many of `rows` validation scores are `below` each, and how many `at_most` it, (B,) both."""
 
     below: np.ndarray
     at_most: np.ndarray
@@ -31,7 +31,7 @@ class ScoreRanks:
 
     @staticmethod
     def of(sorted_scores: np.ndarray, scores: np.ndarray) -> ScoreRanks:
-        """Of scores, shape (B,), among ascending ones."""
+        """Rank scores, shape (B,), among ascending validation scores."""
         below, at_most = (np.searchsorted(sorted_scores, scores, side) for side in ("left", "right"))
         return ScoreRanks(below, at_most, len(sorted_scores))
 
@@ -42,26 +42,26 @@ class ScoreRanks:
 
     @property
     def low_p_value(self) -> np.ndarray:
-        """(1 + validation rows with as low a score or a lower one) / (n + 1): shape (B,)."""
+        """(1 + validation rows with a score at most as high) / (n + 1): shape (B,)."""
         return (1 + self.at_most) / (self.rows + 1)
 
     @property
     def two_sided_p_value(self) -> np.ndarray:
-        """min(1, 2 min(p_below, p_above)), each (1 + count) / (n + 1) with ties counted: shape (B,)."""
+        """min(1, 2 min(p_low, p_high)), each (1 + count) / (n + 1), where ties count: shape (B,)."""
         fewer = np.minimum(self.at_most, self.rows - self.below)
         return np.minimum(1.0, 2.0 * (1 + fewer) / (self.rows + 1))
 
 
 def smallest_p_value(rows: int, tail: Tail) -> float:
-    """What no p-value by so many validation rows can be below."""
+    """The smallest p-value that so many validation rows can give."""
     return min(1.0, (1.0 if tail == "low" else 2.0) / (rows + 1))
 
 
 def check_share(name: str, value: float) -> None:
-    """Refuse what is no share.
+    """Raise unless 0 < value < 1.
 
     Raises:
-        CalibrationError: it is 0 or less, or 1 or more.
+        CalibrationError: value <= 0 or value >= 1.
     """
     if not 0 < value < 1:
         raise CalibrationError(f"a {name} of {value:g}: expected a number above 0 and below 1")
@@ -71,9 +71,9 @@ def check_share(name: str, value: float) -> None:
 class Acceptance:
     """The share of valid rows that a rule accepts.
 
-    Before the validation rows are known it is `expected`, with ties more. Those that there are make it some share that
-    nobody can know, inside `interval` with probability CONFIDENCE (Vovk, 2012). Of a rule by folds that is open: `expected`
-    is what is usual, `proven` what it is at least (`service.validity.cross_conformal`).
+    `expected` is its mean over all sets of this many validation rows; ties make it larger. For the given validation rows
+    the share is some unknown number inside `interval` with probability CONFIDENCE (Vovk, 2012). With folds no interval is
+    known: `expected` is typical, not proved, and `proven` is a proved lower bound (`service.validity.cross_conformal`).
     """
 
     expected: float
@@ -83,17 +83,17 @@ class Acceptance:
     @staticmethod
     @lru_cache(1024)
     def of(between: int, rows: int) -> Acceptance:
-        """Where a new row may come into `between` of the n + 1 places among n rows: Beta(between, n + 1 - between)."""
+        """For a rule that accepts `between` of the n + 1 ranks among n rows: Beta(between, n + 1 - between)."""
         tail = (1.0 - CONFIDENCE) / 2.0
         low, high = (beta_quantile(between, rows + 1 - between, level) for level in (tail, 1.0 - tail))
         return Acceptance(between / (rows + 1), (low, high), between / (rows + 1))
 
 
 def beta_quantile(a: int, b: int, level: float) -> float:
-    """The quantile of Beta(a, b), whole numbers: where P(Binomial(a + b - 1, x) >= a) is the level."""
+    """The quantile of Beta(a, b) for integers a and b: the x with P(Binomial(a + b - 1, x) >= a) = level."""
     n = a + b - 1
     middle, reach = a / (n + 1), 8.0 * math.sqrt(a * b / (n + 1) ** 2 / (n + 2)) + 20.0 / n
-    successes = np.arange(a, min(n, a + int(12.0 * math.sqrt(n)) + 100) + 1)  # of more there is no chance within reach
+    successes = np.arange(a, min(n, a + int(12.0 * math.sqrt(n)) + 100) + 1)  # more are too improbable to matter
     first = math.lgamma(n + 1) - math.lgamma(a + 1) - math.lgamma(n - a + 1)
     log_ways = first + np.concatenate([[0.0], np.cumsum(np.log((n - successes[:-1]) / (successes[:-1] + 1)))])
     low, high = max(0.0, middle - reach), min(1.0, middle + reach)
@@ -106,10 +106,10 @@ def beta_quantile(a: int, b: int, level: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class RejectionLimit:
-    """The p-value up to which rows are rejected together; None where none is.
+    """The p-value up to which rows are rejected together; None if no row is.
 
-    `needed` rows must have the smallest p-value that there can be before any is; if that is more than there are, none can
-    be.
+    Either no row is rejected, or at least `needed` are: with fewer, even the smallest possible p-value is too large. If
+    `needed` exceeds the number of rows, none can be rejected.
     """
 
     p_value: float | None
@@ -117,14 +117,14 @@ class RejectionLimit:
 
     @staticmethod
     def of(values: np.ndarray, counts: np.ndarray, level: float, tail: Tail, validation_rows: int) -> RejectionLimit:
-        """By distinct p-values, ascending, and how many rows have each, shape (K,), of one tail or of both.
+        """From distinct p-values, ascending, and how many rows have each, shape (K,), of one tail or of both.
 
-        Benjamini and Hochberg's (1995) step-up: it holds for one-sided conformal p-values by the same validation rows
-        (Bates et al., 2023). Two-sided ones may depend on each other in other ways: for them the level is divided by
-        Benjamini and Yekutieli's (2001) constant.
+        The step-up procedure of Benjamini and Hochberg (1995). It controls the false discovery rate for one-sided conformal
+        p-values that share their validation rows (Bates et al., 2023). Two-sided ones may depend on each other in other
+        ways: for them the level is divided by the constant of Benjamini and Yekutieli (2001).
 
         Raises:
-            CalibrationError: the level is no share.
+            CalibrationError: unless 0 < level < 1.
         """
         check_share("false discovery rate", level)
         up_to = np.cumsum(counts)
@@ -132,12 +132,12 @@ class RejectionLimit:
         divisor = 1.0 if tail == "low" else harmonic(rows)
         smallest = smallest_p_value(validation_rows, tail)
         needed = max(1, int(np.ceil(smallest * rows * divisor / level - 1e-9)))
-        # A hair more than the level, since a p-value that is equal to it counts, and products round.
+        # A p-value equal to its threshold counts; the tolerance absorbs floating-point rounding.
         held = np.flatnonzero(values * (rows * divisor) <= level * (1.0 + 1e-12) * up_to)
         return RejectionLimit(float(values[held[-1]]) if held.size else None, needed)
 
     def chosen(self, p_values: np.ndarray) -> np.ndarray:
-        """Which of some rows are rejected, by their p-values: shape (m,), bool."""
+        """Which rows are rejected, from their p-values: shape (m,), bool."""
         return p_values <= (-1.0 if self.p_value is None else self.p_value)
 
 
@@ -149,10 +149,9 @@ def harmonic(count: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Discoveries:
-    """Which of m rows to reject so that the expected share of valid ones among them is at most `level`.
+    """Which of m rows to reject so that the expected share of valid rows among them is at most `level`.
 
-    `chosen` is of shape (m,), bool. `needed` rows must have the smallest p-value that there can be before any is chosen;
-    if that is more than m, none can be.
+    `chosen` has shape (m,), bool. `needed` is explained in `RejectionLimit`.
     """
 
     level: float
@@ -162,30 +161,30 @@ class Discoveries:
 
     @staticmethod
     def of(p_values: np.ndarray, level: float, tail: Tail, validation_rows: int) -> Discoveries:
-        """By p-values, shape (m,), of one tail or of both, by so many validation rows (`RejectionLimit`).
+        """From p-values, shape (m,), of one tail or of both, based on so many validation rows (`RejectionLimit`).
 
         Raises:
-            CalibrationError: the level is no share.
+            CalibrationError: unless 0 < level < 1.
         """
         limit = RejectionLimit.of(*np.unique(p_values, return_counts=True), level, tail, validation_rows)
         return Discoveries(level, tail, limit.chosen(p_values), limit.needed)
 
     @property
     def procedure(self) -> str:
-        """Whose it is."""
+        """The name of the multiple-testing procedure."""
         return "Benjamini-Hochberg" if self.tail == "low" else "Benjamini-Yekutieli"
 
     def warning(self) -> str | None:
-        """Says when too few validation rows were there for anything to be found."""
+        """A warning if no row was chosen for want of validation rows, else None."""
         return None if self.chosen.any() else too_few_warning(self.level, len(self.chosen), self.needed)
 
 
 def too_few_warning(level: float, rows: int, needed: int) -> str | None:
-    """Why none of so many rows was rejected, where that is for want of validation rows."""
+    """Explain that no row was rejected for want of validation rows; None if enough validation rows are there."""
     if needed <= max(1, rows // 10):
         return None
-    return f"a false discovery rate of {level:g} among {rows:,} rows: with so few validation rows, " + (
-        "no row can be a discovery"
+    return f"false discovery rate {level:g}, {rows:,} rows: with so few validation rows, " + (
+        "no row can be a discovery at this rate"
         if needed > rows
-        else f"none is a discovery unless {needed:,} are more unusual than every validation row"
+        else f"there are either at least {needed:,} discoveries or none"
     )

@@ -324,9 +324,10 @@ def parse_table(body: bytes, reader: CellReader) -> np.ndarray:
     try:
         table = parsed_table("the body", csv.reader(io.StringIO(text, newline=""), strict=True))
         if unknown := reader.unknown(table.names):
+            known, some = reader.known(), unknown[: InputError.MAX_FAULTS]
             raise InputError(
-                f"unknown column {shortened(unknown[0])!r}; expected {reader.known()}",
-                [Fault("unknown column", None, shortened(name)) for name in unknown[: InputError.MAX_FAULTS]],
+                f"unknown column {shortened(unknown[0])!r}; expected {known}",
+                [Fault("unknown column", None, shortened(name), known) for name in some],
             )
         if not len(table):
             raise InputError("the body has a header and no rows")

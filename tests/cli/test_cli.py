@@ -106,7 +106,7 @@ def bad_calls(tmp_path, store, wine_csv):
         ((*train, tmp_path / "none.csv"), "no such file"),
         ((*train, bad_csv, "--likelihood", "gaussian"), "row 1, column 'b': text"),
         ((*train, constant, "--likelihood", "gaussian"), "column 'b' is constant"),
-        ((*train, constant), "no column is left to learn from"),
+        ((*train, constant), "no usable column"),
         ((*train, few), "rows are left to train on"),
         ((*train, wine_csv, "--percentiles", "0.1,99"), "need at least 999 validation rows"),
         ((*train, wine_csv, "--percentiles", "x"), "--percentiles: expected two numbers"),

@@ -157,14 +157,14 @@ def test_numbers_that_no_column_can_hold_stay_finite(spec):
 
 def test_a_schema_that_the_cells_contradict_is_refused(table):
     for name, kind, message in (
-        ("city", "real", "'city' holds text"),
-        ("height", "count", "'height' holds numbers that are no counts"),
-        ("nothing", "real", "'nothing' has no value"),
-        ("nothing", "category", "'nothing' has no value"),
+        ("city", "real", "'city' is text but declared as real"),
+        ("height", "count", "'height' is not a count"),
+        ("nothing", "real", "'nothing' is empty in the training rows"),
+        ("nothing", "category", "'nothing' is empty in the training rows"),
     ):
         with pytest.raises(DataError, match=message):
             learn(Schema(columns=(ColumnKind(name=name, kind=kind),)), table)
-    with pytest.raises(DataError, match="no column is left"):
+    with pytest.raises(DataError, match="no usable column"):
         learn(Schema(columns=(ColumnKind(name="same", kind="ignored", why="constant"),)), table)
 
 

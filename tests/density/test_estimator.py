@@ -267,9 +267,9 @@ def test_it_does_so_with_a_mixture_of_normals_as_its_prior(latents):
     vae = VAE(Architecture(20, latents, (16,), "tanh", prior_components=3)).requires_grad_(False)
     vae.decoder.output.weight.mul_(4.0)
     x = (np.random.default_rng(0).random((40, 20)) < 0.5).astype(np.float32)
-    codes = starts.build(vae, x)
-    together = estimate(Estimator(), Member(vae, codes), x).log_likelihood
-    parts = [estimate(Estimator(), Member(vae, codes), x[i : i + 1]).log_likelihood for i in range(40)]
+    search_starts = starts.build(vae, x)
+    together = estimate(Estimator(), Member(vae, search_starts), x).log_likelihood
+    parts = [estimate(Estimator(), Member(vae, search_starts), x[i : i + 1]).log_likelihood for i in range(40)]
     assert (together == np.concatenate(parts)).all()
 
 
@@ -380,10 +380,10 @@ def test_the_laws_hold_over_random_small_decoders(likelihood, latents, seed):
     assert (weights.mean(0).numpy() <= estimates.log_likelihood + 1e-9).all()
     assert ((estimates.ess >= 1) & (estimates.ess <= 64)).all()
     order = np.random.default_rng(seed).permutation(5)
-    codes = starts.build(vae, x)
+    search_starts = starts.build(vae, x)
     assert (
-        estimate(fixed(64), Member(vae, codes), x[order]).log_likelihood
-        == estimate(fixed(64), Member(vae, codes), x).log_likelihood[order]
+        estimate(fixed(64), Member(vae, search_starts), x[order]).log_likelihood
+        == estimate(fixed(64), Member(vae, search_starts), x).log_likelihood[order]
     ).all()
 
 

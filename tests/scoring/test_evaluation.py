@@ -28,12 +28,12 @@ def test_every_rule_is_judged_on_every_set(digit_scorer):
     assert results[2].alarms == tuple((scores.combined_p_value <= rate).mean() for rate in RATES)
     blank = {one.rule: one for one in results if one.name == "blank"}
     assert blank["combined"].auroc > 0.9
-    assert recommendation(results).startswith("Take `")
+    assert recommendation(results).startswith("Use `")
 
 
 def test_a_simpler_rule_is_recommended_where_it_does_as_well():
     results = [RuleOnSet(rule, "x", (0,) * 4, (1,) * 4, 0.9 + 0.001 * at, 0.9) for at, rule in enumerate(RULES)]
-    assert recommendation(results).startswith("Take `?false_alarm=RATE` (band, both sides)")
+    assert recommendation(results).startswith("Use `?false_alarm=RATE` (band, both sides)")
 
 
 def test_the_command_prints_and_draws(tiny_store, tmp_path):
@@ -45,7 +45,7 @@ def test_the_command_prints_and_draws(tiny_store, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("inverted") >= 3
-    assert "Take `" in done.stdout
+    assert "Use `" in done.stdout
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     for bad in ("inverted", f"=x{tmp_path}", f"a={tmp_path / 'nothing.npy'}"):
         failed = vouch("evaluate", *options, "--invalid", bad)

@@ -133,7 +133,7 @@ def test_p_values_of_rows_with_holes_are_by_validation_rows_with_the_same_holes(
 
 def test_a_version_without_columns_says_that_it_must_be_calibrated_again(scorer, rows):
     published = replace(scorer.published, calibration=replace(scorer.calibration, columns=None))
-    with pytest.raises(CalibrationError, match="calibrate it again"):
+    with pytest.raises(CalibrationError, match="run `vouch calibrate`"):
         Scorer(published).score(rows[:2], ScoreOptions(explain=1))
 
 
@@ -168,7 +168,7 @@ def test_an_ensemble_s_networks_are_told_apart(store, rows):
     assert not np.allclose(first.mean, second.mean)
     assert scorer.manifold(3, member=2).means.shape == (9, len(COLUMNS))
     assert not np.allclose(scorer.decode(first.mean), scorer.decode(first.mean, member=2))
-    with pytest.raises(InputError, match="member 3 is not there: the model has 3"):
+    with pytest.raises(InputError, match="no member 3: the model has members 0 to 2"):
         scorer.encode(rows[:3], member=3)
     assert len(scorer.sample(7, seed=0).samples) == 7
     answer = scorer.reconstruct(rows[:4], draws=5)

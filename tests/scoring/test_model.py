@@ -57,8 +57,8 @@ def test_the_search_starts_find_what_the_rows_came_from(digit_scorer):
     import torch
 
     x = torch.from_numpy(model.input.encode(model.input.rows(drawn.samples)))
-    codes = np.concatenate([drawn.latents.astype(np.float32), starts.build(model.vae, x.numpy())])
-    book = starts.SearchStarts(model.vae, codes)
+    search_starts = np.concatenate([drawn.latents.astype(np.float32), starts.build(model.vae, x.numpy())])
+    book = starts.SearchStarts(model.vae, search_starts)
     chosen = book.likeliest(x, 3)
     assert chosen.shape == (3, 16, 4)
     separation = (chosen[0] - chosen[1]).square().mean(dim=-1).sqrt()
@@ -76,7 +76,7 @@ def test_golden_rows_notice_what_scores_otherwise(digit_scorer):
     assert len(golden.rows) == 8
     golden.check(model, calibration)
     for shifted in (golden.log_likelihood + 0.01, golden.log_likelihood + 100.0 * (np.arange(8) == 3)):
-        with pytest.raises(DamagedModelError, match="golden rows score otherwise"):
+        with pytest.raises(DamagedModelError, match="golden rows score differently"):
             replace(golden, log_likelihood=shifted).check(model, calibration)
     # A branch that turned in one row: another estimate, within its error.
     turned = golden.log_likelihood + 3.0 * golden.std_error * (np.arange(8) == 3)

@@ -51,6 +51,7 @@ def test_a_table_scores_the_same_whatever_its_columns_are_measured_in():
     from dataclasses import replace
 
     from service.data.inputs import InputSpec, Standard
+    from service.density.estimate import Member
     from service.density.estimator import Estimator
     from service.scoring.model import Model
     from service.vae.network import VAE, Architecture
@@ -59,7 +60,7 @@ def test_a_table_scores_the_same_whatever_its_columns_are_measured_in():
     vae = VAE(Architecture(2, 1, (4,), "silu", "gaussian")).requires_grad_(False)
     small = InputSpec(kind="table", shape=(2,), transform=Standard(center=(0.0, 0.0), scale=(1.0, 2.0)))
     large = small.model_copy(update={"transform": Standard(center=(0.0, 0.0), scale=(16.0, 32.0))})
-    model = Model(vae, small, Estimator.of("fast"), np.zeros((1, 1), dtype=np.float32))
+    model = Model(small, Estimator.of("fast"), (Member(vae, np.zeros((1, 1), dtype=np.float32)),))
     rows = np.array([[0.5, 1.0], [-3.0, 2.0]], dtype=np.float32)
     difference = model.estimates(rows).log_likelihood - replace(model, input=large).estimates(16 * rows).log_likelihood
     np.testing.assert_allclose(difference, 2 * np.log(16.0), rtol=1e-9)

@@ -74,7 +74,7 @@ def test_a_row_is_judged_the_same_in_any_company_and_with_columns_explained(any_
 
 def test_a_rate_that_the_rows_cannot_give_is_refused_with_the_number_they_would_have_to_be(any_scorer):
     scorer, rows = any_scorer
-    with pytest.raises(CalibrationError, match="at least 9,999 validation rows for the combination"):
+    with pytest.raises(CalibrationError, match="at least 9,999 validation rows in the calibrating half"):
         scorer.score(rows[:1], ScoreOptions("combined", false_alarm=0.0001))
     for rate in (0.0, 1.0, float("nan")):
         with pytest.raises(CalibrationError, match="above 0 and below 1"):
@@ -111,7 +111,7 @@ def test_rows_that_are_known_stay_known_when_calibrated_again(mixed_store):
     assert np.array_equal(*known, equal_nan=True)
     few = store.publish("mixed", recalibrate_on(published, rows[:4], rows[4:11], "digest"))
     assert store.load(few).calibration.statistics is None
-    with pytest.raises(CalibrationError, match="without the statistics"):
+    with pytest.raises(CalibrationError, match="without the combined rule"):
         load_scorer(store, str(few), "cpu").score(rows[:1], ScoreOptions("combined"))
 
 

@@ -95,7 +95,7 @@ def test_thresholds_of_another_estimator_are_refused(store, digit_scorer):
     from dataclasses import replace
 
     other = replace(model, estimator=replace(model.estimator, max_samples=512))
-    with pytest.raises(CalibrationError, match="belongs to another"):
+    with pytest.raises(CalibrationError, match="does not match this network"):
         digit_scorer.calibration.check_belongs_to(other)
     with pytest.raises(CalibrationError):
         store.publish("digits", Draft(other, digit_scorer.calibration, {}, {}))
@@ -115,7 +115,7 @@ def test_a_card_with_another_estimator_is_refused_though_its_hashes_fit(store):
     manifest = json.loads((folder / MANIFEST).read_bytes())
     manifest["files"]["card.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(CalibrationError, match="digits@1: the calibration belongs to another"):
+    with pytest.raises(CalibrationError, match="digits@1: the calibration does not match this network"):
         store.load(Reference("digits", "1"))
 
 

@@ -132,7 +132,7 @@ def test_columns_are_blamed(scorer, rows):
 def test_what_is_not_proved_for_folds_is_refused(scorer, rows):
     with pytest.raises(CalibrationError, match="calibrated by folds"):
         scorer.calibration.check_has_no_folds()
-    with pytest.raises(CalibrationError, match="without evidence"):
+    with pytest.raises(CalibrationError, match="without the statistics"):
         scorer.score(rows, ScoreOptions("combined"))
     with pytest.raises(CalibrationError, match="at least 99 validation rows, there are 40"):
         scorer.score(rows, ScoreOptions(false_alarm=0.01, tail="low"))

@@ -62,7 +62,7 @@ def test_the_fisher_information_is_the_expected_square_of_the_score(likelihood):
     family = VAE(Architecture(3, 1, (), "silu", likelihood)).likelihood.requires_grad_(False)
     output = torch.tensor([-1.0, 0.2, 1.5])
     draws = family.sample(output.expand(200_000, 3), torch.Generator().manual_seed(0))
-    squares = family.score(output, draws).square()
+    squares = family.grad_log_prob(output, draws).square()
     error = (squares.mean(0) - family.fisher_information(output)).abs()
     # Bins and both ends take some of a discretized logistic's information away.
     slack = 0.3 * family.fisher_information(output) if likelihood == "discretized_logistic" else 0.0

@@ -87,7 +87,7 @@ def test_the_score_is_the_gradient():
     likelihood = Columns(COLUMNS).double()
     output, x = outputs(50, likelihood, dtype=torch.float64).requires_grad_(), rows_of(50).double()
     (gradient,) = torch.autograd.grad(likelihood.log_prob(output, x).sum(), output)
-    torch.testing.assert_close(likelihood.score(output.detach(), x), gradient, atol=1e-9, rtol=1e-7)
+    torch.testing.assert_close(likelihood.grad_log_prob(output.detach(), x), gradient, atol=1e-9, rtol=1e-7)
 
 
 def test_the_information_is_that_of_autograd():
@@ -107,7 +107,7 @@ def test_the_fisher_information_of_real_columns_is_the_mean_square_of_the_score(
     output = outputs(1, likelihood, dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
     x = likelihood.sample(output.expand(400_000, -1), generator)
-    score = likelihood.score(output.expand(len(x), -1), x)
+    score = likelihood.grad_log_prob(output.expand(len(x), -1), x)
     eye = torch.eye(likelihood.outputs, dtype=torch.float64)[None]
     fisher = likelihood.fisher_gram(eye, output, x[:1])[0]
     torch.testing.assert_close(score.T @ score / len(x), fisher, atol=0.02, rtol=0.02)
@@ -126,7 +126,7 @@ def test_far_and_impossible_values_stay_finite():
     rows = torch.tensor([[9.0, 1e30, 60.0, -1e30, -3.0], [0.0, 1e15, -60.0, 1e15, 7.0]])
     output = 10.0 * outputs(2, likelihood)
     assert likelihood.log_prob(output, rows).isfinite().all()
-    assert likelihood.score(output, rows).isfinite().all()
+    assert likelihood.grad_log_prob(output, rows).isfinite().all()
     assert likelihood.encoder_input(rows).isfinite().all()
 
 

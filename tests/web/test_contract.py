@@ -281,7 +281,7 @@ def test_a_fault_says_row_column_and_what_was_expected(client):
     wrong = named | {"ash": "high"}
     problem = check_problem(client.post("/score?model=wine", json={"instances": [named, wrong]}), 422)
     fault = problem.errors[0]
-    assert (fault.row, fault.column, fault.expected) == (1, "ash", "a finite number")
+    assert (fault.row, fault.column, fault.expected) == (1, "ash", "a number")
     del wrong["ash"]
     problem = check_problem(client.post("/score?model=wine", json={"instances": [wrong]}), 422)
     assert (problem.errors[0].column, problem.errors[0].message) == ("ash", "the column is absent")

@@ -94,7 +94,7 @@ def test_a_version_whose_golden_rows_score_otherwise_is_not_served(store, tmp_pa
     with running_service(store.root, tmp_path / "log") as client:
         move = {"alias": "production", "version": "2"}
         refused = check_problem(client.post("/models/digits/aliases", json=move), 503)
-        assert "golden rows score otherwise" in refused.detail
+        assert "golden rows score differently" in refused.detail
         assert version(client) == "1"
         assert client.get("/models/digits").json()["aliases"] == {"production": "1"}
 
