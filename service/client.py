@@ -1,12 +1,12 @@
-"""A client of the service: `pip install '.[client]'`.
+"""Client for the service: `pip install '.[client]'`.
 
     with Client("http://127.0.0.1:8000", model="mnist", deadline_s=2.0) as vouch:
         accepted = rows[vouch.score(rows, false_alarm=0.01).valid]
 
-Arrays go as npy files, rows of named columns as JSON; answers come as npy. What the service refuses raises the error that
-its Scorer would raise (`service.errors`). A full queue, a service that is not ready or not there is tried again, after the
-time that it asks for, until the deadline; each try tells the service how much of that is left. A call that cannot end in
-time raises `DeadlineError`, or what the last try failed for.
+Arrays are sent as npy files, rows of named columns as JSON; answers are npy files. If the service refuses a request, the
+client raises the error that a Scorer would raise (`service.errors`). If the queue is full, or the service is not ready or
+unreachable, the client waits for as long as the service asks and retries, until the deadline. Each attempt tells the
+service how much time is left. A call that cannot finish in time raises `DeadlineError`, or the error of its last attempt.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from service import errors
 NPY = "application/x-npy"
 JSON = "application/json"
 FIRST_WAIT_S, LONGEST_WAIT_S, JITTER_S = 0.05, 2.0, 0.1
-LEAST_TIME_S = 1e-3  # a try with less is none
-TOO_LATE = "the call's time ran out before it was answered"
+LEAST_TIME_S = 1e-3  # with less time left, no attempt is made
+TOO_LATE = "the deadline passed before the service answered"
 PROBLEM = "urn:vouch:problem:"
 ERRORS: dict[str, type[errors.VouchError]] = {
     "malformed-body": errors.MalformedError,
@@ -52,10 +52,9 @@ Rows = np.ndarray | Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What the service says of B rows; arrays of shape (B,).
+    """Verdicts on B rows; all arrays have shape (B,).
 
-    `side` is -1 below the band, 0 inside, 1 above. `records` has every field of the answer, also those of `explain`, `rule`
-    and `fdr`, by its name.
+    `records` has every field of the answer by name, including those of `explain`, `rule` and `fdr`.
     """
 
     model: str
@@ -67,17 +66,17 @@ class Verdicts:
 
     @property
     def valid(self) -> np.ndarray:
-        """The verdicts, bool."""
+        """Whether each row is valid, bool."""
         return np.asarray(self.records["valid"])
 
     @property
     def side(self) -> np.ndarray:
-        """Where log p(x) is, int8."""
+        """-1 below the band, 0 inside, 1 above; int8."""
         return np.asarray(self.records["side"])
 
     @property
     def certain(self) -> np.ndarray:
-        """Whether the estimate's error could not turn the verdict, bool."""
+        """Whether the estimate's error is too small to change the verdict, bool."""
         return np.asarray(self.records["certain"])
 
     @property
@@ -87,18 +86,18 @@ class Verdicts:
 
     @property
     def std_error(self) -> np.ndarray:
-        """Their standard errors, nats."""
+        """Standard errors of the estimates, nats."""
         return np.asarray(self.records["std_error"])
 
     @property
     def p_value(self) -> np.ndarray:
-        """Two-sided conformal p-values, or those of the combined rule where it was asked for."""
+        """Two-sided conformal p-values, or those of the combined rule if it was requested."""
         names = self.records.dtype.names or ()
         return np.asarray(self.records["combined_p_value" if "combined_p_value" in names else "p_value"])
 
 
 class ScoreQuery(TypedDict, total=False):
-    """What a caller may ask of scores, as the query of POST /score: `service.web.query.ScoreQuery` says what it means."""
+    """Query parameters of POST /score; `service.web.query.ScoreQuery` describes them."""
 
     percentiles: tuple[float, float] | None
     false_alarm: float | None
@@ -110,7 +109,7 @@ class ScoreQuery(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request that may be sent more than once; `until` on the monotonic clock."""
+    """A request that may be sent several times; its deadline `until` is a time of the monotonic clock."""
 
     method: str
     path: str
@@ -120,10 +119,10 @@ class Call:
     content_type: str = NPY
 
     def left_s(self) -> float:
-        """How much time there is.
+        """Seconds until the deadline.
 
         Raises:
-            DeadlineError: none.
+            DeadlineError: no time is left.
         """
         left = self.until - time.monotonic()
         if left < LEAST_TIME_S:
@@ -131,7 +130,6 @@ class Call:
         return left
 
     def request(self, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
-        """One try."""
         left = self.left_s()
         headers = {"accept": NPY, "x-request-timeout": f"{left:.3f}"}
         if self.body:
@@ -141,14 +139,14 @@ class Call:
         )
 
     def wait_s(self, error: Exception) -> bool | float:
-        """Whether to try again after an error, and when; not if there is no time for that."""
+        """Whether to retry after an error, and after how many seconds; False if the deadline comes first."""
         if not isinstance(error, errors.UnavailableError) or isinstance(error, errors.DeadlineError):
             return False
         asked = error.retry_after_s
         return asked < self.until - time.monotonic() and (asked or True)
 
     def tries(self, attempts: int) -> Any:
-        """stamina's loop over tries; no wait of its own is a large part of the time."""
+        """stamina's retry loop; the waits that it chooses are at most a fifth of the time left."""
         left = self.left_s()
         return stamina.retry_context(
             self.wait_s,
@@ -162,21 +160,21 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What both clients are made from."""
+    """Settings that both clients share, and the calls made from them."""
 
     model: str | None
     deadline_s: float
     attempts: int
 
     def call(self, method: str, path: str, params: Mapping[str, Any], rows: Rows | None = None) -> Call:
-        """A call with the model's name, from now on."""
+        """A call for the client's model; its deadline counts from now."""
         given = {"model": self.model, **params}
         chosen = {key: value for key, value in given.items() if value is not None}
         body, content_type = (b"", NPY) if rows is None else encoded(rows)
         return Call(method, path, time.monotonic() + self.deadline_s, chosen, body, content_type)
 
     def score(self, rows: Rows, query: ScoreQuery) -> Call:
-        """POST /score."""
+        """A call of POST /score."""
         params: dict[str, Any] = {**query, "explain": query.get("explain") or None}
         if (pair := query.get("percentiles")) is not None:
             params["percentiles"] = f"{pair[0]!r},{pair[1]!r}"
@@ -184,16 +182,17 @@ class Connection:
 
 
 class Client:
-    """Calls the service, one call after the other; safe to share between threads.
+    """Synchronous client; safe to share between threads.
 
     Args:
-        url: of the service, such as http://127.0.0.1:8000.
+        url: base URL of the service, such as http://127.0.0.1:8000.
         model: NAME, NAME@VERSION or NAME@ALIAS; None: the service's default.
-        key: an API key, where the service asks for one.
-        deadline_s: what a call may take in all, with its tries and the waits between them. httpx counts each of connecting,
-            writing and reading alone, so that a service that trickles may take longer; `AsyncClient` is strict.
-        attempts: most tries of a call.
-        transport: httpx's, for tests.
+        key: an API key, if the service requires one.
+        deadline_s: seconds that a call may take in total, including retries and the waits between them. httpx times
+            connecting, writing and reading separately, so a service that trickles its answer may take longer;
+            `AsyncClient` is strict.
+        attempts: most attempts per call.
+        transport: an httpx transport, for tests.
     """
 
     def __init__(
@@ -223,7 +222,7 @@ class Client:
         """Verdicts on rows: an array, rows first, or a list of mappings from column names to values.
 
         Raises:
-            VouchError: what the service refuses, or that it did not answer in time (`UnavailableError`).
+            VouchError: the service refused the request, or did not answer in time (`UnavailableError`).
         """
         return verdicts(self.send(self.connection.score(rows, query)))
 
@@ -236,14 +235,13 @@ class Client:
         return array(self.send(self.connection.call("GET", "/sample", {"num": num, "seed": seed})))
 
     def send(self, call: Call) -> httpx.Response:
-        """An answer that is none of an error."""
+        """Send a call, with retries, and return the successful response."""
         for attempt in call.tries(self.connection.attempts):
             with attempt:
                 return checked(self.answered(call))
         raise AssertionError("the loop over tries returns or raises")
 
     def answered(self, call: Call) -> httpx.Response:
-        """One try."""
         try:
             return self.http.send(call.request(self.http))
         except httpx.HTTPError as error:
@@ -251,7 +249,7 @@ class Client:
 
 
 class AsyncClient:
-    """The same with `async` and `await`; its deadline is strict."""
+    """Asynchronous client, with the arguments and methods of `Client`; its deadline is strict."""
 
     def __init__(
         self,
@@ -277,19 +275,19 @@ class AsyncClient:
         await self.http.aclose()
 
     async def score(self, rows: Rows, **query: Unpack[ScoreQuery]) -> Verdicts:
-        """`Client.score`."""
+        """Verdicts on rows, as `Client.score`."""
         return verdicts(await self.send(self.connection.score(rows, query)))
 
     async def reconstruct(self, rows: Rows) -> np.ndarray:
-        """`Client.reconstruct`."""
+        """E[x | z] over p(z | x) of each row, as `Client.reconstruct`."""
         return array(await self.send(self.connection.call("POST", "/reconstruct", {}, rows)))
 
     async def sample(self, num: int = 16, seed: int | None = None) -> np.ndarray:
-        """`Client.sample`."""
+        """Rows drawn from the model, as `Client.sample`."""
         return array(await self.send(self.connection.call("GET", "/sample", {"num": num, "seed": seed})))
 
     async def send(self, call: Call) -> httpx.Response:
-        """`Client.send`."""
+        """Send a call, with retries, and return the successful response."""
         try:
             async with asyncio.timeout(call.left_s()):
                 async for attempt in call.tries(self.connection.attempts):
@@ -300,7 +298,6 @@ class AsyncClient:
         raise AssertionError("the loop over tries returns or raises")
 
     async def answered(self, call: Call) -> httpx.Response:
-        """One try."""
         try:
             return await self.http.send(call.request(self.http))
         except httpx.HTTPError as error:
@@ -308,12 +305,11 @@ class AsyncClient:
 
 
 def key_header(key: str | None) -> dict[str, str]:
-    """How a key is shown."""
     return {} if key is None else {"authorization": f"Bearer {key}"}
 
 
 def encoded(rows: Rows) -> tuple[bytes, str]:
-    """Rows as a body and its type."""
+    """Encode rows as a request body; return it with its content type."""
     if not isinstance(rows, np.ndarray):
         return json.dumps({"instances": [dict(row) for row in rows]}).encode(), JSON
     buffer = io.BytesIO()
@@ -322,22 +318,22 @@ def encoded(rows: Rows) -> tuple[bytes, str]:
 
 
 def checked(response: httpx.Response) -> httpx.Response:
-    """A response, if it is an answer."""
+    """Return a successful response; raise the error in any other."""
     if response.is_success:
         return response
     raise error_of(response)
 
 
 def error_of(response: httpx.Response) -> errors.VouchError:
-    """What a problem document says, as the error that it was."""
+    """The error that a problem document stands for."""
     try:
         problem = response.json()
         slug, detail = str(problem["type"]).removeprefix(PROBLEM), str(problem["detail"])
         faults = [fault_of(entry) for entry in problem.get("errors", [])]
     except (ValueError, KeyError, TypeError, AttributeError):
-        slug, detail, faults = "", f"the answer has the status {response.status_code} and says nothing of why", []
+        slug, detail, faults = "", f"the service answered {response.status_code} without a reason", []
     kind = ERRORS.get(slug)
-    if kind is None:  # a proxy's answer, or that of another program; what may pass is tried again
+    if kind is None:  # from a proxy or another program; retry what may be temporary
         kind = errors.UnavailableError if response.status_code in (429, 502, 503) else errors.VouchError
     if issubclass(kind, errors.DeadlineError):
         return kind(detail)
@@ -347,12 +343,11 @@ def error_of(response: httpx.Response) -> errors.VouchError:
 
 
 def fault_of(entry: Mapping[str, Any]) -> errors.Fault:
-    """An entry of a problem document."""
     return errors.Fault(str(entry["message"]), entry.get("row"), entry.get("column"), entry.get("expected"))
 
 
 def retry_after_s(response: httpx.Response) -> float:
-    """What `Retry-After` says in seconds; 0, which leaves it to the client, where it says nothing or a date."""
+    """Seconds in `Retry-After`; 0, which leaves the wait to the client, if there is no such header or it is a date."""
     try:
         return max(0.0, float(response.headers.get("retry-after", "0")))
     except ValueError:
@@ -360,18 +355,17 @@ def retry_after_s(response: httpx.Response) -> float:
 
 
 def transport_error(error: httpx.HTTPError) -> errors.UnavailableError:
-    """No answer: too late, or nobody there."""
+    """The error for a request without an answer: the deadline passed, or the service is unreachable."""
     if isinstance(error, httpx.TimeoutException):
         return errors.DeadlineError(TOO_LATE)
     return errors.UnavailableError(f"the service cannot be reached: {type(error).__name__}", 0.0)
 
 
 def verdicts(response: httpx.Response) -> Verdicts:
-    """The answer of POST /score."""
+    """Decode the answer to POST /score."""
     headers = response.headers
     return Verdicts(headers.get("x-model", ""), headers.get("x-model-digest", ""), array(response))
 
 
 def array(response: httpx.Response) -> np.ndarray:
-    """An answer that is an npy file."""
     return np.asarray(np.load(io.BytesIO(response.content), allow_pickle=False))

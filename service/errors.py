@@ -1,26 +1,27 @@
-"""Everything that a caller can do wrong, in one tree.
+"""The errors that Vouch raises on purpose, in one tree.
 
     VouchError
-    |- InputError                rows that cannot be read: wrong shape, NaN, unknown column, ...
-    |  |- MalformedError         bytes that are not what they claim to be
-    |  |- MediaTypeError         a content type that is not spoken
-    |  |- NotAcceptableError     an answer's type that is not spoken
+    |- InputError                invalid rows: wrong shape, NaN, unknown column, ...
+    |  |- MalformedError         bytes that are not in the declared format
+    |  |- MediaTypeError         an unsupported content type
+    |  |- NotAcceptableError     no acceptable answer type
     |  `- TooLargeError          more bytes, rows or pixels than allowed
-    |- DataError                 a data file that cannot be read, or that cannot be trained on
+    |- DataError                 a data file that cannot be read or trained on
     |  `- RowError               one of its rows cannot be read
-    |- TrainingError             a fit that diverged
-    |- CalibrationError          too few rows, or thresholds of another estimator
-    |- AccessError               no key, a wrong key
-    |  `- ScopeError             a key that may not do this
-    |- ModelError                about a model in the store
+    |- TrainingError             training that failed, such as a fit that diverged
+    |- CalibrationError          too few validation rows, or a calibration of another estimator
+    |- AccessError               no API key, or an unknown one
+    |  `- ScopeError             an API key without the required scope
+    |- ModelError                a problem with a model in the store
     |  |- ModelNotFoundError     no such model, version or alias
-    |  |- ModelConflictError     exists already, or changed under the caller
+    |  |- ModelConflictError     already exists, or has changed in the meantime
     |  `- DamagedModelError      missing, truncated, altered or half-written files
     `- UnavailableError          the service cannot answer now
        |- OverloadedError        the queue is full
-       `- DeadlineError          the request's time ran out
+       `- DeadlineError          the deadline passed
 
-The numerical core raises these and never hears of HTTP; `web/problems.py` maps them to statuses, `cli.py` to exit codes.
+The numerical core raises these and does not know about HTTP. `web/problems.py` maps them to statuses, and
+`cli/console.py` to one line and exit status 2.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from dataclasses import dataclass
 
 
 class VouchError(Exception):
-    """Something that the caller can mend; its text says what came and what was expected."""
+    """An error that the caller can fix; its text says what was wrong and what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong with the input, where it is, and what was expected."""
+    """One problem in the input: what is wrong, where, and what was expected."""
 
     message: str
     row: int | None = None
@@ -44,7 +45,7 @@ class Fault:
 
 
 class InputError(VouchError):
-    """Rows that cannot be read. `faults` lists at most 20 of what is wrong; no text of it repeats the input."""
+    """Invalid rows. `faults` lists at most 20 problems; no text in it repeats the input."""
 
     MAX_FAULTS = 20
 
@@ -54,15 +55,15 @@ class InputError(VouchError):
 
 
 class MalformedError(InputError):
-    """Bytes that are not what they claim to be."""
+    """Bytes that are not in the declared format."""
 
 
 class MediaTypeError(InputError):
-    """A request body of a type that is not spoken."""
+    """A request body with an unsupported content type."""
 
 
 class NotAcceptableError(InputError):
-    """An answer was asked for in a type that is not spoken."""
+    """The client accepts none of the types that the service can answer with."""
 
 
 class TooLargeError(InputError):
@@ -70,11 +71,11 @@ class TooLargeError(InputError):
 
 
 class DataError(VouchError):
-    """A data file that cannot be read or used; the text names the file and the place."""
+    """A data file that cannot be read or used; the text names the file and the place in it."""
 
 
 class RowError(DataError):
-    """A row that cannot be read, counted from 0 in what was read: what is wrong with it, and what was expected."""
+    """A row that cannot be read: its number, from 0 in what was read, what is wrong, and what was expected."""
 
     def __init__(self, row: int, problem: str, column: str | int | None = None, expected: str | None = None) -> None:
         place = "" if column is None else f", column {column!r}:"
@@ -85,12 +86,12 @@ class RowError(DataError):
         return RowError, (self.row, self.problem, self.column, self.expected)
 
     def after(self, rows: int) -> RowError:
-        """The same row, where so many come before what was read."""
+        """The same error, if `rows` rows come before what was read."""
         return RowError(self.row + rows, self.problem, self.column, self.expected)
 
 
 def first_fault(error: InputError) -> DataError:
-    """The first thing that is wrong with the rows of a file."""
+    """Turn an error about the rows of a file into a DataError for its first fault."""
     if not error.faults or error.faults[0].row is None:
         return DataError(str(error))
     fault = error.faults[0]
@@ -99,23 +100,23 @@ def first_fault(error: InputError) -> DataError:
 
 
 class TrainingError(VouchError):
-    """A fit that diverged."""
+    """Training that failed, such as a fit that diverged."""
 
 
 class CalibrationError(VouchError):
-    """Too few validation rows for the percentiles asked, or thresholds that belong to another estimator."""
+    """Too few validation rows for the requested percentiles, or a calibration of another estimator."""
 
 
 class AccessError(VouchError):
-    """No API key, or one that is not known."""
+    """The API key is missing or unknown."""
 
 
 class ScopeError(AccessError):
-    """An API key without the scope that this call needs."""
+    """The API key lacks the scope that this call needs."""
 
 
 class ModelError(VouchError):
-    """About a model in the store."""
+    """A problem with a model in the store."""
 
 
 class ModelNotFoundError(ModelError):
@@ -123,7 +124,7 @@ class ModelNotFoundError(ModelError):
 
 
 class ModelConflictError(ModelError):
-    """The version exists already, or the alias changed since the caller looked."""
+    """The version already exists, or the alias has changed since the caller read it."""
 
 
 class DamagedModelError(ModelError):
@@ -143,4 +144,4 @@ class OverloadedError(UnavailableError):
 
 
 class DeadlineError(UnavailableError):
-    """The request's time ran out before it was computed."""
+    """The deadline passed before the answer was computed."""

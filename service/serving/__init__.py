@@ -1,1 +1,1 @@
-"""What a running service holds, without HTTP."""
+"""The parts of a running service that do not depend on HTTP."""

@@ -1,11 +1,11 @@
-"""The queue before the inference threads, counted in decoder evaluations, and the threads that empty it.
+"""The queue in front of the inference threads, counted in decoder evaluations, and the threads that empty it.
 
-    request's rows -> Job -> queue -> an idle thread takes a batch: rows of one kind, from one job or many -> answers
+    request's rows -> Job -> queue -> an idle thread takes a batch: rows of one group, from one job or many -> answers
 
-Rows of several requests are computed together where they ask the same of the same model; a row's score does not depend on
-its company. A batch is one block of rows, on one thread, with one torch thread: threads side by side share nothing and
-wait for nobody. Jobs take turns: one that has filled a batch goes back behind the others, so that a single row behind it
-waits for a batch and not for all.
+Rows of several requests are computed together if they ask the same of the same model; a row's score does not depend on the
+other rows in its batch. A batch runs on one inference thread with one torch thread, so the threads share nothing and never
+wait for each other. Jobs take turns: one that has filled a batch goes back behind the others, so that a single row behind
+it waits for one batch and not for all of them.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from service.errors import DeadlineError, OverloadedError, UnavailableError
 from service.serving.jobs import AbandonedError, Job, Share, Task, end_if_over, parted, raise_in, returned, wake
 
 T = TypeVar("T")
-ASSUMED_RATE = 10_000.0  # decoder evaluations a second and thread, until some were measured
-MEMORY = 0.98  # of the measured rate, per batch
+ASSUMED_RATE = 10_000.0  # decoder evaluations per second and thread, until measured
+MEMORY = 0.98  # weight that earlier batches keep in the measured rate, per batch
 MOST_TRUST, LEAST_TRUST = (
     0.5,
     1 / 32,
-)  # of what a batch costs before its first row is done: how long company is waited for
-# Before the first of a block's rows is done, it has cost about a quarter of what it costs when full.
+)  # how long to wait for more rows, as a share of what a batch costs before its first row is done
+# Before its first row is done, a block has cost about a quarter of what a full one costs.
 START_SHARE = 1 / 4
 log = logging.getLogger("vouch")
 
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """The last batch: its group, how many jobs it had, when it ended, and the seconds that its first row cost."""
+    """The last batch: its group, its number of jobs, when it ended, and the seconds before its first row was done."""
 
     group: Hashable = None
     jobs: int = 0
@@ -49,7 +49,7 @@ class Last:
 
     @staticmethod
     def of(batch: list[Share], seconds: float) -> Last:
-        """Of a batch that has just ended."""
+        """The record of a batch that has just ended."""
         task = batch[0].job.task
         full = sum(share.stop - share.start for share in batch) / task.batch_rows
         start_share = START_SHARE / (START_SHARE + (1 - START_SHARE) * full)
@@ -57,14 +57,14 @@ class Last:
 
 
 class InferenceThreads:
-    """Threads that compute, and the bounded queue before them.
+    """Threads that compute, and the bounded queue in front of them.
 
     Args:
-        threads: how many.
-        max_cost: decoder evaluations that may wait or run at a time.
+        threads: number of threads.
+        max_cost: most decoder evaluations that wait or run at a time.
         delay_s: how long a batch that is not full may wait for more rows.
-        on_batch: told the rows and the seconds of every batch.
-        on_drop: told the reason of every job that is dropped: `deadline` or `disconnect`.
+        on_batch: called with the rows and the seconds of every batch.
+        on_drop: called for every dropped job with the reason: `deadline` or `disconnect`.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class InferenceThreads:
         self.waiting_rows: dict[Hashable, int] = {}
         self.turns = count()
         self.waiting_cost = 0
-        self.shadow_cost = 0  # counted apart: it waits for nothing but idle threads, and takes no room from others
-        self.measured = (ASSUMED_RATE, 1.0)  # evaluations and the thread-seconds that they took
+        self.shadow_cost = 0  # separate: shadow work runs on idle threads only, and takes no room from other work
+        self.measured = (ASSUMED_RATE, 1.0)  # evaluations, and the thread-seconds that they took
         self.idle = 0
         self.running: Counter[Hashable] = Counter()  # batches, by group
         self.alone_running = 0
@@ -92,12 +92,11 @@ class InferenceThreads:
         self.threads = [threading.Thread(target=self.loop, name=f"inference-{n}", daemon=True) for n in range(threads)]
 
     def start(self) -> None:
-        """Start the threads."""
         for thread in self.threads:
             thread.start()
 
     def stop(self) -> None:
-        """Finish what is queued, but for the shadows, then end."""
+        """Finish what is queued, except shadow work, then end the threads."""
         with self.changed:
             self.stopping = True
             for job in [job for jobs in self.groups.values() for job in jobs if job.task.is_shadow]:
@@ -109,22 +108,22 @@ class InferenceThreads:
                 thread.join()
 
     def is_alive(self) -> bool:
-        """Whether all of them still compute."""
+        """Whether every thread is running."""
         return all(thread.is_alive() for thread in self.threads)
 
     def rate(self) -> float:
-        """Decoder evaluations a second, of all threads, as measured lately."""
+        """Decoder evaluations per second, of all threads together, as measured recently."""
         evaluations, seconds = self.measured
         return len(self.threads) * evaluations / seconds
 
-    # What the event loop calls
+    # Called by the event loop
 
     def submit(self, task: Task[T], rows: np.ndarray, timeout_s: float) -> Job:
-        """Queue rows, shape (B, D); the job's future gives their answers.
+        """Queue rows, shape (B, D); the job's future returns their answers.
 
         Raises:
-            OverloadedError: the queue is full. A request that is larger than the queue is taken when nothing waits.
-            UnavailableError: a thread has ended or all are about to.
+            OverloadedError: the queue is full. A request larger than the queue is accepted when nothing else waits.
+            UnavailableError: a thread has died, or the service is shutting down.
         """
         future = asyncio.get_running_loop().create_future()
         job = Job(task, rows, time.monotonic() + timeout_s, future)
@@ -136,7 +135,7 @@ class InferenceThreads:
         return job
 
     def check_room(self, cost: int, is_shadow: bool = False) -> None:
-        """Refuse work that the queue has no room for, as `submit` does; a body that comes with it need not be read."""
+        """Raise, as `submit` does, if the queue has no room: the body of such a request need not be read."""
         if self.stopping or not self.is_alive():
             raise UnavailableError("the service is shutting down", 5.0)
         waiting = self.shadow_cost if is_shadow else self.waiting_cost
@@ -145,17 +144,17 @@ class InferenceThreads:
             raise OverloadedError("the queue is full", excess / self.rate())
 
     def abandon(self, job: Job, reason: str) -> None:
-        """Nobody waits for this job any more: what no thread has taken is never computed."""
+        """Drop a job that no caller waits for any more; rows that no thread has taken are never computed."""
         with self.changed:
             if job.is_over:
                 return
             self.give_up(job)
         self.on_drop(reason)
 
-    # What the threads do
+    # Run by the threads
 
     def loop(self) -> None:
-        """Take a batch, compute it, hand the answers over; until the end."""
+        """Take a batch, compute it and hand the answers over, until the service stops."""
         torch.set_num_threads(1)
         while taken := self.take():
             batch, since = taken
@@ -167,7 +166,10 @@ class InferenceThreads:
                 self.end(batch, time.perf_counter() - start, done, time.perf_counter() - since)
 
     def take(self) -> tuple[list[Share], float] | None:
-        """Wait for rows that can be computed together, and since when they were there; None: the service has stopped."""
+        """Wait for rows that can be computed together; return them, and since when they have been there.
+
+        None means that the service has stopped.
+        """
         waited_for: set[Hashable] = set()
         since = time.perf_counter()
         with self.changed:
@@ -188,35 +190,35 @@ class InferenceThreads:
                 since = time.perf_counter()
 
     def end(self, batch: list[Share], seconds: float, done: int, busy_s: float) -> None:
-        """A batch has ended, of which so many evaluations were done: those that waited for it may go on.
+        """Record that a batch has ended after `done` evaluations, and wake the threads that wait for it.
 
-        What a thread was busy for, from when there was something to take, tells of the rate; work that costs nothing does
-        not.
+        The rate is measured from `busy_s`, the time since there was something to take. Work without evaluations does not
+        count.
         """
         with self.changed:
             task, self.last = batch[0].job.task, Last.of(batch, seconds)
             if done:
                 evaluations, spent = self.measured
-                kept = len(self.threads) if task.is_alone else 1  # threads that this kept from such work
+                kept = len(self.threads) if task.is_alone else 1  # threads that could not do such work meanwhile
                 self.measured = (MEMORY * evaluations + done, MEMORY * spent + kept * max(busy_s, 1e-6))
-            self.running -= Counter((task.group,))  # which forgets what is down to nothing
+            self.running -= Counter((task.group,))  # this drops counts of zero
             self.alone_running -= task.is_alone
             self.changed.notify_all()
 
     def ready_groups(self) -> list[Hashable]:
-        """The groups that may run now, that of the job whose turn it is first."""
+        """The groups that may run now, in the order of their jobs' turns."""
         first = {group: jobs[0] for group, jobs in self.groups.items()}
         ready = [group for group, job in first.items() if not (job.task.is_alone and self.alone_running)]
         return sorted(ready, key=lambda group: first[group].turn)
 
     def time_to_fill(self, group: Hashable) -> float:
-        """Seconds that a batch of this group may still wait for more rows, where it is not full.
+        """Seconds that a batch of this group, if it is not full, should still wait for more rows.
 
-        To begin a batch costs as much as many of its rows, which decides twice. Beside a batch of its group, a few rows
-        wait for its end, but no longer than a beginning costs. And those who were just answered are about to ask again:
-        until as many have come as the last batch answered, a thread waits a part of that. Without it those who waited
-        and those who were answered would take turns for ever, in two batches where one would do. Where they do not come,
-        it soon waits less.
+        Starting a batch costs as much as many of its rows, so waiting pays off in two cases. While another batch of the
+        group runs, a few rows wait for its end, but no longer than a start costs. And clients that were just answered are
+        about to ask again: until as many jobs have come as the last batch answered, a thread waits for a part of that
+        cost. Otherwise the clients that waited and those that were answered would keep taking turns, in two batches where
+        one would do. If they do not come back, the next waits are shorter.
         """
         jobs, last, rows = self.groups[group], self.last, self.waiting_rows[group]
         most = jobs[0].task.batch_rows
@@ -230,14 +232,11 @@ class InferenceThreads:
         return until - time.perf_counter()
 
     def learn(self, all_returned: bool) -> None:
-        """Whether waiting was worth it."""
+        """Wait longer next time if all clients came back, shorter if not."""
         self.trust = min(MOST_TRUST, 2 * self.trust) if all_returned else max(LEAST_TRUST, self.trust / 2)
 
     def batch_of(self, group: Hashable) -> list[Share]:
-        """Rows of a group, of one job after the other, until the batch is full.
-
-        Where other threads are idle, too, they get their share.
-        """
+        """Take rows of a group, job by job, until the batch is full; leave a share to other idle threads."""
         jobs = self.groups[group]
         waiting, task = self.waiting_rows[group], jobs[0].task
         threads = 1 if task.is_alone else 1 + self.idle
@@ -258,18 +257,18 @@ class InferenceThreads:
             if not job.waiting_rows():
                 continue
             if len(shares) == 1:
-                self.queue(job, again=True)  # it had a batch to itself: the others' turn
+                self.queue(job, again=True)  # it had a batch to itself: now it is the others' turn
             else:
-                jobs.appendleft(job)  # what is left of it goes first, or a request cut in two would wait twice
+                jobs.appendleft(job)  # its remaining rows go first, or a split request would wait twice
             break  # the batch is full
         self.forget_if_empty(group)
         return shares
 
     def compute(self, batch: list[Share]) -> int:
-        """Compute a batch and hand each job its part; where it fails, each job alone, so that one harms no other.
+        """Compute a batch and hand each job its part; if it fails, compute each job alone, so that one harms no other.
 
         Returns:
-            The evaluations that this took.
+            Number of evaluations done.
         """
         task = batch[0].job.task
         start = time.perf_counter()
@@ -282,7 +281,7 @@ class InferenceThreads:
             with self.changed:
                 self.settle(batch)
             return 0
-        except BaseException as error:  # the thread must outlive whatever a request does to it
+        except BaseException as error:  # the thread must survive whatever a request makes it raise
             if len(batch) > 1:
                 return sum(self.compute([share]) for share in batch)
             self.fail(batch[0], error)
@@ -291,7 +290,7 @@ class InferenceThreads:
         return sum(share.cost for share in batch)
 
     def hand_over(self, batch: list[Share], parts: list[Any]) -> None:
-        """Give each job its part of a batch's answer, and wake those that are done."""
+        """Give each job its part of a batch's answer, and wake the callers of finished jobs."""
         finished = []
         with self.changed:
             self.settle(batch)
@@ -307,20 +306,20 @@ class InferenceThreads:
         wake(finished)
 
     def settle(self, batch: list[Share]) -> None:
-        """A batch is computed, or will never be; the caller holds the lock."""
+        """Free the queue's room for a batch that was computed, or never will be; the caller holds the lock."""
         for share in batch:
             self.charge(share.job.task, share.start - share.stop)
             share.job.pending -= 1
 
     def charge(self, task: Task[Any], rows: int) -> None:
-        """Count what so many rows more, or fewer, cost; the caller holds the lock."""
+        """Add the cost of `rows` rows to the queue, or subtract it if negative; the caller holds the lock."""
         if task.is_shadow:
             self.shadow_cost += rows * task.row_cost
         else:
             self.waiting_cost += rows * task.row_cost
 
     def fail(self, share: Share, error: BaseException) -> None:
-        """A job's rows raised: the rest of it is left undone."""
+        """Fail a job whose rows raised an error, and drop the rest of it."""
         job = share.job
         with self.changed:
             self.settle([share])
@@ -332,16 +331,16 @@ class InferenceThreads:
     # The queue; the caller holds the lock
 
     def queue(self, job: Job, again: bool = False) -> None:
-        """Put a job behind those that wait."""
+        """Put a job at the end of the queue."""
         job.turn = (job.task.is_shadow, next(self.turns))
         group = job.task.group
         self.groups.setdefault(group, deque()).append(job)
         if not again:
             self.waiting_rows[group] = self.waiting_rows.get(group, 0) + job.waiting_rows()
-        self.changed.notify_all()  # a thread that waits for a batch to fill must not be the only one to hear of it
+        self.changed.notify_all()  # all: a single notified thread might be waiting for another batch to fill
 
     def give_up(self, job: Job) -> None:
-        """Take a job's rows out of the queue."""
+        """Remove a job's rows from the queue."""
         job.is_over = True
         group, left = job.task.group, job.waiting_rows()
         if left:
@@ -352,15 +351,15 @@ class InferenceThreads:
             self.forget_if_empty(group)
 
     def forget_if_empty(self, group: Hashable) -> None:
-        """Whoever names a new group with every request leaves nothing behind."""
+        """Delete an empty group, so that requests that each name a new one leave nothing behind."""
         if not self.groups[group]:
             del self.groups[group], self.waiting_rows[group]
 
     def drop_expired(self) -> None:
-        """Drop what is at the front and too late; who waits for it may be too busy to say so."""
+        """Drop late jobs at the front of the queue; the event loop may be too busy to do it."""
         now = time.monotonic()
         late = [jobs[0] for jobs in self.groups.values() if jobs[0].deadline <= now]
         for job in late:
             self.give_up(job)
             self.on_drop("deadline")
-            raise_in(job, DeadlineError("the request's time ran out before it was computed"))
+            raise_in(job, DeadlineError("the deadline passed before the request was computed"))

@@ -1,4 +1,4 @@
-"""Who waits for an answer: what the queue and the engine need to know of a request, however it came."""
+"""What the queue and the engine need to know about a request, independent of HTTP."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Protocol
 from service.scoring.scores import Scores
 from service.scoring.version import Published
 
-MAX_INTERVALS = 64  # of a request's parts; a stream has more of them than anybody will look at
+MAX_INTERVALS = 64  # most recorded intervals of a request's parts; a stream has too many to look at
 
 
 class CallerLeftError(Exception):
-    """The caller hung up: nobody waits for the answer."""
+    """The caller hung up before the answer."""
 
 
 @dataclass
 class Timings:
-    """Seconds that parts of a request took, by name: for its log line, its metrics and `Server-Timing`."""
+    """Seconds that the parts of a request took, by name, for its log line, metrics and `Server-Timing`."""
 
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     intervals: list[tuple[str, int, int]] = field(default_factory=list)  # name, start and end, ns since the epoch
 
     def add(self, name: str, seconds: float, ended_ago_s: float = 0.0) -> None:
-        """Add to a part, which ended just now or a while ago."""
+        """Add seconds to a part that ended now, or `ended_ago_s` ago."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         if len(self.intervals) < MAX_INTERVALS:
             end = time.time_ns() - round(1e9 * ended_ago_s)
@@ -40,7 +40,7 @@ class Timings:
 
     @contextmanager
     def measured(self, name: str) -> Iterator[None]:
-        """Count the time that this takes."""
+        """Add the time that the `with` block takes to a part."""
         start = time.perf_counter()
         try:
             yield
@@ -53,7 +53,7 @@ class Call(Protocol):
 
     request_id: str
     timings: Timings
-    is_stream: bool  # answered block by block, each with a deadline of its own
+    is_stream: bool  # answered block by block, each with its own deadline
 
     def timeout_s(self) -> float:
         """Seconds that the request, or a block of a stream, may take."""
@@ -62,7 +62,7 @@ class Call(Protocol):
         """Seconds until the deadline."""
 
     def hang_up(self) -> asyncio.Future[None]:
-        """Done when the caller has left."""
+        """A future that is done when the caller has left."""
 
     def note_scores(self, published: Published, scores: Scores) -> None:
-        """Note what was scored, by which version, for the log."""
+        """Record the scores, and the version that gave them, for the log."""

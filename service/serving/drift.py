@@ -1,4 +1,4 @@
-"""Whether what each model is asked still looks like its validation rows: tallies, and a test that keeps its promise."""
+"""Drift monitors of the served models: do the served rows still look like the validation rows?"""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from service.system.files import write_whole
 from service.validity.band import SIDES
 
 log = logging.getLogger("vouch")
-REMEMBERED = 10_000  # requests, by which a retry is known
+REMEMBERED = 10_000  # most requests remembered, to recognize retries
 SAVE_EVERY_S = 30.0
 
 
 class DriftMonitors:
-    """A monitor for each version; threads add, requests read.
+    """A drift monitor for each version; safe to share between threads.
 
     Args:
-        level: with what probability valid rows may ever make it speak.
-        folder: where the monitors are kept for the next start; None: nowhere.
+        level: chance that a monitor ever raises a false alarm.
+        folder: where the monitors' state is kept across restarts; None: it is not kept.
     """
 
     def __init__(self, level: float = 0.01, folder: Path | None = None) -> None:
@@ -42,7 +42,7 @@ class DriftMonitors:
         self.saved_at = time.monotonic()
 
     def add(self, scorer: Scorer, scores: Scores, request_id: str | None = None) -> None:
-        """Count the rows of a request; one that was counted, by its id and what it holds, is not counted again."""
+        """Count the rows of a request, unless one with the same id and content was counted recently."""
         reference = scorer.published.reference
         with self.lock:
             if request_id is not None and self.is_known(reference, request_id, scores):
@@ -53,7 +53,7 @@ class DriftMonitors:
                 log.warning("drift", extra={"model": str(reference), **monitor.document(self.level)})
 
     def is_known(self, reference: Reference, request_id: str, scores: Scores) -> bool:
-        """Whether such a request was there lately."""
+        """Whether such a request was counted recently; if not, remember it."""
         content = hashlib.blake2b(scores.log_likelihood.tobytes(), digest_size=16).digest()
         key = (reference, request_id, content)
         if key in self.seen:
@@ -64,14 +64,14 @@ class DriftMonitors:
         return False
 
     def monitor_of(self, scorer: Scorer) -> DriftMonitor:
-        """The version's monitor; the lock is held."""
+        """The version's monitor, restored or new; the caller holds the lock."""
         reference = scorer.published.reference
         if reference not in self.monitors:
             self.monitors[reference] = self.read(scorer) or DriftMonitor.of(scorer)
         return self.monitors[reference]
 
     def document(self, scorer: Scorer) -> dict[str, Any]:
-        """What GET /drift says of a version."""
+        """A version's part of the answer to GET /drift."""
         low, high = scorer.band.percentiles
         shares = (low / 100, (high - low) / 100, 1 - high / 100)
         with self.lock:
@@ -85,43 +85,43 @@ class DriftMonitors:
             }
 
     def restart(self, scorer: Scorer) -> None:
-        """Let a version's martingale begin anew, which only a person should wish."""
+        """Restart a version's martingale; only a person should decide to."""
         with self.lock:
             self.monitor_of(scorer).restart()
         self.save()
 
     def capitals(self) -> dict[Reference, tuple[float, bool]]:
-        """Log capital of each version's martingale, and whether it has spoken."""
+        """Log capital of each version's martingale, and whether it has raised an alarm."""
         with self.lock:
             return {one: (w.martingale.log_capital, w.alarm_row is not None) for one, w in self.monitors.items()}
 
     # Files
 
     def path(self, reference: Reference) -> Path:
-        """Where a version's monitor is kept."""
+        """The state file of a version's monitor."""
         assert self.folder is not None
         return self.folder / f"{reference}.npz"
 
     def read(self, scorer: Scorer) -> DriftMonitor | None:
-        """The monitor that an earlier process kept of this very version, if it can be read."""
+        """The monitor that an earlier process saved for exactly this version; None if there is none or it is unreadable."""
         reference = scorer.published.reference
         if self.folder is None or not self.path(reference).exists():
             return None
         try:
             with np.load(io.BytesIO(self.path(reference).read_bytes()), allow_pickle=False) as stored:
                 monitor = DriftMonitor.of_arrays({name: stored[name] for name in stored.files})
-        except Exception as error:  # whatever a damaged file may do to zip and npy readers
-            log.error("the drift state cannot be read: begun anew", extra={"model": str(reference), "why": repr(error)})
+        except Exception as error:  # a damaged file can make the zip and npy readers raise anything
+            log.error("drift state unreadable: starting over", extra={"model": str(reference), "why": repr(error)})
             self.path(reference).replace(self.path(reference).with_suffix(".damaged"))
             return None
         return monitor if monitor.digest == scorer.published.digest else None
 
     def is_due(self) -> bool:
-        """Whether the monitors are to be kept again."""
+        """Whether it is time to save the monitors again."""
         return self.folder is not None and time.monotonic() - self.saved_at > SAVE_EVERY_S
 
     def save(self) -> None:
-        """Keep all monitors for the next start. Nobody waits for the disk meanwhile, and a full one ends no request."""
+        """Save all monitors for the next start. The lock is free while files are written; a full disk fails no request."""
         if self.folder is None:
             return
         with self.lock:
@@ -131,7 +131,7 @@ class DriftMonitors:
             try:
                 write_whole(self.path(reference), content)
             except OSError as error:
-                log.error("the drift state cannot be kept", extra={"model": str(reference), "why": repr(error)})
+                log.error("drift state cannot be saved", extra={"model": str(reference), "why": repr(error)})
 
 
 def packed(monitor: DriftMonitor) -> bytes:

@@ -28,15 +28,15 @@ from service.serving.shadow import Shadow
 from service.settings import Settings
 from service.store.store import Store
 
-# Multiplications of a decoder evaluation. Two threads are slower than one at 500 of them, and 1.3 times faster at 20,000.
+# Multiplications per decoder evaluation. Two threads are slower than one at 500 of them, and 1.3 times faster at 20,000.
 TINY = 2**13
-FEW_ROWS = 100  # rows that the drift monitor takes in less time than another thread takes to wake up
+FEW_ROWS = 100  # rows: the drift monitor counts fewer of them faster than another thread wakes up
 A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
 
 
 class Engine:
-    """What scores, for any number of callers at a time, as the settings have it.
+    """Scores rows for any number of concurrent callers.
 
     `start` it, `refresh` the registry, and `stop` it at the end.
     """
@@ -66,7 +66,6 @@ class Engine:
         self.loader = ThreadPoolExecutor(1, "loader")
 
     def start(self) -> None:
-        """Start the inference threads."""
         self.inference.start()
 
     def stop(self) -> None:
@@ -80,13 +79,13 @@ class Engine:
         return self.inference.is_alive()
 
     def is_ready(self) -> bool:
-        """Whether a call that names no model will be answered."""
+        """Whether calls of the default model can be answered."""
         return self.is_alive() and self.registry.default_is_ready()
 
     async def scorer(self, name: str | None) -> Scorer:
-        """The named model; one that is not in memory is read and verified beside the event loop.
+        """The named model; one that is not in memory is loaded and verified off the event loop.
 
-        By a thread of its own: callers who ask for versions of a slow store wait for each other, and nobody else does.
+        One thread does all loading: if the store is slow, only callers that need a model loaded wait for each other.
         """
         scorer = self.registry.in_memory(name)
         if scorer is not None:
@@ -95,14 +94,14 @@ class Engine:
         try:
             return await asyncio.wait_for(loading, self.settings.request_timeout_s)
         except TimeoutError:
-            raise DeadlineError("the model was not read in time") from None
+            raise DeadlineError("the model did not load in time") from None
 
     def check_room(self, scorer: Scorer) -> None:
-        """Raise what the queue would raise for one more row, before a body is read for nothing."""
+        """Raise if the queue has no room for one more row, before the body is read in vain."""
         self.inference.check_room(scorer.model.row_cost)
 
     async def score(self, call: Call, scorer: Scorer, rows: np.ndarray, options: ScoreOptions = DEFAULT) -> Scores:
-        """Score checked rows, shape (B, D), together with those of other calls, and count them."""
+        """Score checked rows, shape (B, D), in batches with those of other calls, and count them."""
 
         def compute(batch: np.ndarray, check_cancelled: CheckCancelled) -> Scores:
             scores = scorer.score(batch, options, check_cancelled)
@@ -112,7 +111,7 @@ class Engine:
         await self.learn_patterns(call, scorer, rows, options)
         scores = await self.on_rows(call, scorer, rows, compute, (scorer, options), options.extra_evaluations)
         call.note_scores(scorer.published, scores)
-        # A stream's blocks are one request; they are no retries of each other.
+        # The blocks of a stream belong to one request, but are not retries of each other.
         request_id = None if call.is_stream else call.request_id
         if len(scores) < FEW_ROWS:
             self.drift.add(scorer, scores, request_id)
@@ -125,10 +124,10 @@ class Engine:
         return scores
 
     async def learn_patterns(self, call: Call, scorer: Scorer, rows: np.ndarray, options: ScoreOptions) -> None:
-        """Score the validation rows with which rows with missing cells are compared, where their pattern is new.
+        """For each new pattern of missing cells, score the validation rows that such rows are compared with.
 
-        That is the call's own work, by cost and by deadline, and no more of it than may wait at a time: a caller who sends
-        ever new patterns gets 429, and has fewer new ones when he comes back.
+        This counts as the call's own work, in cost and deadline, and may not exceed the queue's limit: a caller that sends
+        too many new patterns gets 429, and fewer of them are new when it retries.
         """
         if not scorer.model.input.reads_missing:
             return
@@ -142,9 +141,7 @@ class Engine:
             cost = (scorer.model.row_cost + extra) * len(reference)
             spent += cost
             if spent > self.inference.max_cost and spent > cost:
-                raise OverloadedError(
-                    "the rows have more new patterns of missing cells than can be learnt at a time", 1.0
-                )
+                raise OverloadedError("too many new patterns of missing cells in one request", 1.0)
             group = (scorer, "reference", options.detail)
             scorer.patterns.remember(pattern, await self.on_rows(call, scorer, reference, compute, group, extra))
 
@@ -161,7 +158,7 @@ class Engine:
 
         Args:
             group: rows of equal groups may be computed together.
-            extra: what a row costs beside its score, in decoder evaluations.
+            extra: cost of a row in addition to its score, in decoder evaluations.
         """
         return concatenated(await self.run(call, self.row_task(scorer, compute, group, extra), rows))
 
@@ -171,7 +168,7 @@ class Engine:
         return (await self.run(call, task, np.zeros((1, 0))))[0]
 
     async def score_while_idle(self, scorer: Scorer, rows: np.ndarray, options: ScoreOptions) -> Scores:
-        """Score rows that no caller waits for, whenever nothing else waits."""
+        """Score rows that no caller waits for, when nothing else waits."""
         task = self.row_task(
             scorer,
             lambda batch, check_cancelled: scorer.score(batch, options, check_cancelled),
@@ -190,9 +187,9 @@ class Engine:
         extra: int = 0,
         is_shadow: bool = False,
     ) -> Task[A]:
-        """Work on a model's rows, in batches of whole blocks: one, or as many as the budget holds.
+        """A task on a model's rows, in batches of whole blocks: one, or as many as the budget allows.
 
-        A block is what goes through the networks at a time: a part of it costs little less.
+        A block is the number of rows that pass through the networks together; a partial one costs little less.
         """
         cost = scorer.model.row_cost + extra
         block = Tiling.of(scorer.model.vae).rows
@@ -201,7 +198,7 @@ class Engine:
         return Task(compute, rows_of, (is_shadow, group), cost, blocks * block, is_shadow, is_tiny)
 
     async def run(self, call: Call, task: Task[T], rows: np.ndarray) -> list[T]:
-        """Wait for the answers until the deadline passes or the caller leaves; then the rest is left undone.
+        """Run a task on rows, and wait for the answers. If the deadline passes or the caller leaves, drop the rest.
 
         Raises:
             CallerLeftError, DeadlineError.
@@ -209,7 +206,7 @@ class Engine:
         left_s = call.time_left_s()
         hung_up = call.hang_up()
         await asyncio.sleep(0)
-        if hung_up.done():  # a caller that has left already is not worth a batch
+        if hung_up.done():  # do not spend a batch on a caller that has already left
             self.metrics.dropped.labels("disconnect").inc()
             raise CallerLeftError
         job = self.inference.submit(task, rows, left_s)
@@ -222,7 +219,7 @@ class Engine:
         def on_hang_up(_: object) -> None:
             give_up("disconnect", CallerLeftError())
 
-        late = DeadlineError(f"the request's {call.timeout_s():g} s ran out")
+        late = DeadlineError(f"the deadline of {call.timeout_s():g} s passed")
         timer = asyncio.get_running_loop().call_later(left_s, give_up, "deadline", late)
         hung_up.add_done_callback(on_hang_up)
         try:
@@ -230,12 +227,12 @@ class Engine:
         finally:
             timer.cancel()
             hung_up.remove_done_callback(on_hang_up)
-            self.inference.abandon(job, "disconnect")  # cancelled with its request; nothing to do where it is over
+            self.inference.abandon(job, "disconnect")  # if the request was cancelled; a finished job is left alone
         call.timings.add("queue", done.waited_s, done.computed_s)
         call.timings.add("compute", done.computed_s)
         return done.answers
 
 
 def indivisible(answer: Any, rows: slice) -> Any:
-    """What is computed once has no parts."""
+    """The `part` of a task that is computed once, which has no parts."""
     raise AssertionError("one row has no parts")

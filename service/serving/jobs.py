@@ -1,4 +1,4 @@
-"""Work in the queue: tasks, the jobs of callers, and the shares of a batch."""
+"""Work in the queue: tasks, the callers' jobs, and each job's share of a batch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ log = logging.getLogger("vouch")
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[T]):
-    """A computation on rows, to be done in batches.
+    """A computation on rows, done in batches.
 
     Attributes:
-        compute: rows, shape (B, D), to an answer about them; it may call `check_cancelled`, which raises to end it.
-        part: some rows of an answer.
+        compute: computes an answer from rows, shape (B, D); it may call `check_cancelled`, which raises to stop it.
+        part: takes some rows of an answer.
         group: rows of equal groups may be computed together.
-        row_cost: of a row, in decoder evaluations.
+        row_cost: cost of a row, in decoder evaluations.
         batch_rows: most rows in a batch.
-        is_shadow: done only while nothing else waits.
-        is_alone: one batch of such tasks at a time. A tiny network is asked for more than it computes: threads side by
-            side would wait for the interpreter, and make each other slower.
+        is_shadow: run only while nothing else waits.
+        is_alone: run one batch of such tasks at a time. For a tiny network, Python's overhead exceeds the computation:
+            parallel threads would wait for the interpreter, and slow each other down.
     """
 
     compute: Callable[[np.ndarray, CheckCancelled], T]
@@ -44,7 +44,7 @@ class Task(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[T]):
-    """A job's answers, in the order of its rows, and how long that took."""
+    """A job's answers, in the order of its rows, and how long they took."""
 
     answers: list[T]
     waited_s: float
@@ -53,7 +53,7 @@ class Done(Generic[T]):
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request's rows, how far they are, and who waits for them."""
+    """A request's rows, their progress, and the future of their answers."""
 
     task: Task[Any]
     rows: np.ndarray
@@ -64,12 +64,12 @@ class Job:
     ended_at: float = 0.0
     turn: tuple[bool, int] = (False, 0)
     taken: int = 0
-    pending: int = 0  # batches that are being computed
+    pending: int = 0  # batches in progress
     answers: dict[int, Any] = field(default_factory=dict)
     is_over: bool = False
 
     def waiting_rows(self) -> int:
-        """Rows that no thread has taken."""
+        """Number of rows that no thread has taken yet."""
         return len(self.rows) - self.taken
 
 
@@ -83,12 +83,12 @@ class Share:
 
     @property
     def cost(self) -> int:
-        """In decoder evaluations."""
+        """Cost of these rows, in decoder evaluations."""
         return self.job.task.row_cost * (self.stop - self.start)
 
 
 def returned(jobs: deque[Job], since: float) -> int:
-    """How many jobs have come since then."""
+    """Number of jobs queued since a time."""
     number = 0
     for job in reversed(jobs):
         if job.queued_at < since:
@@ -107,17 +107,17 @@ def parted(batch: list[Share], answer: Any) -> list[Any]:
 
 
 class AbandonedError(Exception):
-    """Nobody waits for any row of a batch."""
+    """No caller waits for any row of a batch."""
 
 
 def end_if_over(batch: list[Share]) -> None:
-    """Raise where nobody waits for any row of the batch."""
+    """Raise AbandonedError if no caller waits for any row of the batch."""
     if all(share.job.is_over for share in batch):
         raise AbandonedError
 
 
 def wake(jobs: Sequence[Job]) -> None:
-    """Set the futures of jobs that are done, in one go."""
+    """Set the futures of finished jobs, in one call."""
 
     def deliver() -> None:
         for job in jobs:
@@ -136,7 +136,7 @@ def done(job: Job) -> Done[Any]:
 
 
 def raise_in(job: Job, error: BaseException) -> None:
-    """Let whoever waits for a job have the error."""
+    """Raise an error in the caller that waits for a job."""
 
     def deliver() -> None:
         if not job.future.done():
@@ -146,7 +146,7 @@ def raise_in(job: Job, error: BaseException) -> None:
 
 
 def call_soon(job: Job, callback: Callable[[], Any]) -> None:
-    """Call something in a job's event loop; one that has ended needs no answer."""
+    """Schedule a callback in a job's event loop; do nothing if the loop has ended."""
     try:
         job.future.get_loop().call_soon_threadsafe(callback)
     except RuntimeError:
@@ -154,7 +154,7 @@ def call_soon(job: Job, callback: Callable[[], Any]) -> None:
 
 
 def as_exception(error: BaseException) -> BaseException:
-    """What a future may raise: it takes no StopIteration, and SystemExit would end the event loop."""
+    """The error, if a future may raise it: futures reject StopIteration, and SystemExit would end the event loop."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     return RuntimeError(f"{type(error).__name__} in an inference thread")

@@ -18,7 +18,7 @@ from service.validity.band import SIDES
 M = TypeVar("M", Counter, Histogram)
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-# log p(x) is -1e5 for some models and 20 for others: steps of a factor two on both sides of zero serve all of them.
+# log p(x) is -1e5 for some models and 20 for others: bounds that double on both sides of zero serve all of them.
 NATS = (*(-(2.0**power) for power in range(17, -1, -1)), 0.0, *(2.0**power for power in range(10)))
 GAPS = (0.1, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # percent
 TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
@@ -26,59 +26,57 @@ TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 
 @dataclass
 class Metrics:
-    """Counters and histograms, in a registry of their own, so that two applications in a process do not collide."""
+    """Counters and histograms, in their own registry, so that two applications in a process do not collide."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
         self.children: dict[Any, Any] = {}
         self.requests = self.counter("vouch_requests", "Requests by path template", "method", "path", "status")
-        self.seconds = self.histogram("vouch_request_seconds", "From the request's head to its answer", SECONDS, "path")
-        self.parts = self.histogram(
-            "vouch_request_part_seconds", "Parts of it: body, parse, queue, compute, encode", SECONDS, "part"
+        self.seconds = self.histogram(
+            "vouch_request_seconds", "Seconds from a request's head to its answer", SECONDS, "path"
         )
-        self.rejections = self.counter("vouch_rejections", "Requests that were refused", "reason")
+        self.parts = self.histogram(
+            "vouch_request_part_seconds",
+            "Seconds in parts of a request: body, parse, queue, compute, encode",
+            SECONDS,
+            "part",
+        )
+        self.rejections = self.counter("vouch_rejections", "Refused requests", "reason")
         self.batch_rows = self.histogram("vouch_batch_rows", "Rows in a batch", ROWS)
-        self.batch_seconds = self.histogram("vouch_batch_seconds", "Time that a batch took", SECONDS)
-        self.queue = self.gauge("vouch_queue_evaluations", "Decoder evaluations that wait or run")
-        self.rate = self.gauge("vouch_evaluations_per_second", "Decoder evaluations a second, as measured lately")
+        self.batch_seconds = self.histogram("vouch_batch_seconds", "Seconds that a batch took", SECONDS)
+        self.queue = self.gauge("vouch_queue_evaluations", "Decoder evaluations waiting or running")
+        self.rate = self.gauge("vouch_evaluations_per_second", "Decoder evaluations per second, as measured recently")
         self.dropped = self.counter("vouch_dropped_requests", "Requests dropped before they were computed", "reason")
         self.rows = self.counter("vouch_rows", "Scored rows by side of the band: inside is valid", "model", "side")
         self.unreliable = self.counter("vouch_unreliable_rows", "Scored rows whose estimate is not reliable", "model")
         self.log_likelihood = RowHistogram("vouch_log_likelihood", "log p(x) of scored rows, nats", NATS)
-        self.p_value = RowHistogram("vouch_p_value", "p_value of scored rows; uniform where nothing drifts", TENTHS)
-        self.reload_failures = self.counter("vouch_reload_failures", "Versions of the store that could not be served")
-        self.held_back = self.gauge("vouch_held_back", "What is new in the store and cannot be served")
-        self.drift_capital = self.gauge(
-            "vouch_drift_log_capital", "Of the bets that served rows are unlike the validation rows, nats", "model"
-        )
-        self.drifts = self.gauge(
-            "vouch_drifts", "1: the bets paid; served rows are unlike the validation rows", "model"
-        )
+        self.p_value = RowHistogram("vouch_p_value", "p_value of scored rows; uniform if nothing drifts", TENTHS)
+        self.reload_failures = self.counter("vouch_reload_failures", "Failures to load a version from the store")
+        self.held_back = self.gauge("vouch_held_back", "Versions in the store that cannot be served")
+        self.drift_capital = self.gauge("vouch_drift_log_capital", "Log capital of the drift monitor, nats", "model")
+        self.drifts = self.gauge("vouch_drifts", "1 if the drift monitor has raised an alarm", "model")
         self.shadow_rows = self.counter(
-            "vouch_shadow_rows", "Rows scored by a second version, too", "model", "shadow", "verdicts"
+            "vouch_shadow_rows", "Rows also scored by a shadow version", "model", "shadow", "verdicts"
         )
         self.shadow_gap = RowHistogram(
-            "vouch_shadow_percentile_gap", "Between the two versions' percentiles", GAPS, ("model", "shadow")
+            "vouch_shadow_percentile_gap", "Difference between the two versions' percentiles", GAPS, ("model", "shadow")
         )
         for histogram in (self.log_likelihood, self.p_value, self.shadow_gap):
             self.registry.register(histogram)
-        self.shadow_skipped = self.counter("vouch_shadow_skipped", "Requests that the shadow left out")
+        self.shadow_skipped = self.counter("vouch_shadow_skipped", "Requests that the shadow skipped")
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
-        """A counter in this registry."""
         return Counter(name, text, labels, registry=self.registry)
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        """A gauge in this registry."""
         return Gauge(name, text, labels, registry=self.registry)
 
     def histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        """A histogram in this registry."""
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def at(self, metric: M, *labels: str) -> M:
-        """A metric's child for some labels, remembered: asking for it anew costs more than counting."""
+        """A metric's child for some labels, cached: asking prometheus_client for it costs more than counting."""
         key = (metric, labels)
         child = self.children.get(key)
         if child is None:
@@ -94,17 +92,16 @@ class Metrics:
         self.p_value.observe((model,), scores.p_value)
 
     def count_batch(self, rows: int, seconds: float) -> None:
-        """Count a batch."""
         self.batch_rows.observe(rows)
         self.batch_seconds.observe(seconds)
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """All metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 
 class RowHistogram(Collector):
-    """A histogram by model that takes whole arrays of values."""
+    """A histogram that counts whole arrays of values."""
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...], labels: tuple[str, ...] = ("model",)) -> None:
         self.name, self.text, self.bounds, self.labels = name, text, np.array(bounds), labels
@@ -113,14 +110,14 @@ class RowHistogram(Collector):
         self.lock = threading.Lock()
 
     def observe(self, of: tuple[str, ...], values: np.ndarray) -> None:
-        """Count the values, shape (B,), under some values of the labels."""
+        """Count the values, shape (B,), under the label values `of`."""
         counts = np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.bounds) + 1)
         with self.lock:
             self.counts[of] = self.counts.get(of, 0) + counts
             self.sums[of] = self.sums.get(of, 0.0) + float(values.sum())
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """The counts as Prometheus wants them: each bucket holds those below it."""
+        """The counts in Prometheus' form, with cumulative buckets."""
         family = HistogramMetricFamily(self.name, self.text, labels=self.labels)
         ends = [*map(str, self.bounds.tolist()), "+Inf"]
         with self.lock:

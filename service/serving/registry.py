@@ -1,7 +1,7 @@
-"""The models that a process serves: what the store held when it was last looked at, and the versions in memory.
+"""The models that a process serves: the store's content at the last poll, and the versions in memory.
 
-A new version or alias takes over in one step, after it was read, verified, warmed up and checked against the golden rows
-that it carries. Where that fails, what was served goes on being served, and `held_back` says why.
+A new version or alias takes over in one step, after it was read, verified, warmed up and checked against its golden rows.
+If that fails, the old version keeps serving, and `held_back` says why.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from service.scoring.scorer import Scorer, torch_device
 from service.scoring.version import Reference
 from service.store.store import Catalog, Store
 
-RETRY_S = 30.0  # before the files of a version that failed are read again
-STORE = "store"  # what could not be read, where it is none of the models
+RETRY_S = 30.0  # before a version that failed to load is read again
+STORE = "store"  # the key in `held_back` if the store itself cannot be read
 log = logging.getLogger("vouch")
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a version could not be loaded, and when that was."""
+    """Why a version could not be loaded, and when."""
 
     text: str
     at: float
@@ -36,9 +36,9 @@ class Failure:
 
 @dataclass
 class Registry:
-    """Scorers by version. What cannot be loaded is refused by name; the others go on.
+    """Scorers by version. A version that cannot be loaded is refused; the others keep serving.
 
-    `catalog` is what requests go by; it is replaced whole, so that readers need no lock.
+    `catalog` resolves the names in requests. It is replaced as a whole, so that readers need no lock.
     """
 
     store: Store
@@ -46,25 +46,25 @@ class Registry:
     max_loaded: int
     on_failure: Callable[[], None] = lambda: None
     catalog: Catalog = field(default_factory=lambda: Catalog({}, {}, None, {}))
-    found: Catalog | None = None  # what the store held when it was last looked at
-    wanted: set[Reference] = field(default_factory=set)  # what bare names and aliases mean in the store
+    found: Catalog | None = None  # the store's content at the last poll
+    wanted: set[Reference] = field(default_factory=set)  # the versions that bare names and aliases mean in the store
     scorers: dict[Reference, Scorer] = field(default_factory=dict)
     failures: dict[Reference, Failure] = field(default_factory=dict)
     held_back: dict[str, str] = field(default_factory=dict)
     loading: threading.Lock = field(default_factory=threading.Lock)
     refreshing: threading.Lock = field(default_factory=threading.Lock)
 
-    # What requests ask
+    # Called by requests
 
     def resolve(self, name: str | None) -> Reference:
-        """Which version NAME, NAME@VERSION or NAME@ALIAS means; None is the default.
+        """The version that NAME, NAME@VERSION or NAME@ALIAS means; None is the default.
 
         Raises:
-            ModelNotFoundError: there is none such.
-            UnavailableError: the store was not looked at yet.
+            ModelNotFoundError: no such model, version or alias.
+            UnavailableError: the store has not been read yet.
         """
         if self.found is None:
-            raise UnavailableError(self.held_back.get(STORE, "the models are being loaded"), 2.0)
+            raise UnavailableError(self.held_back.get(STORE, "models are loading"), 2.0)
         return self.catalog.resolve(name)
 
     def in_memory(self, name: str | None) -> Scorer | None:
@@ -75,7 +75,7 @@ class Registry:
         """The scorer for NAME, NAME@VERSION or NAME@ALIAS; None is the default.
 
         Raises:
-            ModelNotFoundError: there is none such.
+            ModelNotFoundError: no such model, version or alias.
             DamagedModelError: it cannot be loaded.
         """
         reference = self.resolve(name)
@@ -86,7 +86,7 @@ class Registry:
         return scorer
 
     def load(self, reference: Reference) -> Scorer:
-        """Read a version into memory, verified and warm, one at a time; those that are in memory wait for none."""
+        """Load, verify and warm up a version, one at a time; versions in memory do not wait for this."""
         with self.loading:
             if reference in self.scorers:
                 return self.scorers[reference]
@@ -99,7 +99,7 @@ class Registry:
             except Exception as error:
                 text = str(error) if isinstance(error, VouchError) else f"{reference}: {type(error).__name__}"
                 if not isinstance(error, VouchError):
-                    log.exception("a model cannot be loaded", extra={"model": str(reference)})
+                    log.exception("cannot load a model", extra={"model": str(reference)})
                 self.failures[reference] = Failure(text, time.monotonic())
                 self.on_failure()
                 raise DamagedModelError(text) from error
@@ -108,16 +108,16 @@ class Registry:
             return scorer
 
     def kept(self, newest: Reference) -> dict[Reference, Scorer]:
-        """The scorers to keep beside a new one: those that are served, and the latest others, within the limit."""
+        """The scorers to keep with a new one: those that are served, and the latest others, within the limit."""
         served = {target for name in self.catalog.names() for target in self.catalog.targets(name)}
         others = [reference for reference in self.scorers if reference not in served | self.wanted | {newest}]
         forgotten = others[: max(0, len(others) + 1 - self.max_loaded)]
         return {reference: scorer for reference, scorer in self.scorers.items() if reference not in forgotten}
 
-    # What follows the store
+    # Polling the store
 
     def refresh(self) -> None:
-        """Look at the store, load what is new there, and serve it."""
+        """Poll the store, load what is new, and serve it."""
         with self.refreshing:
             try:
                 found = self.store.catalog()
@@ -127,15 +127,15 @@ class Registry:
             except VouchError as error:
                 self.hold_back({STORE: str(error)})
                 return
-            except Exception as error:  # whoever follows the store goes on doing so
-                log.exception("the store cannot be followed")
+            except Exception as error:  # polling must go on
+                log.exception("cannot poll the store")
                 self.hold_back({STORE: type(error).__name__})
                 return
             self.catalog = self.merged(found)
             self.found = found
 
     def load_targets(self, found: Catalog) -> dict[str, str]:
-        """Load what every bare name and alias means; the problems by version."""
+        """Load what every bare name and alias means; return the problems by version."""
         problems = {}
         self.wanted = {target for name in found.names() for target in found.targets(name)}
         for reference in sorted(self.wanted, key=str):
@@ -148,7 +148,7 @@ class Registry:
         return problems
 
     def merged(self, found: Catalog) -> Catalog:
-        """What was found, but where it cannot be served, what was served before."""
+        """The catalog that was found, with the old version in place of each one that cannot be served."""
         old = self.catalog
         serving = dict(found.serving)
         aliases = {name: dict(named) for name, named in found.aliases.items()}
@@ -166,39 +166,39 @@ class Registry:
         return replace(found, serving=serving, aliases=aliases, default=default)
 
     def hold_back(self, problems: dict[str, str]) -> None:
-        """Remember why something new is not served, and say so once."""
+        """Record why new versions are not served, and log each problem once."""
         for what, text in problems.items():
             if self.held_back.get(what) != text:
-                log.error("cannot be served, what was served before goes on", extra={"what": what, "error": text})
+                log.error("version cannot be served; the old one keeps serving", extra={"what": what, "error": text})
         self.held_back = problems
 
-    # What they say of themselves
+    # State of the models
 
     def status(self) -> dict[str, str]:
-        """Each model and `ready`, or why it is not."""
+        """State of each model: `ready`, or why it is not."""
         catalog = self.catalog
         return {name: self.state(Reference(name, catalog.serving[name])) for name in catalog.names()}
 
     def state(self, reference: Reference) -> str:
-        """`ready`, why it failed, or that nobody has asked for it yet."""
+        """`ready`, why it failed to load, or that it has not been requested yet."""
         if reference in self.scorers:
             return "ready"
         failure = self.failures.get(reference)
         return "not loaded yet" if failure is None else failure.text
 
     def phase(self) -> str:
-        """`loading` at first, `unavailable` where the default model still is not there after that."""
+        """`loading` until the store was first polled, `unavailable` if the default model is missing after that."""
         return "loading" if self.found is None and not self.held_back else "unavailable"
 
     def default_is_ready(self) -> bool:
-        """Whether a request that names no model can be answered."""
+        """Whether requests for the default model can be answered."""
         try:
             return self.in_memory(None) is not None
         except (ModelError, UnavailableError):
             return False
 
     def known(self, name: str) -> str:
-        """The name, if the store has a model of that name."""
+        """Return the name if the store has such a model, or raise ModelNotFoundError."""
         if name not in self.catalog.versions:
             raise ModelNotFoundError("no such model in the store")
         return name

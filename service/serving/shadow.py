@@ -1,6 +1,6 @@
-"""A second version that scores a share of the traffic, to see where it disagrees. It touches no answer.
+"""A second version that scores a share of the traffic, to see where it disagrees. It never changes an answer.
 
-Its work waits until nothing else does; what would pile up is left out.
+Its work runs only when nothing else waits; requests that would pile up are skipped.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ log = logging.getLogger("vouch")
 
 @dataclass
 class Shadow:
-    """The version NAME@ALIAS beside whatever the model NAME serves, on a share of its requests.
+    """Compares the version NAME@ALIAS with the served version of NAME, on a share of the requests.
 
     Attributes:
-        load: the scorer of a reference.
-        score: a scorer's scores of some rows, whenever nothing else is to be computed.
+        load: returns the scorer of a reference.
+        score: scores rows with a scorer, when nothing else waits.
     """
 
     reference: str
@@ -41,7 +41,7 @@ class Shadow:
     running: set[asyncio.Task[None]] = field(default_factory=set)
 
     def compare(self, served: Scorer, rows: np.ndarray, scores: Scores) -> None:
-        """Have rows that were just scored scored again, later, if it is their turn."""
+        """Schedule a second scoring of rows that were just scored, for a random share of the requests."""
         name = self.reference.partition("@")[0]
         if served.published.reference.name != name or self.draw.random() >= self.share:
             return
@@ -61,7 +61,7 @@ class Shadow:
             other = await self.score(scorer, rows, ScoreOptions(percentiles=scores.band.percentiles))
         except VouchError as error:
             self.metrics.shadow_skipped.inc()
-            log.warning("the shadow did not score", extra={"model": self.reference, "error": str(error)})
+            log.warning("the shadow could not score", extra={"model": self.reference, "error": str(error)})
             return
         differ = int(((scores.sides == 0) != (other.sides == 0)).sum())
         labels = (str(served.published.reference), str(scorer.published.reference))

@@ -1,1 +1,1 @@
-"""The HTTP service: the only floor that knows HTTP."""
+"""The HTTP service: the only layer that knows about HTTP."""

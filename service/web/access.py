@@ -1,4 +1,4 @@
-"""API keys: a file of sha256 digests and what each key may do."""
+"""API keys: a file with the sha256 digest and the scopes of each key."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ log = logging.getLogger("vouch")
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Scopes by digest; without any, every caller may do everything."""
+    """Scopes by key digest; if empty, every caller may do everything."""
 
     scopes: dict[str, frozenset[str]]
 
     @staticmethod
     def read(path: Path | None) -> Keys:
-        """The keys of a file: a line each, `sha256-in-hex scope,scope`, empty lines and # comments aside.
+        """Read a key file: one `sha256-in-hex scope,scope` per line; empty lines and # comments are skipped.
 
         Raises:
-            SettingsError: the file cannot be read, or a line is none.
+            SettingsError: the file cannot be read, a line is invalid, or there are no keys.
         """
         if path is None:
             return Keys({})
@@ -42,19 +42,19 @@ class Keys:
             granted = frozenset(name.strip() for name in names.split(","))
             if len(digest) != 64 or set(digest) - set("0123456789abcdef") or not granted <= set(SCOPES):
                 raise SettingsError(
-                    f"VOUCH_API_KEYS_FILE: line {number}: expected 64 hex digits and scopes of {', '.join(SCOPES)}"
+                    f"VOUCH_API_KEYS_FILE: line {number}: expected 64 hex digits, then scopes: {', '.join(SCOPES)}"
                 )
             scopes[digest] = granted
         if not scopes:
-            raise SettingsError("VOUCH_API_KEYS_FILE: the file holds no key")
+            raise SettingsError("VOUCH_API_KEYS_FILE: no keys in the file")
         return Keys(scopes)
 
     def check(self, authorization: str | None, api_key: str | None, scope: str) -> None:
-        """Let a caller pass who shows a key with the scope, as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
+        """Check that the key in `Authorization: Bearer KEY` or `X-API-Key: KEY` has the scope.
 
         Raises:
-            AccessError: no key, or one that is not known.
-            ScopeError: a key without the scope.
+            AccessError: the key is missing or unknown.
+            ScopeError: the key lacks the scope.
         """
         if not self.scopes:
             return
@@ -62,26 +62,26 @@ class Keys:
         if authorization is not None and authorization.lower().startswith("bearer "):
             shown = authorization[7:].strip()
         if shown is None:
-            raise AccessError("an API key is needed, as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+            raise AccessError("API key required, as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
         digest = hashlib.sha256(shown.encode("latin-1")).hexdigest()
         # Every stored digest is compared in full: the time does not tell which one came close.
         granted = [scopes for known, scopes in self.scopes.items() if hmac.compare_digest(known, digest)]
         if not granted:
-            raise AccessError("the API key is not known")
+            raise AccessError("unknown API key")
         if scope not in granted[0] and "admin" not in granted[0]:
-            raise ScopeError(f"the API key has no scope {scope!r}")
+            raise ScopeError(f"the API key lacks scope {scope!r}")
 
 
 class KeyRing:
-    """The keys of a file, as it was when it was last read without a fault."""
+    """The keys of a file, as last read without an error."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.keys = Keys.read(path)
 
     def reread(self) -> None:
-        """Take the file as it is now; one that cannot be read changes nothing."""
+        """Read the file again; if that fails, keep the old keys."""
         try:
             self.keys = Keys.read(self.path)
         except SettingsError as error:
-            log.error("the keys stay as they were", extra={"error": str(error)})
+            log.error("cannot load the keys file: keeping the old keys", extra={"error": str(error)})

@@ -1,4 +1,4 @@
-"""Crossing 2: arrays to bytes, in the type that the client accepts."""
+"""Encode answers: arrays to response bytes, in a type that the client accepts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CSV = "text/csv"
 
 
 class ModelId(msgspec.Struct):
-    """Which model answered."""
+    """The model version that answered."""
 
     name: str
     version: str
@@ -32,7 +32,7 @@ class ModelId(msgspec.Struct):
 
 
 class Score(msgspec.Struct, omit_defaults=True):
-    """One row's score."""
+    """The score of one row, with the fields of the JSON answer."""
 
     verdict: str
     side: str
@@ -54,10 +54,10 @@ class Score(msgspec.Struct, omit_defaults=True):
 
 
 def negotiate(accept: str, offered: Sequence[str]) -> str:
-    """The offered type that the Accept header likes best; the first one where it does not care.
+    """The offered type that the Accept header prefers; the first one if it has no preference.
 
     Raises:
-        NotAcceptableError: it accepts none.
+        NotAcceptableError: it accepts none of them.
     """
     if not accept.strip():
         return offered[0]
@@ -65,12 +65,12 @@ def negotiate(accept: str, offered: Sequence[str]) -> str:
     weights = {kind: weight(kind, ranges) for kind in offered}
     best = max(offered, key=lambda kind: weights[kind])
     if weights[best] <= 0:
-        raise NotAcceptableError(f"no answer in an accepted type, offered: {', '.join(offered)}")
+        raise NotAcceptableError(f"no acceptable answer type; offered: {', '.join(offered)}")
     return best
 
 
 def parsed_range(part: str) -> tuple[str, float]:
-    """A media range and its q value."""
+    """The type and the q value of one media range in an Accept header."""
     kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
     quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
     try:
@@ -81,7 +81,7 @@ def parsed_range(part: str) -> tuple[str, float]:
 
 
 def weight(kind: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """How much a type is liked: by the most specific range that holds it."""
+    """The q value of a type: that of the most specific range that matches it, 0 if none does."""
     for pattern in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
         matching = [quality for wanted, quality in ranges if wanted == pattern]
         if matching:
@@ -90,17 +90,16 @@ def weight(kind: str, ranges: Sequence[tuple[str, float]]) -> float:
 
 
 def json_response(document: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
-    """A document as JSON; arrays in it become lists without a Python loop over numbers."""
+    """Answer with JSON; arrays become lists without a Python loop over their numbers."""
     return Response(msgspec.json.encode(document, enc_hook=to_list), status, headers, JSON)
 
 
 def to_list(value: Any) -> Any:
-    """Arrays and numpy's numbers for the JSON encoder; ours are finite."""
+    """Convert arrays and numpy scalars for the JSON encoder; all of ours are finite."""
     return value.tolist()
 
 
 def npy_response(array: np.ndarray, headers: dict[str, str] | None = None) -> Response:
-    """An array as an npy file."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return Response(buffer.getvalue(), 200, headers, NPY)
@@ -112,12 +111,12 @@ def png_response(images: np.ndarray, columns: int | None = None, headers: dict[s
 
 
 def shaped(rows: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """Rows, shape (..., D), in the model's input shape."""
+    """Reshape rows, shape (..., D), to the model's input shape."""
     return rows.reshape(*rows.shape[:-1], *spec.shape)
 
 
 def presented(rows: np.ndarray, spec: InputSpec) -> Any:
-    """Rows, shape (..., D), for JSON: in the model's input shape, categories by their names."""
+    """Rows, shape (..., D), for JSON: in the model's input shape, categories by name."""
     if not spec.reads_missing:
         return shaped(rows, spec)
     if rows.ndim == 2:
@@ -126,14 +125,12 @@ def presented(rows: np.ndarray, spec: InputSpec) -> Any:
 
 
 def csv_response(text: str, headers: dict[str, str] | None = None) -> Response:
-    """A CSV table with a header."""
     return Response(text, 200, headers, f"{CSV}; charset=utf-8; header=present")
 
 
 def score_list(
     scores: Scores, ids: list[Any] | None, spec: InputSpec, discoveries: Discoveries | None = None
 ) -> list[Score]:
-    """The scores, row by row."""
     unset = [msgspec.UNSET] * len(scores)
     columns = zip(
         scores.verdict,
@@ -158,7 +155,10 @@ def score_list(
 
 
 def holes_of(scores: Scores) -> tuple[list[Any], list[Any]]:
-    """How many cells each row lacks, and the band that such rows have; nothing for complete rows, but by folds."""
+    """Each row's number of missing cells and its own band.
+
+    Both are unset for complete rows, except that with folds every row has its own band.
+    """
     missing = [number or msgspec.UNSET for number in scores.missing.tolist()]
     has_own = ((scores.missing > 0) | (scores.band.folds > 1)).tolist()
     ends = zip(has_own, scores.low.tolist(), scores.high.tolist(), strict=True)
@@ -174,7 +174,7 @@ def scores_answer(
     warnings: Sequence[str],
     discoveries: Discoveries | None,
 ) -> Response:
-    """POST /score."""
+    """Answer POST /score with JSON, npy records or CSV."""
     if kind == NPY:
         return scores_npy_response(model, scores, discoveries)
     if kind == CSV:
@@ -204,7 +204,7 @@ def scores_answer(
 
 
 def band_document(band: Band) -> dict[str, Any]:
-    """A band with what it promises; null for no end."""
+    """A band, and the share of valid rows that it accepts, for JSON; an open end is null."""
     return {
         "percentiles": band.percentiles,
         "log_likelihood": band.ends_or_none,
@@ -213,7 +213,7 @@ def band_document(band: Band) -> dict[str, Any]:
 
 
 def accepts(accepted: Acceptance, rows: int) -> dict[str, Any]:
-    """The share of valid rows that a rule accepts, by so many validation rows."""
+    """The share of valid rows that a rule accepts, estimated from `rows` validation rows, for JSON."""
     if accepted.interval is None:
         return {"expected": accepted.expected, "proven": accepted.proven, "rows": rows}
     return {
@@ -225,7 +225,7 @@ def accepts(accepted: Acceptance, rows: int) -> dict[str, Any]:
 
 
 def evidence_of(scores: Scores, rule: CombinedRule) -> list[dict[str, float]]:
-    """The p-value of each statistic of each row, and of all combined."""
+    """For each row, the combined p-value and that of each statistic."""
     names = ("combined", *rule.statistics)
     rows = zip(scores.combined_p_value.tolist(), scores.evidence.tolist(), strict=True)
     return [dict(zip(names, (combined, *parts), strict=True)) for combined, parts in rows]
@@ -250,7 +250,7 @@ EXPLAINED = ("column_log_likelihood", "column_p_value", "expected", "expected_lo
 
 
 def scores_npy_response(model: ModelId, scores: Scores, discoveries: Discoveries | None) -> Response:
-    """The scores as records: `valid` for the verdict, `side` -1, 0 or 1, NaN for no khat, columns by their numbers."""
+    """Scores as npy records: `valid` for the verdict, `side` -1, 0 or 1, NaN if there is no khat, columns by index."""
     dtype = SCORE_DTYPE
     columns = {"valid": scores.valid, "side": scores.sides}
     if isinstance(scores, ExplainedScores):
@@ -271,14 +271,14 @@ def scores_npy_response(model: ModelId, scores: Scores, discoveries: Discoveries
 
 
 def model_headers(model: ModelId) -> dict[str, str]:
-    """Which model answered, beside a body that cannot say it."""
+    """Headers that name the model, for bodies that have no field for it."""
     return {"X-Model": f"{model.name}@{model.version}", "X-Model-Digest": model.digest}
 
 
 def reconstructions_response(
     kind: str, model: ModelId, answer: Reconstructions, spec: InputSpec, warnings: Sequence[str]
 ) -> Response:
-    """POST /reconstruct: JSON with everything, the means as npy or CSV, or means followed by draws as a picture."""
+    """Answer POST /reconstruct: everything as JSON, the means as npy or CSV, or means and draws as one PNG."""
     means, draws = shaped(answer.mean, spec), shaped(answer.draws, spec)
     if kind == NPY:
         return npy_response(means)
@@ -297,7 +297,7 @@ def reconstructions_response(
 
 
 def samples_response(kind: str, model: ModelId, samples: Samples, spec: InputSpec, headers: dict[str, str]) -> Response:
-    """GET /sample."""
+    """Answer GET /sample."""
     rows = shaped(samples.samples, spec)
     if kind == NPY:
         return npy_response(rows, headers)
@@ -315,7 +315,7 @@ def samples_response(kind: str, model: ModelId, samples: Samples, spec: InputSpe
 
 
 def encodings_response(kind: str, model: ModelId, answer: Encodings, warnings: Sequence[str]) -> Response:
-    """POST /encode: JSON, or means and stds as npy of shape (B, 2, L)."""
+    """Answer POST /encode with JSON, or with means and stds as npy of shape (B, 2, L)."""
     if kind == NPY:
         return npy_response(np.stack([answer.mean, answer.std], axis=1))
     rows = [
@@ -326,7 +326,7 @@ def encodings_response(kind: str, model: ModelId, answer: Encodings, warnings: S
 
 
 def means_response(kind: str, model: ModelId, means: np.ndarray, spec: InputSpec) -> Response:
-    """POST /decode."""
+    """Answer POST /decode."""
     rows = shaped(means, spec)
     if kind == NPY:
         return npy_response(rows)
@@ -336,7 +336,7 @@ def means_response(kind: str, model: ModelId, means: np.ndarray, spec: InputSpec
 
 
 def manifold_response(kind: str, model: ModelId, manifold: Manifold, spec: InputSpec) -> Response:
-    """GET /manifold."""
+    """Answer GET /manifold."""
     rows = shaped(manifold.means, spec)
     if kind == NPY:
         return npy_response(rows)

@@ -1,4 +1,4 @@
-"""The application: its parts are put together here, when it is created, and never at import."""
+"""The application, assembled by `create_app` and never at import."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROUTERS = (routes.router, routes_generate.router, routes_admin.router, routes_he
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """An application that serves the store of the settings; models are loaded when it starts."""
+    """Create an application that serves the store in the settings; it loads the models when it starts."""
     service = Service(settings, Engine(settings), KeyRing(settings.api_keys_file))
     app = FastAPIOffline(
         docs_url="/docs",
@@ -63,9 +63,9 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Run the inference threads, load the models beside the event loop and follow the store; finish at the end.
+    """Run the inference threads, and load models and poll the store in the background; on exit, finish queued work.
 
-    The service listens while it loads: alive, and not ready.
+    The service listens while it loads: it is alive, but not ready.
     """
     service: Service = app.state.service
     service.engine.start()
@@ -77,10 +77,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def follow_store(engine: Engine) -> None:
-    """Load what the store holds, and look again from time to time."""
+    """Load the models in the store, then poll it for changes."""
     await asyncio.to_thread(engine.registry.refresh)
-    # What is in memory now stays there: torch's many objects, walked through again and again by the garbage collector,
-    # would stop the service for a tenth of a second each time.
+    # What is in memory now stays there. Each pass of the garbage collector over torch's many objects would stop the
+    # service for a tenth of a second.
     gc.collect()
     gc.freeze()
     threads = len(engine.inference.threads)
@@ -91,14 +91,14 @@ async def follow_store(engine: Engine) -> None:
 
 
 async def reload(service: Service) -> None:
-    """What SIGHUP asks for: the keys and the store as they are now."""
+    """Read the keys and the store again, on SIGHUP."""
     log.info("reloading")
     service.keys.reread()
     await asyncio.to_thread(service.engine.registry.refresh)
 
 
 class Guard:
-    """Asks for an API key, where keys are set, on every path but the probes and those that a setting opens."""
+    """Requires an API key, if any are configured, on every path except the probes and VOUCH_OPEN_PATHS."""
 
     def __init__(self, app: ASGIApp, ring: KeyRing, open_paths: tuple[str, ...]) -> None:
         self.app = app
@@ -106,7 +106,7 @@ class Guard:
         self.open_paths = (*PROBES, *open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request pass, or answer 401."""
+        """Pass the request on, or answer 401."""
         if scope["type"] == "http" and not self.is_open(scope["path"]):
             headers = Headers(scope=scope)
             try:
@@ -117,7 +117,7 @@ class Guard:
         await self.app(scope, receive, send)
 
     def is_open(self, path: str) -> bool:
-        """Whether the path asks for no key; /docs brings its script and its document along."""
+        """Whether the path needs no key; opening /docs also opens its scripts and the OpenAPI document."""
         path = path.removeprefix("/v1") if path.startswith("/v1/") else path
         if "/docs" in self.open_paths and (path == "/openapi.json" or path.startswith("/docs-assets/")):
             return True
@@ -125,7 +125,7 @@ class Guard:
 
 
 def document_bodies(app: FastAPI, service: Service) -> None:
-    """Add the bodies that we parse ourselves, and examples that run, to the OpenAPI document."""
+    """Add the request bodies that we parse ourselves, and working examples, to the OpenAPI document."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -147,10 +147,10 @@ def document_bodies(app: FastAPI, service: Service) -> None:
                 scorer = service.engine.registry.in_memory(None)
             except (ModelError, UnavailableError):
                 scorer = None
-            if scorer is None:  # nothing to make an example of, yet
+            if scorer is None:  # no model to make examples from yet
                 return document
             put_examples(document, scorer)
             app.openapi_schema = document
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation recommends

@@ -1,8 +1,8 @@
-"""uvicorn's HTTP/1.1 protocol with limits that it has not.
+"""uvicorn's HTTP/1.1 protocol with the limits that it lacks.
 
-They are on how large a request's head may be, on what may stand between the parts of a body and behind it, and on how long
-a head, the rest of a body that was answered early, and the reading of an answer may take. Without them a connection costs
-a file descriptor, and any amount of memory, for as long as its client likes.
+They bound the size of a request's head and of what stands between and after the parts of a body. They also bound the time
+for a head, for the rest of a body that was answered early, and for reading an answer. Without them a connection costs a
+file descriptor, and any amount of memory, for as long as its client likes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ class LimitedProtocol(HttpToolsProtocol):
     between_bytes = 0  # since the last part of a body: chunk sizes, their extensions, trailers
 
     def connection_made(self, transport: Any) -> None:
-        """A head may come now; a new connection must not be idle for ever, either."""
+        """Start the timer at once: a connection that never sends a head is closed, too."""
         super().connection_made(transport)
         self.start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing comes any more."""
         self.stop_timer()
         self.stop_rest_timer()
         if self.reader_timer is not None:
@@ -43,9 +42,9 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what belongs to a head that has not ended."""
+        """Count the bytes of an unfinished head, and those between the parts of a body."""
         if self.reads_head:
-            self.head_bytes += len(data)  # 0 again where this ends the head
+            self.head_bytes += len(data)  # reset to 0 if this data completes the head
         else:
             self.between_bytes += len(data)
         super().data_received(data)
@@ -58,36 +57,34 @@ class LimitedProtocol(HttpToolsProtocol):
         elif self.reads_head and self.head_bytes and self.head_timer is None:
             self.start_timer()
         elif not self.reads_head and not self.is_busy() and self.rest_timer is None:
-            # The rest of a body that was answered early. uvicorn's clock starts anew with every piece, or not at all.
+            # The rest of a body that was answered early. uvicorn's timer restarts with every piece, or never starts.
             self.rest_timer = self.loop.call_later(self.header_timeout_s, self.transport.abort)
 
     def on_body(self, body: bytes) -> None:
-        """A part of a body."""
         self.between_bytes = 0
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
         self.reads_head = False
         self.head_bytes = self.between_bytes = 0
         self.stop_timer()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """The next head may come; until it begins, uvicorn's own timeout for idle connections runs."""
+        """Expect the next head; until it begins, uvicorn's own timeout for idle connections applies."""
         super().on_message_complete()
         self.reads_head = True
         self.stop_rest_timer()
 
     def on_response_complete(self) -> None:
-        """The answer is written, and lies in memory until its client has read it."""
+        """Watch the client read the answer, which stays in memory until then."""
         super().on_response_complete()
         if self.reader_timer is not None:
             self.reader_timer.cancel()
         self.watch_reader(math.inf)
 
     def watch_reader(self, before: float) -> None:
-        """Hang up on a client that reads nothing of its answer for as long as a head may take."""
+        """Hang up on a client that reads nothing of its answer for `header_timeout_s`."""
         self.reader_timer = None
         unread = self.transport.get_write_buffer_size()
         if unread >= before:
@@ -96,27 +93,23 @@ class LimitedProtocol(HttpToolsProtocol):
             self.reader_timer = self.loop.call_later(self.header_timeout_s, self.watch_reader, unread)
 
     def is_busy(self) -> bool:
-        """Whether a request is being answered."""
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
 
     def start_timer(self) -> None:
-        """Wait for the head's end."""
         self.head_timer = self.loop.call_later(self.header_timeout_s, self.head_timed_out)
 
     def stop_timer(self) -> None:
-        """It came, or nobody is there."""
         if self.head_timer is not None:
             self.head_timer.cancel()
             self.head_timer = None
 
     def stop_rest_timer(self) -> None:
-        """The rest of the body came, or nobody is there."""
         if self.rest_timer is not None:
             self.rest_timer.cancel()
             self.rest_timer = None
 
     def head_timed_out(self) -> None:
-        """It did not come; a head behind a request that is being answered has time until that is done."""
+        """Refuse a late head, but not while an earlier request on the connection is being answered."""
         self.head_timer = None
         if self.is_busy():
             self.start_timer()
@@ -124,7 +117,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.refuse(TOO_SLOW)
 
     def refuse(self, status: str) -> None:
-        """Answer in the words of HTTP, unless another answer is being written, and hang up."""
+        """Answer with a status if a head has begun and no other answer is being written, and hang up."""
         self.stop_timer()
         if self.transport.is_closing():
             return
@@ -135,6 +128,6 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 def protocol_with(max_header_bytes: int, header_timeout_s: float) -> type[LimitedProtocol]:
-    """A protocol class with these limits; uvicorn makes an object of it for each connection."""
+    """A protocol class with these limits; uvicorn creates an instance for each connection."""
     limits = {"max_header_bytes": max_header_bytes, "header_timeout_s": header_timeout_s}
     return type("LimitedProtocol", (LimitedProtocol,), limits)

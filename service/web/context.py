@@ -1,4 +1,4 @@
-"""What a running application holds, and one object for each request: its deadline, its body, its timings, who waits."""
+"""The state of a running application, and of each request: deadline, body, timings, and whether its client is there."""
 
 from __future__ import annotations
 
@@ -22,84 +22,80 @@ from service.settings import Settings
 from service.web.access import KeyRing
 from service.web.answers import ModelId
 
-CONTEXT = "context"  # the one key of ours in a request's state
-FEW = 500  # rows of scores, or numbers, that are written in less time than another thread takes to wake up
-SMALL = 65_536  # bytes of a body that are parsed in less time than that
+CONTEXT = "context"  # our only key in a request's state
+FEW = 500  # rows of scores, or numbers: fewer are encoded faster than another thread wakes up
+SMALL = 65_536  # bytes of a body: fewer are parsed faster than that
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 @dataclass
 class Service:
-    """One application's parts."""
+    """The parts of one application."""
 
     settings: Settings
     engine: Engine
     keys: KeyRing
     draining: bool = False
-    held_bytes: int = 0  # of the bodies of all requests that are not answered yet
+    held_bytes: int = 0  # of the bodies of all unanswered requests
 
     def is_ready(self) -> bool:
-        """Whether a request that names no model will be answered, and for some time to come."""
+        """Whether the default model can answer and the service is not shutting down."""
         return not self.draining and self.engine.is_ready()
 
 
 @dataclass
 class RequestContext:
-    """Everything that is known of one request; `Observe` makes it, `RequestContext.of` finds it again.
+    """Everything known about one request. `Observe` creates it, and `RequestContext.of` looks it up.
 
-    It is the `serving.call.Call` for which the engine computes.
+    It implements `serving.call.Call`, the engine's view of a request.
     """
 
     service: Service
     request: Request
     request_id: str
     timings: Timings = field(default_factory=Timings)
-    is_stream: bool = False  # the body is read while it is answered
-    log_entry: dict[str, Any] = field(default_factory=dict)  # what the log line says of scores
+    is_stream: bool = False  # the body is read while the answer is written
+    log_entry: dict[str, Any] = field(default_factory=dict)  # fields of the log line about scores
     held_bytes: int = 0
     hang_up_task: asyncio.Task[None] | None = None
 
     @staticmethod
     def begun(service: Service, scope: Scope, receive: Receive, request_id: str) -> RequestContext:
-        """The context of a request that has just come in, kept in its scope."""
+        """Create the context of a new request and keep it in the scope."""
         context = RequestContext(service, Request(scope, receive), request_id)
         scope.setdefault("state", {})[CONTEXT] = context
         return context
 
     @staticmethod
     def of(request: Request) -> RequestContext:
-        """The context of a request."""
         context: RequestContext = request.scope["state"][CONTEXT]
         return context
 
     @property
     def engine(self) -> Engine:
-        """What scores."""
         return self.service.engine
 
     @property
     def settings(self) -> Settings:
-        """The deployment's settings."""
         return self.service.settings
 
     @property
     def content_type(self) -> str:
-        """The Content-Type header."""
         return self.request.headers.get("content-type", "")
 
     @property
     def accept(self) -> str:
-        """The Accept header, which may come in several lines."""
+        """The Accept header; several header lines are joined."""
         return ",".join(self.request.headers.getlist("accept"))
 
-    # Until when, and for whom
+    # Deadline and hang-up
 
     def timeout_s(self) -> float:
-        """Seconds that the request may take: the deployment's, or fewer if the client says so.
+        """Seconds that the request may take: the deployment's limit, or less if the client asks for it.
 
         Raises:
-            InputError: the client's header is not a number of seconds.
+            InputError: the client's header is not a positive number of seconds.
         """
         header = self.request.headers.get("x-request-timeout")
         if header is None:
@@ -113,11 +109,11 @@ class RequestContext:
         return min(seconds, self.settings.request_timeout_s)
 
     def time_left_s(self) -> float:
-        """Seconds until the deadline; a stream has one for each block of its lines."""
+        """Seconds until the deadline; in a stream, each block of lines has its own."""
         return self.timeout_s() if self.is_stream else self.timeout_s() - self.timings.elapsed_s()
 
     def hang_up(self) -> asyncio.Future[None]:
-        """Done when the client hangs up; watched from the first call on."""
+        """A future that is done when the client hangs up; watching starts with the first call."""
         if self.hang_up_task is None:
             self.hang_up_task = asyncio.ensure_future(self.disconnected())
         return self.hang_up_task
@@ -125,7 +121,7 @@ class RequestContext:
     async def disconnected(self) -> None:
         """Return when the client hangs up.
 
-        While a body is still coming in, the messages that would tell belong to its reader, who will notice.
+        For a stream it never returns: the messages belong to the reader of the body, who notices the hang-up.
         """
         if self.is_stream:
             await asyncio.Event().wait()
@@ -133,7 +129,7 @@ class RequestContext:
             pass
 
     def note_scores(self, published: Published, scores: Scores) -> None:
-        """Note what the log line says of scores."""
+        """Add the scores to the request's log line."""
         if not self.log_entry:
             self.log_entry = {
                 "model": str(published.reference), "digest": published.digest, "rows": 0, "invalid": 0
@@ -142,27 +138,27 @@ class RequestContext:
         self.log_entry["invalid"] += int(np.count_nonzero(~scores.valid))
 
     def release(self) -> None:
-        """The request is answered: give its memory back, and stop watching for a hang-up."""
+        """Release the memory of an answered request, and stop watching for a hang-up."""
         self.service.held_bytes -= self.held_bytes
         self.held_bytes = 0
         if self.hang_up_task is not None:
             self.hang_up_task.cancel()
 
-    # The body, and the answer
+    # Body and answer
 
     async def body(self) -> bytes:
-        """The body, refused as soon as it is longer than the limit, whether it declares its length or not.
+        """Read the body; refuse it as soon as it exceeds the limit, whether or not its length was declared.
 
         Raises:
             MediaTypeError: it is compressed.
             TooLargeError: it is too long.
-            DeadlineError: it did not come in time.
-            OverloadedError: the bodies of all requests are too much.
+            DeadlineError: it did not arrive in time.
+            OverloadedError: the bodies of all requests exceed their limit.
         """
         self.refuse_compressed()
         limit = self.settings.max_body_bytes
         declared = self.request.headers.get("content-length", "0")
-        too_large = TooLargeError(f"the body has more than {limit:,} bytes, the most that this deployment accepts")
+        too_large = TooLargeError(f"the body has more than {limit:,} bytes, the limit of this deployment")
         if declared.isdecimal() and int(declared[:20]) > limit:
             raise too_large
         chunks, size = [], 0
@@ -176,8 +172,8 @@ class RequestContext:
                         self.hold(len(chunk))
                         chunks.append(chunk)
         except TimeoutError:
-            raise DeadlineError("the deadline passed while the body was read") from None
-        self.hang_up()  # while the body is parsed, too
+            raise DeadlineError("the deadline passed before the body was read") from None
+        self.hang_up()  # watch while the body is parsed, too
         return b"".join(chunks)
 
     def refuse_compressed(self) -> None:
@@ -186,10 +182,10 @@ class RequestContext:
             raise MediaTypeError("compressed bodies are not supported; send it without Content-Encoding")
 
     def hold(self, size: int) -> None:
-        """Set memory aside for more of the body.
+        """Reserve memory for more of the body.
 
         Raises:
-            OverloadedError: the bodies of all requests take as much as they may.
+            OverloadedError: the bodies of all requests exceed their limit.
         """
         service = self.service
         if service.held_bytes + size > self.settings.max_held_bytes and service.held_bytes:
@@ -198,14 +194,14 @@ class RequestContext:
         self.held_bytes += size
 
     async def parsed(self, size: int, parse: Callable[[], T], always_beside: bool = False) -> T:
-        """What a body of so many bytes says; large ones are parsed beside the event loop."""
+        """Parse a body of `size` bytes; large ones are parsed in a thread, off the event loop."""
         with self.timings.measured("parse"):
             if size < SMALL and not always_beside:
                 return parse()
             return await asyncio.to_thread(parse)
 
     async def encoded(self, size: int, encode: Callable[P, Response], *args: P.args, **kwargs: P.kwargs) -> Response:
-        """An answer of so many rows or numbers; large ones are written beside the event loop."""
+        """Encode an answer of `size` rows or numbers; large ones are encoded in a thread, off the event loop."""
         with self.timings.measured("encode"):
             if size < FEW:
                 return encode(*args, **kwargs)
@@ -213,6 +209,6 @@ class RequestContext:
 
 
 def model_id(scorer: Scorer) -> ModelId:
-    """Which model answers."""
+    """Name, version and digest of the scorer's model."""
     published = scorer.published
     return ModelId(published.reference.name, published.reference.version, published.digest)

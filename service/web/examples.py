@@ -1,4 +1,4 @@
-"""An example for each endpoint of the OpenAPI page, made from the default model: it runs as it stands."""
+"""Working examples for the endpoints on the OpenAPI page, made from the default model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.web.answers import JSON
 
 
 def put_examples(document: dict[str, Any], scorer: Scorer) -> None:
-    """Put request bodies that this deployment's default model can read into an OpenAPI document."""
+    """Add request bodies that the default model can read to an OpenAPI document."""
     spec = scorer.model.input
     row = scorer.sample(1, seed=7, of="observation").samples[0]
     rounded = np.round(row, 4)

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol, version 2: one input tensor of rows, a tensor for each part of the score.
+"""The Open Inference Protocol, version 2: one input tensor of rows, one output tensor for each part of the score.
 
-Tensors come and go as JSON, or, by the binary tensor extension, as bytes behind the JSON: the header
-`Inference-Header-Content-Length` says where the JSON ends, each tensor's `binary_data_size` how long it is.
+Tensors are sent as JSON or, with the binary tensor extension, as bytes after the JSON. The header
+`Inference-Header-Content-Length` gives the length of the JSON, and `binary_data_size` that of each tensor.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ INPUT_TYPES = {
 OUTPUTS = {"log_likelihood": "FP64", "percentile": "FP64", "p_value": "FP64", "verdict": "BYTES"}
 NO_DATA = msgspec.Raw(b"null")
 MAX_DIMENSIONS = 3  # rows of images
-# Read as numbers and nothing else: text among them could make numpy want any amount of memory.
+# Accept only numbers: text among them could make numpy allocate any amount of memory.
 NUMBERS = [msgspec.json.Decoder(kind) for kind in (list[float], list[list[float]], list[list[list[float]]])]
 SIZE, BINARY, ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
 
 
 class Tensor(msgspec.Struct):
-    """An input tensor; its data, flat or nested, or the size of its bytes among the parameters."""
+    """An input tensor, with its data, flat or nested, or with the size of its bytes in the parameters."""
 
     name: str
     shape: list[Annotated[int, msgspec.Meta(ge=0)]]
@@ -51,7 +51,7 @@ class Tensor(msgspec.Struct):
 
 
 class RequestedOutput(msgspec.Struct):
-    """An output that the client wants."""
+    """A requested output."""
 
     name: str
     parameters: dict[str, Any] = {}
@@ -68,7 +68,7 @@ class InferRequest(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request wants to know of which rows, shape (B, D): the outputs, and which of them as bytes."""
+    """A parsed request: rows, shape (B, D), and the name of each requested output, with whether to send it as bytes."""
 
     rows: np.ndarray
     id: str | None
@@ -76,7 +76,7 @@ class Asked:
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors that an endpoint may answer, for the OpenAPI page."""
+    """The errors that an endpoint may answer with: these statuses, and 401 and 403."""
     return {status: {"model": schemas.ProtocolError} for status in (401, 403, *statuses)}
 
 
@@ -85,20 +85,20 @@ router = APIRouter(prefix=PREFIX, route_class=LeanRoute, tags=["open inference p
 
 @router.get("", response_model=schemas.ProtocolServer, responses=errors())
 async def server(request: Request) -> Response:
-    """What this server is."""
+    """Name, version and extensions of this server."""
     return answers.json_response({"name": "vouch", "version": __version__, "extensions": ["binary_tensor_data"]})
 
 
 @router.get("/health/live", response_model=schemas.ProtocolLive, responses={503: {"model": schemas.ProtocolLive}})
 async def live(request: Request) -> Response:
-    """Alive."""
+    """Alive: the event loop answers and every inference thread runs."""
     alive = RequestContext.of(request).engine.is_alive()
     return answers.json_response({"live": alive}, None, 200 if alive else 503)
 
 
 @router.get("/health/ready", response_model=schemas.ProtocolReady, responses={503: {"model": schemas.ProtocolReady}})
 async def ready(request: Request) -> Response:
-    """Ready."""
+    """Ready: the default model is in memory, and the service is not shutting down."""
     is_ready = RequestContext.of(request).service.is_ready()
     return answers.json_response({"ready": is_ready}, None, 200 if is_ready else 503)
 
@@ -117,7 +117,7 @@ async def version_metadata(request: Request, name: str, version: str) -> Respons
 
 @router.get("/models/{name}/ready", response_model=schemas.ProtocolModelReady, responses=errors(404, 503))
 async def model_ready(request: Request, name: str) -> Response:
-    """Whether a model can be asked."""
+    """Whether a model can be served."""
     await RequestContext.of(request).engine.scorer(name)
     return answers.json_response({"name": name, "ready": True})
 
@@ -126,7 +126,7 @@ async def model_ready(request: Request, name: str) -> Response:
     "/models/{name}/versions/{version}/ready", response_model=schemas.ProtocolModelReady, responses=errors(404, 503)
 )
 async def version_ready(request: Request, name: str, version: str) -> Response:
-    """Whether a version can be asked."""
+    """Whether a version can be served."""
     await RequestContext.of(request).engine.scorer(reference(name, version))
     return answers.json_response({"name": name, "ready": True})
 
@@ -160,7 +160,7 @@ async def infer(request: Request, name: str) -> Response:
 
 @router.post("/models/{name}/versions/{version}/infer", **INFER)
 async def version_infer(request: Request, name: str, version: str) -> Response:
-    """Score the rows of one input tensor with a version."""
+    """Score the rows of one input tensor with a given version."""
     return await inferred(request, name, version)
 
 
@@ -170,7 +170,7 @@ async def described(request: Request, name: str, version: str | None) -> Respons
     scorer = await engine.scorer(reference(name, version))
     document = {
         "name": name,
-        # One that was published a moment ago is served by its number before the store is looked at again.
+        # A version that was just published can be served by its number before the store is polled again.
         "versions": engine.registry.catalog.versions.get(name, (scorer.published.reference.version,)),
         "platform": "vouch",
         "inputs": [{"name": "rows", "datatype": "FP32", "shape": [-1, scorer.model.input.features]}],
@@ -180,7 +180,7 @@ async def described(request: Request, name: str, version: str | None) -> Respons
 
 
 async def inferred(request: Request, name: str, version: str | None) -> Response:
-    """The scores of a request's rows, as the outputs that it wants."""
+    """Score the rows of a request, and answer with the requested outputs."""
     context = RequestContext.of(request)
     scorer = await context.engine.scorer(reference(name, version))
     context.engine.check_room(scorer)
@@ -193,7 +193,6 @@ async def inferred(request: Request, name: str, version: str | None) -> Response
 
 
 def reference(name: str, version: str | None) -> str:
-    """NAME or NAME@VERSION."""
     return name if version is None else f"{name}@{version}"
 
 
@@ -201,45 +200,45 @@ def reference(name: str, version: str | None) -> str:
 
 
 def header_length(request: Request, size: int) -> int:
-    """Where the JSON of a body ends: the client says so where bytes follow it."""
+    """Length of the JSON part of a body, which the client declares if bytes follow it."""
     given = request.headers.get(HEADER_LENGTH)
     if given is None:
         return size
     if not given.isdecimal() or len(given) > 12 or int(given) > size:
-        raise MalformedError(f"{HEADER_LENGTH}: expected a number of bytes that the body has")
+        raise MalformedError(f"{HEADER_LENGTH}: must be the length of the JSON part, at most the body's length")
     return int(given)
 
 
 def read(body: bytes, length: int, scorer: Scorer, max_rows: int) -> Asked:
-    """The rows and the wanted outputs of a request."""
+    """Read the rows and the requested outputs of a request."""
     asked = decoded(body[:length])
     if len(asked.inputs) != 1:
         raise InputError(f"the request has {len(asked.inputs)} inputs, the model reads one")
     wanted = asked.outputs or [RequestedOutput(output) for output in OUTPUTS]
     if {output.name for output in wanted} - set(OUTPUTS):
-        raise InputError(f"an output is not known, expected some of {', '.join(OUTPUTS)}")
+        raise InputError(f"unknown output; expected some of {', '.join(OUTPUTS)}")
     all_binary = asked.parameters.get(ALL_BINARY) is True
     if len({output.name for output in wanted}) < len(wanted):
-        raise InputError("an output is asked for twice")
+        raise InputError("output requested twice")
     outputs = [(output.name, output.parameters.get(BINARY, all_binary) is True) for output in wanted]
     array = array_of(asked.inputs[0], memoryview(body)[length:], max_rows)
     return Asked(scorer.rows(array), asked.id, outputs)
 
 
 def decoded(text: bytes) -> InferRequest:
-    """The request, if it is one."""
+    """Decode the JSON of a request."""
     try:
         return msgspec.json.decode(text, type=InferRequest)
     except msgspec.ValidationError:
-        raise InputError("the body is no inference request of the protocol, version 2") from None
+        raise InputError("the body is not an inference request of protocol version 2") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise MalformedError("the body is not JSON") from None
 
 
 def array_of(given: Tensor, binary: memoryview, max_rows: int) -> np.ndarray:
-    """A tensor's numbers in its shape."""
+    """The numbers of a tensor, in its declared shape."""
     if given.datatype not in INPUT_TYPES:
-        raise InputError(f"the datatype is not read, expected one of {', '.join(INPUT_TYPES)}")
+        raise InputError(f"unsupported datatype; expected one of {', '.join(INPUT_TYPES)}")
     if not given.shape or math.prod(given.shape) == 0:
         raise InputError("the tensor is empty, expected at least one row")
     if len(given.shape) > MAX_DIMENSIONS:
@@ -260,7 +259,7 @@ def binary_array(given: Tensor, binary: memoryview) -> np.ndarray:
     if type(size) is not int or size != len(binary):
         raise InputError(f"{SIZE} is not the number of bytes that follow the JSON, {len(binary):,}")
     if given.data != NO_DATA or math.prod(given.shape) * dtype.itemsize != size:
-        raise InputError("the bytes do not have the shape that is declared")
+        raise InputError("the bytes do not match the declared shape")
     return np.frombuffer(binary, dtype).reshape(given.shape)
 
 
@@ -271,24 +270,24 @@ def json_array(given: Tensor) -> np.ndarray:
     try:
         return np.array(numbers_in(given.data), dtype=np.float64).reshape(given.shape)
     except ValueError:
-        raise InputError("the data do not have the shape that is declared") from None
+        raise InputError("the data do not match the declared shape") from None
 
 
 def numbers_in(data: msgspec.Raw) -> Any:
-    """Lists of numbers, nested or not."""
+    """Decode a flat or nested list of numbers."""
     for decoder in NUMBERS:
         try:
             return decoder.decode(data)
         except (msgspec.DecodeError, RecursionError, OverflowError):
             continue
-    raise InputError("the data are expected to be numbers, in lists of one depth")
+    raise InputError("data must be a flat or nested list of numbers")
 
 
 # Answers
 
 
 def answer(name: str, scorer: Scorer, asked: Asked, scores: Scores) -> Response:
-    """The outputs; where some are wanted as bytes, these follow the JSON in the same order."""
+    """Encode the outputs; those requested as bytes follow the JSON in the same order."""
     columns = {output: getattr(scores, output) for output, _ in asked.outputs}
     blobs = [tensor_bytes(columns[output]) for output, is_binary in asked.outputs if is_binary]
     sizes = iter(map(len, blobs))
@@ -313,7 +312,7 @@ def answer(name: str, scorer: Scorer, asked: Asked, scores: Scores) -> Response:
 
 
 def tensor_bytes(column: np.ndarray | list[str]) -> bytes:
-    """FP64 as it lies in memory, little-endian; text as its length in four bytes, then itself."""
+    """FP64 as little-endian bytes; each text as its length in four bytes, then the text."""
     if isinstance(column, np.ndarray):
         return column.astype("<f8").tobytes()
     return b"".join(len(text).to_bytes(4, "little") + text.encode() for text in column)

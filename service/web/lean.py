@@ -1,4 +1,4 @@
-"""A route without FastAPI's machinery for parameters, which costs more than all else that a request does but score."""
+"""A route without FastAPI's parameter handling, which costs more than everything else in a request except scoring."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from service.errors import InputError
 
 
 class LeanRoute(APIRoute):
-    """For endpoints that take the request and the texts of its path; their query is documented in `openapi_extra`."""
+    """For endpoints that take the request and its path parameters; `openapi_extra` documents their query."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What FastAPI calls for a request; errors are for the application's handlers."""
+        """The handler that FastAPI calls; errors go to the application's exception handlers."""
         parameters = (self.openapi_extra or {}).get("parameters", [])
         endpoint, known = self.endpoint, frozenset(one["name"] for one in parameters if one["in"] == "query")
 
@@ -29,11 +29,11 @@ class LeanRoute(APIRoute):
 
 
 def check_known(parameters: Iterable[str], known: frozenset[str]) -> None:
-    """Refuse query parameters that the endpoint does not have: a misspelt one would otherwise be ignored in silence."""
+    """Raise for query parameters that the endpoint does not have: a misspelt one would otherwise be silently ignored."""
     if not known.issuperset(parameters):
         raise InputError(f"unknown query parameter; expected some of: {', '.join(sorted(known)) or 'none'}")
 
 
 async def only_known_parameters(request: Request) -> None:
-    """The same for routes of FastAPI's own, as a dependency."""
+    """`check_known` as a dependency of FastAPI's own routes."""
     check_known(request.query_params, frozenset(one.alias for one in request.scope["route"].dependant.query_params))

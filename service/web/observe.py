@@ -1,4 +1,4 @@
-"""What wraps every request: an id, a span, a log line, metrics, `Server-Timing`, and an answer where something failed."""
+"""Middleware around every request: id, span, log line, metrics, `Server-Timing`, and the answer to an unhandled error."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REASONS = {
 
 
 class Observe:
-    """Plain ASGI: a wrapper of responses would hide from handlers that the client hung up."""
+    """Plain ASGI: middleware that wraps responses would hide from handlers that the client hung up."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
@@ -46,7 +46,7 @@ class Observe:
         self.tracer = Tracer.configured()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and say how it went."""
+        """Pass the request on, then log and count it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -71,7 +71,7 @@ class Observe:
                 await self.app(scope, receive, send_with_headers)
             except (ClientDisconnect, CallerLeftError):
                 log.debug("the client hung up", extra={"request_id": request_id})
-            except Exception as error:  # whatever a handler did not foresee
+            except Exception as error:  # anything that no handler expected
                 log.exception("unhandled error", extra={"request_id": request_id})
                 if not status:
                     await on_bug(Request(scope), error)(scope, receive, send_with_headers)
@@ -82,7 +82,7 @@ class Observe:
                 self.count(entry, timings)
 
     def entry(self, context: RequestContext, status: int) -> dict[str, Any]:
-        """The log line's fields; the path's template, not the path, so that nobody can make labels."""
+        """Fields of the log line; the path's template, not the path, so that clients cannot create metric labels."""
         scope, timings = context.request.scope, context.timings
         path = getattr(scope.get("route"), "path", UNKNOWN)
         traceparent = context.request.headers.get("traceparent", "")
@@ -98,7 +98,7 @@ class Observe:
         }
 
     def count(self, entry: dict[str, Any], timings: Timings) -> None:
-        """The metrics and the log line of a request."""
+        """Update the metrics and write the log line of a request."""
         metrics = self.service.engine.metrics
         path, status = entry["path"], entry["status"]
         metrics.at(metrics.requests, entry["method"], path, str(status)).inc()
@@ -112,12 +112,12 @@ class Observe:
 
     @staticmethod
     def request_id(headers: Headers) -> str:
-        """The caller's own, if it is harmless, or a new one."""
+        """The caller's request id if it is well-formed, or a new one."""
         given = headers.get("x-request-id", "")
         return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def server_timing(timings: Timings) -> str:
-    """The parts of a request, in milliseconds, as browsers read them."""
+    """The Server-Timing header: the parts of a request in milliseconds."""
     parts = {**timings.seconds, "total": timings.elapsed_s()}
     return ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in parts.items())

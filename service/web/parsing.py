@@ -1,7 +1,7 @@
-"""Crossing 1: request bytes to rows.
+"""Parse requests: bytes to rows.
 
-Numbers are parsed straight into typed lists and arrays. Only where that fails is the body walked cell by cell, to say
-what is wrong and where. No error repeats the input.
+Numbers are parsed straight into typed lists and arrays. Only if that fails, the body is checked cell by cell, to say what
+is wrong and where. No error repeats the input.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from service.files.tables import parsed_table
 MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape
 NPY_KINDS = "uif"
 MAX_DIMENSIONS = 3  # rows of images
-PYTHON_2 = re.compile(rb"\dL\b")  # a long integer in an npy header, which numpy would mend with a warning
+PYTHON_2 = re.compile(rb"\dL\b")  # a long integer in an npy header, which numpy would fix with a warning
 
 
 class FlatBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -52,13 +52,13 @@ FLAT = msgspec.json.Decoder(FlatBody)
 NESTED = msgspec.json.Decoder(NestedBody)
 LATENTS = msgspec.json.Decoder(LatentsBody)
 ROW = msgspec.json.Decoder(list[float])
-SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no answer could be encoded with
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: an answer that contains it could not be encoded
 STARTS_NESTED = re.compile(rb'\s*\{\s*"instances"\s*:\s*\[\s*\[\s*\[')
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Checked rows, shape (B, D), float32, with what came along."""
+    """Checked rows, shape (B, D), float32, with their ids and warnings."""
 
     rows: np.ndarray
     ids: list[Any] | None = None
@@ -71,7 +71,7 @@ class Batch:
 def parse_rows(
     body: bytes, content_type: str, spec: InputSpec, reader: CellReader, max_rows: int, max_pixels: int
 ) -> Batch:
-    """Rows from a body of any supported type.
+    """Parse rows from a body of any supported type.
 
     Raises:
         MediaTypeError, MalformedError, TooLargeError, InputError.
@@ -96,14 +96,14 @@ def parse_rows(
 
 
 def media_type(content_type: str) -> str:
-    """The type without its parameters."""
+    """The content type in lower case, without its parameters."""
     return content_type.partition(";")[0].strip().lower()
 
 
 def with_warnings(batch: Batch, spec: InputSpec) -> Batch:
-    """Say what looks like a mistake."""
+    """Add a warning if pixels look wrongly scaled."""
     if spec.kind == "image" and 0 < batch.rows.max(initial=0) <= 1:
-        warning = "all values are at most 1: pixels are expected from 0 to 255"
+        warning = "all values are at most 1; pixels should be 0 to 255"
         return Batch(batch.rows, batch.ids, (*batch.warnings, warning))
     return batch
 
@@ -112,7 +112,7 @@ def with_warnings(batch: Batch, spec: InputSpec) -> Batch:
 
 
 def parse_json(body: bytes, spec: InputSpec, reader: CellReader, max_rows: int) -> tuple[np.ndarray, list[Any] | None]:
-    """The instances of a JSON body as an array of shape (B, D), float64, and their ids where they have any."""
+    """The instances of a JSON body as an array of shape (B, D), float64, and their ids if they have any."""
     array = parse_numbers(body, spec, max_rows)
     return explained(body, reader, max_rows) if array is None else (array, None)
 
@@ -137,13 +137,13 @@ def parse_numbers(body: bytes, spec: InputSpec, max_rows: int) -> np.ndarray | N
 
 
 def check_row_count(rows: int, max_rows: int) -> None:
-    """Refuse more rows than the deployment accepts."""
+    """Raise if there are more rows than the deployment accepts."""
     if rows > max_rows:
         raise TooLargeError(f"the request has {rows:,} rows, at most {max_rows:,} are accepted")
 
 
 def explained(body: bytes, reader: CellReader, max_rows: int) -> tuple[np.ndarray, list[Any] | None]:
-    """The slow way: rows by column name, and what is wrong with the others."""
+    """The slow path: parse rows with named columns, or raise what is wrong with which row."""
     instances = field_of(loaded(body), "instances")
     check_row_count(len(instances), max_rows)
     faults: list[Fault] = []
@@ -158,7 +158,7 @@ def explained(body: bytes, reader: CellReader, max_rows: int) -> tuple[np.ndarra
 
 
 def summary(faults: Sequence[Fault]) -> str:
-    """The first fault in one line, and that there are more."""
+    """The first fault in one line, and whether there are more."""
     first = faults[0]
     column = "" if first.column is None else f", column {first.column}"
     expected = "" if first.expected is None else f"; expected {first.expected}"
@@ -167,7 +167,7 @@ def summary(faults: Sequence[Fault]) -> str:
 
 
 def loaded(body: bytes) -> Any:
-    """Any JSON, also with the NaN and Infinity that Python writes, so that they can be named in an error."""
+    """Decode any JSON, including Python's NaN and Infinity, so that an error can name them."""
     try:
         return json.loads(body, parse_int=integer)
     except (ValueError, RecursionError) as error:
@@ -176,31 +176,31 @@ def loaded(body: bytes) -> Any:
 
 
 def integer(digits: str) -> int | float:
-    """An integer; one that is too long for Python's own limit is beyond every float as well."""
+    """Parse an integer; one of 400 digits or more is beyond every float, and long before Python's own limit."""
     return int(digits) if len(digits) < 400 else math.inf
 
 
 def field_of(document: Any, name: str) -> list[Any]:
-    """The one list that a body holds."""
+    """The list in a body's only field."""
     if not isinstance(document, dict) or name not in document:
-        raise InputError(f'the body is expected to be an object with the field "{name}"')
+        raise InputError(f'expected an object with the field "{name}"')
     if len(document) > 1:
-        raise InputError(f'the body has fields beside "{name}", expected none')
+        raise InputError(f'unexpected fields besides "{name}"')
     rows = document[name]
     if not isinstance(rows, list) or not rows:
-        raise InputError(f'"{name}" is expected to be a list of at least one row')
+        raise InputError(f'"{name}" must be a list with at least one row')
     return rows
 
 
 def ids_of(instances: list[Any], reader: CellReader) -> list[Any] | None:
-    """The ids of object rows, None for rows without; None where no row has one."""
+    """The ids of rows that are objects, with None for rows without one; None if no row has an id."""
     if reader.names is None or "id" in reader.names:
         return None
     ids = [instance.get("id") if isinstance(instance, dict) else None for instance in instances]
     if not any(one is not None for one in ids):
         return None
     faults = [
-        Fault("the id is neither text nor a number", row, "id", "at most 256 characters, or a finite number")
+        Fault("id must be text or a number", row, "id", "at most 256 characters, or a finite number")
         for row, one in enumerate(ids)
         if not is_id(one)
     ]
@@ -210,15 +210,15 @@ def ids_of(instances: list[Any], reader: CellReader) -> list[Any] | None:
 
 
 def is_id(value: Any) -> bool:
-    """None, short text, or a number that JSON can hold."""
+    """Whether a value is None, short text, or a number that JSON can represent."""
     if isinstance(value, str):
         return len(value) <= 256 and not SURROGATE.search(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or (is_number and abs(value) < 2**63)  # NaN and infinity are not below it
+    return value is None or (is_number and abs(value) < 2**63)  # false for NaN and infinity
 
 
 def parse_simple_rows(lines: Sequence[bytes], spec: InputSpec) -> np.ndarray | None:
-    """Lines that all are lists of numbers of the right length, as an array of shape (B, D); None where one is not."""
+    """Lines as an array, shape (B, D), if all are lists of numbers of the right length; otherwise None."""
     if spec.reads_text:
         return None
     try:
@@ -229,7 +229,7 @@ def parse_simple_rows(lines: Sequence[bytes], spec: InputSpec) -> np.ndarray | N
 
 
 def parse_row(line: bytes, spec: InputSpec, reader: CellReader) -> tuple[np.ndarray, Any]:
-    """One JSON row, shape (1, D), and its id; the row is number 0 in errors."""
+    """Parse one JSON row, shape (1, D), and its id; errors call it row 0."""
     simple = parse_simple_rows([line], spec)
     if simple is not None:
         return simple, None
@@ -243,7 +243,7 @@ def parse_row(line: bytes, spec: InputSpec, reader: CellReader) -> tuple[np.ndar
 
 
 def parse_latents(body: bytes, content_type: str, latents: int, max_rows: int) -> np.ndarray:
-    """The latents of /decode, shape (B, L), float64; JSON or npy."""
+    """Parse the latents of /decode, shape (B, L), float64, from JSON or npy."""
     kind = media_type(content_type)
     if kind == "application/x-npy":
         array = parse_npy(body, latents, max_rows)
@@ -262,7 +262,7 @@ def parse_latents(body: bytes, content_type: str, latents: int, max_rows: int) -
 
 
 def explained_latents(body: bytes, latents: int) -> np.ndarray:
-    """What is wrong with a body of latents: they are read as rows of numbers without names."""
+    """The slow path for latents: read them as rows of unnamed numbers, or raise what is wrong with which row."""
     reader = CellReader((latents,), None, None, reads_text=False)
     faults: list[Fault] = []
     rows = [reader.row(row, index, faults) for index, row in enumerate(field_of(loaded(body), "latents"))]
@@ -275,7 +275,7 @@ def explained_latents(body: bytes, latents: int) -> np.ndarray:
 
 
 def parse_npy(body: bytes, features: int, max_rows: int) -> np.ndarray:
-    """An npy file's array, a view of the body where possible; pickled objects are refused.
+    """Parse an npy file into an array that is a view of the body; pickled objects are refused.
 
     The header is checked against the body's length before anything is allocated.
     """
@@ -284,19 +284,21 @@ def parse_npy(body: bytes, features: int, max_rows: int) -> np.ndarray:
         version = np.lib.format.read_magic(stream)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = reader(stream, max_header_size=MAX_HEADER)
-    except Exception:  # the header is a Python literal: hostile bytes raise whatever its tokenizer comes upon
-        raise MalformedError("the body is no npy file of version 1 or 2") from None
+    except Exception:  # the header is a Python literal: hostile bytes can make its tokenizer raise anything
+        raise MalformedError("the body is not an npy file of version 1 or 2") from None
     if PYTHON_2.search(body, 0, stream.tell()):
-        raise MalformedError("the npy file's header is that of Python 2")
+        raise MalformedError("npy header from Python 2; save the array with Python 3")
     if len(shape) > MAX_DIMENSIONS or not all(type(length) is int and length >= 0 for length in shape):
-        raise MalformedError("the npy file's header has no shape that rows could have")
+        raise MalformedError("npy header has an invalid shape")
     if dtype.hasobject:
-        raise MalformedError("the npy file holds pickled objects, which are never read; expected numbers")
+        raise MalformedError("npy file contains pickled objects, which are never loaded; expected numbers")
     if dtype.kind not in NPY_KINDS:
-        raise InputError(f"the array holds {dtype.name if len(dtype.name) < 20 else 'other'} values, expected numbers")
+        raise InputError(
+            f"the array contains {dtype.name if len(dtype.name) < 20 else 'other'} values, expected numbers"
+        )
     content = memoryview(body)[stream.tell() :]
     if math.prod(shape) * dtype.itemsize != len(content):
-        raise MalformedError(f"the npy file has {len(content):,} bytes of numbers, its header says otherwise")
+        raise MalformedError(f"npy header does not match the data size of {len(content):,} bytes")
     if not shape or math.prod(shape) == 0:
         raise InputError(f"the array is empty, expected (rows, {features})")
     check_row_count(shape[0], max_rows)
@@ -304,17 +306,17 @@ def parse_npy(body: bytes, features: int, max_rows: int) -> np.ndarray:
 
 
 def parse_image(body: bytes, kind: str, spec: InputSpec, max_pixels: int) -> Batch:
-    """One encoded image as one row."""
+    """Decode an image into one row."""
     if spec.kind != "image" or len(spec.shape) != 2:
-        raise MediaTypeError("the model reads no images, expected application/json, application/x-npy or text/csv")
+        raise MediaTypeError("the model does not read images; send application/json, application/x-npy or text/csv")
     height, width = spec.shape
     image = read_image(body, (height, width), max_pixels, ("PNG",) if kind == "image/png" else ("JPEG",))
-    warnings = ("the image has colours or transparency: its grey levels were scored",) if image.converted else ()
+    warnings = ("colour or transparency ignored: grey levels were scored",) if image.converted else ()
     return Batch(spec.rows(image.pixels[None]), None, warnings)
 
 
 def parse_table(body: bytes, reader: CellReader) -> np.ndarray:
-    """A CSV body with a header that names the model's columns, in any order, as numbers."""
+    """Parse a CSV body, whose header names the model's columns in any order, into numbers."""
     if reader.names is None:
         raise MediaTypeError("the model's columns have no names; send application/json or application/x-npy")
     try:
@@ -329,7 +331,7 @@ def parse_table(body: bytes, reader: CellReader) -> np.ndarray:
                 [Fault("unknown column", None, shortened(name), reader.known()) for name in unknown],
             )
         if not len(table):
-            raise InputError("the body has a header and no rows")
+            raise InputError("the body has a header but no rows")
         return reader.table(table)
     except csv.Error:
         raise MalformedError("the body is not a CSV table") from None

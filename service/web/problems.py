@@ -1,4 +1,4 @@
-"""One table from errors to statuses, and RFC 9457 problem documents. No document repeats the input."""
+"""The table that maps errors to statuses, and RFC 9457 problem documents. No document repeats the input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.web.context import RequestContext
 PROTOCOL = "/v2"
 JSON = "application/json"
 
-# The first class that fits decides: the narrower ones come first.
+# The first class that matches decides: subclasses come before their base.
 STATUSES: tuple[tuple[type[errors.VouchError], int, str], ...] = (
     (errors.MalformedError, 400, "malformed-body"),
     (errors.MediaTypeError, 415, "unsupported-media-type"),
@@ -35,34 +35,34 @@ STATUSES: tuple[tuple[type[errors.VouchError], int, str], ...] = (
     (errors.UnavailableError, 503, "unavailable"),
 )
 TITLES = {
-    "malformed-body": "The body is not what it claims to be",
-    "unsupported-media-type": "The content type is not spoken",
-    "not-acceptable": "No answer in an accepted type",
-    "too-large": "Larger than this deployment accepts",
-    "invalid-input": "The input cannot be read",
-    "invalid-percentiles": "The percentiles cannot be given",
-    "forbidden": "The API key may not do this",
-    "unauthorized": "An API key is needed",
+    "malformed-body": "The body is malformed",
+    "unsupported-media-type": "Unsupported content type",
+    "not-acceptable": "No acceptable answer type",
+    "too-large": "Too large",
+    "invalid-input": "Invalid input",
+    "invalid-percentiles": "The requested band or rule is not available",
+    "forbidden": "Not allowed for this API key",
+    "unauthorized": "API key required",
     "model-not-found": "No such model",
-    "conflict": "Exists already or changed meanwhile",
+    "conflict": "Already exists or has changed",
     "model-unloadable": "The model cannot be loaded",
-    "deadline-passed": "The request's time ran out",
+    "deadline-passed": "Deadline exceeded",
     "overloaded": "The queue is full",
     "unavailable": "The service cannot answer now",
     "not-found": "No such path",
-    "method-not-allowed": "Wrong method",
-    "internal": "An error of the service",
+    "method-not-allowed": "Method not allowed",
+    "internal": "Internal error",
 }
 HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed"}
 
 
 def status_of(error: errors.VouchError) -> tuple[int, str]:
-    """An error's status and slug, by the table; one that it does not hold is a bug."""
+    """Status and slug of an error; an error that is missing from the table is a bug."""
     return next((status, slug) for kind, status, slug in STATUSES if isinstance(error, kind))
 
 
 def document(status: int, slug: str, detail: str, faults: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """A problem document without the request's id; `type` is stable."""
+    """A problem document without the request id; `type` is stable."""
     return {
         "type": f"urn:vouch:problem:{slug}",
         "title": TITLES[slug],
@@ -79,7 +79,7 @@ def error_document(error: errors.VouchError) -> dict[str, Any]:
 
 
 def respond(request: Request, problem: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    """A problem document as the answer to a request; the Open Inference Protocol has errors of its own."""
+    """Answer a request with a problem document, or with an error of the Open Inference Protocol under /v2."""
     path = request.scope["path"]
     if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
         return Response(msgspec.json.encode({"error": in_a_line(problem)}), problem["status"], headers, JSON)
@@ -88,19 +88,19 @@ def respond(request: Request, problem: dict[str, Any], headers: dict[str, str] |
 
 
 def in_a_line(problem: dict[str, Any]) -> str:
-    """What went wrong, and the first place where it did."""
+    """A problem's detail, with its first fault unless the detail has it."""
     detail, first = problem["detail"], next(iter(problem["errors"]), None)
     return detail if first is None or "row" in detail else f"{detail}: {first['message']}"
 
 
 def on_vouch_error(request: Request, error: Exception) -> Response:
-    """Any of our errors."""
+    """Answer with any of our errors."""
     assert isinstance(error, errors.VouchError)
     return respond(request, error_document(error), retry_headers(error))
 
 
 def retry_headers(error: Exception) -> dict[str, str] | None:
-    """Retry-After, and which scheme a key comes by."""
+    """The Retry-After or WWW-Authenticate header of an error, if it has one."""
     if isinstance(error, errors.AccessError) and not isinstance(error, errors.ScopeError):
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, errors.DamagedModelError):
@@ -111,35 +111,35 @@ def retry_headers(error: Exception) -> dict[str, str] | None:
 
 
 def fault_entry(fault: errors.Fault) -> dict[str, Any]:
-    """A fault as JSON, without what is not known of it."""
+    """A fault for JSON, without its empty fields."""
     entry = {"row": fault.row, "column": fault.column, "message": fault.message, "expected": fault.expected}
     return {key: value for key, value in entry.items() if value is not None}
 
 
 def on_http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own: no such path, wrong method."""
+    """Answer with one of Starlette's own errors: no such path, wrong method."""
     assert isinstance(error, HTTPException)
     slug = HTTP_SLUGS.get(error.status_code, "malformed-body" if error.status_code < 500 else "internal")
-    details = {404: "no such path; GET /docs lists them", 405: "this path does not take this method"}
+    details = {404: "no such path; GET /docs lists all paths", 405: "this path does not support this method"}
     detail = details.get(error.status_code, "the request cannot be read")
     return respond(request, document(error.status_code, slug, detail), dict(error.headers or {}))
 
 
 def on_validation_error(request: Request, error: Exception) -> Response:
-    """Query parameters that pydantic refused, without its copy of the input."""
+    """Answer with the query parameters that pydantic refused, without its copy of the input."""
     assert isinstance(error, RequestValidationError)
     faults = [
         {"column": str(item["loc"][-1]) if item["loc"] else "body", "message": str(item["msg"])}
         for item in error.errors()[: errors.InputError.MAX_FAULTS]
     ]
-    return respond(request, document(422, "invalid-input", "a parameter cannot be read", faults))
+    return respond(request, document(422, "invalid-input", "invalid parameter", faults))
 
 
 def internal() -> dict[str, Any]:
-    """What a client hears of a bug; the log holds the rest."""
-    return document(500, "internal", "the service failed; its log has the request id")
+    """The problem document for a bug; the details are only in the log."""
+    return document(500, "internal", "the service failed; its log has the details under the request id")
 
 
 def on_bug(request: Request, error: Exception) -> Response:
-    """Anything else: the log holds what happened, the client gets the request id."""
+    """Answer with any other error: the log has the details, the client gets the request id."""
     return respond(request, internal())

@@ -1,4 +1,4 @@
-"""Queries of lean routes: texts to a typed struct, and the struct to parameters of the OpenAPI document."""
+"""Query parameters of lean routes: parsed into a typed struct, which also documents them in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -28,46 +28,48 @@ class ScoreQuery(msgspec.Struct):
 
     model: Annotated[str | None, described("NAME, NAME@VERSION or NAME@ALIAS; default: the store's default")] = None
     percentiles: Annotated[
-        str | None, described("another band for this request, from the same validation scores, such as 1,99")
+        str | None,
+        described("percentiles of another band for this request, from the same validation scores, such as 1,99"),
     ] = None
     false_alarm: Annotated[
         Share | None,
         described("instead of percentiles: the share of valid rows that may be called invalid, such as 0.01"),
     ] = None
     tail: Annotated[
-        Tail | None, described("low: only unlikely rows are refused; both: also rows that are too likely")
+        Tail | None, described("low: only unlikely rows are invalid; both: also rows that are too likely")
     ] = None
     rule: Annotated[
-        RuleName, described("band: judge by log p(x); combined: by several test statistics, at a rate of false alarms")
+        RuleName,
+        described("band: judge by log p(x); combined: judge by several test statistics, at a false-alarm rate"),
     ] = "band"
-    fdr: Annotated[Share | None, described("mark discoveries; at most this share of them is valid, in expectation")] = (
+    fdr: Annotated[Share | None, described("mark discoveries: in expectation, at most this share of them is valid")] = (
         None
     )
     explain: Annotated[Count, described("number of most suspicious columns to report for each row")] = 0
 
     def options(self) -> ScoreOptions:
-        """As the scorer has them."""
+        """The query as options of the scorer."""
         percentiles = None if self.percentiles is None else parse_percentiles(self.percentiles)
         return ScoreOptions(self.rule, percentiles, self.false_alarm, self.tail, self.fdr, self.explain)
 
 
-# What a parameter should have been, for errors, which do not repeat what it was.
+# What each parameter should be; errors say this instead of repeating the value.
 EXPECTED = {
     "false_alarm": "a number above 0 and below 1, such as 0.01",
     "fdr": "a number above 0 and below 1, such as 0.05",
     "tail": "low or both",
     "rule": "band or combined",
-    "explain": "a whole number of at least 0",
+    "explain": "an integer of at least 0",
 }
 
 
 def parse_query(parameters: Mapping[str, str], kind: type[Q]) -> Q:
-    """A query's texts as a typed struct; that all names are known is checked by the route.
+    """Parse query parameters into a typed struct; the route has checked that all names are known.
 
     Raises:
         InputError: names the parameter and what was expected.
     """
-    wrong = [name for name in EXPECTED if parameters.get(name, "").lower() == "null"]  # msgspec would take it for None
+    wrong = [name for name in EXPECTED if parameters.get(name, "").lower() == "null"]  # msgspec would read it as None
     try:
         if not wrong:
             return msgspec.convert(dict(parameters), kind, strict=False)

@@ -1,4 +1,4 @@
-"""POST /score, and what the endpoints share: each reads, calls the engine, answers."""
+"""POST /score, and what the endpoints share. Each endpoint reads, calls the engine and answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ router = APIRouter(route_class=LeanRoute)
     openapi_extra={**takes("Instances", *ROW_TYPES, NDJSON), "parameters": documented(ScoreQuery)},
 )
 async def score(request: Request) -> Response:
-    """Verdict and log p(x) of each row, with the columns most to blame."""
+    """Verdict and log p(x) of each row and, with `explain`, its most suspicious columns."""
     context, query = RequestContext.of(request), parse_query(request.query_params, ScoreQuery)
     wanted = query.options()
     limited("explain", wanted.explain, context.settings.max_draws)
@@ -56,7 +56,7 @@ async def score(request: Request) -> Response:
 
 
 async def batch_of(context: RequestContext, scorer: Scorer) -> Batch:
-    """The request's rows."""
+    """Read and parse the rows of a request."""
     settings = context.settings
     context.engine.check_room(scorer)
     body = await context.body()
@@ -73,6 +73,6 @@ async def batch_of(context: RequestContext, scorer: Scorer) -> Batch:
 
 
 def limited(name: str, value: int, limit: int) -> None:
-    """Refuse more than the deployment allows."""
+    """Raise if a value exceeds the limit."""
     if value > limit:
         raise InputError(f"{name}: at most {limit:,}")

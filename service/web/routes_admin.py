@@ -1,4 +1,4 @@
-"""What is served, aliases and drift monitors."""
+"""Endpoints for models, aliases and drift monitors."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ router = APIRouter(dependencies=[Depends(only_known_parameters)])
 
 @router.get("/models", response_model=schemas.ModelsAnswer, responses=problems(503))
 async def models(request: Request) -> Response:
-    """What is served: each model with its versions and aliases."""
+    """List the models with their versions and aliases."""
     context = RequestContext.of(request)
     return answers.json_response(await asyncio.to_thread(all_models, context.engine))
 
 
 @router.get("/models/{name}", response_model=schemas.ModelAnswer, responses=problems(404, 503))
 async def one_model(request: Request, name: str) -> Response:
-    """One model: versions, aliases, and the card of the version that is served, with its calibration."""
+    """One model: its versions and aliases, and the card of the served version, with its calibration."""
     context = RequestContext.of(request)
     return answers.json_response(await asyncio.to_thread(described, context.engine, name))
 
@@ -47,13 +47,13 @@ async def one_model(request: Request, name: str) -> Response:
     openapi_extra=takes("AliasBody"),
 )
 async def move_alias(request: Request, name: str) -> Response:
-    """Let an alias name a version (scope admin). With `expected`, only if it names that one now."""
+    """Point an alias at a version (scope admin). With `expected`, only if it names that version now."""
     context = RequestContext.of(request)
     check_admin(context)
     body = read_body(await context.body(), schemas.AliasBody, "the alias cannot be moved")
     registry = context.engine.registry
     await asyncio.to_thread(registry.refresh)
-    # A version that cannot be loaded is refused here, and the one that takes over is warm before it does.
+    # Load the version first: this refuses one that cannot be loaded, and the new one is warm before it takes over.
     await context.engine.scorer(f"{registry.known(name)}@{body.version}")
     aliases = await asyncio.to_thread(registry.store.set_alias, name, body.alias, body.version, body.expected)
     await asyncio.to_thread(registry.refresh)
@@ -62,9 +62,9 @@ async def move_alias(request: Request, name: str) -> Response:
 
 @router.get("/drift", response_model=schemas.DriftsAnswer, responses=problems(404, 503))
 async def drift(request: Request, model: Model = None) -> Response:
-    """The rows served since the start, or since the state that was kept, beside what valid rows would look like.
+    """Drift monitor of each served model, or of one, since the start or the restored state.
 
-    `drifts` says that they are no more like the validation rows. All served models, or one.
+    `drifts` is true once served rows no longer look like the validation rows.
     """
     context = RequestContext.of(request)
     names = (
@@ -83,25 +83,25 @@ async def drift(request: Request, model: Model = None) -> Response:
     openapi_extra=takes("RestartBody"),
 )
 async def restart_drift(request: Request, name: str) -> Response:
-    """Let the drift monitor of the version that is served begin anew, after it spoke and was heard (scope admin)."""
+    """Restart the drift monitor of the served version, after its alarm was acknowledged (scope admin)."""
     context = RequestContext.of(request)
     check_admin(context)
-    read_body(await context.body(), schemas.RestartBody, "the drift monitor cannot begin anew")
+    read_body(await context.body(), schemas.RestartBody, "the drift monitor cannot be restarted")
     scorer = await context.engine.scorer(context.engine.registry.known(name))
     await asyncio.to_thread(context.engine.drift.restart, scorer)
     return answers.json_response({"drift": [drift_of(context.engine, scorer)]})
 
 
 def check_admin(context: RequestContext) -> None:
-    """Refuse who has no key of scope `admin`, where keys are set, and bodies that are no JSON."""
+    """Require a key of scope `admin`, if any keys are configured, and a JSON body."""
     headers = context.request.headers
     context.service.keys.keys.check(headers.get("authorization"), headers.get("x-api-key"), "admin")
     if media_type(context.content_type) != JSON:
-        raise MediaTypeError("the content type is not spoken, expected application/json")
+        raise MediaTypeError("unsupported content type; send application/json")
 
 
 def read_body(body: bytes, kind: type[B], refused: str) -> B:
-    """A small JSON body; `refused` says what cannot be done if it is not what was expected."""
+    """Parse a small JSON body; `refused` is the error's text if its fields are wrong."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -117,7 +117,7 @@ def read_body(body: bytes, kind: type[B], refused: str) -> B:
 
 
 def all_models(engine: Engine) -> dict[str, Any]:
-    """GET /models."""
+    """The answer to GET /models."""
     catalog = engine.registry.catalog
     return {
         "vouch": __version__,
@@ -127,7 +127,7 @@ def all_models(engine: Engine) -> dict[str, Any]:
 
 
 def default_or_none(catalog: Catalog) -> str | None:
-    """The default model, where there is one."""
+    """The default model, if there is one."""
     try:
         return catalog.default_name()
     except ModelError:
@@ -135,7 +135,7 @@ def default_or_none(catalog: Catalog) -> str | None:
 
 
 def described(engine: Engine, name: str, with_card: bool = True) -> dict[str, Any]:
-    """GET /models/{name}."""
+    """The answer to GET /models/{name}."""
     registry, catalog = engine.registry, engine.registry.catalog
     registry.known(name)
     named = catalog.aliases[name]
@@ -163,5 +163,5 @@ def described(engine: Engine, name: str, with_card: bool = True) -> dict[str, An
 
 
 def drift_of(engine: Engine, scorer: Scorer) -> dict[str, Any]:
-    """GET /drift, for one model."""
+    """One model's part of the answer to GET /drift."""
     return {"model": model_id(scorer), **engine.drift.document(scorer)}

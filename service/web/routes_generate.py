@@ -1,4 +1,4 @@
-"""What a model generates: reconstructions, encodings, decoded latents, samples and the manifold."""
+"""Endpoints for reconstructions, encodings, decoded latents, samples and the manifold."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from service.web.lean import only_known_parameters
 from service.web.parsing import parse_latents
 from service.web.routes import batch_of, limited
 
-MAX_SEED = 2**53 - 1  # what JSON numbers hold exactly everywhere
+MAX_SEED = 2**53 - 1  # the largest integer that every JSON parser reads exactly
 
 Model = Annotated[str | None, Query(description="NAME, NAME@VERSION or NAME@ALIAS; default: the store's default")]
-Seed = Annotated[int | None, Query(ge=0, le=MAX_SEED, description="for the same draws again")]
-MemberNumber = Annotated[int, Query(ge=0, le=99, description="of an ensemble's networks, whose latents these are")]
-Draws = Annotated[int, Query(ge=0, description="draws for each row")]
+Seed = Annotated[int | None, Query(ge=0, le=MAX_SEED, description="seed, for reproducible draws")]
+MemberNumber = Annotated[int, Query(ge=0, le=99, description="index of the ensemble member whose latents are used")]
+Draws = Annotated[int, Query(ge=0, description="number of posterior draws for each row")]
 
 router = APIRouter(dependencies=[Depends(only_known_parameters)])
 
@@ -33,7 +33,7 @@ router = APIRouter(dependencies=[Depends(only_known_parameters)])
     openapi_extra=takes("Instances", *ROW_TYPES),
 )
 async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -> Response:
-    """E[x given z] over the posterior of each row, with posterior draws beside it."""
+    """E[x given z] over the posterior of each row, and posterior draws."""
     context = RequestContext.of(request)
     scorer = await context.engine.scorer(model)
     kind = answers.negotiate(context.accept, array_types(scorer))
@@ -58,7 +58,7 @@ async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -
     "/encode", **options(schemas.EncodingsAnswer, ROWS_PROBLEMS, NPY), openapi_extra=takes("Instances", *ROW_TYPES)
 )
 async def encode(request: Request, model: Model = None, draws: Draws = 0, member: MemberNumber = 0) -> Response:
-    """q(z given x) of each row: mean and standard deviation per latent, with draws."""
+    """q(z given x) of each row: mean and standard deviation per latent, and draws."""
     context = RequestContext.of(request)
     kind = answers.negotiate(context.accept, (JSON, NPY))
     scorer = await context.engine.scorer(model)
@@ -98,9 +98,11 @@ async def decode(request: Request, model: Model = None, member: MemberNumber = 0
 async def sample(
     request: Request,
     model: Model = None,
-    num: Annotated[int, Query(ge=1, description="how many")] = 16,
+    num: Annotated[int, Query(ge=1, description="number of samples")] = 16,
     seed: Seed = None,
-    of: Annotated[Literal["observation", "mean"], Query(description="x given z, or E[x given z]")] = "observation",
+    of: Annotated[
+        Literal["observation", "mean"], Query(description="observation: x given z; mean: E[x given z]")
+    ] = "observation",
 ) -> Response:
     """Ancestral samples: z from the prior, then x given z."""
     context = RequestContext.of(request)
@@ -128,7 +130,7 @@ async def manifold(
     model: Model = None,
     size: Annotated[int, Query(ge=1, description="the grid is size x size")] = 20,
     axes: Annotated[
-        str, Query(pattern=r"^\d{1,4},\d{1,4}$", description="two latents; the others are at their means")
+        str, Query(pattern=r"^\d{1,4},\d{1,4}$", description="two latents; all others stay at their means")
     ] = "0,1",
     member: MemberNumber = 0,
 ) -> Response:
@@ -146,5 +148,5 @@ async def manifold(
 
 
 def array_types(scorer: Scorer) -> tuple[str, ...]:
-    """The types that answer with rows: pictures of images, CSV of tables."""
+    """Answer types for rows: with PNG for images, with CSV for tables."""
     return (JSON, NPY, PNG) if scorer.model.input.kind == "image" else (JSON, NPY, CSV)

@@ -24,9 +24,9 @@ async def livez(request: Request) -> Response:
 
 @probes.get("/readyz", response_model=schemas.StatusAnswer, responses=problems_of_probes())
 async def readyz(request: Request) -> Response:
-    """Ready: the default model is in memory, verified and warm, and the service is not about to end.
+    """Ready: the default model is in memory, verified and warm, and the service is not shutting down.
 
-    The body says which models are not, and what is new in the store and cannot be served.
+    The body lists the models that are not ready, and new versions in the store that cannot be served.
     """
     service = RequestContext.of(request).service
     registry = service.engine.registry
@@ -38,7 +38,7 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics", response_class=Response, responses=problems())
 async def metrics(request: Request) -> Response:
-    """Prometheus text."""
+    """Metrics in the text format of Prometheus."""
     engine = RequestContext.of(request).engine
     engine.metrics.queue.set(engine.inference.waiting_cost)
     engine.metrics.rate.set(engine.inference.rate())

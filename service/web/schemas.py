@@ -1,7 +1,7 @@
-"""The shapes of requests and answers for the OpenAPI document. A test holds real answers against them.
+"""Schemas of requests and answers for the OpenAPI document. A test checks real answers against them.
 
-Requests are parsed by `parsing.py` and answers written by `answers.py`; pydantic sees neither, since a list of 784
-numbers is dear to walk.
+Requests are parsed by `parsing.py` and answers written by `answers.py`. pydantic sees neither, since it is slow on lists of
+784 numbers.
 """
 
 from __future__ import annotations
@@ -12,81 +12,88 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Answer(BaseModel):
-    """A part of an answer: no field that is not documented."""
+    """Part of an answer; undocumented fields are forbidden."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class ModelId(Answer):
-    """Which model answered."""
+    """The model version that answered."""
 
     name: str
     version: str
-    digest: str = Field(description="sha256 of the version's manifest, which holds those of its files")
+    digest: str = Field(description="sha256 of the version's manifest, which lists the sha256 of each file")
 
 
 class AcceptsAnswer(Answer):
-    """The share of valid rows, like the validation rows, that the band accepts; with ties it is more."""
+    """The share of valid rows that the band or rule accepts; ties make it larger."""
 
-    expected: float = Field(description="over all sets of so many validation rows; by folds usual, not proved")
-    proven: float | None = Field(None, description="by folds: what it is at least, over all such sets")
-    rows: int = Field(description="validation rows")
+    expected: float = Field(
+        description="expected share, over all sets of this many validation rows; with folds it is typical, not proved"
+    )
+    proven: float | None = Field(None, description="with folds: proved lower bound on the expected share")
+    rows: int = Field(description="number of validation rows")
     interval: tuple[float, float] | None = Field(
         None,
-        description="where it is, with this set, with probability `confidence`; not by folds, of which nobody can say",
+        description="interval that contains the share for this validation set with probability `confidence`; absent with "
+        "folds",
     )
-    confidence: float | None = Field(None, description="of the interval")
+    confidence: float | None = Field(None, description="probability that `interval` contains the share")
     folds: int | None = Field(
-        None, description="how many networks serve together, each calibrated on rows it did not see"
+        None, description="number of networks that serve together, each calibrated on rows it did not see"
     )
 
 
 class BandAnswer(Answer):
-    """The interval of log_likelihood inside which a row is valid, ends included."""
+    """The interval of log_likelihood in which a row is valid, ends included."""
 
-    percentiles: tuple[float, float] = Field(description="100, with null for an end: no row is too likely")
+    percentiles: tuple[float, float] = Field(
+        description="percentiles of the band; 100 with a null end means no upper limit"
+    )
     log_likelihood: tuple[float, float | None]
     accepts: AcceptsAnswer
 
 
 class ExpectedNumber(Answer):
-    """What the other columns let expect of a number."""
+    """What the other columns predict for a number."""
 
     mean: float
-    interval: tuple[float, float] = Field(description="holds nine tenths")
+    interval: tuple[float, float] = Field(description="contains 90 % of the probability")
 
 
 class ExpectedCategory(Answer):
-    """What the other columns let expect of a category."""
+    """What the other columns predict for a category."""
 
     most_likely: str | float
     probability: float
 
 
 class BlamedAnswer(Answer):
-    """A column of a row, by how unlikely its cell is given all others."""
+    """One suspicious column of a row: its cell is unlikely given all other columns."""
 
     name: str | int
-    pixel: tuple[int, int] | None = Field(None, description="row and column, of an image")
+    pixel: tuple[int, int] | None = Field(None, description="row and column, for images")
     value: str | float
     log_likelihood: float = Field(description="log p(x_j given all other columns), nats")
     std_error: float
     reliable: bool
-    p_value: float = Field(description="share of validation rows whose cell in this column is as unlikely, or more")
+    p_value: float = Field(description="share of validation rows with a cell at least as unlikely in this column")
     expected: ExpectedNumber | ExpectedCategory
 
 
 class ScoreAnswer(Answer):
     """The verdict on one row."""
 
-    verdict: Literal["valid", "invalid"] = Field(description="by the band or, with ?rule=combined, by all evidence")
+    verdict: Literal["valid", "invalid"] = Field(
+        description="by the band or, with ?rule=combined, by several test statistics"
+    )
     side: Literal["below", "inside", "above"]
     certain: bool = Field(
-        description="the estimate's interval (3 standard errors; 9 where it is not reliable) holds neither end"
+        description="the estimate's interval (3 standard errors; 9 if not reliable) contains neither end of the band"
     )
     reliable: bool = Field(
-        description="khat, ess and the search for modes give no reason to distrust the estimate; where they do, it is a "
-        "bound in probability: above log p(x) by more than b nats with a probability of at most exp(-b)"
+        description="true if khat, ess and the search for modes give no reason to doubt the estimate; if false, it exceeds "
+        "log p(x) by more than b nats with probability at most exp(-b)"
     )
     log_likelihood: float = Field(description="estimate of log p(x), nats")
     std_error: float
@@ -95,22 +102,22 @@ class ScoreAnswer(Answer):
     num_samples: int
     percentile: float = Field(description="share of validation rows that are less likely, 0 to 100")
     p_value: float = Field(description="two-sided conformal p-value; not the probability that the row is valid")
-    missing: int | None = Field(None, description="missing cells of the row, where it has some")
+    missing: int | None = Field(None, description="number of missing cells, if any")
     band: tuple[float, float] | None = Field(
-        None, description="ends of its own band: that of validation rows with the same cells missing"
+        None, description="the row's own band, if it has one: that of validation rows with the same missing cells"
     )
     columns: list[BlamedAnswer] | None = Field(
-        None, description="with ?explain=N, the columns most to blame, of the smallest p_value first"
+        None, description="with ?explain=N, the N most suspicious columns, smallest p_value first"
     )
     evidence: dict[str, float] | None = Field(
-        None, description="with ?rule=combined, the conformal p_value of all evidence and of each statistic"
+        None, description="with ?rule=combined, the conformal p_value of the combined rule and of each statistic"
     )
-    discovery: bool | None = Field(None, description="with ?fdr=, whether the row is one")
+    discovery: bool | None = Field(None, description="with ?fdr=, whether the row is a discovery")
     id: str | int | float | None = None
 
 
 class RuleAnswer(Answer):
-    """The combined rule: a row is invalid whose combined p_value is at most `false_alarm`."""
+    """The combined rule: rows with a combined p_value of at most `false_alarm` are invalid."""
 
     name: Literal["combined"]
     false_alarm: float
@@ -118,20 +125,20 @@ class RuleAnswer(Answer):
 
 
 class FdrAnswer(Answer):
-    """Which rows of a request are discoveries: the expected share of valid rows among them is at most `level`."""
+    """Discoveries among the rows of a request: the expected share of valid rows among them is at most `level`."""
 
     level: float
     tail: Literal["low", "both"]
     procedure: Literal["Benjamini-Hochberg", "Benjamini-Yekutieli"]
     discoveries: int
     needed: int = Field(
-        description="rows that must be more unusual than every validation row before any can be a discovery; above the "
-        "number of rows, none can be"
+        description="rows that must be more unusual than every validation row before any can be a discovery; if this "
+        "exceeds the number of rows, none can be"
     )
 
 
 class ScoresAnswer(Answer):
-    """POST /score."""
+    """Answer to POST /score."""
 
     model: ModelId
     band: BandAnswer
@@ -142,7 +149,7 @@ class ScoresAnswer(Answer):
 
 
 class ReconstructionAnswer(Answer):
-    """One row as the model sees it."""
+    """Reconstruction of one row."""
 
     mean: list[Any]
     draws: list[list[Any]]
@@ -150,7 +157,7 @@ class ReconstructionAnswer(Answer):
 
 
 class ReconstructionsAnswer(Answer):
-    """POST /reconstruct."""
+    """Answer to POST /reconstruct."""
 
     model: ModelId
     reconstructions: list[ReconstructionAnswer]
@@ -158,7 +165,7 @@ class ReconstructionsAnswer(Answer):
 
 
 class SamplesAnswer(Answer):
-    """GET /sample."""
+    """Answer to GET /sample."""
 
     model: ModelId
     seed: int
@@ -175,7 +182,7 @@ class EncodingAnswer(Answer):
 
 
 class EncodingsAnswer(Answer):
-    """POST /encode."""
+    """Answer to POST /encode."""
 
     model: ModelId
     encodings: list[EncodingAnswer]
@@ -183,14 +190,14 @@ class EncodingsAnswer(Answer):
 
 
 class MeansAnswer(Answer):
-    """POST /decode."""
+    """Answer to POST /decode."""
 
     model: ModelId
     means: list[Any]
 
 
 class ManifoldAnswer(Answer):
-    """GET /manifold."""
+    """Answer to GET /manifold."""
 
     model: ModelId
     axes: tuple[int, int]
@@ -208,11 +215,11 @@ class VersionAnswer(Answer):
 
 
 class ModelAnswer(Answer):
-    """GET /models/{name}."""
+    """Answer to GET /models/{name}."""
 
     name: str
     default: bool
-    serving: str | None = Field(description="the version that the bare name means")
+    serving: str | None = Field(description="the version that answers to the bare name")
     versions: list[VersionAnswer]
     aliases: dict[str, str]
     card: dict[str, Any] | None = Field(None, description="the serving version's card, as in its card.json")
@@ -220,23 +227,25 @@ class ModelAnswer(Answer):
 
 
 class ModelsAnswer(Answer):
-    """GET /models."""
+    """Answer to GET /models."""
 
-    vouch: str = Field(description="the version of the program")
+    vouch: str = Field(description="version of Vouch")
     default: str | None
     models: list[ModelAnswer]
 
 
 class AliasBody(Answer):
-    """POST /models/{name}/aliases."""
+    """Body of POST /models/{name}/aliases."""
 
     alias: str = Field(pattern="^[a-z][a-z0-9_-]{0,63}$")
     version: str = Field(pattern="^[1-9][0-9]{0,8}$")
-    expected: str | None = Field(None, description="the version that the alias must name now; otherwise 409")
+    expected: str | None = Field(
+        None, description="the version that the alias must point at now; otherwise the answer is 409"
+    )
 
 
 class RestartBody(Answer):
-    """POST /models/{name}/drift."""
+    """Body of POST /models/{name}/drift."""
 
     restart: Literal[True]
 
@@ -249,50 +258,50 @@ class AliasAnswer(Answer):
 
 
 class StatusAnswer(Answer):
-    """GET /livez and /readyz."""
+    """Answer to GET /livez and GET /readyz."""
 
     status: Literal["ok", "loading", "draining", "unavailable"]
-    models: dict[str, str] = Field({}, description="each model and `ready`, or why it is not")
+    models: dict[str, str] = Field({}, description="state of each model: `ready`, or why it is not")
     held_back: dict[str, str] = Field(
-        {}, description="what is new in the store and cannot be served, and why; what was served before goes on"
+        {}, description="new versions in the store that cannot be served, and why; the old ones keep serving"
     )
 
 
 class DriftAnswer(Answer):
-    """Served rows of one model against its calibration rows since the start of this process, or of the state it was given.
+    """Drift monitor of one model since the start of the process, or of the restored state.
 
-    `drifts` comes of a test martingale: while served rows are like the validation rows, the probability that it ever says
-    so is at most `level`.
+    A test martingale compares served rows with the validation rows. If rows stay valid, the chance that `drifts` ever
+    becomes true is at most `level`.
     """
 
     model: ModelId
     rows: int
     sides: dict[str, int]
-    expected_shares: dict[str, float] = Field(description="of valid rows, by the calibration's percentiles")
-    p_value_deciles: list[int] = Field(description="rows by p_value, ten equal bins from 0; level where nothing drifts")
+    expected_shares: dict[str, float] = Field(description="expected shares of valid rows, from the band's percentiles")
+    p_value_deciles: list[int] = Field(description="rows by p_value in ten equal bins from 0; flat if nothing drifts")
     drifts: bool
-    direction: Literal["low", "high"] | None = Field(description="which likelihoods pile up")
-    alarm_row: int | None = Field(description="of the watched rows, the one at which it was noticed")
-    watched_rows: int = Field(description="complete rows; others cannot be ranked among them")
+    direction: Literal["low", "high"] | None = Field(description="whether low or high likelihoods are too frequent")
+    alarm_row: int | None = Field(description="monitored row at which the alarm was raised")
+    watched_rows: int = Field(description="rows that were monitored: those without missing cells")
     log_capital: float = Field(
-        description="of the martingale, nats: 0 at its start, and seldom more while nothing drifts"
+        description="log of the martingale's capital, nats: starts at 0, and rarely exceeds it while nothing drifts"
     )
     peak_log_capital: float
-    limit: float = Field(description="of the log capital, above which it is drift")
+    limit: float = Field(description="log capital above which drift is reported")
     level: float
     restarts: int = Field(
-        description="how often POST /models/NAME/drift made it begin anew; each start may spend less of the level"
+        description="number of restarts by POST /models/NAME/drift; each may spend a smaller part of `level`"
     )
 
 
 class DriftsAnswer(Answer):
-    """GET /drift."""
+    """Answer to GET /drift."""
 
     drift: list[DriftAnswer]
 
 
 class FaultAnswer(Answer):
-    """One thing that is wrong."""
+    """One problem in the input."""
 
     message: str
     row: int | None = None
@@ -318,7 +327,7 @@ class ProtocolError(Answer):
 
 
 class ProtocolServer(Answer):
-    """GET /v2."""
+    """Answer to GET /v2."""
 
     name: str
     version: str
@@ -326,26 +335,26 @@ class ProtocolServer(Answer):
 
 
 class ProtocolLive(Answer):
-    """GET /v2/health/live."""
+    """Answer to GET /v2/health/live."""
 
     live: bool
 
 
 class ProtocolReady(Answer):
-    """GET /v2/health/ready."""
+    """Answer to GET /v2/health/ready."""
 
     ready: bool
 
 
 class ProtocolModelReady(Answer):
-    """GET /v2/models/{name}/ready."""
+    """Answer to GET /v2/models/{name}/ready."""
 
     name: str
     ready: bool
 
 
 class ProtocolTensorInfo(Answer):
-    """What a tensor looks like; -1 is any number of rows."""
+    """Name, type and shape of a tensor; -1 stands for any number of rows."""
 
     name: str
     datatype: str
@@ -353,7 +362,7 @@ class ProtocolTensorInfo(Answer):
 
 
 class ProtocolModel(Answer):
-    """GET /v2/models/{name}."""
+    """Answer to GET /v2/models/{name}."""
 
     name: str
     versions: list[str]
@@ -363,7 +372,7 @@ class ProtocolModel(Answer):
 
 
 class ProtocolOutput(Answer):
-    """A tensor for one part of the score; without data, its bytes follow the JSON."""
+    """A tensor for one part of the score; if it has no data, its bytes follow the JSON."""
 
     name: str
     datatype: str
@@ -373,7 +382,7 @@ class ProtocolOutput(Answer):
 
 
 class ProtocolAnswer(Answer):
-    """POST /v2/models/{name}/infer."""
+    """Answer to POST /v2/models/{name}/infer."""
 
     model_name: str
     model_version: str
@@ -392,14 +401,14 @@ class ProtocolInput(BaseModel):
 
 
 class ProtocolWanted(BaseModel):
-    """An output that the client wants."""
+    """A requested output."""
 
     name: Literal["log_likelihood", "percentile", "p_value", "verdict"]
     parameters: dict[str, Any] = {}
 
 
 class ProtocolRequest(BaseModel):
-    """POST /v2/models/{name}/infer."""
+    """Body of POST /v2/models/{name}/infer."""
 
     id: str | None = None
     inputs: list[ProtocolInput] = Field(min_length=1, max_length=1)

@@ -1,4 +1,4 @@
-"""Run the service: uvicorn, JSON logs, signals, and a listener on the port that was asked for."""
+"""Run the service: uvicorn, JSON logs and signals."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ log = logging.getLogger("vouch")
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; what was accepted is finished first.
+    """Serve until SIGTERM or SIGINT; accepted requests are finished first.
 
     Raises:
-        SettingsError: the address is not loopback, there are no keys, and nobody said that this is meant.
+        SettingsError: the address is not loopback, and there are neither keys nor `allow_anonymous`.
     """
     refuse_strangers(settings)
     logging.config.dictConfig(log_config(settings.log_level))
-    logging.captureWarnings(True)  # libraries' warnings are lines of the log as well
+    logging.captureWarnings(True)  # write libraries' warnings to the log as well
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -44,18 +44,19 @@ def run(settings: Settings) -> None:
         access_log=False,  # ours has the request id and the timings
         server_header=False,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + 5,  # whoever stalls longer is cut off
+        timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + 5,  # stalled clients are cut off then
     )
-    # Whoever waits for the interpreter gets it sooner than after the usual 5 ms: the event loop has little to do, and two
-    # inference threads are 6 % faster so.
+    # Hand the interpreter over sooner than after the default 5 ms: the event loop has little to do, and two inference
+    # threads are 6 % faster this way.
     sys.setswitchinterval(0.0005)
     Server(config, app.state.service).run()
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but SIGTERM first only says that the end is near, and SIGHUP reads keys and the store again.
+    """uvicorn, except that SIGTERM first makes `/readyz` answer 503, and SIGHUP reads the keys and the store again.
 
-    uvicorn closes its listener at once. A load balancer takes a moment to notice `/readyz`, and sends requests until then.
+    uvicorn itself closes its listener at once. A load balancer takes a moment to notice `/readyz`, and sends requests until
+    then.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -64,7 +65,7 @@ class Server(uvicorn.Server):
         self.drains_until: float | None = None
 
     async def startup(self, sockets: Any = None) -> None:
-        """Start, and listen for SIGHUP."""
+        """Start uvicorn, and handle SIGHUP."""
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(reload(self.service)))
@@ -79,23 +80,23 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn asks ten times a second whether to end."""
+        """Whether to exit; uvicorn asks ten times a second."""
         if self.drains_until is not None and time.monotonic() >= self.drains_until:
             self.should_exit = True
         return await super().on_tick(counter)
 
 
 def refuse_strangers(settings: Settings) -> None:
-    """Whoever listens beyond loopback without keys should have said so."""
+    """Raise if the service would listen beyond loopback without keys, unless that is explicitly allowed."""
     if settings.api_keys_file is None and not settings.allow_anonymous and not is_loopback(settings.host):
         raise SettingsError(
             f"VOUCH_HOST: {settings.host} is not loopback and there are no keys: set VOUCH_API_KEYS_FILE, or "
-            "VOUCH_ALLOW_ANONYMOUS=1 where every caller may do everything"
+            "VOUCH_ALLOW_ANONYMOUS=1 to allow every caller"
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
+    """Whether an address can be reached only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -103,7 +104,7 @@ def is_loopback(host: str) -> bool:
 
 
 def log_config(level: str) -> dict[str, Any]:
-    """One JSON object a line on stderr."""
+    """Logging configuration: one JSON object per line on stderr."""
     return {
         "version": 1,
         "disable_existing_loggers": False,

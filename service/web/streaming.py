@@ -1,7 +1,7 @@
 """POST /score of JSON lines: read and answered line by line, in order, in bounded memory.
 
-Lines are answered as they come: those that arrive together are scored together, a few such blocks at a time, and no more
-is read until the first of them is written.
+Lines that arrive together are scored together, as a block. A few blocks are in progress at a time; no more is read until
+the first of them is written.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from service.web.problems import error_document, internal
 
 log = logging.getLogger("vouch")
 MAX_LINE = 2**20  # bytes
-BLOCK_ROWS = 256  # lines that are answered together, at most
-BLOCKS = 4  # that are being answered at a time
+BLOCK_ROWS = 256  # most lines that are answered together
+BLOCKS = 4  # most blocks in progress at a time
 ENCODER = msgspec.json.Encoder()
 
 
 async def scored_lines(context: RequestContext, scorer: Scorer, options: ScoreOptions) -> Response:
-    """A stream with a line for each line: a score, or a problem in its place."""
+    """Answer each line with one line, a score or a problem."""
     context.refuse_compressed()
     scorer.check(options)
     context.is_stream = True
@@ -54,7 +54,7 @@ class Lines:
         self.room = asyncio.Semaphore(BLOCKS)
 
     async def answered(self) -> AsyncIterator[bytes]:
-        """The answers, a block of lines at a time, in order."""
+        """Yield the answers in order, a block of lines at a time."""
         answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
         reading = asyncio.create_task(self.read(answers))
         try:
@@ -65,7 +65,7 @@ class Lines:
             await reading
         except (ClientDisconnect, CallerLeftError):
             raise
-        except VouchError as error:  # the head is sent: what is wrong can only stand in a last line
+        except VouchError as error:  # the head is already sent: the error can only go into a last line
             yield ENCODER.encode(error_document(error)) + b"\n"
         except Exception:
             log.exception("unhandled error", extra={"request_id": self.context.request_id})
@@ -77,7 +77,7 @@ class Lines:
             await asyncio.gather(*unfinished, return_exceptions=True)
 
     async def read(self, answers: asyncio.Queue[asyncio.Task[bytes] | None]) -> None:
-        """Begin to answer blocks of lines as they come; None ends them, after whatever went wrong."""
+        """Start to answer blocks of lines as they arrive; queue None at the end, also after an error."""
         try:
             async for block in self.blocks():
                 await self.room.acquire()
@@ -88,7 +88,7 @@ class Lines:
             answers.put_nowait(None)
 
     async def blocks(self) -> AsyncIterator[list[bytes]]:
-        """The body's lines without the empty ones, as they come in, in blocks of bounded length."""
+        """Yield the body's non-empty lines as they arrive, in blocks of at most BLOCK_ROWS."""
         rest = b""
         chunks = aiter(self.context.request.stream())
         while (chunk := await self.next_chunk(chunks)) is not None:
@@ -102,10 +102,10 @@ class Lines:
             yield [rest]
 
     async def next_chunk(self, chunks: AsyncIterator[bytes]) -> bytes | None:
-        """What the client sends next, None at the end.
+        """The next chunk from the client, None at the end.
 
         Raises:
-            DeadlineError: it sends nothing for as long as a request may take.
+            DeadlineError: the client sent nothing for as long as a request may take.
         """
         try:
             async with asyncio.timeout(self.timeout_s):
@@ -114,7 +114,7 @@ class Lines:
             raise DeadlineError("the client stalled") from None
 
     async def answers_to(self, block: list[bytes]) -> bytes:
-        """Score the lines that can be read, and put the problems of the others in their places."""
+        """Score the valid lines, and put the problems of the others in their places."""
         size = sum(map(len, block))
         answers, rows, ids, places = await self.context.parsed(size, partial(read_block, self.scorer, block))
         if len(rows):
@@ -124,7 +124,7 @@ class Lines:
         return ENCODER.encode_lines(answers)
 
     async def score(self, rows: np.ndarray) -> Scores:
-        """Score rows; where the queue is full, a stream waits instead of failing: its client is held back meanwhile."""
+        """Score rows. If the queue is full, wait instead of failing: meanwhile, backpressure slows the client down."""
         until = time.monotonic() + self.timeout_s
         while True:
             try:
@@ -139,7 +139,7 @@ class Lines:
 class LinesResponse(Response):
     """An answer that is written while the request is read.
 
-    Starlette's own watches for a hang-up by reading the request's messages, and would swallow the body.
+    Starlette's StreamingResponse reads the request's messages to notice a hang-up, and would swallow the body.
     """
 
     def __init__(self, lines: Lines, headers: dict[str, str]) -> None:
@@ -148,7 +148,7 @@ class LinesResponse(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the head, the lines as they come, and the end."""
+        """Send the head, then the lines as they are ready, then the end."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         answers = self.lines.answered()
         try:
@@ -156,21 +156,21 @@ class LinesResponse(Response):
                 async with asyncio.timeout(self.lines.timeout_s):
                     await send({"type": "http.response.body", "body": block, "more_body": True})
         except TimeoutError:
-            raise ClientDisconnect from None  # it reads no more
+            raise ClientDisconnect from None  # the client has stopped reading
         finally:
             await answers.aclose()  # type: ignore[attr-defined]  # an async generator, as its annotation cannot say
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def read_block(scorer: Scorer, block: list[bytes]) -> tuple[list[Any], np.ndarray, list[Any] | None, list[int]]:
-    """The lines' problems in their places, and the rows, ids and places of those that can be read."""
+    """Parse lines: the problems of invalid ones in their places, and the rows, ids and places of the others."""
     spec = scorer.model.input
     try:
         simple = parse_simple_rows(block, spec)
         if simple is not None:
             return [None] * len(block), spec.rows(simple), None, list(range(len(block)))
     except InputError:
-        pass  # in which line is said below
+        pass  # the loop below finds out in which line
     answers: list[Any] = [None] * len(block)
     rows, ids, places = [], [], []
     for place, line in enumerate(block):

@@ -1,4 +1,4 @@
-"""OpenTelemetry spans, where its SDK is installed (`the extra `otel``) and configured by its own `OTEL_*` variables."""
+"""OpenTelemetry spans, if its SDK is installed (the extra `otel`) and configured by its own `OTEL_*` variables."""
 
 from __future__ import annotations
 
@@ -18,36 +18,35 @@ SETS_A_TARGET = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPO
 
 
 class Span:
-    """A request's span; this one goes nowhere."""
+    """A request's span; this one records nothing."""
 
     def end(self, entry: dict[str, Any], intervals: Sequence[Interval]) -> None:
-        """Say how the request went, by its log line, and when its parts were."""
+        """End the span with the fields of the request's log line and the times of its parts."""
 
 
 class Tracer:
-    """Makes spans; this one makes none."""
+    """Creates spans; this one creates spans that record nothing."""
 
     @staticmethod
     def configured() -> Tracer:
-        """A tracer that exports, where the environment names a target; otherwise one that does nothing."""
+        """A tracer that exports, if the environment names a target; otherwise one that does nothing."""
         wanted = any(os.environ.get(name, "none") not in ("", "none") for name in SETS_A_TARGET)
         is_off = os.environ.get("OTEL_TRACES_EXPORTER") == "none"
         return OpenTelemetry() if wanted and not is_off else Tracer()
 
     @contextmanager
     def span(self, path: str, headers: Headers) -> Iterator[Span]:
-        """The span of a request."""
         yield Span()
 
 
 class RecordedSpan(Span):
-    """A span that is exported."""
+    """A span that OpenTelemetry exports."""
 
     def __init__(self, tracer: Any, span: Any) -> None:
         self.tracer, self.span = tracer, span
 
     def end(self, entry: dict[str, Any], intervals: Sequence[Interval]) -> None:
-        """The log line's fields as attributes, and a span for each part."""
+        """Set the log line's fields as attributes, and add a span for each part."""
         for name, start, end in intervals:
             self.tracer.start_span(name, start_time=start).end(end)
         self.span.update_name(f"{entry['method']} {entry['path']}")
@@ -64,7 +63,7 @@ class RecordedSpan(Span):
 
 
 class OpenTelemetry(Tracer):
-    """Spans by the SDK, in batches, over OTLP or to wherever `OTEL_TRACES_EXPORTER` says."""
+    """Creates spans with the SDK and exports them in batches, over OTLP or, by `OTEL_TRACES_EXPORTER`, to the console."""
 
     def __init__(self) -> None:
         try:
@@ -74,7 +73,7 @@ class OpenTelemetry(Tracer):
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
         except ImportError as error:
-            raise SettingsError("OTEL_* variables ask for spans, but the extra is missing: the extra `otel`") from error
+            raise SettingsError("OTEL_* variables are set, but the extra `otel` is not installed") from error
         name = os.environ.get("OTEL_SERVICE_NAME", "vouch")
         provider = TracerProvider(resource=Resource.create({"service.name": name}))
         to_console = os.environ.get("OTEL_TRACES_EXPORTER") == "console"
@@ -86,7 +85,7 @@ class OpenTelemetry(Tracer):
 
     @contextmanager
     def span(self, path: str, headers: Headers) -> Iterator[Span]:
-        """The span of a request, a child of the one that its `traceparent` names; probes have none."""
+        """The span of a request, a child of that in its `traceparent`; probes and metrics have none."""
         if path in UNTRACED:
             yield Span()
             return

@@ -129,12 +129,12 @@ def test_scores_as_npy_are_records(client):
 
 def test_warnings_say_what_looks_like_a_mistake(client):
     scaled = client.post("/score", json={"instances": [[pixel / 255 for pixel in ROWS[0]]]})
-    assert "pixels are expected from 0 to 255" in scaled.json()["warnings"][0]
+    assert "pixels should be 0 to 255" in scaled.json()["warnings"][0]
     colour = Image.fromarray(digits()[0]).convert("RGB")
     for kind in ("PNG", "JPEG"):
         headers = {"content-type": f"image/{kind.lower()}"}
         answer = client.post("/score", content=picture(colour, kind), headers=headers)
-        assert "colours" in answer.json()["warnings"][0]
+        assert "colour" in answer.json()["warnings"][0]
 
 
 def test_reconstruct(client, digit_scorer):

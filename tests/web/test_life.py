@@ -189,7 +189,7 @@ def test_keys_are_read_again_on_sighup_and_a_damaged_file_changes_nothing(store,
         eventually(lambda: (check("old"), check("new")) == (401, 200))
         keys.write_text("nonsense\n")
         client.process.send_signal(signal.SIGHUP)
-        eventually(lambda: "the keys stay as they were" in (tmp_path / "log").read_text())
+        eventually(lambda: "keeping the old keys" in (tmp_path / "log").read_text())
         assert (check("old"), check("new")) == (401, 200)
 
 
