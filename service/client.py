@@ -242,7 +242,6 @@ class Client:
         raise AssertionError("the loop over tries returns or raises")
 
     def answered(self, call: Call) -> httpx.Response:
-        """The answer of one attempt."""
         try:
             return self.http.send(call.request(self.http))
         except httpx.HTTPError as error:
@@ -299,7 +298,6 @@ class AsyncClient:
         raise AssertionError("the loop over tries returns or raises")
 
     async def answered(self, call: Call) -> httpx.Response:
-        """The answer of one attempt."""
         try:
             return await self.http.send(call.request(self.http))
         except httpx.HTTPError as error:
