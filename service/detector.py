@@ -197,6 +197,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return -self.combination_.combine(statistics)
 
     def recipe(self, seed: int, columns: int, has_holes: bool) -> Recipe:
+        """The options of one member's fit."""
         return Recipe(
             latents=self.latents or max(1, min(MAX_LATENTS, columns)),
             hidden=tuple(self.hidden),
@@ -211,6 +212,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         )
 
     def architecture(self, transform: Mixed, recipe: Recipe) -> Architecture:
+        """The network that all members share."""
         architecture = table_architecture(transform, recipe)
         if self.columns == "inferred":
             return architecture
@@ -219,6 +221,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         return replace(architecture, columns=tuple(kinds))
 
     def learnt(self, table: Table) -> tuple[NumberColumn | CategoryColumn, ...]:
+        """The table's columns, with what is learnt from its rows: scales, categories, atoms."""
         if self.columns == "inferred":
             return learn(detected(infer(table)), table)
         if all(is_missing(cell) for cells in table.columns for cell in cells.tolist()):

@@ -387,7 +387,7 @@ def test_drift_is_told_with_the_row_at_which_it_became_plain(people):
     assert report.drift.file == "a.npy"
     assert 600 < report.drift.row < 800
     assert report.strangest[0].log_likelihood == low.min()
-    assert "became plain at row" in as_html(report)
+    assert "detected at row" in as_html(report)
 
 
 def scores_of(log_likelihood):
