@@ -284,8 +284,9 @@ def test_a_fault_says_row_column_and_what_was_expected(client):
     assert (fault.row, fault.column, fault.expected) == (1, "ash", "a number")
     del wrong["ash"]
     problem = check_problem(client.post("/score?model=wine", json={"instances": [wrong]}), 422)
-    assert (problem.errors[0].column, problem.errors[0].message) == ("ash", "the column is absent")
-    check_problem(client.post("/score?model=wine", json={"instances": [named | {SECRET: 1}]}), 422, SECRET)
+    assert (problem.errors[0].column, problem.errors[0].message) == ("ash", "missing column")
+    problem = check_problem(client.post("/score?model=wine", json={"instances": [named | {"x": SECRET}]}), 422, SECRET)
+    assert (problem.errors[0].column, problem.errors[0].message) == ("x", "unknown column")
     check_problem(client.post("/score?model=wine", json={"instances": [named | {"id": [SECRET]}]}), 422, SECRET)
     text = "ash\n1\n"
     check_problem(client.post("/score?model=wine", content=text, headers={"content-type": "text/csv"}), 422)
