@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -201,8 +201,11 @@ class CellReader:
         if absent:
             raise DataError(f"has no column {absent[0]!r}")
         faults: list[Fault] = []
+        # The cells of a file of text are text, also where they are pixels.
+        reader = self if self.reads_text else replace(self, reads_text=True)
         columns = [
-            self.column(position, table.columns[table.names.index(name)], faults) for position, name in enumerate(names)
+            reader.column(position, table.columns[table.names.index(name)], faults)
+            for position, name in enumerate(names)
         ]
         if faults:
             first = min(faults, key=lambda fault: fault.row or 0)

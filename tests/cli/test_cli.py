@@ -173,3 +173,13 @@ def test_settings_that_cannot_be_used_are_one_line(tmp_path):
         assert result.returncode == 2
         assert result.stderr.startswith(f"vouch: {message}")
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_table_of_pixels_scores_as_the_images_do(tiny_store, tmp_path, digit_scorer):
+    rows = digits()[:3].reshape(3, -1)
+    path = tmp_path / "pixels.csv"
+    np.savetxt(path, rows, "%d", ",", header=",".join(f"p{at}" for at in range(64)), comments="")
+    scored = vouch("score", path, "--model", "digits", "--store", tiny_store, "--out", tmp_path / "scores.jsonl")
+    assert scored.returncode == 0, scored.stderr
+    lines = map(json.loads, (tmp_path / "scores.jsonl").read_text().splitlines())
+    assert [line["log_likelihood"] for line in lines] == digit_scorer.score(rows).log_likelihood.tolist()
