@@ -132,7 +132,7 @@ def test_columns_are_blamed(scorer, rows):
 def test_what_is_not_proved_for_folds_is_refused(scorer, rows):
     with pytest.raises(CalibrationError, match="calibrated by folds"):
         scorer.calibration.check_has_no_folds()
-    with pytest.raises(CalibrationError, match="without the statistics"):
+    with pytest.raises(CalibrationError, match="without the combined rule"):
         scorer.score(rows, ScoreOptions("combined"))
     with pytest.raises(CalibrationError, match="at least 99 validation rows, there are 40"):
         scorer.score(rows, ScoreOptions(false_alarm=0.01, tail="low"))
@@ -159,7 +159,7 @@ def test_images_and_plain_arrays_are_calibrated_by_folds_too(tmp_path):
 
 
 def test_too_few_rows_for_so_many_folds_are_refused():
-    with pytest.raises(DataError, match="and 0 to calibrate on"):
+    with pytest.raises(DataError, match="and 0 for calibration"):
         Store("nowhere").publish("few", train(Rows(digits()[:30]), replace(RECIPE, folds=31)).draft)
     with pytest.raises(CalibrationError, match="at least 99 validation rows, there are 40"):
         Store("nowhere").publish(
