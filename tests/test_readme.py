@@ -44,6 +44,7 @@ def check_alike(found, expected, place=""):
         assert found == expected, place
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
 def test_every_curl_line_answers_as_its_page_says(bundled):
     assert len(COMMANDS) >= 17

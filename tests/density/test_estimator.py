@@ -333,7 +333,7 @@ EDGES = given(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @EDGES
 def test_rows_at_the_edges_are_finite_and_never_nan(**edge):
     check_finite(**edge)

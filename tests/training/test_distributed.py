@@ -42,6 +42,7 @@ def fresh(seed=0, **more):
     return VAE(Architecture(12, 2, (16,), **more))
 
 
+@pytest.mark.slow
 def test_two_processes_end_at_the_bound_of_one():
     rows, validation = rows_of(), rows_of(400, 1)
     options = replace(OPTIONS, epochs=60)

@@ -120,7 +120,7 @@ def test_rows_with_holes_are_judged_beside_their_fold_s_rows_with_the_same_holes
 
 
 def test_columns_are_blamed(scorer, rows):
-    rows = with_few_patterns(rows, 40, patterns=3)
+    rows = with_few_patterns(rows, 20, patterns=2)
     assert np.isnan(rows).any()
     explained = scorer.score(rows, ScoreOptions(explain=2))
     assert (explained.columns >= 0).all()
