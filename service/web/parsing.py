@@ -1,7 +1,7 @@
 """Parse requests: bytes to rows.
 
 Numbers are parsed straight into typed lists and arrays. Only if that fails, the body is checked cell by cell, to say what
-is wrong and where. No error repeats the input.
+is wrong and where. Errors name an unknown column, and repeat nothing else of the input.
 """
 
 from __future__ import annotations

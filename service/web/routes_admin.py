@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from service._version import __version__
-from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError
+from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError, ModelNotFoundError
 from service.scoring.scorer import Scorer
 from service.scoring.version import Reference
 from service.serving.engine import Engine
@@ -137,7 +137,8 @@ def default_or_none(catalog: Catalog) -> str | None:
 def described(engine: Engine, name: str, with_card: bool = True) -> dict[str, Any]:
     """The answer to GET /models/{name}."""
     registry, catalog = engine.registry, engine.registry.catalog
-    registry.known(name)
+    if name not in catalog.versions:  # of this very catalog: another thread may replace it
+        raise ModelNotFoundError("no such model in the store")
     named = catalog.aliases[name]
     serving = Reference(name, catalog.serving[name])
     versions = [

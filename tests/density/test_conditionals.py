@@ -120,8 +120,12 @@ def test_what_is_said_of_the_row_is_the_same(factor_analysis):
         np.testing.assert_array_equal(getattr(plain, name), getattr(explained, name))
 
 
+SOME = (0, 1, 2, 3, 13, 20, 27, 34, 38, 39)  # with a missing cell, with a wild one, and plain ones
+
+
+@pytest.mark.parametrize("alone_rows", [SOME, pytest.param(range(40), marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "columns"])
-def test_a_row_s_columns_are_the_same_in_any_company(likelihood):
+def test_a_row_s_columns_are_the_same_in_any_company(likelihood, alone_rows):
     torch.manual_seed(0)
     kinds = (Real(),) * 9 if likelihood == "columns" else ()
     vae = VAE(Architecture(9, 3, (16,), "tanh", likelihood, columns=kinds)).requires_grad_(False)
@@ -137,7 +141,7 @@ def test_a_row_s_columns_are_the_same_in_any_company(likelihood):
         return columns_of(observe(Estimator(), member, x[rows], [observer])[1][0], 3)
 
     together, draws = found(np.arange(40))
-    for row in (0, 1, 2, 3, 13, 20, 27, 34, 38, 39):  # with a missing cell, with a wild one, and plain ones
+    for row in alone_rows:
         alone, own_draws = found(np.array([row]))
         np.testing.assert_array_equal(alone.log_likelihood[0], together.log_likelihood[row])
         np.testing.assert_array_equal(alone.std_error[0], together.std_error[row])
