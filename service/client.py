@@ -242,6 +242,7 @@ class Client:
         raise AssertionError("the loop over tries returns or raises")
 
     def answered(self, call: Call) -> httpx.Response:
+        """The answer of one attempt."""
         try:
             return self.http.send(call.request(self.http))
         except httpx.HTTPError as error:
@@ -298,6 +299,7 @@ class AsyncClient:
         raise AssertionError("the loop over tries returns or raises")
 
     async def answered(self, call: Call) -> httpx.Response:
+        """`Client.answered`."""
         try:
             return await self.http.send(call.request(self.http))
         except httpx.HTTPError as error:

@@ -76,11 +76,10 @@ def test_a_state_that_cannot_be_read_is_put_aside(digit_scorer, tmp_path):
 
 
 def test_the_state_of_another_version_is_not_taken_for_this_one_s(digit_scorer, tmp_path):
-    monitor = DriftMonitors(0.01, tmp_path)
-    monitor.add(digit_scorer, digit_scorer.score(digits()[:5]))
-    monitor = monitor.monitors[digit_scorer.published.reference]
-    monitor.digest = "sha256:another"
-    monitor.save()
+    monitors = DriftMonitors(0.01, tmp_path)
+    monitors.add(digit_scorer, digit_scorer.score(digits()[:5]))
+    monitors.monitors[digit_scorer.published.reference].digest = "sha256:another"
+    monitors.save()
     assert DriftMonitors(0.01, tmp_path).document(digit_scorer)["rows"] == 0
 
 

@@ -58,7 +58,7 @@ def test_before_the_store_was_looked_at_nothing_is_there_yet(store):
     assert not registry.default_is_ready()
     assert registry.status() == {}
     for ask in (registry.resolve, registry.in_memory, registry.get):
-        with pytest.raises(UnavailableError, match="are being loaded") as caught:
+        with pytest.raises(UnavailableError, match="models are loading") as caught:
             ask(None)
         assert caught.value.retry_after_s == 2.0
 
