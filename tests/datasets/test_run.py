@@ -124,6 +124,7 @@ def test_every_row_is_in_one_part_as_it_was_and_in_its_order(data, undisturbed, 
     assert "http" not in page.replace("http-equiv", "")
 
 
+@pytest.mark.slow
 def test_processes_parts_and_new_starts_give_the_same_bytes(data, options, undisturbed, tmp_path):
     expected = tree(undisturbed)
     vouch_filter(data, *options, "--out", tmp_path / "two", "--workers", 2)

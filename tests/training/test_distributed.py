@@ -91,7 +91,7 @@ def end_after(epoch):
     return on_epoch
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_fit_that_was_ended_goes_on_to_the_same_weights(tmp_path, monkeypatch, processes):
     monkeypatch.setattr("service.training.checkpoints.SAVE_EVERY_S", 0.0)
     rows, validation = rows_of(), rows_of(400, 1)

@@ -119,6 +119,7 @@ def test_rows_with_holes_are_judged_beside_their_fold_s_rows_with_the_same_holes
     assert np.allclose(scores.low_p_value, (1 + expected) / (len(beside) + 1))
 
 
+@pytest.mark.slow
 def test_columns_are_blamed(scorer, rows):
     rows = with_few_patterns(rows, 20, patterns=2)
     assert np.isnan(rows).any()
