@@ -98,26 +98,3 @@ def parse_percentiles(text: str) -> tuple[float, float]:
     if math.isnan(low) or math.isnan(high) or high >= 100:
         raise InputError("percentiles: expected two numbers below 100, such as 1,99")
     return low, high
-
-
-def parse_share(name: str, text: str) -> float:
-    """Parse a number; `ScoreOptions` checks its range.
-
-    Raises:
-        InputError: it is not a number.
-    """
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"{name}: expected a number above 0 and below 1, such as 0.01") from None
-
-
-def parse_choice(name: str, text: str | None, choices: tuple[str, ...]) -> str | None:
-    """The text, checked to be one of the choices; None if not given.
-
-    Raises:
-        InputError: the text is not one of the choices.
-    """
-    if text is not None and text not in choices:
-        raise InputError(f"{name}: expected {' or '.join(choices)}")
-    return text
