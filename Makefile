@@ -48,7 +48,7 @@ loadtest: $(VENV)/test.done  ## half an hour: beside other model servers, and be
 
 # What follows needs the real data, in the folder DATA.
 
-evaluate: $(VENV)/test.done  ## the bundled models on test digits and on what is none
+evaluate: $(VENV)/test.done  ## the bundled models on test digits and on images of other things
 	$(BIN)/python scripts/evaluate.py --data $(DATA)
 
 bench: $(VENV)/test.done     ## speed, beside the bare matrix products
@@ -64,7 +64,7 @@ adbench: $(VENV)/bench.done  ## three hours: VAEDetector beside PyOD's detectors
 	$(BIN)/python benchmarks/adbench.py --data $(DATA) --out adbench.jsonl
 	$(BIN)/python benchmarks/adbench.py --out adbench.jsonl --report
 
-cells: $(VENV)/test.done     ## an hour: which cell is wrong, and rows with holes, beside simpler ways
+cells: $(VENV)/test.done     ## an hour: which cell is wrong, and rows with missing cells, beside simpler ways
 	$(BIN)/python benchmarks/cells.py --data $(DATA)
 
 verdicts: $(VENV)/test.done  ## half an hour: what verdicts promise and what they catch; `pictures` draws some of it

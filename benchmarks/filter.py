@@ -326,7 +326,7 @@ def fdr(folder: Path, sets: int) -> None:
         )
         source, out = folder / "set.npy", folder / f"out{number}"
         np.save(source, rows)
-        run = Run.begun(str(source), str(out), chosen, scorer)
+        run = Run.start(str(source), str(out), chosen, scorer)
         engine = engine_of("local", run, str(store), "cpu", 1)
         engine.score(run.undone(), nothing)
         run.finish(engine, nothing)

@@ -116,24 +116,24 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         Raises:
             ValueError: rows cannot be read, or a parameter is out of range.
         """
-        self.check_parameters()
-        table = self.table(X, reset=True)
+        self._check_parameters()
+        table = self._table(X, reset=True)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         try:
-            held_out = self.fit_table(table, seed)
+            held_out = self._fit_table(table, seed)
         except VouchError as error:
             raise ValueError(str(error)) from error
         if isinstance(self.contamination, str):
             scores = np.sort(held_out)
             self.offset_ = float(scores[max(1, rank(len(scores), Fraction(USUAL_FALSE_ALARM))) - 1])
         else:
-            self.offset_ = float(np.percentile(self.score_table(table), 100.0 * self.contamination))
+            self.offset_ = float(np.percentile(self._score_table(table), 100.0 * self.contamination))
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
         """log p(x) of each row, nats, or minus the combined statistic; shape (n,). Lower is more outlying."""
         check_is_fitted(self)
-        return self.score_table(self.table(X, reset=False))
+        return self._score_table(self._table(X, reset=False))
 
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
         """`score_samples` minus the threshold: negative for outliers."""
@@ -151,9 +151,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
 
     # Internals
 
-    def fit_table(self, table: Table, seed: int) -> np.ndarray:
+    def _fit_table(self, table: Table, seed: int) -> np.ndarray:
         """Fit the model; return scores of held-out rows, each by the member that did not see it."""
-        transform = Mixed(columns=self.learnt(table))
+        transform = Mixed(columns=self._learnt(table))
         names = tuple(column.name for column in transform.columns)
         spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
         rows = spec.rows(np.clip(spec.array(table), -FLOAT32_MAX, FLOAT32_MAX))
@@ -161,9 +161,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         members, bounds, held_out, usual = [], [], [], []
         execution = Execution(worker_pool(cpu_quota()))
         for number in range(self.ensemble):
-            recipe = self.recipe(seed + number, len(names), bool(np.isnan(rows).any()))
+            recipe = self._recipe(seed + number, len(names), bool(np.isnan(rows).any()))
             if architecture is None:
-                architecture = self.architecture(transform, recipe)
+                architecture = self._architecture(transform, recipe)
             else:
                 recipe = replace(recipe, prior="mixture" if architecture.prior_components else "normal")
             order = np.random.default_rng(recipe.fit.seed).permutation(len(rows))
@@ -196,13 +196,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         self.combination_ = Combination(np.sort(statistics, axis=0), np.zeros(0), *weights_of(spec))
         return -self.combination_.combine(statistics)
 
-    def recipe(self, seed: int, columns: int, has_holes: bool) -> Recipe:
+    def _recipe(self, seed: int, columns: int, has_missing: bool) -> Recipe:
         """The options of one member's fit."""
         return Recipe(
             latents=self.latents or max(1, min(MAX_LATENTS, columns)),
             hidden=tuple(self.hidden),
             prior=self.prior,
-            hide=Recipe().hide if has_holes else 0.0,
+            hide=Recipe().hide if has_missing else 0.0,
             fit=FitOptions(
                 steps=self.steps,
                 batch_size=self.batch_size,
@@ -211,7 +211,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             ),
         )
 
-    def architecture(self, transform: Mixed, recipe: Recipe) -> Architecture:
+    def _architecture(self, transform: Mixed, recipe: Recipe) -> Architecture:
         """The network that all members share."""
         architecture = table_architecture(transform, recipe)
         if self.columns == "inferred":
@@ -220,7 +220,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         kinds = (Real() if isinstance(column, Real) else column for column in architecture.columns)
         return replace(architecture, columns=tuple(kinds))
 
-    def learnt(self, table: Table) -> tuple[NumberColumn | CategoryColumn, ...]:
+    def _learnt(self, table: Table) -> tuple[NumberColumn | CategoryColumn, ...]:
         """The table's columns, with what is learnt from its rows: scales, categories, atoms."""
         if self.columns == "inferred":
             return learn(detected(infer(table)), table)
@@ -234,7 +234,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             if not all(map(is_missing, cells.tolist()))
         )
 
-    def score_table(self, table: Table) -> np.ndarray:
+    def _score_table(self, table: Table) -> np.ndarray:
         """Scores of a table's rows under the rule, shape (n,); lower is more outlying."""
         model, execution = self.model_, Execution(worker_pool(cpu_quota()))
         rows = model.input.rows(np.clip(model.input.array(table), -FLOAT32_MAX, FLOAT32_MAX))
@@ -244,7 +244,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         assert statistics is not None
         return -self.combination_.combine(statistics)
 
-    def table(self, X: Any, reset: bool) -> Table:  # noqa: N803
+    def _table(self, X: Any, reset: bool) -> Table:  # noqa: N803
         """Rows as a table; only data frames may have text columns."""
         names = [f"x{at}" for at in range(np.shape(X)[1])] if hasattr(X, "iloc") else None
         if names is not None and any(str(kind) in ("object", "str", "string", "category") for kind in X.dtypes):
@@ -264,7 +264,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         # Columns are named by position: scikit-learn checks their real names.
         return Table(tuple(f"x{at}" for at in range(array.shape[1])), tuple(array.T))
 
-    def check_parameters(self) -> None:
+    def _check_parameters(self) -> None:
         """Raise if a parameter is out of range.
 
         Raises:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from service.training.fit import FitReport, Progress
     from service.validity.conformal import Acceptance
 
-SAID_EVERY_S = 10.0  # seconds between progress lines without a terminal
+REPORT_EVERY_S = 10.0  # seconds between progress lines without a terminal
 LEAST_DRAWN = 0.004  # smallest false-alarm rate in a plot, whose axis is logarithmic
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def row_bar(verb: str, rows: int | None) -> Iterator[Callable[[int, int], None]]
             shares = f", {100 * invalid / done:.1f} % invalid" if verb == "scored" and done else ""
             text = f"{verb} {done:,} of {rows:,} rows, {speed:,.0f} a second{shares}"
             bar.update(task, completed=done, text=text)
-            if not err.is_terminal and time.monotonic() - said > SAID_EVERY_S:
+            if not err.is_terminal and time.monotonic() - said > REPORT_EVERY_S:
                 said = time.monotonic()
                 print(f"{text}, {(rows or 0) - done:,} left", file=sys.stderr, flush=True)
 

@@ -99,7 +99,7 @@ def filter_rows(
     options, part = judge.score_options(), work.part
     scorer = scorer_of(store, model, device)
     run_options = RunOptions.of(scorer, options, key, work.write, work.shard_rows)
-    run = Run.begun(source, output, run_options, scorer, work.on_bad_file)
+    run = Run.start(source, output, run_options, scorer, work.on_bad_file)
     report = worked(run, work, part, store, device)
     if report is None:
         err.print(

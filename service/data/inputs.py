@@ -124,7 +124,7 @@ class InputSpec(Frozen):
         return isinstance(self.transform, Mixed)
 
     @property
-    def reads_text(self) -> bool:
+    def has_text(self) -> bool:
         columns = self.transform.columns if isinstance(self.transform, Mixed) else ()
         return any(isinstance(column, CategoryColumn) and column.is_text for column in columns)
 

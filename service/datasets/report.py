@@ -117,7 +117,7 @@ class Tally:
     invalid: int = 0
     blamed: Counter[str] = field(default_factory=Counter)
     strangest: list[tuple[float, float, int, Strange]] = field(default_factory=list)
-    spoke_at: tuple[str, int] | None = None
+    alarm_at: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
         self.monitor = DriftMonitor.of(self.scorer)
@@ -171,12 +171,12 @@ class Tally:
         before, chosen = self.monitor.watched, np.flatnonzero(complete)
         if self.monitor.bet(log_likelihood[chosen], self.random.random(len(chosen)), DRIFT_LEVEL):
             assert self.monitor.alarm_row is not None
-            self.spoke_at = shard.file.name, shard.row_range.first + int(chosen[self.monitor.alarm_row - before - 1])
+            self.alarm_at = shard.file.name, shard.row_range.first + int(chosen[self.monitor.alarm_row - before - 1])
 
     def report(self, not_done: Sequence[NotDone]) -> Report:
         """The report on all shards that were added."""
         options, said = self.plan.options, self.monitor.document(DRIFT_LEVEL)
-        file, row = self.spoke_at or (None, None)
+        file, row = self.alarm_at or (None, None)
         validation = histogram(self.scorer.calibration.scores, self.edges)
         scaled = validation * (self.rows / max(1, len(self.scorer.calibration.scores)))
         return Report(

@@ -35,7 +35,7 @@ class Run:
     on_bad_file: OnBadFile
 
     @staticmethod
-    def begun(source: str, out: str, options: RunOptions, scorer: Scorer, on_bad_file: OnBadFile = "stop") -> Run:
+    def start(source: str, out: str, options: RunOptions, scorer: Scorer, on_bad_file: OnBadFile = "stop") -> Run:
         """Scan all files, and start a run in the folder or resume the one there.
 
         Raises:

@@ -29,25 +29,25 @@ Seen = tuple[np.ndarray, np.ndarray]  # for a row: E[log p(x_j | z)], (D,); dive
 class DrawStatistics:
     """Statistics of B rows from their draws.
 
-    `given_back` (B, D) is E[log p(x_j | z)] over p(z | x), nats; `divergence` (B,) is KL(p(z | x) || p(z)), nats; `gap`
+    `reconstruction` (B, D) is E[log p(x_j | z)] over p(z | x), nats; `divergence` (B,) is KL(p(z | x) || p(z)), nats; `gap`
     (B,) is log p(x) minus the encoder's evidence lower bound, nats; `latent_distance` (B,) is the distance from the row's
     encoding to the nearest encoding of a known row.
     """
 
-    given_back: np.ndarray
+    reconstruction: np.ndarray
     divergence: np.ndarray
     gap: np.ndarray
     latent_distance: np.ndarray
 
     @staticmethod
     def stacked(rows: Sequence[Seen], columns: int) -> DrawStatistics:
-        given_back = np.array([one for one, _ in rows]).reshape(len(rows), columns)
-        return DrawStatistics(given_back, *np.array([numbers for _, numbers in rows]).reshape(len(rows), 3).T)
+        reconstruction = np.array([one for one, _ in rows]).reshape(len(rows), columns)
+        return DrawStatistics(reconstruction, *np.array([numbers for _, numbers in rows]).reshape(len(rows), 3).T)
 
     @staticmethod
     def averaged(members: Sequence[DrawStatistics]) -> DrawStatistics:
         """The mean over an ensemble's networks."""
-        arrays = zip(*((w.given_back, w.divergence, w.gap, w.latent_distance) for w in members), strict=True)
+        arrays = zip(*((w.reconstruction, w.divergence, w.gap, w.latent_distance) for w in members), strict=True)
         return DrawStatistics(*(np.mean(part, axis=0) for part in arrays))
 
 

@@ -218,7 +218,7 @@ def known_rows(model: Model, rows: np.ndarray, pilot: np.ndarray, execution: Exe
     for number, member in enumerate(model.members):
         observers = [row_statistics.observer(number)]
         seen += observe(model.estimator, member, x, observers, (), log_abs_det, execution=execution)[1]
-    return replace(known, usual=KnownRows.usual_of(row_statistics.together(seen).given_back))
+    return replace(known, usual=KnownRows.usual_of(row_statistics.together(seen).reconstruction))
 
 
 def suspects(model: Model, pilot: np.ndarray, execution: Execution) -> np.ndarray:

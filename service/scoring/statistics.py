@@ -90,9 +90,9 @@ class KnownRows:
         return KnownRows(rows, np.stack([np.zeros(features), np.ones(features)]))
 
     @staticmethod
-    def usual_of(given_back: np.ndarray) -> np.ndarray:
+    def usual_of(reconstruction: np.ndarray) -> np.ndarray:
         """Median and spread by column of E[log p(x_j | z)] of valid rows, shape (m, D): shape (2, D)."""
-        middle, low = np.percentile(given_back, USUAL_SPREAD, axis=0)
+        middle, low = np.percentile(reconstruction, USUAL_SPREAD, axis=0)
         return np.stack([middle, np.maximum(middle - low, LEAST_SPREAD)])
 
 
@@ -181,10 +181,10 @@ class RowStatistics:
         """
         by_draws = self.together(seen)
         middle, spread = self.known.usual
-        short = np.where(np.isnan(rows), 0.0, (middle - by_draws.given_back) / spread)
+        short = np.where(np.isnan(rows), 0.0, (middle - by_draws.reconstruction) / spread)
         values: dict[StatisticName, Callable[[], np.ndarray]] = {
             "nearest_row": lambda: logarithm(self.neighbours.distances(coordinates(self.spec, rows))),
-            "reconstruction": lambda: -by_draws.given_back.sum(axis=1),
+            "reconstruction": lambda: -by_draws.reconstruction.sum(axis=1),
             "worst_column": lambda: short.max(axis=1),
             "divergence": lambda: np.arcsinh(by_draws.divergence),
             "bound_gap": lambda: np.arcsinh(by_draws.gap),

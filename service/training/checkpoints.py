@@ -47,7 +47,7 @@ class Checkpoints:
             raise DataError(f"{found.folder}: no training to resume")
         return found
 
-    def begun(self, key: str) -> Checkpoints:
+    def start(self, key: str) -> Checkpoints:
         """Begin a training run: remove old checkpoints or, to resume, check that they belong to it.
 
         Raises:

@@ -76,7 +76,7 @@ def fit_by(processes: int, task: FitTask, on_epoch: Callable[[Progress], None]) 
             return task.run(join_group(0, processes, meeting), on_epoch)
         except RuntimeError as error:  # from gloo or nccl, once a process is gone
             for one in others:
-                one.raise_what_it_said()
+                one.reraise()
             raise TrainingError(f"a training process stopped: {str(error).splitlines()[0]}") from error
         finally:
             for one in others:
@@ -113,7 +113,7 @@ class Other:
         except EOFError:
             raise TrainingError("a training process stopped before starting, perhaps out of memory") from None
 
-    def raise_what_it_said(self) -> None:
+    def reraise(self) -> None:
         """Raise its error, if it sent one."""
         with contextlib.suppress(EOFError, OSError):
             if self.line.poll(1.0):

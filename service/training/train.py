@@ -156,7 +156,7 @@ def fit_and_calibrate(
     checkpoints = hooks.checkpoints
     if checkpoints is not None:
         key = hashlib.sha256(f"{data_digest}\n{recipe}\n{architecture}\n{spec.model_dump_json()}".encode()).hexdigest()
-        checkpoints = checkpoints.begun(key)
+        checkpoints = checkpoints.start(key)
     vaes, report, bounds = fitted(spec, splits, architecture, recipe, hooks.on_epoch, checkpoints, feed)
     by_folds = {"folds": recipe.folds} if recipe.folds > 1 else {}
     pilots = [spec.rows(one.validation if one.pilot is None else one.pilot) for one in splits]

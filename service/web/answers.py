@@ -144,7 +144,7 @@ def score_list(
         scores.num_samples.tolist(),
         scores.percentile.tolist(),
         scores.p_value.tolist(),
-        *holes_of(scores),
+        *missing_fields(scores),
         blamed_columns(scores, spec) if isinstance(scores, ExplainedScores) else unset,
         unset if ids is None else [msgspec.UNSET if one is None else one for one in ids],
         unset if discoveries is None else discoveries.chosen.tolist(),
@@ -154,7 +154,7 @@ def score_list(
     return [Score(*row) for row in columns]
 
 
-def holes_of(scores: Scores) -> tuple[list[Any], list[Any]]:
+def missing_fields(scores: Scores) -> tuple[list[Any], list[Any]]:
     """Each row's number of missing cells and its own band.
 
     Both are unset for complete rows, except that with folds every row has its own band.

@@ -61,7 +61,7 @@ class RequestContext:
     hang_up_task: asyncio.Task[None] | None = None
 
     @staticmethod
-    def begun(service: Service, scope: Scope, receive: Receive, request_id: str) -> RequestContext:
+    def start(service: Service, scope: Scope, receive: Receive, request_id: str) -> RequestContext:
         """Create the context of a new request and keep it in the scope."""
         context = RequestContext(service, Request(scope, receive), request_id)
         scope.setdefault("state", {})[CONTEXT] = context

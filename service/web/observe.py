@@ -51,7 +51,7 @@ class Observe:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        context = RequestContext.begun(self.service, scope, receive, self.request_id(headers))
+        context = RequestContext.start(self.service, scope, receive, self.request_id(headers))
         request_id, timings = context.request_id, context.timings
         status = 0
 

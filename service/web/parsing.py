@@ -119,7 +119,7 @@ def parse_json(body: bytes, spec: InputSpec, reader: CellReader, max_rows: int) 
 
 def parse_numbers(body: bytes, spec: InputSpec, max_rows: int) -> np.ndarray | None:
     """The instances as an array, if they are lists of numbers of the right length; otherwise None."""
-    if spec.reads_text:
+    if spec.has_text:
         return None
     is_nested = len(spec.shape) == 2 and STARTS_NESTED.match(body) is not None
     try:
@@ -219,7 +219,7 @@ def is_id(value: Any) -> bool:
 
 def parse_simple_rows(lines: Sequence[bytes], spec: InputSpec) -> np.ndarray | None:
     """Lines as an array, shape (B, D), if all are lists of numbers of the right length; otherwise None."""
-    if spec.reads_text:
+    if spec.has_text:
         return None
     try:
         rows = [ROW.decode(line) for line in lines]

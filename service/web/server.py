@@ -29,7 +29,7 @@ def run(settings: Settings) -> None:
     Raises:
         SettingsError: the address is not loopback, and there are neither keys nor `allow_anonymous`.
     """
-    refuse_strangers(settings)
+    check_address(settings)
     logging.config.dictConfig(log_config(settings.log_level))
     logging.captureWarnings(True)  # write libraries' warnings to the log as well
     app = create_app(settings)
@@ -86,7 +86,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def refuse_strangers(settings: Settings) -> None:
+def check_address(settings: Settings) -> None:
     """Raise if the service would listen beyond loopback without keys, unless that is explicitly allowed."""
     if settings.api_keys_file is None and not settings.allow_anonymous and not is_loopback(settings.host):
         raise SettingsError(

@@ -413,7 +413,7 @@ def test_results_may_go_where_only_a_driver_reaches(data, tiny_store, undisturbe
         percentiles=(5.0, 95.0),
         shard_rows=100,
     )
-    run = Run.begun(str(data), "memory://results/wine", chosen, wine)
+    run = Run.start(str(data), "memory://results/wine", chosen, wine)
     engine = engine_of("local", run, str(tiny_store), "cpu", 1)
     engine.score(run.undone(), lambda rows, invalid: None)
     run.finish(engine, lambda rows, invalid: None)

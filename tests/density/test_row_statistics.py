@@ -30,20 +30,20 @@ def exact(factor_analysis):
     mean = (x - analysis.mean_) @ (covariance @ (loadings.T / noise)).T
     spread = np.einsum("jl,lk,jk->j", loadings, covariance, loadings)
     residual = x - analysis.mean_ - mean @ loadings.T
-    given_back = -0.5 * (np.log(2 * np.pi * noise) + (residual**2 + spread) / noise)
+    reconstruction = -0.5 * (np.log(2 * np.pi * noise) + (residual**2 + spread) / noise)
     log_det = np.linalg.slogdet(covariance)[1]
     divergence = 0.5 * (np.trace(covariance) + (mean**2).sum(axis=1) - loadings.shape[1] - log_det)
-    return SimpleNamespace(given_back=given_back, divergence=divergence)
+    return SimpleNamespace(reconstruction=reconstruction, divergence=divergence)
 
 
 def test_what_is_given_back_and_the_divergence_are_the_exact_ones(factor_analysis, exact):
     x = factor_analysis.rows
     _, by_draws = statistics_of(linear_gaussian(factor_analysis.analysis), x, x[:50])
     # Sixteen draws each; over all rows their errors are small.
-    assert by_draws.given_back.mean(axis=0) == pytest.approx(exact.given_back.mean(axis=0), abs=0.1)
+    assert by_draws.reconstruction.mean(axis=0) == pytest.approx(exact.reconstruction.mean(axis=0), abs=0.1)
     assert by_draws.divergence.mean() == pytest.approx(exact.divergence.mean(), abs=0.2)
     assert np.corrcoef(by_draws.divergence, exact.divergence)[0, 1] > 0.95
-    assert np.corrcoef(by_draws.given_back.sum(axis=1), exact.given_back.sum(axis=1))[0, 1] > 0.99
+    assert np.corrcoef(by_draws.reconstruction.sum(axis=1), exact.reconstruction.sum(axis=1))[0, 1] > 0.99
 
 
 def test_the_gap_is_what_the_encoder_misses(factor_analysis):
@@ -73,7 +73,7 @@ def test_the_estimates_are_the_usual_ones_and_what_is_seen_is_the_same_in_any_co
     for rows in ([0], [5, 0, 177], list(range(100))):
         _, (seen,) = observe(Estimator.of("fast"), member, x[rows], [observer])
         alone = DrawStatistics.stacked(seen, x.shape[1])
-        assert (alone.given_back == together.given_back[rows]).all()
+        assert (alone.reconstruction == together.reconstruction[rows]).all()
         assert (alone.divergence == together.divergence[rows]).all()
         assert (alone.gap == together.gap[rows]).all()
         assert (alone.latent_distance == together.latent_distance[rows]).all()

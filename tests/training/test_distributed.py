@@ -134,13 +134,13 @@ def test_a_training_removes_what_another_left_and_nothing_else(tmp_path):
     mine.mkdir()
     (tmp_path / "thesis.txt").write_text("")
     (mine / "mixture-0.pt").write_text("of another training")
-    kept = Checkpoints.beside("store", "name", resumes=False, folder=tmp_path).begun("key")
+    kept = Checkpoints.beside("store", "name", resumes=False, folder=tmp_path).start("key")
     assert list(mine.parent.iterdir()) == [tmp_path / "thesis.txt"]
     fit(fresh(), rows_of(300), rows_of(50), FitOptions(epochs=1), checkpoint=kept.of("normal-0"))
     resumed = Checkpoints.beside("store", "name", resumes=True, folder=tmp_path)
     with pytest.raises(DataError, match="started with other data or options"):
-        resumed.begun("other")
-    resumed.begun("key").clear()
+        resumed.start("other")
+    resumed.start("key").clear()
     assert list(mine.parent.iterdir()) == [tmp_path / "thesis.txt"]
 
 

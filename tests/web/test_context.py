@@ -42,7 +42,7 @@ def request(service, chunks=(), headers=(), after=None):
     scope = {"type": "http", "method": "POST", "path": "/score", "query_string": b"", "headers": [
         (name.encode(), value.encode()) for name, value in headers
     ]}  # fmt: skip
-    return RequestContext.begun(service, scope, receive, "id")
+    return RequestContext.start(service, scope, receive, "id")
 
 
 def body_of(context):

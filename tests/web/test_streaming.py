@@ -41,7 +41,7 @@ def context_of(app, chunks, headers=(), receive=None):
     scope = {"type": "http", "method": "POST", "path": "/score", "query_string": b"", "headers": [
         (name.encode(), value.encode()) for name, value in headers
     ]}  # fmt: skip
-    context = RequestContext.begun(app.state.service, scope, receive or next_chunk, "request")
+    context = RequestContext.start(app.state.service, scope, receive or next_chunk, "request")
     context.is_stream = True
     return context
 
