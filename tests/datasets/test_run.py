@@ -273,6 +273,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_there(data, options, u
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_false_discovery_rate_is_held_over_the_whole_data_set(data, tiny_store, tmp_path, wine):
     options = ("--model", "wine", "--store", tiny_store, "--shard-rows", 150, "--fdr", 0.3, "--workers", 1)
     vouch_filter(data, *options, "--out", tmp_path / "out")

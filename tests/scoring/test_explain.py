@@ -27,7 +27,7 @@ def store(trained_models, tmp_path_factory):
     return trained_models.store(tmp_path_factory.mktemp("explain") / "store", "people", "several").root
 
 
-@pytest.fixture(scope="module", params=["people", "several"])
+@pytest.fixture(scope="module", params=["people", pytest.param("several", marks=pytest.mark.slow)])
 def scorer(request, store):
     return load_scorer(Store(store), request.param, "cpu", threads=1)
 

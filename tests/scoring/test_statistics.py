@@ -115,6 +115,7 @@ def test_rows_that_are_known_stay_known_when_calibrated_again(mixed_store):
         load_scorer(store, str(few), "cpu").score(rows[:1], ScoreOptions("combined"))
 
 
+@pytest.mark.slow
 def test_false_alarms_are_as_promised_on_resplit_rows(mixed_store):
     """Valid rows are the model's own, so that there are as many as one likes."""
     store = Store(mixed_store)
