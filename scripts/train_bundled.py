@@ -31,7 +31,7 @@ TABLES = {
     "adult": (
         Recipe(prior="auto", fit=TABLE_FIT, hidden=(200, 200)),
         "mixed/adult.csv",
-        "Rows of the 1994 census of the United States, as in UCI's adult data set, with numbers, categories and missing cells",
+        "Rows of the 1994 census of the United States, as in UCI's adult data set: numbers, categories, missing cells",
     ),
 }
 MODELS = {

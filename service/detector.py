@@ -155,7 +155,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         """Fit the model; return scores of held-out rows, each by the member that did not see it."""
         transform = Mixed(columns=self._learnt(table))
         names = tuple(column.name for column in transform.columns)
-        spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
+        spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform, precision="float64")
         rows = spec.rows(np.clip(spec.array(table), -FLOAT32_MAX, FLOAT32_MAX))
         architecture: Architecture | None = None
         members, bounds, held_out, usual = [], [], [], []

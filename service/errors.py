@@ -78,12 +78,16 @@ class RowError(DataError):
     """A row that cannot be read: its number, from 0 in what was read, what is wrong, and what was expected."""
 
     def __init__(self, row: int, problem: str, column: str | int | None = None, expected: str | None = None) -> None:
-        place = "" if column is None else f", column {column!r}:"
-        super().__init__(f"row {row}{place} {problem}" + (f", expected {expected}" if expected else ""))
         self.row, self.problem, self.column, self.expected = row, problem, column, expected
+        super().__init__(self.in_place(f"row {row}"))
 
     def __reduce__(self) -> tuple[type[RowError], tuple[int, str, str | int | None, str | None]]:
         return RowError, (self.row, self.problem, self.column, self.expected)
+
+    def in_place(self, place: str) -> str:
+        """The error's text, with the row's place in its file, such as line 12."""
+        column = "" if self.column is None else f", column {self.column!r}:"
+        return f"{place}{column} {self.problem}" + (f", expected {self.expected}" if self.expected else "")
 
     def after(self, rows: int) -> RowError:
         """The same error, if `rows` rows come before what was read."""

@@ -77,7 +77,7 @@ def test_it_is_fitted_and_scores_its_own_rows(tmp_path, name):
     if name == "a number of 1e300":  # what no float32 holds is refused, where it stands
         assert done.exit_code == 2
         assert "table.csv" in done.output
-        assert "row 119, column 'a'" in done.output
+        assert "column 'a': 119 numbers and 1 x '1e300', first in line 121" in done.output
         assert not (tmp_path / "store").exists()
         return
     assert done.exit_code == 0, done.output
@@ -94,7 +94,7 @@ REFUSED = {
     "all constant": (HEADER, [["1", "2", "x"]] * 120, "no usable column (a: constant, b: constant"),
     "the same name twice": (["a", "b", "a"], rows(120), "columns 1 and 3 have the same name"),
     "a ragged line": (HEADER, [*rows(120)[:7], ["1", "2"], *rows(120)[7:]], "line 9 has 2 cells, the header has 3"),
-    "no header": (["1.5", "2.5", "3"], [[*row[:2], "1"] for row in rows(120)], "expected a header"),
+    "no header": (["1.5", "2.5", "3"], [[*row[:2], "1"] for row in rows(120)], "line 1 reads like the other lines"),
 }
 
 
@@ -138,7 +138,7 @@ def test_a_file_with_other_columns_is_refused_and_more_columns_are_left_out(tmp_
     text = written(tmp_path / "text.csv", HEADER, [["x", *row[1:]] for row in rows(20)])
     done = CliRunner().invoke(app, ["score", str(text), *arguments])
     assert done.exit_code == 2
-    assert "text.csv: row 0, column 'a': text, expected a number" in done.output
+    assert "text.csv: line 2, column 'a': text, expected a number" in done.output
 
 
 @pytest.mark.slow

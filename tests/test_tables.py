@@ -35,7 +35,7 @@ def fresh(scorer, tmp_path_factory):
 def test_columns_are_what_they_look_like(scorer):
     kinds = {column.name: column.kind for column in scorer.model.input.transform.columns}
     assert kinds == {
-        "height": "real", "income": "positive", "age": "count", "gain": "real", "city": "category", "member": "binary",
+        "height": "real", "income": "positive", "age": "count", "gain": "real", "city": "category", "member": "boolean",
         "grade": "ordinal",
     }  # fmt: skip
     assert dict(zip(COLUMNS, scorer.model.input.transform.columns, strict=True))["gain"].atoms == (0.0,)

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from service.errors import DataError, InputError, VouchError, first_fault
+from service.errors import DataError, InputError, RowError, VouchError, first_fault
 
 if TYPE_CHECKING:
+    from service.data.cells import RawTable
     from service.data.kinds import Schema
+    from service.data.survey import Survey
     from service.data.table import Table as TableData
     from service.scoring.evaluation import RuleOnSet
     from service.scoring.version import Reference
@@ -64,14 +67,15 @@ def one_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Add the file's name to errors about its rows."""
+def naming(path: Path, raw: RawTable | None = None) -> Iterator[None]:
+    """Add the file's name to errors about its rows, and the line if its lines are known."""
     try:
         yield
-    except InputError as error:
-        raise DataError(f"{path}: {first_fault(error)}") from error
-    except DataError as error:
-        raise DataError(f"{path}: {one_line(error)}") from error
+    except (InputError, DataError) as error:
+        problem = first_fault(error) if isinstance(error, InputError) else error
+        if isinstance(problem, RowError) and raw is not None:
+            raise DataError(f"{path}: {problem.in_place(raw.place(problem.row))}") from error
+        raise DataError(f"{path}: {one_line(problem)}") from error
 
 
 @contextlib.contextmanager
@@ -158,15 +162,36 @@ def accepted(share: Acceptance) -> str:
 
 
 def schema_table(kinds: Schema, data: TableData) -> Table:
-    """A table of the columns' kinds, to print."""
-    from service.data.table import is_missing
+    """A table of the columns' kinds, with examples and reasons, to print."""
+    from service.data.kinds import examples_of
 
-    shown = Table("column", "kind", "missing", "why")
+    shown = Table("column", "kind", "examples", "missing", "why")
     for column in kinds.columns:
-        cells = data.column(column.name).tolist()
-        missing = sum(map(is_missing, cells))
-        shown.add_row(column.name, column.kind, f"{100 * missing / len(cells):.1f} %" if missing else "", column.why)
+        is_there = column.name in data.names
+        cells = data.column(column.name) if is_there else np.zeros(0)
+        missing = list(cells).count(None) if cells.dtype == object else int(np.isnan(cells).sum())
+        row = (
+            column.name or "(no name)",
+            column.kind,
+            ", ".join(cut(text) for text in examples_of(cells)),
+            f"{100 * missing / len(cells):.2g} %" if missing else "",
+            "; ".join(part for part in (column.why, *column.notes) if part),
+        )
+        shown.add_row(*map(escape, row))
     return shown
+
+
+def print_schema(path: Path, raw: RawTable, survey: Survey) -> None:
+    """Print a file's columns to stdout."""
+    kinds = [column.kind for column in survey.schema.columns]
+    used = len(kinds) - kinds.count("ignored")
+    shown = Console(width=None if sys.stdout.isatty() else 160)
+    shown.print(f"{path}: {len(raw):,} rows, {used} of {len(kinds)} columns are used", markup=False, highlight=False)
+    shown.print(schema_table(survey.schema, survey.table))
+
+
+def cut(text: str, most: int = 20) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def drawn_rules(results: list[RuleOnSet]) -> bytes:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from service.cli.console import naming
+from service.cli.console import err, naming
+from service.cli.options import TableOptions, split_names
 from service.errors import DataError
 
 if TYPE_CHECKING:
-    from service.data.cells import CellReader
+    from service.data.cells import CellReader, RawTable
     from service.data.kinds import Schema
+    from service.data.survey import Survey
+    from service.files.dialect import TextOptions
     from service.files.readers import Rows
     from service.scoring.scorer import Scorer
     from service.store.store import Store
@@ -38,22 +42,55 @@ def existing(root: str) -> Store:
     return Store(root)
 
 
-def rows_for(reader: CellReader, path: Path, key: str | None) -> Rows:
-    """A file's rows, with a table's columns in the model's order; errors name the file."""
+@dataclass(frozen=True)
+class FileRows:
+    """A file's rows in the model's order of columns, shape (N, ...), and its raw table if it is one."""
+
+    rows: Rows
+    raw: RawTable | None = None
+
+    def of_model(self, path: Path, scorer: Scorer) -> np.ndarray:
+        """The rows as the model reads them; errors name the file."""
+        with naming(path, self.raw):
+            return scorer.rows(self.rows.array)
+
+
+def rows_for(reader: CellReader, path: Path, key: str | None, text: TextOptions | None = None) -> FileRows:
+    """A file's rows, with a table's columns in the model's order; errors name the file and the line."""
+    from service.files.dialect import AS_SHOWN
     from service.files.readers import Rows, read
     from service.files.tables import is_table, read_raw
+    from service.system.processes import without_garbage_collection
 
     if key is not None or not is_table(path):
-        return read(path, key)
-    table = read_raw(path)
-    with naming(path):
-        return Rows(reader.table(table), reader.names)
+        return FileRows(read(path, key))
+    with without_garbage_collection():
+        raw = read_raw(path, options=text or AS_SHOWN, known=reader.names or ())
+    tell(path, raw)
+    with naming(path, raw):
+        return FileRows(Rows(reader.table(raw), reader.names), raw)
 
 
-def checked_rows(path: Path, rows: Rows, scorer: Scorer) -> np.ndarray:
-    """A file's rows as the model reads them; errors name the file."""
-    with naming(path):
-        return scorer.rows(rows.array)
+def tell(path: Path, raw: RawTable) -> None:
+    """Say what was decided about a file's text."""
+    if raw.notes:
+        err.print(f"{path}: {'; '.join(raw.notes)}", markup=False, highlight=False)
+
+
+def table_from(
+    path: Path, data: TableOptions, columns: str | None, schema: Path | None, must_fit: bool = True
+) -> tuple[RawTable, Survey]:
+    """A file to train on: its raw cells, and what its columns are; errors name the file and the line."""
+    from service.data.survey import surveyed
+    from service.files.tables import read_raw
+    from service.system.processes import without_garbage_collection
+
+    with without_garbage_collection():
+        raw = read_raw(path, split_names(columns), data.text_options())
+    tell(path, raw)
+    kinds = None if schema is None else schema_in(schema, [*raw.names, *raw.left_out])
+    with naming(path, raw), without_garbage_collection():
+        return raw, surveyed(raw, data.detection(), data.kept(), kinds, must_fit)
 
 
 def schema_in(path: Path, known: Sequence[str]) -> Schema:

@@ -15,6 +15,8 @@ import typer
 from service.errors import DataError
 
 if TYPE_CHECKING:
+    from service.data.detect import Detection
+    from service.files.dialect import TextOptions
     from service.scoring.options import ScoreOptions
 
 T = TypeVar("T")
@@ -37,7 +39,13 @@ TailOption = Annotated[
 ]
 KeyOption = Annotated[str | None, typer.Option("--key", help="name of the array in an .npz file")]
 ColumnsOption = Annotated[str | None, typer.Option("--columns", help="columns of a table to use: a,b,c")]
-DataArgument = Annotated[Path, typer.Argument(help=".npz, .npy, .csv, .parquet, idx (.gz), or a folder of images")]
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="a table (.csv, .tsv, .txt, .jsonl and their .gz, .parquet or a folder of it), .npz, .npy, idx (.gz), or a "
+        "folder of images"
+    ),
+]
 
 
 def takes_options(command: Callable[..., T]) -> Callable[..., T]:
@@ -66,6 +74,51 @@ def takes_options(command: Callable[..., T]) -> Callable[..., T]:
     built.__annotations__ = {one.name: one.annotation for one in parameters}
     del built.__wrapped__  # inspect would follow it back to the dataclasses
     return built
+
+
+@dataclass(frozen=True)
+class TextFileOptions:
+    """Options that say how a file of text is written, where it does not show."""
+
+    sep: Annotated[str | None, typer.Option("--sep", help="what separates cells, such as ';' or tab")] = None
+    decimal: Annotated[Literal[".", ","] | None, typer.Option("--decimal", help="the decimal mark")] = None
+    encoding: Annotated[str | None, typer.Option("--encoding", help="such as utf-8 or cp1252")] = None
+    header: Annotated[
+        bool | None, typer.Option("--header/--no-header", help="whether the first line names the columns")
+    ] = None
+
+    def text_options(self) -> TextOptions:
+        from service.files.dialect import TextOptions
+
+        return TextOptions(self.sep, self.decimal, self.encoding, self.header)
+
+
+@dataclass(frozen=True)
+class TableOptions(TextFileOptions):
+    """Options that say how a table to train on is read."""
+
+    na_values: Annotated[
+        str | None, typer.Option("--na-values", help="further texts that mean a missing cell: -999,n/v")
+    ] = None
+    bad_cells: Annotated[
+        Literal["stop", "missing", "category"],
+        typer.Option(
+            "--bad-cells",
+            help="what becomes of a cell that is no number in a column of numbers: stop; missing; or category, which makes "
+            "its column one of categories",
+        ),
+    ] = "stop"
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="columns not to leave out, whatever they look like: a,b")
+    ] = None
+
+    def detection(self) -> Detection:
+        from service.data.detect import Detection
+
+        return Detection(tuple(split_names(self.na_values) or ()), self.decimal, self.bad_cells)
+
+    def kept(self) -> list[str]:
+        return split_names(self.keep) or []
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from service.cli.app import app
 from service.cli.console import accepted, drawn_rules, err, fail_in_one_line, interval, write
-from service.cli.inputs import checked_rows, rows_for, scorer_of
+from service.cli.inputs import rows_for, scorer_of
 from service.cli.options import (
     DataArgument,
     DeviceOption,
@@ -22,6 +22,7 @@ from service.cli.options import (
     KeyOption,
     ModelOption,
     StoreOption,
+    TextFileOptions,
     named_file,
     takes_options,
 )
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 def score(
     data: DataArgument,
     judge: JudgeOptions,
+    text: TextFileOptions,
     model: ModelOption = None,
     store: StoreOption = "model_store",
     key: KeyOption = None,
@@ -56,17 +58,17 @@ def score(
     options = judge.score_options()
     scorer = scorer_of(store, model, device)
     scorer.check(options)
-    rows = checked_rows(data, rows_for(scorer.reader, data, key), scorer)
-    scores = scorer.score(rows[:limit], options)
+    source = rows_for(scorer.reader, data, key, text.text_options())
+    scores = scorer.score(source.of_model(data, scorer)[:limit], options)
     discoveries = None if options.fdr is None else scores.discoveries(options.fdr, options.tail or "low")
     if output is not None and output.suffix == ".jsonl":
-        text = scores_json_lines(scores, scorer.model.input, discoveries)
+        content = scores_json_lines(scores, scorer.model.input, discoveries)
     else:
-        text = scores_csv(scores, scorer.model.input, None, discoveries)
+        content = scores_csv(scores, scorer.model.input, None, discoveries)
     if output is None:
-        sys.stdout.write(text)
+        sys.stdout.write(content)
     else:
-        write(output, text.encode())
+        write(output, content.encode())
     print_scores(str(scorer.published.reference), scores, discoveries)
 
 
@@ -113,7 +115,7 @@ def evaluate(
         raise DataError(f"{picture}: expected a name that ends in .png")
 
     def read_rows(path: Path) -> np.ndarray:
-        return checked_rows(path, rows_for(scorer.reader, path, None), scorer)[:limit]
+        return rows_for(scorer.reader, path, None).of_model(path, scorer)[:limit]
 
     results = evaluated(scorer, read_rows(valid), {name: read_rows(path) for name, path in sets.items()})
     heads = [f"{100 * rate:g} %" for rate in RATES]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from service.cli.app import app
 from service.cli.console import (
@@ -19,10 +17,11 @@ from service.cli.console import (
     interval,
     naming,
     print_report,
+    print_schema,
     schema_table,
     write,
 )
-from service.cli.inputs import existing, rows_for, schema_in
+from service.cli.inputs import existing, rows_for, schema_in, table_from
 from service.cli.options import (
     BandOptions,
     ColumnsOption,
@@ -30,6 +29,8 @@ from service.cli.options import (
     DeviceOption,
     KeyOption,
     StoreOption,
+    TableOptions,
+    TextFileOptions,
     split_names,
     takes_options,
     widths,
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """Options that choose the training data."""
+class DataOptions(TableOptions):
+    """Options that choose the training data, and say how it is read."""
 
     key: KeyOption = None
     columns: ColumnsOption = None
@@ -255,11 +256,10 @@ def recipe_of(
 def trained_on(source: str, data: DataOptions, recipe: Recipe, is_mixed: bool, kept: Checkpoints) -> Trained:
     """Train on the rows of a file or, with --stream, on more rows than fit into memory."""
     from service.files.readers import read
-    from service.files.tables import read_table
     from service.training.train import Hooks, train_table
     from service.training.train import train as train_rows
 
-    path, columns = Path(source), split_names(data.columns)
+    path = Path(source)
 
     def on_schema(kinds: Schema, rows: Table) -> None:
         what = (
@@ -270,11 +270,11 @@ def trained_on(source: str, data: DataOptions, recipe: Recipe, is_mixed: bool, k
     if data.stream:
         return trained_on_stream(source, data, recipe, Hooks(on_schema=on_schema, checkpoints=kept))
     if is_mixed:
-        table = read_table(path, columns)
-        kinds = None if data.schema is None else schema_in(data.schema, table.names)
-        with epoch_bar() as on_epoch, naming(path):
-            return train_table(table, recipe, kinds, Hooks(on_epoch, on_schema, kept))
-    rows = read(path, data.key, columns)
+        raw, survey = table_from(path, data, data.columns, data.schema)
+        with epoch_bar() as on_epoch, naming(path, raw):
+            hooks = Hooks(on_epoch, on_schema, kept)
+            return train_table(survey.table, recipe, survey.schema, hooks, survey.reading)
+    rows = read(path, data.key, split_names(data.columns), data.text_options())
     err.print(f"{path}: {len(rows.array):,} rows of {' x '.join(map(str, rows.array.shape[1:]))}")
     with epoch_bar() as on_epoch, naming(path):
         return train_rows(rows, recipe, Hooks(on_epoch, checkpoints=kept))
@@ -293,29 +293,33 @@ def trained_on_stream(source: str, data: DataOptions, recipe: Recipe, hooks: Hoo
     err.print(f"{source}: {found.rows:,} rows in {sum(map(len, found.groups)):,} pieces")
     kinds = None if data.schema is None else schema_in(data.schema, found.names)
     with epoch_bar() as on_epoch, naming(Path(source)):
-        return train_stream(found, recipe, kinds, replace(hooks, on_epoch=on_epoch))
+        chosen = replace(hooks, on_epoch=on_epoch)
+        return train_stream(found, recipe, kinds, chosen, data.detection(), data.kept())
 
 
 @app.command()
 @fail_in_one_line
+@takes_options
 def schema(
-    data: Annotated[Path, typer.Argument(help=".csv or .parquet")],
+    source: Annotated[
+        Path, typer.Argument(metavar="DATA", help=".csv, .tsv, .txt, .jsonl (or .gz of them) or .parquet")
+    ],
+    data: TableOptions,
     columns: ColumnsOption = None,
     output: Annotated[
         Path | None, typer.Option("--out", help="JSON file to write, for --schema of vouch train")
     ] = None,
 ) -> None:
-    """Show the kind inferred for each column of a table."""
-    from service.data.kinds import infer
-    from service.files.tables import is_table, read_table
+    """Show what each column of a table is taken for, with examples and reasons."""
+    from service.files.tables import TABLES, check_supported, is_table
 
-    if not is_table(data):
-        raise DataError(f"{data}: has no named columns, expected .csv or .parquet")
-    table = read_table(data, split_names(columns))
-    kinds = infer(table)
-    Console(width=None if sys.stdout.isatty() else 120).print(schema_table(kinds, table))
+    check_supported(source)
+    if source.exists() and not is_table(source):
+        raise DataError(f"{source}: has no named columns, expected {TABLES}")
+    raw, survey = table_from(source, data, columns, None, must_fit=False)
+    print_schema(source, raw, survey)
     if output is not None:
-        write(output, (kinds.model_dump_json(indent=2) + "\n").encode())
+        write(output, (survey.schema.model_dump_json(indent=2) + "\n").encode())
 
 
 @app.command()
@@ -325,6 +329,7 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS")],
     data: DataArgument,
     band: BandOptions,
+    text: TextFileOptions,
     store: StoreOption = "model_store",
     key: KeyOption = None,
     estimator: Annotated[
@@ -342,8 +347,8 @@ def calibrate(
     published = models.load(models.resolve(model))
     published.model.vae.to(torch_device(device))
     chosen = None if estimator is None else Estimator.of(estimator)
-    rows = rows_for(published.card.input.reader(published.card.reading), data, key)
-    draft = recalibrate(published, rows, chosen, band.chosen())
+    rows = rows_for(published.card.input.reader(published.card.reading), data, key, text.text_options())
+    draft = recalibrate(published, rows.rows, chosen, band.chosen())
     reference = models.publish(published.reference.name, draft)
     fitted = draft.calibration.band()
     err.print(

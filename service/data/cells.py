@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from service.data.columns import NO_VALUE, CategoryColumn, NumberColumn
-from service.data.table import MAX_TEXT, MISSING, Table, is_missing, parsed_number
+from service.data.numbers import CURRENCIES, PLAIN, Decimal, NumberFormat, format_of, plain_number
+from service.data.table import FORMER_MISSING, MAX_TEXT, Table, is_index, is_missing
 from service.errors import DataError, Fault, InputError, first_fault
 from service.system.frozen import Frozen
 
@@ -30,12 +31,14 @@ class Reading(Frozen):
     """How cells were read when a model was trained; stored in the card.
 
     Attributes:
-        missing: texts that mean a missing cell, in lower case.
+        missing: texts that mean a missing cell, in lower case; a number among them means one as a number as well.
         ignored: columns of the training file that the model does not read, such as ids and dates; not constant ones.
+        formats: how the numbers of a column were written, by column, where that was not the plain way.
     """
 
-    missing: tuple[str, ...] = tuple(sorted(MISSING))
+    missing: tuple[str, ...] = tuple(sorted(FORMER_MISSING))
     ignored: tuple[str, ...] = ()
+    formats: dict[str, NumberFormat] = {}
 
 
 USUAL = Reading()
@@ -43,13 +46,37 @@ USUAL = Reading()
 
 @dataclass(frozen=True, slots=True)
 class RawTable:
-    """Named columns of N cells as received: float64, or whatever a file, a request body or a data frame holds."""
+    """Named columns of N cells as received: float64, or whatever a file, a request body or a data frame holds.
+
+    Attributes:
+        left_out: columns of the source that hold no single values, such as lists, and why.
+        lines: the line of the file in which each row begins, shape (N,), if its lines are numbered.
+        decimal: the decimal mark, if the source says so.
+        notes: what was decided about the source, to be told to the user.
+        is_text: whether all cells are text.
+    """
 
     names: tuple[str, ...]
     columns: tuple[Cells, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+    lines: np.ndarray | None = None
+    decimal: Decimal | None = None
+    notes: tuple[str, ...] = ()
+    is_text: bool = False
 
     def __len__(self) -> int:
         return len(self.columns[0]) if self.columns else 0
+
+    def place(self, row: int) -> str:
+        """Where a row is in its source, in words."""
+        return f"row {row}" if self.lines is None else f"line {int(self.lines[row])}"
+
+    def column(self, name: str) -> Cells:
+        return self.columns[self.names.index(name)]
+
+    def first(self, rows: int | None) -> RawTable:
+        """The first rows; all if None."""
+        return replace(self, columns=tuple(cells[:rows] for cells in self.columns))
 
 
 @dataclass(frozen=True)
@@ -81,6 +108,17 @@ class CellReader:
         return frozenset(self.reading.missing)
 
     @cached_property
+    def missing_numbers(self) -> frozenset[float]:
+        """The numbers that mean a missing cell."""
+        numbers = map(plain_number, self.reading.missing)
+        return frozenset(number for number in numbers if number is not None)
+
+    @cached_property
+    def formats(self) -> list[NumberFormat]:
+        """How text is read as a number in each column."""
+        return [self.reading.formats.get(str(self.column_name(at)), PLAIN) for at in range(self.features)]
+
+    @cached_property
     def accepted(self) -> frozenset[str]:
         """The columns that a row may have: the model's, and those that training ignored."""
         return frozenset((*(self.names or ()), *self.reading.ignored))
@@ -91,22 +129,25 @@ class CellReader:
         """The number that stands for a cell, NaN for a missing cell if the model accepts those; or the fault."""
         column = None if self.columns is None else self.columns[position]
         if isinstance(value, str):
-            return self.text(column, value.strip())
+            return self.text(position, value.strip())
         if is_missing(value):
             return self.missing()
         if isinstance(value, bool | np.bool_):
-            return self.text(column, "true" if value else "false")
+            if isinstance(column, CategoryColumn) and {0.0, 1.0} == set(column.values):
+                return float(value)
+            return self.text(position, "true" if value else "false")
         if isinstance(value, int | float | np.integer | np.floating):
             number = as_float(value)
-            if math.isnan(number):
+            if math.isnan(number) or number in self.missing_numbers:
                 return self.missing()
             return column.place(number) if isinstance(column, CategoryColumn) and column.is_text else number
         return Fault(kind_of(value), expected="text or a number" if self.reads_text else NUMBER)
 
-    def text(self, column: NumberColumn | CategoryColumn | None, text: str) -> float | Fault:
-        """The number that stands for stripped text, or the fault."""
+    def text(self, position: int, text: str, style: NumberFormat | None = None) -> float | Fault:
+        """The number that stands for stripped text, or the fault; numbers are written in the column's own style."""
         if not self.reads_text:
             return Fault("text", expected=NUMBER)
+        column = None if self.columns is None else self.columns[position]
         category = column if isinstance(column, CategoryColumn) else None
         if category is not None and category.is_text and (place := category.trained_place(text[:MAX_TEXT])) is not None:
             return place
@@ -114,10 +155,19 @@ class CellReader:
             return self.missing()
         if category is not None and category.is_text:
             return len(category.values)  # never seen
-        number = parsed_number(text)
+        number = self.number(text, style or self.formats[position])
+        if number is None:
+            return Fault("text", expected=NUMBER) if category is None else NO_VALUE
+        return self.missing() if number in self.missing_numbers else number
+
+    def number(self, text: str, style: NumberFormat) -> float | None:
+        """The number that text means; None if it means none, or might mean another one as well."""
+        number = style.read(text)
         if number is not None:
             return number
-        return Fault("text", expected=NUMBER) if category is None else NO_VALUE
+        # Not in the column's own format: perhaps with a currency or separators that the training file did not have.
+        other, is_sure = format_of([text], style.decimal, style)
+        return other.read(text) if is_sure and other.unit in (style.unit, *CURRENCIES) else None
 
     def missing(self) -> float | Fault:
         if self.columns is not None:
@@ -178,7 +228,7 @@ class CellReader:
         """Names to refuse: neither the model's columns nor columns that training ignored."""
         if not self.refuses_unknown:
             return []
-        return [name for name in names if name not in self.accepted]
+        return [name for name in names if name not in self.accepted and not is_index(name)]
 
     def known(self) -> str:
         return ", ".join(self.names or ())
@@ -201,10 +251,11 @@ class CellReader:
         if absent:
             raise DataError(f"has no column {absent[0]!r}")
         faults: list[Fault] = []
+        decimal = table.decimal if isinstance(table, RawTable) else None
         # The cells of a file of text are text, also where they are pixels.
         reader = self if self.reads_text else replace(self, reads_text=True)
         columns = [
-            reader.column(position, table.columns[table.names.index(name)], faults)
+            reader.column(position, table.columns[table.names.index(name)], faults, decimal)
             for position, name in enumerate(names)
         ]
         if faults:
@@ -212,21 +263,32 @@ class CellReader:
             raise first_fault(InputError("some cells cannot be read", [first]))
         return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
 
-    def column(self, position: int, cells: Cells, faults: list[Fault]) -> np.ndarray:
+    def style(self, position: int, decimal: Decimal | None) -> NumberFormat:
+        """How numbers are written in a column of a file with this decimal mark; None: as in the training file."""
+        usual = self.formats[position]
+        return usual if decimal in (None, usual.decimal) else NumberFormat(decimal=decimal, unit=usual.unit)
+
+    def column(self, position: int, cells: Cells, faults: list[Fault], decimal: Decimal | None = None) -> np.ndarray:
         """A column's cells as numbers, shape (N,), float64; appends the column's first fault to `faults`."""
         learnt = None if self.columns is None else self.columns[position]
         is_number = isinstance(cells, np.ndarray) and cells.dtype.kind in "uif"
         if is_number and not (isinstance(learnt, CategoryColumn) and learnt.is_text):
             numbers = np.asarray(cells, dtype=np.float64)
+            if self.missing_numbers:
+                numbers = np.where(np.isin(numbers, list(self.missing_numbers)), np.nan, numbers)
             if self.columns is not None or not np.isnan(numbers).any():
                 return numbers
+        is_text = isinstance(learnt, CategoryColumn) and learnt.is_text
+        style = None if is_text or not self.reads_text else self.style(position, decimal)
         known: dict[Any, float | Fault] = {}
         numbers = np.zeros(len(cells))
         for row, value in enumerate(cells.tolist() if isinstance(cells, np.ndarray) else cells):
             key = (type(value), value)
             number = known.get(key)
             if number is None:
-                number = known[key] = self.cell(position, value)
+                number = known[key] = (
+                    self.text(position, value.strip(), style) if isinstance(value, str) else self.cell(position, value)
+                )
             if isinstance(number, Fault):
                 faults.append(Fault(number.message, row, self.column_name(position), number.expected))
                 break

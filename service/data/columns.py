@@ -23,6 +23,12 @@ from service.data.table import number_or
 from service.system.frozen import Frozen
 
 FAR = 1e15
+MAX_DECIMALS = 12
+BOOLEANS = {
+    **dict.fromkeys(("false", "f", "no", "n", "off"), 0),
+    **dict.fromkeys(("true", "t", "yes", "y", "on"), 1),
+}  # spellings, in lower case, of the two values of a column of kind boolean
+PAIRS = tuple({word, other} for word, other in zip(list(BOOLEANS)[:5], list(BOOLEANS)[5:], strict=True))
 NO_VALUE = 1e30  # stands for text in a column whose values are numbers: equals none of them
 
 
@@ -74,11 +80,15 @@ class NumberColumn(Frozen):
 
     def cells(self, values: np.ndarray) -> list[float | int | None]:
         """Values for display."""
-        # The shortest decimal that identifies a float32, which is what the values are.
-        short = [None if math.isnan(value) else float(str(np.float32(value))) for value in values.tolist()]
+        short = [None if math.isnan(value) else shortest(value) for value in values]
         if self.kind != "count" or not self.step.is_integer():
             return list(short)
         return [None if value is None else plain(value) for value in short]
+
+    def rounded(self, values: np.ndarray) -> np.ndarray:
+        """Values with as many decimals as the column's resolution has."""
+        decimals = math.ceil(-math.log10(self.resolution) - 1e-6)
+        return np.round(values, int(np.clip(decimals, 0, MAX_DECIMALS)))
 
     def number(self, x: np.ndarray) -> np.ndarray:
         """Network numbers to values; counts are rounded to whole steps."""
@@ -96,12 +106,13 @@ class NumberColumn(Frozen):
 class CategoryColumn(Frozen):
     """A column of few values: the frequent ones in `values`, as numbers or text, and one slot for all others.
 
-    A row holds the value itself if values are numbers, and its index if they are text. `unseen` is the probability of
-    all other values together, estimated by the share of training cells that held one (Good, 1953).
+    A row holds the value itself if values are numbers, and its index if they are text. The values of kind boolean are
+    the words for false and for true, in this order, so that their indices are the 0 and 1 that arrays have. `unseen` is
+    the probability of all other values together, estimated by the share of training cells that held one (Good, 1953).
     """
 
     name: str
-    kind: Literal["binary", "ordinal", "category"]
+    kind: Literal["binary", "ordinal", "boolean", "category"]
     values: tuple[float, ...] | tuple[str, ...]
     unseen: float
 
@@ -121,7 +132,13 @@ class CategoryColumn(Frozen):
         return len(self.values) if place is None else place
 
     def trained_place(self, value: str | float) -> int | None:
-        """Index of a value, None if it was never seen; `true` and `false` match in any letter case."""
+        """Index of a value, None if it was never seen; `true` and `false` match in any letter case.
+
+        A boolean column takes every usual spelling, and 1 and 0.
+        """
+        if self.kind == "boolean":
+            number = number_or(value, math.nan) if isinstance(value, str) else value
+            return int(number) if number in (0.0, 1.0) else BOOLEANS.get(str(value).lower())
         key = number_or(value, value) if isinstance(value, str) else value
         place = self.places.get(key)
         if place is None and isinstance(key, str) and key.lower() in ("true", "false"):
@@ -146,11 +163,13 @@ class CategoryColumn(Frozen):
         """0: masses need no change of units."""
         return np.zeros(len(values))
 
-    def cells(self, values: np.ndarray) -> list[float | int | str | None]:
+    def cells(self, values: np.ndarray) -> list[float | int | str | bool | None]:
         """Values for display; unseen text is shown as `(never seen)`, since only its index is kept."""
         if not self.is_text:
             return [None if math.isnan(value) else plain(value) for value in values.tolist()]
-        names = dict(enumerate(map(str, self.values)))
+        names: dict[int, str | bool] = dict(enumerate(map(str, self.values)))
+        if self.kind == "boolean" and str(self.values[1]).lower() == "true":
+            names = {0: False, 1: True}
         return [None if math.isnan(value) else names.get(int(value), "(never seen)") for value in values.tolist()]
 
     @cached_property
@@ -161,11 +180,23 @@ class CategoryColumn(Frozen):
 
 
 def place_among(known: Sequence[Any], values: np.ndarray) -> np.ndarray:
-    """Index of each value, shape (B,), among the known numbers; for others, the count of known numbers."""
+    """Index of each value, shape (B,), among the known numbers; for others, the count of known numbers.
+
+    A fraction that was sent as float32 still is its float64; whole numbers must be equal to the last digit.
+    """
     if not known:
         return np.zeros(len(values), dtype=int)
-    equal = values[:, None].astype(np.float32) == np.array(known, np.float32)
+    numbers = np.array(known, np.float64)
+    equal = values[:, None] == numbers
+    with np.errstate(over="ignore"):
+        short = numbers.astype(np.float32)
+        equal |= (values[:, None] == short) & (numbers != np.rint(numbers))
     return np.where(equal.any(axis=1), equal.argmax(axis=1), len(known))
+
+
+def shortest(value: np.floating[Any]) -> float:
+    """A number for display: of float32, the one with the fewest digits."""
+    return float(str(value)) if isinstance(value, np.float32) else float(value)
 
 
 def plain(value: float) -> float | int:

@@ -1,7 +1,8 @@
 """A model's input: its shape and columns, and the conversion between its units and the network's.
 
-Rows are float32, shape (B, D), in the units of the training data. A row is cast to float32 before anything else, so
-that it scores the same however it was sent. The network's units are those of its likelihood (`vae/likelihoods.py`).
+Rows, shape (B, D), are in the units of the training data and of one precision, to which a row is cast before anything
+else, so that it scores the same however it was sent. The network's units are those of its likelihood
+(`vae/likelihoods.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from service.data.cells import USUAL, CellReader, Reading
-from service.data.columns import CategoryColumn, LearntColumn, plain
+from service.data.columns import CategoryColumn, LearntColumn, NumberColumn, plain
 from service.data.table import FLOAT32_MAX, Table
 from service.errors import Fault, InputError
 from service.system.frozen import Frozen
@@ -108,12 +109,26 @@ Transform = Annotated[Binary | Grey | Standard | Mixed, Field(discriminator="kin
 
 
 class InputSpec(Frozen):
-    """A model's input: an image of shape (H, W), or a row of a table with named columns."""
+    """A model's input: an image of shape (H, W), or a row of a table with named columns.
+
+    `precision` is that of rows until they are encoded. Tables need float64, or 100,000,001 would be 100,000,000; older
+    versions have float32.
+    """
 
     kind: Literal["image", "table"]
     shape: tuple[int, ...]
     columns: tuple[str, ...] | None = None
     transform: Transform
+    precision: Literal["float32", "float64"] = "float32"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of rows."""
+        return np.dtype(self.precision)
+
+    def fingerprint_text(self) -> str:
+        """The input as JSON, for hashes; unchanged for inputs from before there was a precision."""
+        return self.model_dump_json(exclude={"precision"} if self.precision == "float32" else None)
 
     @property
     def features(self) -> int:
@@ -151,26 +166,29 @@ class InputSpec(Frozen):
         return self.reader().table(table)
 
     def rows(self, array: np.ndarray) -> np.ndarray:
-        """Check external numbers of shape (B, D) or (B, *shape), and cast them to float32 rows, shape (B, D).
+        """Check external numbers of shape (B, D) or (B, *shape), and cast them to rows, shape (B, D).
 
         Raises:
-            InputError: a wrong shape, NaN, infinity, a number that overflows float32, a pixel outside 0..255.
+            InputError: a wrong shape, NaN, infinity, a number that overflows float32, a pixel outside 0..255, a number
+                that is no position of a text category.
         """
         if array.ndim == 1 + len(self.shape) and array.shape[1:] == self.shape:
             array = array.reshape(len(array), self.features)
         if array.ndim != 2 or array.shape[1] != self.features:
             raise InputError(f"the array has shape {shape_text(array.shape)}, the model reads {self.expected()}")
         if array.dtype.kind in "iu" and array.dtype.itemsize == 1:
-            return self.in_range(array.astype(np.float32))
+            return self.in_range(array.astype(self.dtype))
         with np.errstate(over="ignore", invalid="ignore"):
-            rows = array.astype(np.float32)
-        finite = np.isfinite(rows) | (np.isnan(rows) & self.reads_missing)
+            rows = array.astype(self.dtype)
+            finite = np.isfinite(rows.astype(np.float32)) | (np.isnan(rows) & self.reads_missing)
         if not finite.all():
             raise InputError("some values cannot be scored", self.faults(array, ~finite))
         return self.in_range(rows)
 
     def in_range(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows; raise if a pixel is outside 0..255. A table's values have no such range."""
+        """Return the rows; raise if a pixel is outside 0..255, or a text category has no such position."""
+        if isinstance(self.transform, Mixed):
+            self.check_positions(rows, self.transform)
         if self.kind == "image":
             outside = (rows < 0) | (rows > 255)
             if outside.any():
@@ -180,6 +198,20 @@ class InputSpec(Frozen):
                 ]
                 raise InputError("some pixels are out of range", faults)
         return rows
+
+    def check_positions(self, rows: np.ndarray, transform: Mixed) -> None:
+        """Raise unless the cells of text categories are positions of a value; the count of values means any other."""
+        for at, column in enumerate(transform.columns):
+            if not (isinstance(column, CategoryColumn) and column.is_text):
+                continue
+            cells = rows[:, at]
+            wrong = ~np.isnan(cells) & ~((cells == np.rint(cells)) & (cells >= 0) & (cells <= len(column.values)))
+            if wrong.any():
+                expected = f"a whole number from 0 to {len(column.values)}: the position of its value in the card"
+                faults = [
+                    Fault("not a category's position", int(row), column.name, expected) for row in np.flatnonzero(wrong)
+                ]
+                raise InputError("some categories have no such position", faults)
 
     def faults(self, array: np.ndarray, wrong: np.ndarray) -> list[Fault]:
         """Why these values are not finite in float32, without repeating them."""
@@ -205,17 +237,24 @@ class InputSpec(Frozen):
         return self.transform.decode(x)
 
     def cells(self, rows: np.ndarray) -> list[list[Any]]:
-        """Rows, shape (B, D), for display: numbers, text for text categories, None for missing cells."""
+        """Generated rows, shape (B, D), for display: rounded numbers, text for text categories, None for missing cells."""
         if not isinstance(self.transform, Mixed):
             listed: list[list[Any]] = rows.tolist()
             return listed
-        columns = [column.cells(rows[:, at]) for at, column in enumerate(self.transform.columns)]
+        columns = [column.cells(self.rounded(at, rows[:, at])) for at, column in enumerate(self.transform.columns)]
         return [list(row) for row in zip(*columns, strict=True)]
+
+    def rounded(self, column: int, values: np.ndarray) -> np.ndarray:
+        """Generated values of a column with no more digits than the column has; in older versions, than float32 has."""
+        if self.precision == "float32":
+            return values.astype(np.float32)
+        learnt = self.transform.columns[column] if isinstance(self.transform, Mixed) else None
+        return learnt.rounded(values) if isinstance(learnt, NumberColumn) else values
 
     def cell(self, column: int, value: float) -> Any:
         """One cell for display."""
         if isinstance(self.transform, Mixed):
-            return self.transform.columns[column].cells(np.array([value]))[0]
+            return self.transform.columns[column].cells(np.array([value], self.dtype))[0]
         return plain(value) if self.kind == "image" else value
 
     def log_abs_det_jacobian(self, rows: np.ndarray) -> np.ndarray:

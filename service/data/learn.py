@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.data.columns import CategoryColumn, NumberColumn
+from service.data.columns import BOOLEANS, CategoryColumn, NumberColumn
 from service.data.kinds import STEP_NOISE, ColumnKind, Schema, step_of
 from service.data.scales import Straight, count_scale, number_scale
 from service.data.table import Table, is_missing
 from service.errors import DataError
 
+F32, F64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
+CONSTANT = 1e-13  # standard deviation relative to the largest number, below which a column varies by rounding alone
 MAX_CELLS = 256  # only so many values of a category get an index of their own: the most frequent ones
 MIN_ATOM_SHARE, ATOM_EXCESS, ATOM_NEIGHBOURS, MAX_ATOMS = 0.01, 5.0, 5, 16
 
@@ -28,7 +30,7 @@ def learn(schema: Schema, table: Table) -> tuple[NumberColumn | CategoryColumn, 
 
 
 def learnt(column: ColumnKind, cells: np.ndarray) -> NumberColumn | CategoryColumn:
-    if column.kind in ("binary", "ordinal", "category"):
+    if column.kind in ("binary", "ordinal", "boolean", "category"):
         return learnt_category(column, cells)
     if cells.dtype == object:
         raise DataError(f"column {column.name!r} is text but declared as {column.kind}, which needs numbers")
@@ -40,7 +42,7 @@ def learnt_category(column: ColumnKind, cells: np.ndarray) -> CategoryColumn:
     there = [cell for cell in cells.tolist() if not is_missing(cell)]
     if not there:
         raise DataError(f"column {column.name!r} is empty in the training rows: set its kind to ignored")
-    values, counts = np.unique(np.array(there, dtype=object if is_text else np.float32), return_counts=True)
+    values, counts = np.unique(np.array(there, dtype=object if is_text else np.float64), return_counts=True)
     by_count = sorted(range(len(values)), key=lambda at: (-counts[at], values[at]))
     least = 2 if len(there) >= 50 else 1
     placed = [at for at in by_count[:MAX_CELLS] if counts[at] >= least] or by_count[:1]
@@ -48,12 +50,14 @@ def learnt_category(column: ColumnKind, cells: np.ndarray) -> CategoryColumn:
         placed.sort()
     others = len(there) - int(counts[placed].sum())
     names = tuple(values[at] if is_text else float(values[at]) for at in placed)
+    if column.kind == "boolean":
+        names = tuple(sorted(names, key=lambda word: BOOLEANS[str(word).lower()]))
     unseen = min(0.5, (others + 1) / (len(there) + 2))
     return CategoryColumn(name=column.name, kind=column.kind, values=names, unseen=unseen)
 
 
 def learnt_number(column: ColumnKind, cells: np.ndarray) -> NumberColumn:
-    values = cells[~np.isnan(cells)].astype(np.float32).astype(np.float64)
+    values = cells[~np.isnan(cells)]
     if not len(values):
         raise DataError(f"column {column.name!r} is empty in the training rows: set its kind to ignored")
     step = 1.0
@@ -70,7 +74,8 @@ def learnt_number(column: ColumnKind, cells: np.ndarray) -> NumberColumn:
     spread = float(on_scale.std())
     largest = float(np.abs(values).max())
     steps = np.diff(distinct)
-    finest = max(largest * float(np.finfo(np.float32).eps), 1e-30)
+    # Steps finer than what float32 resolves of the spread are noise of the last digits, such as that of 0.1 + 0.2.
+    finest = max(float(values.std()) * F32, 4.0 * largest * F64, 1e-30)
     return NumberColumn(
         name=column.name,
         kind=column.kind,
@@ -87,7 +92,7 @@ def learnt_number(column: ColumnKind, cells: np.ndarray) -> NumberColumn:
 
 def plain_number(name: str, cells: np.ndarray) -> NumberColumn:
     """A column of numbers that is only centred and scaled, without curved scale or atoms; its density is per unit."""
-    values = cells[~np.isnan(cells)].astype(np.float32).astype(np.float64)
+    values = cells[~np.isnan(cells)]
     if not len(values):
         raise DataError(f"column {name!r} is empty in the training rows: leave it out")
     spread = float(values.std())
@@ -96,7 +101,7 @@ def plain_number(name: str, cells: np.ndarray) -> NumberColumn:
         kind="real",
         scale=Straight(),
         center=float(values.mean()),
-        spread=spread if spread > 1e-7 * max(1e-30, float(np.abs(values).max())) else 1.0,
+        spread=spread if spread > CONSTANT * max(1e-30, float(np.abs(values).max())) else 1.0,
         resolution=1.0,
         low=float(values.min()),
         high=float(values.max()),

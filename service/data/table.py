@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -15,10 +16,45 @@ from service.errors import DataError, RowError
 T = TypeVar("T", float, str)
 
 
-Kind = Literal["real", "positive", "count", "binary", "ordinal", "category", "ignored"]
+Kind = Literal["real", "positive", "count", "binary", "ordinal", "boolean", "category", "ignored"]
 
 
-MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none", "-"})
+# Spellings of a missing cell, in lower case: pandas', Excel's with its errors, and those of databases and statistics
+# programs. Models trained before there were so many read only the first line's.
+FORMER_MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none", "-"})
+MISSING = FORMER_MISSING | {
+    *("<na>", "nat", "-nan", "#n/a", "#na", "#n/a n/a", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+    *("#null!", "#div/0!", "#value!", "#ref!", "#name?", "#num!", "#getting_data", "#spill!", "#calc!"),
+    *(
+        "\\n",
+        "(null)",
+        "[null]",
+        "<null>",
+        "nil",
+        "undefined",
+        "missing",
+        "not available",
+        "n.a.",
+        "n.a",
+        "n/d",
+        "n.d.",
+    ),
+    *(
+        ".",
+        "--",
+        "---",
+        "\u2013",
+        "\u2014",
+        "??",
+        "(blank)",
+        "(none)",
+        "(missing)",
+        "<missing>",
+        "unknown",
+        "unbekannt",
+    ),
+}
+INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|")
 MAX_TEXT = 200  # characters of a category's value; longer ones are cut
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -87,6 +123,11 @@ class Table:
 def is_missing(cell: Any) -> bool:
     """Whether a cell is missing: None or NaN."""
     return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def is_index(name: str) -> bool:
+    """Whether a column is the index that pandas wrote, by its name: `__index_level_0__`, `Unnamed: 0`, or none at all."""
+    return INDEX.fullmatch(name) is not None
 
 
 def is_number(text: str) -> bool:

@@ -21,8 +21,9 @@ from pydantic import Field, ValidationError
 from service._version import __version__
 from service.data.inputs import InputSpec
 from service.errors import DataError
+from service.files.dialect import AS_SHOWN, TextOptions
 from service.files.formats.registry import FORMATS, Format, ReadRequest, RowRange, Scan
-from service.files.locations import InputFile, OutFolder
+from service.files.locations import InputFile, OutFolder, suffix_of
 from service.scoring.options import ScoreOptions
 from service.scoring.scorer import Scorer
 from service.system.frozen import Frozen
@@ -49,10 +50,16 @@ class RunOptions(Frozen):
     key: str | None = None
     write: Write = "split"
     shard_rows: int
+    text: TextOptions | None = None
 
     @staticmethod
     def of(
-        scorer: Scorer, options: ScoreOptions, key: str | None, write: Write, shard_rows: int | None = None
+        scorer: Scorer,
+        options: ScoreOptions,
+        key: str | None,
+        write: Write,
+        shard_rows: int | None = None,
+        text: TextOptions = AS_SHOWN,
     ) -> RunOptions:
         """The options of a run with this scorer. Without `shard_rows`, shards are sized by the row width."""
         combined = options.rule == "combined"
@@ -67,7 +74,12 @@ class RunOptions(Frozen):
             key=key,
             write=write,
             shard_rows=shard_rows or usual_shard_rows(scorer.model.input.features),
+            text=None if text == AS_SHOWN else text,
         )
+
+    def key_text(self) -> str:
+        """The options as JSON, for the keys of shards; unchanged for runs from before there were options of text."""
+        return self.model_dump_json(exclude={"text"} if self.text is None else None)
 
     @property
     def score_options(self) -> ScoreOptions:
@@ -160,7 +172,7 @@ class Plan(Frozen):
             ranges = planned.scan.ranges
             for place, row_range in enumerate(ranges):
                 part = part_name(planned.name, place, len(ranges))
-                key = digest_of(planned.scan.digest, self.options.model_dump_json(), str(row_range))
+                key = digest_of(planned.scan.digest, self.options.key_text(), str(row_range))
                 shards.append(Shard(len(shards), first, file, planned.scan.header, row_range, part, key))
                 first += row_range.rows
         names = Counter(name for shard in shards for name in (shard.part, shard.scores))
@@ -176,8 +188,8 @@ def part_name(name: str, place: int, parts: int) -> str:
     """Name of a part's result files: the file's own name if it is the only part."""
     if parts == 1:
         return name
-    stem, dot, suffix = name.rpartition(".")
-    return f"{stem}-{place:05d}-of-{parts:05d}{dot}{suffix}"
+    suffix = suffix_of(name)
+    return f"{name.removesuffix(suffix)}-{place:05d}-of-{parts:05d}{suffix}"
 
 
 def digest_of(*parts: str) -> str:
@@ -196,7 +208,7 @@ def planned(
     Raises:
         DataError: a file is damaged or does not suit the model, and `on_bad_file` is "stop".
     """
-    wanted = ReadRequest(spec, options.key, options.shard_rows)
+    wanted = ReadRequest(spec, options.key, options.shard_rows, options.text or AS_SHOWN)
     known = {one.name: one for one in before.files} if before is not None else {}
 
     def looked_at(file: InputFile) -> PlannedFile:

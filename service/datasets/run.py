@@ -15,7 +15,7 @@ from service.datasets.report import NotDone, Report, Tally, as_html
 from service.datasets.scored import p_value_column
 from service.datasets.shards import OnBatch, ShardResult, Worker, done_of, row_files, scores_of
 from service.errors import DataError
-from service.files.formats.registry import FORMATS, Npy, Npz
+from service.files.formats.registry import FORMATS, IN_FOLDERS, Npy, Npz
 from service.files.locations import TEMPORARY, OutFolder, found
 from service.scoring.scorer import Scorer
 from service.settings import read_settings
@@ -44,7 +44,7 @@ class Run:
         scorer.check(options.score_options)
         folder = OutFolder(out)
         # Results are never input, even if their folder lies inside the input's.
-        files = [file for file in found(source, frozenset(FORMATS)) if not folder.holds(file)]
+        files = [file for file in found(source, IN_FOLDERS) if not folder.holds(file)]
         if not files:
             raise DataError(f"{source}: contains only results of this run")
         if options.write == "verdicts" and any(isinstance(FORMATS.get(file.suffix), Npy | Npz) for file in files):

@@ -59,7 +59,7 @@ def score_table(
 
 
 def rows_of(scorer: Scorer, table: pa.Table) -> np.ndarray:
-    """A table's rows as the model reads them, shape (B, D), float32.
+    """A table's rows as the model reads them, shape (B, D).
 
     Raises:
         DataError, RowError.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import gzip
 import hashlib
 import os
 from dataclasses import dataclass
@@ -55,8 +56,28 @@ class InputFile:
 
     @property
     def suffix(self) -> str:
-        """Its extension, in lower case."""
-        return PurePosixPath(self.name).suffix.lower()
+        """Its extension, in lower case; two of them if it is packed, such as .csv.gz."""
+        return suffix_of(self.name)
+
+    def sample(self, size: int) -> bytes:
+        """The first bytes of its content."""
+        with self.open() as file:
+            return file.read(size)
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedFile(InputFile):
+    """A gzip file of a data set, read as what it contains."""
+
+    def open(self) -> IO[bytes]:
+        unpacked: Any = gzip.GzipFile(fileobj=InputFile.open(self))
+        opened: IO[bytes] = unpacked
+        return opened
+
+
+def suffix_of(name: str) -> str:
+    suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
+    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
 def found(source: str, suffixes: frozenset[str]) -> list[InputFile]:
@@ -104,7 +125,7 @@ def reached(source: str) -> tuple[Any, str]:
 def is_data(name: str, suffixes: frozenset[str]) -> bool:
     """Whether a file in a folder is part of the data set."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in suffixes and not any(part.startswith((".", "_")) for part in path.parts)
+    return suffix_of(name) in suffixes and not any(part.startswith((".", "_")) for part in path.parts)
 
 
 def fixed_part(pattern: str) -> str:

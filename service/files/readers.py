@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from service.errors import DataError
+from service.data.detect import detect
+from service.errors import DataError, RowError
+from service.files.dialect import AS_SHOWN, TextOptions
 from service.files.images import read_image
-from service.files.tables import as_data_error, is_table, read_table
+from service.files.tables import TABLES, as_data_error, check_supported, is_table, read_raw
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff"}
 NPZ_KEYS = ("x_train", "X", "x", "data", "images", "arr_0")
@@ -40,7 +42,9 @@ class Rows:
         return f"sha256:{content.hexdigest()}"
 
 
-def read(path: Path, key: str | None = None, columns: Sequence[str] | None = None) -> Rows:
+def read(
+    path: Path, key: str | None = None, columns: Sequence[str] | None = None, options: TextOptions = AS_SHOWN
+) -> Rows:
     """Read a data file or a folder of images.
 
     Args:
@@ -54,32 +58,36 @@ def read(path: Path, key: str | None = None, columns: Sequence[str] | None = Non
         raise DataError(f"{path}: no such file or folder")
     if key is not None and path.suffix != ".npz":
         raise DataError(f"{path}: --key works only with .npz files")
-    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    check_supported(path)
     with as_data_error(path):
-        rows = dispatch(path, suffix.lower(), key, columns)
+        rows = dispatch(path, key, columns, options)
     if columns is not None and rows.columns is None:
         raise DataError(f"{path}: --columns needs a file whose columns have names")
     return checked(path, rows)
 
 
-def dispatch(path: Path, suffix: str, key: str | None, columns: Sequence[str] | None) -> Rows:
+def dispatch(path: Path, key: str | None, columns: Sequence[str] | None, options: TextOptions) -> Rows:
     """Call the reader for the file's extension."""
-    if path.is_dir():
+    suffix = path.suffix.lower()
+    if path.is_dir() and not is_table(path):
         return Rows(read_folder(path))
     if suffix == ".npz":
         return Rows(read_npz(path, key))
     if suffix == ".npy":
         return Rows(np.load(path, allow_pickle=False))
     if is_table(path):
-        table = read_table(path, columns)
+        raw = read_raw(path, columns, options)
+        found = detect(raw)
+        found.check_bad_cells(raw.place)
         try:
-            return Rows(table.numbers(), table.names)
-        except DataError as error:
-            raise DataError(f"{path}: {error} (choose columns with --columns)") from None
+            return Rows(found.table.numbers(), found.names)
+        except RowError as error:
+            place = f"{raw.place(error.row)}, column {error.column!r}"
+            raise DataError(f"{place}: {error.problem} (choose columns with --columns)") from None
     if "idx" in path.name or "ubyte" in path.name:
         return Rows(read_idx(path))
     raise DataError(
-        f"{path}: unsupported format, expected .npz, .npy, .csv, .parquet, an idx file (.gz) or a folder of images"
+        f"{path}: unsupported format, expected {TABLES}, .npz, .npy, an idx file (.gz) or a folder of images"
     )
 
 

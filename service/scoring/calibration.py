@@ -35,8 +35,8 @@ MIN_COLUMN_ROWS, COLUMN_CELLS = 1_000, 2_000_000
 class ReferenceRows:
     """Validation rows to compare rows with missing cells against.
 
-    `rows` are float32 and `missing` is a mask of the cells that were missing, both (m, D). Missing cells are imputed by
-    draws from p(missing cells | observed cells). `folds` (m,) is each row's fold, if there are folds.
+    `rows` are of the input's precision and `missing` is a mask of the cells that were missing, both (m, D). Missing cells
+    are imputed by draws from p(missing cells | observed cells). `folds` (m,) is each row's fold, if there are folds.
     """
 
     rows: np.ndarray
@@ -62,7 +62,7 @@ class ReferenceRows:
 
         Uses rows in which all other cells were observed, if there are enough; otherwise all rows, with imputed cells.
         """
-        return np.where(pattern, np.float32(np.nan), self.rows[self.usable(pattern)])
+        return np.where(pattern, self.rows.dtype.type(np.nan), self.rows[self.usable(pattern)])
 
     def folds_with_missing(self, pattern: np.ndarray) -> np.ndarray | None:
         """The fold of each row of `with_missing`, shape (k,); None without folds."""
@@ -85,7 +85,7 @@ def imputed(model: Model, rows: np.ndarray) -> np.ndarray:
             picks = torch.multinomial(weights, 1, generator=generator)[:, 0].to(weighted.z.device)
             output = model.vae.decoder(weighted.z[picks, torch.arange(weighted.rows)])
             drawn.append(model.vae.likelihood.sample(output, generator).double().cpu().numpy())
-    return model.input.decode(np.concatenate(drawn)).astype(np.float32)
+    return model.input.decode(np.concatenate(drawn)).astype(model.input.dtype)
 
 
 @dataclass(frozen=True)

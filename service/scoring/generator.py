@@ -52,7 +52,7 @@ class Generator:
         return self.model.vae.architecture.latents
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """Check rows and cast them to float32, shape (B, D)."""
+        """Check rows and cast them to the input's precision, shape (B, D)."""
         return self.model.input.rows(np.asarray(rows))
 
     def reconstruct(self, rows: np.ndarray, draws: int = 0) -> Reconstructions:

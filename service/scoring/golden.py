@@ -20,7 +20,7 @@ GOLDEN_ROWS = 8
 class Golden:
     """Rows with their scores at publication, to check that a loaded version still scores the same.
 
-    The rows are drawn from the model, so that no real row is stored: `rows` (K, D), float32, in the units of the training
+    The rows are drawn from the model, so that no real row is stored: `rows` (K, D), in the units of the training
     data, `log_likelihood` and `std_error` (K,), float64, nats.
     """
 
@@ -32,7 +32,7 @@ class Golden:
     def of(model: Model, calibration: Calibration) -> Golden:
         """Golden rows of a model, scored for its calibration's band."""
         drawn = Generator(model).sample(GOLDEN_ROWS, seed=0).samples
-        rows = np.clip(drawn, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
+        rows = np.clip(drawn, -FLOAT32_MAX, FLOAT32_MAX).astype(model.input.dtype)
         estimates = golden_estimates(model, calibration, rows)
         return Golden(rows, estimates.log_likelihood, estimates.std_error)
 

@@ -122,7 +122,7 @@ class Model:
         for later in (architecture.columns, architecture.prior_components):
             if later:
                 content.update(repr(later).encode())
-        content.update(self.input.model_dump_json().encode())
+        content.update(self.input.fingerprint_text().encode())
         for one in self.members:
             content.update(np.ascontiguousarray(one.starts, dtype=np.float32).tobytes())
             for name, tensor in sorted(one.vae.state_dict().items()):

@@ -73,7 +73,7 @@ ASIDE = {"table": 1.0 / 30.0, "image": 1.0 / 3.0}
 
 @dataclass(frozen=True)
 class KnownRows:
-    """Rows that the networks were fitted to, shape (m, D), float32, and typical values of valid rows' columns.
+    """Rows that the networks were fitted to, shape (m, D), and typical values of valid rows' columns.
 
     `usual` (2, D) is the median and the spread of E[log p(x_j | z)], nats.
     """

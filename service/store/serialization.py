@@ -182,7 +182,7 @@ def statistics_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> Referenc
     if "evidence.rows" not in tensors:
         return None
     arrays = {name: tensors[f"evidence.{name}"].numpy() for name in ("rows", "usual", *COMBINATION)}
-    known = KnownRows(arrays["rows"].astype(np.float32), arrays["usual"].astype(np.float64))
+    known = KnownRows(arrays["rows"].astype(spec.dtype), arrays["usual"].astype(np.float64))
     combination = Combination(*(arrays[name].astype(np.float64) for name in COMBINATION))
     sides = len(weights_of(spec)[0])
     shapes = known.rows.shape[1:], known.usual.shape, combination.parts.shape[1:], combination.weights.shape

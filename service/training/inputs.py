@@ -12,7 +12,7 @@ from service.data.cells import Reading
 from service.data.columns import CategoryColumn, NumberColumn
 from service.data.inputs import Binary, Grey, InputSpec, Mixed, Standard, Transform
 from service.data.kinds import Schema, infer
-from service.data.learn import learn
+from service.data.learn import CONSTANT, learn
 from service.data.scales import Straight
 from service.data.table import Table, is_missing
 from service.errors import DataError
@@ -55,7 +55,8 @@ def input_of(rows: Rows, recipe: Recipe) -> tuple[InputSpec, LikelihoodName]:
         transform = standard(array.reshape(len(array), -1), rows.columns)
     shape = tuple(int(length) for length in array.shape[1:])
     kind = "image" if is_image else "table"
-    return InputSpec(kind=kind, shape=shape, columns=rows.columns, transform=transform), likelihood
+    precision = "float32" if is_image else "float64"
+    return InputSpec(kind=kind, shape=shape, columns=rows.columns, transform=transform, precision=precision), likelihood
 
 
 def midpoint(ends: tuple[float, float], threshold: float | None) -> float:
@@ -64,10 +65,10 @@ def midpoint(ends: tuple[float, float], threshold: float | None) -> float:
 
 
 def standard(rows: np.ndarray, columns: tuple[str, ...] | None) -> Standard:
-    """Means and standard deviations of the columns of rows, shape (N, D), as float32 will see them."""
-    values = rows.astype(np.float32).astype(np.float64)
+    """Means and standard deviations of the columns of rows, shape (N, D)."""
+    values = rows.astype(np.float64)
     scale = values.std(axis=0)
-    constant = np.flatnonzero(scale <= 1e-7 * np.maximum(1e-30, np.abs(values).max(axis=0)))
+    constant = np.flatnonzero(scale <= CONSTANT * np.maximum(1e-30, np.abs(values).max(axis=0)))
     if constant.size:
         name = constant[0] if columns is None else repr(columns[constant[0]])
         raise DataError(f"column {name} is constant and carries no information: leave it out with --columns")
@@ -111,19 +112,23 @@ def mixed_input(
     recipe: Recipe,
     schema: Schema | None,
     on_schema: Callable[[Schema, Table], None],
+    reading: Reading,
 ) -> tuple[InputSpec, Architecture, Reading]:
     """The input spec of mixed columns, a network that suits it, and how the table's cells were read.
 
     The kinds of columns are given by `schema` or inferred from the table; their parameters are learnt from its `fitted`
-    rows.
+    rows. `reading` is returned with the ignored columns added to it.
     """
     kinds = schema or infer(table)
     transform = Mixed(columns=learn(kinds, fitted))
     on_schema(kinds, table)
     names = tuple(column.name for column in transform.columns)
-    spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform)
-    ignored = [name for name in table.names if name not in names and not is_constant(table.column(name))]
-    return spec, table_architecture(transform, recipe), Reading(ignored=tuple(ignored))
+    spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform, precision="float64")
+    others = [name for name in table.names if name not in names and not is_constant(table.column(name))]
+    ignored = dict.fromkeys((*others, *reading.ignored))
+    formats = {name: one for name, one in reading.formats.items() if name in names}
+    reading = reading.model_copy(update={"ignored": tuple(ignored), "formats": formats})
+    return spec, table_architecture(transform, recipe), reading
 
 
 def is_constant(cells: np.ndarray) -> bool:

@@ -19,13 +19,15 @@ import torch
 from pyarrow import parquet as pq
 from torch import Tensor
 
+from service.data.cells import CellReader, RawTable
 from service.data.inputs import InputSpec
-from service.data.table import Table
+from service.data.table import FLOAT32_MAX
 from service.errors import DataError, InputError, RowError, first_fault
 from service.files.formats.base import RowRange, readable
 from service.files.formats.parquet import ParquetReader
 from service.files.locations import InputFile, found
-from service.files.tables import chosen_columns, table_of
+from service.files.tables import raw_of
+from service.files.text_tables import chosen_columns
 from service.training.process_group import ProcessGroup
 
 SUFFIXES = frozenset({".parquet", ".pq"})
@@ -78,8 +80,11 @@ class Source:
             with readable(f"{file.path}: the file"), file.open() as opened, pq.ParquetFile(opened) as parquet:
                 meta, here = parquet.metadata, parquet.schema_arrow.names
                 counts = [meta.row_group(at).num_rows for at in range(meta.num_row_groups)]
-            names = names or chosen_columns(file.path, here, columns)
-            chosen_columns(file.path, here, names)
+            try:
+                names = names or chosen_columns(here, columns)
+                chosen_columns(here, names)
+            except DataError as error:
+                raise DataError(f"{file.path}: {error}") from None
             groups += [(file, sum(counts[:at]), count) for at, count in enumerate(counts)]
         rows = sum(count for *_, count in groups)
         if names is None or not rows:
@@ -144,15 +149,12 @@ class Source:
         count = 0
         for piece, rows in self.read(self.pieces):
             with placed(piece):
-                table = table_of(rows)
-                table.check_range()
-                if is_plain:
-                    table.numbers()
+                check_numbers(raw_of(rows), is_plain)
             role, is_seen = self.draws(piece)
             count += int((role == TRAIN).sum())
             for wanted, part in enumerate(parts):
                 part.append(rows.filter(pa.array((role == wanted) & (is_seen | (wanted != TRAIN)))))
-        train, validation, calibration = (table_of(pa.concat_tables(part)) for part in parts)
+        train, validation, calibration = (raw_of(pa.concat_tables(part)) for part in parts)
         return Gathered(train, validation, calibration, count)
 
 
@@ -160,9 +162,9 @@ class Source:
 class Gathered:
     """A sample of the `train_rows` training rows, and all rows held back."""
 
-    sample: Table
-    validation: Table
-    calibration: Table
+    sample: RawTable
+    validation: RawTable
+    calibration: RawTable
     train_rows: int
 
 
@@ -172,6 +174,7 @@ class ParquetFeed:
 
     source: Source
     spec: InputSpec
+    reader: CellReader
     batch_size: int
     rows: int
     some: Tensor = field(repr=False)
@@ -215,7 +218,7 @@ class ParquetFeed:
     def encoded(self, piece: Piece, rows: pa.Table) -> Tensor:
         role, _ = self.source.draws(piece)
         with placed(piece):
-            array = self.spec.rows(self.spec.array(table_of(rows)))
+            array = self.spec.rows(self.reader.table(raw_of(rows)))
         return torch.from_numpy(self.spec.encode(array[role == TRAIN]))
 
     def state(self) -> dict[str, Any]:
@@ -223,6 +226,25 @@ class ParquetFeed:
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+def check_numbers(raw: RawTable, is_plain: bool) -> None:
+    """Raise unless numbers fit into float32 and, if the rows are plain numbers, every cell is one.
+
+    Raises:
+        RowError: names the first cell that does not.
+    """
+    for name, cells in zip(raw.names, raw.columns, strict=True):
+        if not isinstance(cells, np.ndarray):
+            if is_plain and cells:
+                raise RowError(0, "text", name, "a number")
+            continue
+        wrong = (np.abs(cells) > FLOAT32_MAX) | (np.isnan(cells) & is_plain)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise RowError(
+                row, "missing" if np.isnan(cells[row]) else "a number too large for float32", name, "a number"
+            )
 
 
 def in_pieces(groups: Sequence[tuple[InputFile, int, int]], size: int) -> tuple[tuple[Piece, ...], ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from service.data.cells import USUAL, Reading
+from service.data.cells import Reading
+from service.data.detect import Detection
 from service.data.inputs import InputSpec, Mixed
 from service.data.kinds import Schema
-from service.data.table import Table
+from service.data.survey import surveyed
+from service.data.table import MISSING, Table
 from service.density.estimate import Execution
 from service.density.estimator import Estimator
 from service.density.tiling import worker_pool
@@ -41,6 +43,7 @@ from service.vae.network import VAE, Architecture
 if TYPE_CHECKING:
     from service.training.parquet_source import Source  # it needs an extra
 
+NEW_READING = Reading(missing=tuple(sorted(MISSING)))
 PILOT_SHARE = 0.1
 MIXTURE_COMPONENTS = 10
 
@@ -84,8 +87,16 @@ def train(data: Rows, recipe: Recipe, hooks: Hooks = NO_HOOKS) -> Trained:
     return train_on_splits(Split.all_of(data.array, recipe), data.columns, recipe, data.digest(), hooks)
 
 
-def train_table(table: Table, recipe: Recipe, schema: Schema | None = None, hooks: Hooks = NO_HOOKS) -> Trained:
+def train_table(
+    table: Table,
+    recipe: Recipe,
+    schema: Schema | None = None,
+    hooks: Hooks = NO_HOOKS,
+    reading: Reading = NEW_READING,
+) -> Trained:
     """Train on a table of mixed columns, which may have missing cells; by default the schema is inferred.
+
+    `reading` is how the table's cells were read, for the card.
 
     Raises:
         DataError, TrainingError, CalibrationError.
@@ -93,14 +104,23 @@ def train_table(table: Table, recipe: Recipe, schema: Schema | None = None, hook
     table.check_range()
     parts = Split.all_of(np.arange(len(table)), recipe)
     check_sizes(parts, recipe)
-    spec, architecture, reading = mixed_input(table, table.select(fitted_rows(parts)), recipe, schema, hooks.on_schema)
+    spec, architecture, reading = mixed_input(
+        table, table.select(fitted_rows(parts)), recipe, schema, hooks.on_schema, reading
+    )
     rows = spec.array(table)
     splits = [split.map(lambda chosen: rows[chosen]) for split in parts]
     trained = fit_and_calibrate(splits, spec, architecture, recipe, table.digest(), hooks)
     return trained.read_as(reading)
 
 
-def train_stream(source: Source, recipe: Recipe, schema: Schema | None = None, hooks: Hooks = NO_HOOKS) -> Trained:
+def train_stream(
+    source: Source,
+    recipe: Recipe,
+    schema: Schema | None = None,
+    hooks: Hooks = NO_HOOKS,
+    detection: Detection | None = None,
+    keep: Collection[str] = (),
+) -> Trained:
     """Train on files whose rows do not fit into memory; columns are learnt from a sample of them.
 
     The data are a table of mixed columns or, if the recipe names a likelihood, of plain numbers.
@@ -115,16 +135,18 @@ def train_stream(source: Source, recipe: Recipe, schema: Schema | None = None, h
             f"too few rows for so many processes: {len(source.pieces)} pieces, {recipe.processes} processes"
         )
     found = source.gathered(is_plain=recipe.likelihood is not None)
-    reading = USUAL
+    survey = surveyed(found.sample, detection, keep, schema)
     if recipe.likelihood is None:
-        spec, architecture, reading = mixed_input(found.sample, found.sample, recipe, schema, hooks.on_schema)
+        spec, architecture, reading = mixed_input(
+            survey.table, survey.table, recipe, survey.schema, hooks.on_schema, survey.reading
+        )
     else:
-        spec, likelihood = input_of(Rows(found.sample.numbers(), found.sample.names), recipe)
-        architecture = architecture_of(spec.features, likelihood, recipe)
-    parts = (found.sample, found.validation, found.calibration)
-    split = Split(*(spec.array(table) if len(table) else np.zeros((0, spec.features)) for table in parts))
+        spec, likelihood = input_of(Rows(survey.table.numbers(), survey.table.names), recipe)
+        architecture, reading = architecture_of(spec.features, likelihood, recipe), survey.reading
+    parts, reader = (found.sample, found.validation, found.calibration), spec.reader(reading)
+    split = Split(*(reader.table(raw) if len(raw) else np.zeros((0, spec.features)) for raw in parts))
     check_sizes([split], recipe)
-    feed = ParquetFeed(source, spec, recipe.fit.batch_size, found.train_rows, network_rows(spec, split.train))
+    feed = ParquetFeed(source, spec, reader, recipe.fit.batch_size, found.train_rows, network_rows(spec, split.train))
     trained = fit_and_calibrate([split], spec, architecture, recipe, source.digest, hooks, feed)
     return trained.read_as(reading)
 
@@ -155,7 +177,7 @@ def fit_and_calibrate(
     """Fit networks to rows of a known input spec, or to a feed of more such rows, and calibrate them."""
     checkpoints = hooks.checkpoints
     if checkpoints is not None:
-        key = hashlib.sha256(f"{data_digest}\n{recipe}\n{architecture}\n{spec.model_dump_json()}".encode()).hexdigest()
+        key = hashlib.sha256(f"{data_digest}\n{recipe}\n{architecture}\n{spec.fingerprint_text()}".encode()).hexdigest()
         checkpoints = checkpoints.start(key)
     vaes, report, bounds = fitted(spec, splits, architecture, recipe, hooks.on_epoch, checkpoints, feed)
     by_folds = {"folds": recipe.folds} if recipe.folds > 1 else {}

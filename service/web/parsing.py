@@ -6,7 +6,6 @@ is wrong and where. Errors name an unknown column, and repeat nothing else of th
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -21,8 +20,9 @@ import numpy as np
 from service.data.cells import CellReader, shortened
 from service.data.inputs import InputSpec
 from service.errors import DataError, Fault, InputError, MalformedError, MediaTypeError, RowError, TooLargeError
+from service.files.dialect import DamagedTextError
 from service.files.images import read_image
-from service.files.tables import parsed_table
+from service.files.text_tables import csv_table
 
 MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape
 NPY_KINDS = "uif"
@@ -58,7 +58,7 @@ STARTS_NESTED = re.compile(rb'\s*\{\s*"instances"\s*:\s*\[\s*\[\s*\[')
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Checked rows, shape (B, D), float32, with their ids and warnings."""
+    """Checked rows, shape (B, D), with their ids and warnings."""
 
     rows: np.ndarray
     ids: list[Any] | None = None
@@ -320,22 +320,16 @@ def parse_table(body: bytes, reader: CellReader) -> np.ndarray:
     if reader.names is None:
         raise MediaTypeError("the model's columns have no names; send application/json or application/x-npy")
     try:
-        text = body.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise MalformedError("the body is not UTF-8 text") from None
-    try:
-        table = parsed_table("the body", csv.reader(io.StringIO(text, newline=""), strict=True))
+        table = csv_table(body, known=reader.names)
         if unknown := reader.unknown(table.names):
             known, some = reader.known(), unknown[: InputError.MAX_FAULTS]
             raise InputError(
                 f"unknown column {shortened(unknown[0])!r}; expected {known}",
                 [Fault("unknown column", None, shortened(name), known) for name in some],
             )
-        if not len(table):
-            raise InputError("the body has a header but no rows")
         return reader.table(table)
-    except csv.Error:
-        raise MalformedError("the body is not a CSV table") from None
+    except DamagedTextError as error:
+        raise MalformedError(f"the body is not a CSV table: {error}") from None
     except RowError as error:
         fault = Fault(error.problem, error.row, error.column, error.expected)
         raise InputError(summary([fault]), [fault]) from None

@@ -193,7 +193,12 @@ def feed_of(folder, batch_size=32):
     source = Source.of(str(folder), None, 0, 0.1, 0.2)
     spec = InputSpec(kind="table", shape=(4,), columns=source.names, transform=standard(np.eye(4), None))
     found = source.gathered()
-    return source, found, ParquetFeed(source, spec, batch_size, found.train_rows, torch.zeros(0, 4)), spec
+    return (
+        source,
+        found,
+        ParquetFeed(source, spec, spec.reader(), batch_size, found.train_rows, torch.zeros(0, 4)),
+        spec,
+    )
 
 
 def test_every_row_is_for_one_thing_and_a_pass_shows_each_training_row_once(stream):

@@ -85,9 +85,10 @@ CSV_BODIES = {
     "1e39": ("a,b,c\n1,1e39,3\n", 422),
     "an open quote": (f'a,b,c\n1,2,"{SECRET}\n', 400),
     "a quote in a cell": ('a,b,c\n1,2,"3"4\n', 400),
-    "not UTF-8": (b"a,b,c\n1,2,\xff\n", 400),
-    "UTF-16": ("a,b,c\n1,2,3\n".encode("utf-16"), 400),
-    "a cell beyond the reader's limit": ("a,b,c\n1,2," + "3" * 200_000 + "\n", 400),
+    "not UTF-8": (b"a,b,c\n1,2,\xff\n", 422),
+    "half of UTF-16": ("a,b,c\n1,2,3\n".encode("utf-16")[:-1], 400),
+    "no text": (b"a,b,c\n1,2,\0\0\0\n", 400),
+    "a number of 200,000 digits": ("a,b,c\n1,2," + "3" * 200_000 + "\n", 422),
 }
 
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from service.data.cells import CellReader
 from service.data.inputs import InputSpec
 from service.errors import DataError, InputError
+from service.files.dialect import AS_SHOWN, TextOptions
 from service.files.locations import InputFile
 from service.system.frozen import Frozen
 
@@ -49,11 +50,12 @@ class Scan(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """What to read: a model's input, the array of an .npz file, and the maximum number of rows per range."""
+    """What to read: a model's input, the array of an .npz file, the maximum number of rows per range, a text's dialect."""
 
     spec: InputSpec
     key: str | None
     rows: int
+    text: TextOptions = AS_SHOWN
 
     def check_columns(self, names: list[str]) -> None:
         """Raise if the file lacks a column of the model.

@@ -2,66 +2,125 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
 from service.data.cells import CellReader
+from service.data.numbers import Decimal
 from service.errors import DataError, Fault, InputError, RowError, first_fault
+from service.files.dialect import Dialect, TextOptions, decoded, encoding_of
 from service.files.formats.base import RECORD, VECTOR, Reader, ReadRequest, RowRange, Scan, readable
 from service.files.locations import CHUNK, InputFile
-from service.files.tables import check_header
+from service.files.records import has_one_more
+from service.files.tables import DECIMAL
+from service.files.text_tables import check_header, check_is_header, mark_of, named
+from service.system.frozen import Frozen
 
 MOST_HEADER = 2**20  # bytes
+JUDGED = 1_000  # records that say how the file is written
+WIDE = "utf_8"  # of a file whose line ends are not single bytes
+HEAD = '{"record":'
 BOM = b"\xef\xbb\xbf"
 
 
+class TextHead(Frozen):
+    """What is needed to read and write the records of a CSV file.
+
+    Attributes:
+        record: the header with its line end; empty if the file has none.
+        names: of the columns.
+        decimal: the decimal mark of the file's numbers, if it shows.
+    """
+
+    record: str
+    names: tuple[str, ...]
+    dialect: Dialect = Dialect()
+    encoding: str = "utf-8"
+    decimal: Decimal | None = None
+
+    @staticmethod
+    def of(header: str) -> TextHead:
+        """The head that a scan found; runs planned by older versions kept only the record."""
+        if header.startswith(HEAD):
+            return TextHead.model_validate_json(header)
+        separator = max(",;\t", key=header.count)
+        (cells,) = csv.reader([header.strip("\r\n")], delimiter=separator, strict=True)
+        return TextHead(
+            record=header, names=tuple(name.strip() for name in cells), dialect=Dialect(separator=separator)
+        )
+
+    @property
+    def line_end(self) -> str:
+        return "\r\n" if self.record.endswith("\r\n") else "\n"
+
+    def bytes_of(self, text: str) -> bytes:
+        return text.encode(self.encoding, errors="replace")
+
+    def source(self, file: InputFile) -> IO[bytes]:
+        """The file, in an encoding whose line ends are single bytes."""
+        if self.encoding != WIDE:
+            return file.open()
+        with file.open() as opened:
+            text, _ = decoded(opened.read())
+        return io.BytesIO(text.encode())
+
+
 class Csv:
-    """CSV with a header, separated by commas, semicolons or tabs. `header` is its first record."""
+    """CSV in any dialect: a row is a record of text, kept unchanged. UTF-16 and UTF-32 are rewritten as UTF-8."""
 
     def scan(self, file: InputFile, request: ReadRequest) -> Scan:
         """Read the text once, to find its records and hash it."""
-        with file.open() as source:
-            text = source.read(MOST_HEADER).removeprefix(BOM)
-        header = first_record(text)
-        with readable("line 1"):
-            names = names_of(header)
-        check_header("the file", names)
-        request.check_columns(names)
-        return scanned_lines(file, request, delimiter_of(header), header)
+        with readable("the file"):
+            head, start = head_of(file, request.text, request.spec.columns or ())
+        request.check_columns(list(head.names))
+        return scanned_lines(file, request, head, start)
 
     def reader(self, file: InputFile, header: str) -> Reader:
-        return LineReader(file, delimiter_of(header))
+        head = TextHead.of(header)
+        return LineReader(head.source(file), head.dialect)
 
     def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
         """The columns that the model reads, as text."""
-        names = names_of(header)
-        rows = parsed(raw.column(RECORD).to_pylist(), delimiter_of(header), len(names))
-        request = names if reader.names is None else reader.names
-        columns = list(zip(*rows, strict=True)) or [()] * len(names)
-        return pa.table({name: pa.array(columns[names.index(name)], pa.string()) for name in request})
+        head = TextHead.of(header)
+        rows = parsed(raw.column(RECORD).to_pylist(), head)
+        request = head.names if reader.names is None else reader.names
+        columns = list(zip(*rows, strict=True)) or [()] * len(head.names)
+        table = pa.table({name: pa.array(columns[head.names.index(name)], pa.string()) for name in request})
+        return table if head.decimal is None else table.replace_schema_metadata({DECIMAL: head.decimal})
 
     def write(self, raw: pa.Table, header: str) -> bytes:
-        return b"".join([header.encode(), *ended(raw, line_end(header))])
+        head = TextHead.of(header)
+        return b"".join([head.bytes_of(head.record), *ended(raw, head.line_end)])
 
     def write_beside(self, raw: pa.Table, scores: pa.Table, header: str) -> bytes:
-        """As `write`, with further cells after each record."""
-        end, delimiter = line_end(header), delimiter_of(header)
+        """As `write`, with further cells after each record.
+
+        Raises:
+            DataError: the file already has such columns, or no header.
+        """
+        head = TextHead.of(header)
+        check_new_columns(scores, head.names)
+        if not head.record:
+            raise DataError("has no header to add the names of verdict columns to")
         more: list[str] = []  # one text per row, which may itself hold line ends
         # csv.writer quotes cells that hold a character of the line terminator.
-        writer = csv.writer(Lines(more), delimiter=delimiter, lineterminator="\r\n")
+        dialect = head.dialect
+        writer = csv.writer(Lines(more), delimiter=dialect.separator, quotechar=dialect.quote, lineterminator="\r\n")
         writer.writerow(scores.column_names)
         writer.writerows(zip(*(column.to_pylist() for column in scores.columns), strict=True))
-        records = [header.encode(), *ended(raw, end)]
+        records = [head.bytes_of(head.record), *ended(raw, head.line_end)]
         return b"".join(
-            record.rstrip(b"\r\n") + (delimiter + cells + end).encode()
+            record.rstrip(b"\r\n") + head.bytes_of(dialect.separator + cells + head.line_end)
             for record, cells in zip(records, more, strict=True)
         )
 
@@ -82,16 +141,16 @@ class JsonLines:
 
     def scan(self, file: InputFile, request: ReadRequest) -> Scan:
         """Read the text once, to find its lines and hash it."""
-        return scanned_lines(file, request, None, "")
+        return scanned_lines(file, request, None, 0)
 
     def reader(self, file: InputFile, header: str) -> Reader:
-        return LineReader(file, None)
+        return LineReader(file.open(), None)
 
     def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
         """One column of lists: the cells as numbers."""
         lines = raw.column(RECORD).to_pylist()
         faults: list[Fault] = []
-        rows = [reader.row(decoded(row, line), row, faults) for row, line in enumerate(lines) if not faults]
+        rows = [reader.row(json_value(row, line), row, faults) for row, line in enumerate(lines) if not faults]
         if faults:
             raise first_fault(InputError("some rows cannot be read", faults))
         values = np.array(rows, dtype=np.float64).reshape(len(rows), reader.features)
@@ -109,8 +168,10 @@ class JsonLines:
         lines = []
         for row, (line, more) in enumerate(zip(raw.column(RECORD).to_pylist(), scores.to_pylist(), strict=True)):
             text = line.rstrip()
-            if not text.startswith(b"{"):
+            document = json_value(row, line)
+            if not isinstance(document, dict):
                 raise RowError(row, "is a list, so fields cannot be added")
+            check_new_columns(scores, document)
             comma = b"" if text[1:-1].strip() == b"" else b", "
             lines.append(text[:-1] + comma + json.dumps(more).encode()[1:] + b"\n")
         return b"".join(lines)
@@ -119,14 +180,14 @@ class JsonLines:
 class LineReader:
     """Reads the records of a text file by their byte ranges."""
 
-    def __init__(self, file: InputFile, delimiter: str | None) -> None:
-        self.source, self.delimiter = file.open(), delimiter
+    def __init__(self, source: IO[bytes], dialect: Dialect | None) -> None:
+        self.source, self.dialect = source, dialect
 
     def rows(self, row_range: RowRange) -> pa.Table:
         with readable(f"rows from {row_range.first} on"):
             self.source.seek(row_range.offset)
             text = self.source.read(row_range.size)
-        found = records_in(text, self.delimiter, is_last=True)
+        found = records_in(text, self.dialect, is_last=True)
         if len(found.starts) != row_range.rows:
             raise DataError(f"rows from {row_range.first} on cannot be read: the file changed since it was planned")
         records = [text[start:end] for start, end in zip(found.starts.tolist(), found.ends.tolist(), strict=True)]
@@ -151,15 +212,15 @@ class Records:
     used: int
 
 
-def records_in(text: bytes, delimiter: str | None, is_last: bool) -> Records:
-    """Find CSV records, whose quoted cells may hold line ends, or lines if `delimiter` is None.
+def records_in(text: bytes, dialect: Dialect | None, is_last: bool) -> Records:
+    """Find CSV records, whose quoted cells may hold line ends, or lines if `dialect` is None.
 
     An unfinished record is left for the next bytes; at the end of the file it counts as a record.
     """
-    if delimiter is None or b'"' not in text:
+    if dialect is None or dialect.quote.encode() not in text:
         ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
     else:
-        ends = np.array(quoted_ends(text, delimiter), dtype=np.int64)
+        ends = np.array(quoted_ends(text, dialect), dtype=np.int64)
     used = int(ends[-1]) if len(ends) else 0
     if is_last and used < len(text):
         used, ends = len(text), np.append(ends, len(text))
@@ -170,7 +231,7 @@ def records_in(text: bytes, delimiter: str | None, is_last: bool) -> Records:
     return Records(starts[there], ends[there], used)
 
 
-def quoted_ends(text: bytes, delimiter: str) -> list[int]:
+def quoted_ends(text: bytes, dialect: Dialect) -> list[int]:
     """Offsets at which records end, found by the same parser that will read them."""
     lines = text.split(b"\n")[:-1]
     up_to = np.cumsum([len(line) + 1 for line in lines]).tolist()
@@ -178,7 +239,7 @@ def quoted_ends(text: bytes, delimiter: str) -> list[int]:
     at = 0
     while at < len(lines):
         rest = (lines[line].decode("latin-1") + "\n" for line in range(at, len(lines)))
-        reader = csv.reader(rest, delimiter=delimiter, strict=True)
+        reader = dialect.reader(rest)
         try:
             for _ in reader:
                 ends.append(up_to[at + reader.line_num - 1])
@@ -192,21 +253,23 @@ def quoted_ends(text: bytes, delimiter: str) -> list[int]:
     return ends
 
 
-def scanned_lines(file: InputFile, request: ReadRequest, delimiter: str | None, header: str) -> Scan:
-    """Find the byte range of each row range, and hash the file. The header is not a row."""
+def scanned_lines(file: InputFile, request: ReadRequest, head: TextHead | None, start: int) -> Scan:
+    """Find the byte range of each row range, and hash the file. Rows begin after `start` bytes."""
     content = hashlib.sha256()
     begins: list[int] = []
-    rows, offset, rest = 0, 0, b""
-    with file.open() as source:
+    dialect = None if head is None else head.dialect
+    rows, offset, rest = 0, start, b""
+    with file.open() if head is None else head.source(file) as source:
         chunk = source.read(CHUNK)
         content.update(chunk)
-        offset = len(header.encode()) + (len(BOM) if chunk.startswith(BOM) else 0)
+        if head is None and chunk.startswith(BOM):
+            offset = len(BOM)
         chunk = chunk[offset:]
         while chunk or rest:
             text = rest + chunk
             following = source.read(CHUNK)
             content.update(following)
-            found = records_in(text, delimiter, is_last=not following)
+            found = records_in(text, dialect, is_last=not following)
             begins += (offset + found.starts[-rows % request.rows :: request.rows]).tolist()
             rows, offset, rest, chunk = rows + len(found.starts), offset + found.used, text[found.used :], following
     ranges = tuple(
@@ -214,7 +277,7 @@ def scanned_lines(file: InputFile, request: ReadRequest, delimiter: str | None, 
         for row_range, begin, end in zip(request.ranges(rows), begins or [offset], [*begins[1:], offset], strict=True)
     )
     digest = f"sha256:{content.hexdigest()}" if file.is_local else file.version()
-    return Scan(rows=rows, digest=digest, header=header, ranges=ranges)
+    return Scan(rows=rows, digest=digest, header="" if head is None else head.model_dump_json(), ranges=ranges)
 
 
 def ended(raw: pa.Table, end: str) -> Iterator[bytes]:
@@ -226,71 +289,98 @@ def ended(raw: pa.Table, end: str) -> Iterator[bytes]:
 # CSV
 
 
-def first_record(text: bytes) -> str:
-    """The header, with its line end.
+def head_of(file: InputFile, options: TextOptions, known: Collection[str]) -> tuple[TextHead, int]:
+    """A CSV file's head, by its first megabyte, and the bytes that come before its rows.
 
     Raises:
-        DataError: the file is empty, or the header is not UTF-8.
+        DataError: the file is empty, its header does not name its columns, or it is no text.
     """
-    first = text.partition(b"\n")[0]
-    guess = first.decode("latin-1")
-    found = records_in(text, delimiter_of(guess), is_last=True)
+    content = file.sample(MOST_HEADER)
+    encoding = options.encoding or encoding_of(content)
+    is_wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
+    mark = len(BOM) if content.startswith(BOM) else 0
+    if is_wide:
+        with file.open() as opened:
+            content, mark = decoded(opened.read(), options.encoding)[0].encode(), 0
+    encoding = WIDE if is_wide else "utf-8" if encoding == "utf-8-sig" else encoding
+    content = content[mark:]
+    text = content.decode(encoding, errors="ignore" if len(content) >= MOST_HEADER - mark else "strict")
+    dialect = Dialect.of(text, options)
+    lines = text.splitlines(keepends=True)
+    start = mark + len("".join(lines[: dialect.skipped]).encode(encoding))
+    rest = content[start - mark :]
+    found = records_in(rest, dialect, is_last=True)
     if not len(found.starts):
         raise DataError("is empty, expected a header and rows")
-    header = text[: found.ends[0]]
+    records = [
+        rest[begin:end].decode(encoding) for begin, end in zip(found.starts[:JUDGED], found.ends[:JUDGED], strict=True)
+    ]
+    rows = [cells for record in records for cells in rows_in(record, dialect)]
+    record = records[0] if records[0].endswith("\n") else records[0] + "\n"
+    if options.header is False:
+        names, record = [f"c{at}" for at in range(1, len(rows[0]) + 1)], ""
+    else:
+        start += int(found.ends[0])
+        names = [name.strip() for name in rows[0]]
+        if has_one_more(names, rows[1:]):
+            columns = list(zip(*rows[1:], strict=True))
+            names, _, _ = named(names, [*columns], columns)
+        check_header(names)
+        if options.header is None and not set(known) & set(names):
+            check_is_header(names, list(zip(*rows[1:], strict=False)))
+    decimal = options.decimal or mark_of([*zip(*(row for row in rows[1:] if len(row) == len(names)), strict=True)])
+    return TextHead(record=record, names=tuple(names), dialect=dialect, encoding=encoding, decimal=decimal), start
+
+
+def rows_in(record: str, dialect: Dialect) -> list[list[str]]:
+    """A record's cells; nothing if it is damaged, which is said when it is scored."""
     try:
-        return header.decode() if header.endswith(b"\n") else header.decode() + "\n"
-    except UnicodeDecodeError:
-        raise DataError("line 1 is not UTF-8 text") from None
+        return [cells for cells in dialect.reader(io.StringIO(record, newline="")) if cells]
+    except csv.Error:
+        return []
 
 
-def delimiter_of(header: str) -> str:
-    return max(",;\t", key=header.count)
-
-
-def line_end(header: str) -> str:
-    return "\r\n" if header.endswith("\r\n") else "\n"
-
-
-def names_of(header: str) -> list[str]:
-    (cells,) = csv.reader([header.strip("\r\n")], delimiter=delimiter_of(header), strict=True)
-    return [name.strip() for name in cells]
-
-
-def parsed(records: Sequence[bytes], delimiter: str, width: int) -> list[list[str]]:
+def parsed(records: Sequence[bytes], head: TextHead) -> list[list[str]]:
     """The cells of CSV records.
 
     Raises:
         RowError: a record is malformed or has another number of cells.
     """
-    reader = csv.reader((text_of(row, record) for row, record in enumerate(records)), delimiter=delimiter, strict=True)
+    reader = head.dialect.reader(text_of(row, record, head.encoding) for row, record in enumerate(records))
     rows: list[list[str]] = []
     try:
         for cells in reader:
-            if len(cells) != width:
-                raise RowError(len(rows), f"has {len(cells)} cells, the header has {width}")
+            if len(cells) != len(head.names):
+                raise RowError(len(rows), f"has {len(cells)} cells, the header has {len(head.names)}")
             rows.append(cells)
     except csv.Error:
         raise RowError(len(rows), "is not a CSV record: misplaced quote") from None
     return rows
 
 
-def text_of(row: int, record: bytes) -> str:
+def text_of(row: int, record: bytes, encoding: str) -> str:
     """A record's text.
 
     Raises:
-        RowError: it is not UTF-8.
+        RowError: it is not in the file's encoding.
     """
     try:
-        return record.decode()
+        return record.decode(encoding)
     except UnicodeDecodeError:
-        raise RowError(row, "is not UTF-8 text") from None
+        raise RowError(row, f"is not {encoding.upper()} text") from None
+
+
+def check_new_columns(scores: pa.Table, names: Collection[str]) -> None:
+    """Raise if a file that gets verdict columns has them already, as from an earlier run."""
+    known = [name for name in scores.column_names if name in names]
+    if known:
+        raise DataError(f"already has a column {known[0]!r}: filter the file that it was made from")
 
 
 # JSON
 
 
-def decoded(row: int, line: bytes) -> Any:
+def json_value(row: int, line: bytes) -> Any:
     """A line's JSON value; NaN and Infinity, which Python writes, are accepted.
 
     Raises:

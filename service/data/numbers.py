@@ -1,0 +1,209 @@
+"""Numbers as people and programs write them: decimal marks, thousands separators, units.
+
+    ["1.234,5", "12,25", "7"]  ->  `format_of`: decimal comma, thousands "."  ->  `NumberFormat.read`: 1234.5, 12.25, 7.0
+
+A column's format is decided by all of its cells together, since one cell may be ambiguous: 1,234 is 1234 or 1.234.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from typing import Literal
+
+from service.system.frozen import Frozen
+
+Decimal = Literal[".", ","]
+SPACES = "\u00a0\u2009\u202f"  # no-break, thin, and narrow no-break space
+MINUS = str.maketrans("\u2212\u2013" + SPACES + "\u2019", "--   '")
+CURRENCIES = (
+    *(
+        "R$",
+        "$",
+        "€",
+        "£",
+        "¥",
+        "₹",
+        "₽",
+        "₩",
+        "₺",
+        "₫",
+        "฿",
+        "USD",
+        "EUR",
+        "GBP",
+        "CHF",
+        "JPY",
+        "CNY",
+        "INR",
+        "AUD",
+        "CAD",
+    ),
+    *("SEK", "NOK", "DKK", "PLN", "CZK", "BRL", "Fr.", "kr.", "kr", "zł", "Kč"),
+)
+CURRENCY = "(?:" + "|".join(map(re.escape, CURRENCIES)) + ")"
+SUFFIX = r"(?:%|‰|°\s?[CF]?|[^\W\d_]{1,4}(?:/[^\W\d_]{1,4})?)"
+NUMBER = r"(?P<number>[\d.,' ]*\d[\d.,' ]*(?:[eE][+-]?\d+)?)"
+WRITTEN = re.compile(
+    rf"(?P<open>\()?\s*(?P<sign>[+-])?\s*(?P<prefix>{CURRENCY})?\s*(?P<late_sign>[+-])?\s*{NUMBER}"
+    rf"\s*(?P<suffix>{CURRENCY}|{SUFFIX})?\s*(?P<close>\))?"
+)
+MIN_UNIT_NUMBERS = 10  # distinct numbers; with fewer, 5m and 6m are more likely codes than metres
+
+
+class NumberFormat(Frozen):
+    """How the numbers of a column are written.
+
+    Attributes:
+        decimal: the decimal mark.
+        thousands: the separator of groups of three digits; empty if there is none.
+        unit: a currency sign, % or a unit such as kg; it changes no number: 12 % is 12.
+    """
+
+    decimal: Decimal = "."
+    thousands: Literal["", ",", ".", " ", "'"] = ""
+    unit: str = ""
+
+    def read(self, text: str) -> float | None:
+        """The number that stripped text means in this format; None if it means none. Infinity is a number, NaN is not."""
+        if self == PLAIN and (number := plain_number(text)) is not None:
+            return number
+        parts = parts_of(text)
+        if parts is None or (parts.unit and parts.unit != self.unit):
+            return None
+        digits = self.digits(parts.digits)
+        return None if digits is None else parts.sign * float(digits)
+
+    def digits(self, text: str) -> str | None:
+        """The digits as Python writes them; None if they are not in this format."""
+        if not pattern_of(self.decimal, self.thousands).fullmatch(text):
+            return None
+        if self.thousands:
+            text = text.replace(self.thousands, "")
+        return text.replace(",", ".") if self.decimal == "," else text
+
+    def __str__(self) -> str:
+        """The format in words; empty for the plain one."""
+        words = []
+        if self.decimal == ",":
+            words.append("decimal comma")
+        if self.thousands:
+            names = {" ": "spaces", "'": "apostrophes", ",": "commas", ".": "points"}
+            words.append(f"{names[self.thousands]} between thousands")
+        if self.unit:
+            words.append(f"in {self.unit}")
+        return ", ".join(words)
+
+
+PLAIN = NumberFormat()
+SHAPES: tuple[tuple[Decimal, Literal["", ",", ".", " ", "'"]], ...] = (
+    (".", ""), (",", ""), (".", ","), (",", "."), (".", " "), (",", " "), (".", "'"), (",", "'"),
+)  # fmt: skip
+
+
+class Parts(Frozen):
+    """What a written number consists of: its sign, its digits with their marks, and its unit."""
+
+    sign: Literal[-1, 1]
+    digits: str
+    unit: str
+
+
+def parts_of(text: str) -> Parts | None:
+    """The parts of a written number, None if the text is none. (5) and 5- are minus five, as accountants write it."""
+    text = text.translate(MINUS).strip()
+    late = text.endswith("-") and text[:-1].strip()[-1:].isdigit()
+    found = WRITTEN.fullmatch(text[:-1].strip() if late else text)
+    if found is None or bool(found["open"]) != bool(found["close"]):
+        return None
+    signs = [found["sign"], found["late_sign"], "-" if found["open"] else None, "-" if late else None]
+    given = [sign for sign in signs if sign]
+    if len(given) > 1 or (found["prefix"] and found["suffix"]):
+        return None
+    unit = (found["prefix"] or found["suffix"] or "").replace(" ", "")
+    return Parts(sign=-1 if given == ["-"] else 1, digits=found["number"].strip(), unit=unit)
+
+
+@cache
+def pattern_of(decimal: str, thousands: str) -> re.Pattern[str]:
+    fraction = rf"(?:{re.escape(decimal)}\d*)?(?:[eE][+-]?\d+)?"
+    bare = rf"(?:\d+{fraction}|{re.escape(decimal)}\d+(?:[eE][+-]?\d+)?)"
+    if not thousands:
+        return re.compile(bare)
+    mark = re.escape(thousands)
+    return re.compile(rf"(?:[1-9]\d{{0,2}}(?:{mark}\d{{3}})+{fraction}|{bare})")
+
+
+def plain_number(text: str) -> float | None:
+    """Text that Python reads as a number, infinity included; None for NaN, underscores and all else."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return None if math.isnan(number) or "_" in text else number
+
+
+def format_of(
+    texts: Collection[str], decimal: Decimal | None = None, expected: NumberFormat = PLAIN
+) -> tuple[NumberFormat, bool]:
+    """The format in which most of these distinct, stripped texts are numbers, and whether there is no other such format.
+
+    Args:
+        decimal: the decimal mark, if it is known from other columns or from the user.
+        expected: the format to prefer among equally good ones; then formats without thousands.
+    """
+    parts = [found for found in map(parts_of, texts) if found is not None]
+    counts = readable_counts([one.digits for one in parts])
+    allowed = {shape: count for shape, count in counts.items() if decimal is None or shape[0] == decimal}
+    most = max(allowed.values(), default=0)
+    best = [shape for shape, count in allowed.items() if count == most]
+    marked = {one.digits for one in parts if set(one.digits) & set(",.' ")}
+    usual = (expected.decimal, expected.thousands)
+    chosen = usual if usual in best else next(iter(best), (".", ""))
+    numbers = {shape: values_in(marked, shape) for shape in best}
+    is_sure = all(values == numbers[chosen] for values in numbers.values()) if best else True
+    unit = unit_of(parts, expected)
+    return NumberFormat(decimal=chosen[0], thousands=chosen[1], unit=unit), is_sure
+
+
+def readable_counts(digits: Iterable[str]) -> dict[tuple[Decimal, Literal["", ",", ".", " ", "'"]], int]:
+    """How many texts each shape of numbers reads."""
+    texts = list(digits)
+    return {shape: sum(pattern_of(*shape).fullmatch(text) is not None for text in texts) for shape in SHAPES}
+
+
+def values_in(texts: Iterable[str], shape: tuple[Decimal, Literal["", ",", ".", " ", "'"]]) -> list[str | None]:
+    one = NumberFormat(decimal=shape[0], thousands=shape[1])
+    return [one.digits(text) for text in texts]
+
+
+def unit_of(parts: Collection[Parts], expected: NumberFormat) -> str:
+    """The unit that all numbers share, or that is expected; a currency sign may be left out in some cells."""
+    units: dict[str, int] = {}
+    for one in parts:
+        units[one.unit] = units.get(one.unit, 0) + 1
+    named = [unit for unit in units if unit]
+    if len(named) != 1:
+        return expected.unit
+    unit = named[0]
+    is_currency = unit in CURRENCIES
+    if unit == expected.unit or is_currency or unit in ("%", "‰"):
+        return unit if is_currency or "" not in units or unit == expected.unit else ""
+    return unit if "" not in units and len({one.digits for one in parts}) >= MIN_UNIT_NUMBERS else ""
+
+
+def decimal_of(columns: Iterable[Mapping[str, int]]) -> Decimal | None:
+    """The decimal mark of a file: what the columns that are unambiguous use; None if they do not tell, or differ.
+
+    Args:
+        columns: for each column its distinct stripped texts, with their counts.
+    """
+    found: set[Decimal] = set()
+    for texts in columns:
+        shape, is_sure = format_of(list(texts))
+        marks = {mark for text in texts for mark in ",." if mark in text}
+        if is_sure and marks and shape.decimal in marks:
+            found.add(shape.decimal)
+    return found.pop() if len(found) == 1 else None
