@@ -217,4 +217,4 @@ def test_training_tells_the_card_which_columns_it_ignored():
     }
     recipe = replace(PEOPLE, fit=replace(PEOPLE.fit, epochs=1), prior="normal")
     draft = train_table(Table(tuple(columns), tuple(columns.values())), recipe).draft
-    assert draft.reading.ignored == ("id", "day")
+    assert draft.reading.ignored == ("id", "day", "constant")

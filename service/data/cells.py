@@ -32,7 +32,7 @@ class Reading(Frozen):
 
     Attributes:
         missing: texts that mean a missing cell, in lower case; a number among them means one as a number as well.
-        ignored: columns of the training file that the model does not read, such as ids and dates; not constant ones.
+        ignored: columns of the training file that the model does not read, such as ids, dates and constant ones.
         formats: how the numbers of a column were written, by column, where that was not the plain way.
     """
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from service.data.cells import Cells, RawTable
 from service.data.columns import BOOLEANS, PAIRS
-from service.data.numbers import PLAIN, Decimal, NumberFormat, decimal_of, format_of, plain_number
+from service.data.numbers import PLAIN, Decimal, NumberFormat, format_of, plain_number
 from service.data.table import FLOAT32_MAX, MAX_TEXT, MISSING, Kind, Table
 from service.errors import DataError
 
@@ -116,7 +116,11 @@ class Detected:
         Raises:
             DataError: lists the bad cells of that column, with how many columns have some.
         """
-        bad = [(name, column) for name, column in zip(self.names, self.columns, strict=True) if column.bad]
+        pairs = list(zip(self.names, self.columns, strict=True))
+        for name, column in pairs:
+            if column.misread:
+                raise DataError(f"column {name!r}: {column.misread}")
+        bad = [(name, column) for name, column in pairs if column.bad]
         if not bad:
             return
         name, column = bad[0]
@@ -145,11 +149,7 @@ def detect(raw: RawTable, options: Detection | None = None) -> Detected:
     given = options or Detection()
     counted = [column if isinstance(column, np.ndarray) else Counted.of(column, raw.is_text) for column in raw.columns]
     texts = [one for one in counted if isinstance(one, Counted)]
-    decimal = (
-        given.decimal
-        or raw.decimal
-        or decimal_of([one.unread(given.words) for one in texts if one.is_mostly_numbers(given.words)])
-    )
+    decimal = given.decimal or raw.decimal
     numeric_words = {
         word
         for one in texts
@@ -237,13 +237,6 @@ class Counted:
         others = sum(token.count for text, token in self.odd.items() if text.lower() not in missing)
         return numbers / max(1, numbers + others)
 
-    def is_mostly_numbers(self, missing: frozenset[str]) -> bool:
-        """Whether the odd texts look like numbers, too."""
-        unread = list(self.unread(missing))[:SAMPLE]
-        if not unread:
-            return False
-        return 2 * sum(any(mark.isdigit() for mark in text) and len(text) < 40 for text in unread) > len(unread)
-
 
 def plain_numbers(texts: Sequence[str]) -> np.ndarray | None:
     """The texts as numbers, if all of them are finite ones."""
@@ -279,7 +272,7 @@ def from_texts(
 ) -> DetectedColumn:
     """Decide what a column of texts is."""
     missing = [token for text, token in column.odd.items() if text and text.lower() in given.words]
-    if kind in ("category", "boolean") or is_code(column, missing):
+    if kind in ("category", "boolean") or is_code(column, missing, given.words):
         return as_words(column, given, numeric_words, is_code=kind not in ("category", "boolean"))
     numbers = as_numbers(column, given, decimal)
     wants_numbers = kind in ("real", "positive", "count", "ordinal")
@@ -316,7 +309,7 @@ def as_numbers(column: Counted, given: Detection, decimal: Decimal | None) -> De
     elif decimal == ",":
         style = NumberFormat(decimal=",")
     values, odd = column.numbers, list(column.odd.values())
-    if not is_plain and style != PLAIN:
+    if not is_plain:
         values, odd = read_by(style, column)
     too_large = np.flatnonzero(np.abs(values) > FLOAT32_MAX)
     values = np.where(np.abs(values) > FLOAT32_MAX, np.nan, values)
@@ -329,8 +322,13 @@ def as_numbers(column: Counted, given: Detection, decimal: Decimal | None) -> De
         style,
         column.placed([*missing, *sentinels][:10]),
         column.placed(bad[:100]) + tuple(bad[100:]) + tuple(huge),
-        misread="" if is_sure else "1,234 could be 1234 as well: say --decimal . or --decimal ,",
+        misread="" if is_sure else f"{ambiguous(unread)} may mean two numbers: say --decimal . or --decimal ,",
     )
+
+
+def ambiguous(texts: Collection[str]) -> str:
+    """The text whose marks can be read in two ways."""
+    return quoted(next((text for text in texts if "," in text or "." in text), next(iter(texts), "")))
 
 
 def read_by(style: NumberFormat, column: Counted) -> tuple[np.ndarray, list[Token]]:
@@ -362,12 +360,12 @@ def without_sentinels(values: np.ndarray, given: Detection) -> tuple[np.ndarray,
     return values, tokens
 
 
-def is_code(column: Counted, missing: Sequence[Token]) -> bool:
+def is_code(column: Counted, missing: Sequence[Token], words: Collection[str]) -> bool:
     """Whether the texts are digits that are no number: some begin with a zero."""
     numbers = column.numbers[~np.isnan(column.numbers)]
     if len(column.odd) - ("" in column.odd) > len(missing) or (numbers != np.rint(numbers)).any():
         return False
-    texts = set(map(str.strip, column.texts)) - column.odd.keys()
+    texts = {text for text in set(map(str.strip, column.texts)) - column.odd.keys() if text.lower() not in words}
     return any(text[0] == "0" and len(text) > 1 for text in texts) and all(map(str.isdigit, texts))
 
 

@@ -50,6 +50,12 @@ WRITTEN = re.compile(
     rf"(?P<open>\()?\s*(?P<sign>[+-])?\s*(?P<prefix>{CURRENCY})?\s*(?P<late_sign>[+-])?\s*{NUMBER}"
     rf"\s*(?P<suffix>{CURRENCY}|{SUFFIX})?\s*(?P<close>\))?"
 )
+NEARLY_ALL, FEW_ODD = 0.9, 0.1
+MARKS: tuple[Decimal, ...] = (",", ".")
+# Digits after a mark that cannot be a group of thousands.
+DECIMALS = {
+    mark: re.compile(rf"{re.escape(mark)}(\d{{1,2}}|\d{{4,}})(?!\d)|(^|\D)0{re.escape(mark)}\d") for mark in MARKS
+}
 MIN_UNIT_NUMBERS = 10  # distinct numbers; with fewer, 5m and 6m are more likely codes than metres
 
 
@@ -152,18 +158,23 @@ def format_of(
 
     Args:
         decimal: the decimal mark, if it is known from other columns or from the user.
-        expected: the format to prefer among equally good ones; then formats without thousands.
+        expected: the format to prefer if it reads nearly as many as any other; then formats without thousands.
     """
     parts = [found for found in map(parts_of, texts) if found is not None]
     counts = readable_counts([one.digits for one in parts])
     allowed = {shape: count for shape, count in counts.items() if decimal is None or shape[0] == decimal}
+    usual = (expected.decimal, expected.thousands)
+    marked = {one.digits for one in parts if set(one.digits) & set(",.' ")}
+    if allowed.get(usual, 0) >= NEARLY_ALL * max(allowed.values(), default=0):
+        # A few odd cells do not turn the points of all others into separators of thousands.
+        readable = [text for text in marked if pattern_of(*usual).fullmatch(text)]
+        kept = values_in(readable, usual)
+        allowed = {shape: count for shape, count in allowed.items() if values_in(readable, shape) == kept}
     most = max(allowed.values(), default=0)
     best = [shape for shape, count in allowed.items() if count == most]
-    marked = {one.digits for one in parts if set(one.digits) & set(",.' ")}
-    usual = (expected.decimal, expected.thousands)
     chosen = usual if usual in best else next(iter(best), (".", ""))
-    numbers = {shape: values_in(marked, shape) for shape in best}
-    is_sure = all(values == numbers[chosen] for values in numbers.values()) if best else True
+    numbers = values_in(marked, chosen)
+    is_sure = usual in best or all(values_in(marked, shape) == numbers for shape in best)
     unit = unit_of(parts, expected)
     return NumberFormat(decimal=chosen[0], thousands=chosen[1], unit=unit), is_sure
 
@@ -203,7 +214,11 @@ def decimal_of(columns: Iterable[Mapping[str, int]]) -> Decimal | None:
     found: set[Decimal] = set()
     for texts in columns:
         shape, is_sure = format_of(list(texts))
-        marks = {mark for text in texts for mark in ",." if mark in text}
-        if is_sure and marks and shape.decimal in marks:
+        certain = {
+            mark
+            for mark in MARKS
+            if sum(DECIMALS[mark].search(text) is not None for text in texts) > FEW_ODD * len(texts)
+        }
+        if is_sure and shape.decimal in certain:
             found.add(shape.decimal)
     return found.pop() if len(found) == 1 else None

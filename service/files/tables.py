@@ -204,7 +204,10 @@ def arrow_cells(values: Any) -> Cells:
     """An Arrow column's cells: numbers, booleans and text unchanged, anything else as text."""
     from pyarrow import types
 
-    if types.is_integer(values.type) or types.is_floating(values.type) or types.is_decimal(values.type):
+    if types.is_decimal(values.type):
+        values = values.cast("string")  # Arrow's own cast to float64 may be off by the last bit
+        return np.array([math.nan if cell is None else float(cell) for cell in values.to_pylist()])
+    if types.is_integer(values.type) or types.is_floating(values.type):
         return np.asarray(values.cast("float64", safe=False).fill_null(math.nan).to_numpy())
     cells = values.to_pylist()
     return [cell if cell is None or isinstance(cell, bool | int | float | str) else str(cell) for cell in cells]

@@ -41,7 +41,10 @@ def csv_table(
     dialect = Dialect.of(text, options)
     has_header = options.header is not False
     first_rows = dialect.first_rows(head_of(text))[has_header:]
-    decimal = options.decimal or mark_of(list(zip(*first_rows, strict=False)))
+    # A file that is separated by commas has no decimal commas, unless its quoted cells show some.
+    decimal = (
+        options.decimal or mark_of(list(zip(*first_rows, strict=False))) or ("." if dialect.separator == "," else None)
+    )
     found = read_records(text, dialect, has_header, as_text=decimal == ",")
     body, sample = list(found.columns), list(found.sample)
     if has_header:
@@ -71,7 +74,7 @@ def mark_of(columns: Collection[Sequence[str]]) -> Decimal | None:
     for cells in columns:
         texts = Counter(text for text in map(str.strip, cells[:JUDGED]) if text.lower() not in MISSING)
         written = [text for text in texts if parts_of(text) is not None]
-        if written and 2 * len(written) > len(texts) and any(plain_number(text) is None for text in written):
+        if written and 2 * len(written) > len(texts):
             counted.append(texts)
     return decimal_of(counted)
 

@@ -14,7 +14,7 @@ from service.data.inputs import Binary, Grey, InputSpec, Mixed, Standard, Transf
 from service.data.kinds import Schema, infer
 from service.data.learn import CONSTANT, learn
 from service.data.scales import Straight
-from service.data.table import Table, is_missing
+from service.data.table import Table
 from service.errors import DataError
 from service.files.readers import Rows
 from service.training.recipe import Recipe
@@ -124,16 +124,11 @@ def mixed_input(
     on_schema(kinds, table)
     names = tuple(column.name for column in transform.columns)
     spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform, precision="float64")
-    others = [name for name in table.names if name not in names and not is_constant(table.column(name))]
+    others = [name for name in table.names if name not in names]
     ignored = dict.fromkeys((*others, *reading.ignored))
     formats = {name: one for name, one in reading.formats.items() if name in names}
     reading = reading.model_copy(update={"ignored": tuple(ignored), "formats": formats})
     return spec, table_architecture(transform, recipe), reading
-
-
-def is_constant(cells: np.ndarray) -> bool:
-    """Whether a column has at most one distinct value, not counting missing cells."""
-    return len({cell for cell in cells.tolist() if not is_missing(cell)}) <= 1
 
 
 def network_rows(spec: InputSpec, rows: np.ndarray) -> torch.Tensor:
