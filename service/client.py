@@ -3,10 +3,11 @@
     with Client("http://127.0.0.1:8000", model="mnist", deadline_s=2.0) as vouch:
         accepted = rows[vouch.score(rows, false_alarm=0.01).valid]
 
-Arrays are sent as npy files, rows of named columns as JSON; answers are npy files. If the service refuses a request, the
-client raises the error that a Scorer would raise (`service.errors`). If the queue is full, or the service is not ready or
-unreachable, the client waits for as long as the service asks and retries, until the deadline. Each attempt tells the
-service how much time is left. A call that cannot finish in time raises `DeadlineError`, or the error of its last attempt.
+Arrays are sent as npy files, rows of named columns (data frames, dicts) as JSON; answers are npy files. If the service
+refuses a request, the client raises the error that a Scorer would raise (`service.errors`). If the queue is full, or the
+service is not ready or unreachable, the client waits for as long as the service asks and retries, until the deadline. Each
+attempt tells the service how much time is left. A call that cannot finish in time raises `DeadlineError`, or the error of
+its last attempt.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import asyncio
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict, Unpack
 
@@ -47,7 +48,7 @@ ERRORS: dict[str, type[errors.VouchError]] = {
     "overloaded": errors.OverloadedError,
     "unavailable": errors.UnavailableError,
 }
-Rows = np.ndarray | Sequence[Mapping[str, Any]]
+Rows = Any  # an array, a data frame of any library, a dict, or a sequence of dicts or of lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,11 +312,18 @@ def key_header(key: str | None) -> dict[str, str]:
 
 
 def encoded(rows: Rows) -> tuple[bytes, str]:
-    """Encode rows as a request body; return it with its content type."""
-    if not isinstance(rows, np.ndarray):
-        return json.dumps({"instances": [dict(row) for row in rows]}).encode(), JSON
+    """Rows as a request body, and its content type."""
+    from service.data.frames import is_frame, json_rows, plain_row, raw_frame
+
+    if is_frame(rows):
+        return json.dumps({"instances": json_rows(raw_frame(rows))}).encode(), JSON
+    if isinstance(rows, Mapping):
+        rows = [rows]
+    if not isinstance(rows, np.ndarray) and any(isinstance(row, Mapping) for row in rows):
+        instances = [plain_row(row) if isinstance(row, Mapping) else row for row in rows]
+        return json.dumps({"instances": instances}).encode(), JSON
     buffer = io.BytesIO()
-    np.save(buffer, rows, allow_pickle=False)
+    np.save(buffer, np.ascontiguousarray(rows), allow_pickle=False)
     return buffer.getvalue(), NPY
 
 

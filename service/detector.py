@@ -19,10 +19,12 @@ except ImportError as error:
     raise ImportError("VAEDetector needs the extra: pip install '.[sklearn]'") from error
 
 from service.data.columns import CategoryColumn, NumberColumn
+from service.data.detect import Detection, detect
+from service.data.frames import is_frame, raw_frame
 from service.data.inputs import InputSpec, Mixed
 from service.data.kinds import ColumnKind, Schema, infer
 from service.data.learn import learn, plain_number
-from service.data.table import FLOAT32_MAX, Kind, Table, is_missing, parsed_cells
+from service.data.table import FLOAT32_MAX, Kind, Table, is_missing
 from service.density import starts
 from service.density.estimate import Execution, Member
 from service.density.estimator import SETTINGS, Estimator, SettingName
@@ -246,13 +248,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
 
     def _table(self, X: Any, reset: bool) -> Table:  # noqa: N803
         """Rows as a table; only data frames may have text columns."""
-        names = [f"x{at}" for at in range(np.shape(X)[1])] if hasattr(X, "iloc") else None
-        if names is not None and any(str(kind) in ("object", "str", "string", "category") for kind in X.dtypes):
+        if is_frame(X) and not is_plain_numbers(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
             if len(X) < MIN_ROWS and reset:
                 raise ValueError(f"Found array with {len(X)} sample(s), expected at least {MIN_ROWS}")
-            columns = [X.iloc[:, at].tolist() for at in range(len(names))]
-            return Table(tuple(names), tuple(parsed_cells([text_of(cell) for cell in column]) for column in columns))
+            raw = raw_frame(X)
+            if raw.left_out:
+                raise ValueError(f"column {next(iter(raw.left_out))!r} holds lists or objects, expected single values")
+            found = detect(raw, Detection(bad_cells="category")).columns
+            return Table(tuple(f"x{at}" for at in range(len(found))), tuple(column.cells for column in found))
         array = validate_data(
             self,
             X,
@@ -299,6 +303,6 @@ def detected(schema: Schema) -> Schema:
     return Schema(columns=tuple(columns))
 
 
-def text_of(cell: Any) -> str:
-    """A data frame's cell as text, as a file would have it."""
-    return "" if cell is None or cell != cell else str(cell)  # noqa: PLR0124  # only NaN differs from itself
+def is_plain_numbers(frame: Any) -> bool:
+    """Whether all columns of a data frame are numpy's numbers, which scikit-learn checks itself."""
+    return hasattr(frame, "dtypes") and all(isinstance(kind, np.dtype) and kind.kind in "uif" for kind in frame.dtypes)

@@ -44,6 +44,15 @@ class Fault:
     expected: str | None = None
 
 
+def summary(faults: Sequence[Fault]) -> str:
+    """The first fault in one line, and whether there are more."""
+    first = faults[0]
+    column = "" if first.column is None else f", column {first.column}"
+    expected = "" if first.expected is None else f"; expected {first.expected}"
+    more = " (and others, see errors)" if len(faults) > 1 else ""
+    return f"row {first.row}{column}: {first.message}{expected}{more}"
+
+
 class InputError(VouchError):
     """Invalid rows. `faults` lists at most 20 problems; no text in it repeats the input."""
 

@@ -19,13 +19,14 @@ ROOT = REPOSITORY / "service"
 # Each layer's packages and modules, and what they know. CONTRIBUTING.md has the same table.
 LAYERS = [
     {"errors": "the tree of what a caller can do wrong", "_version": "the version"},
-    {"system": "files written whole, CPUs, processes", "client": "asking a service, from another program"},
+    {"system": "files written whole, CPUs, processes"},
     {
         "settings": "`VOUCH_*`",
         "data": "tables, what their columns are, and what a model reads",
         "vae": "networks and likelihoods",
     },
     {
+        "client": "asking a service, from another program",
         "files": "files of rows, of every format",
         "density": "estimates of log p(x)",
         "validity": "bands, p-values, conformal tests; without torch",

@@ -150,14 +150,3 @@ def number_or(text: str | None, otherwise: T) -> float | T:
         return math.nan
     number = parsed_number(text)
     return otherwise if number is None or math.isinf(number) else number
-
-
-def parsed_cells(texts: Sequence[str]) -> np.ndarray:
-    """A file's column: numbers if all cells that are not missing are finite numbers, text otherwise."""
-    stripped = [text.strip() for text in texts]
-    cells = [None if text.lower() in MISSING else text[:MAX_TEXT] for text in stripped]
-    if all(cell is None or is_number(cell) for cell in cells):
-        return np.array([number_or(cell, math.nan) for cell in cells], dtype=np.float64)
-    column = np.empty(len(cells), dtype=object)
-    column[:] = cells
-    return column

@@ -12,6 +12,7 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 
+from service.data.frames import Rows, array_of
 from service.density.conditionals import ColumnDraws, ColumnEstimates
 from service.density.estimate import DIRECT, Execution
 from service.density.tiling import CheckCancelled, never_cancelled, worker_pool
@@ -31,8 +32,9 @@ from service.validity.column_ranks import ColumnSketch
 class Scorer(Generator):
     """A published model, ready to score. Create one with `service.load`.
 
-    Methods take rows of shape (B, D) or (B, *input shape), in any numeric type, and raise `InputError` for rows that
-    cannot be read.
+    Methods take rows of shape (B, D) or (B, *input shape), in any numeric type, or rows by column name: a data frame
+    (pandas, polars, Arrow), a dict, or a list of dicts, with their columns in any order. They raise `InputError` for rows
+    that cannot be read; missing and unknown columns are named.
     """
 
     def __init__(self, published: Published, device: torch.device | None = None, threads: int = 1) -> None:
@@ -46,6 +48,10 @@ class Scorer(Generator):
             one.vae.to(device or torch.device("cpu"))
         self.pool = worker_pool(threads) if threads > 1 else None
         self.patterns = MissingPatterns(self.model, self.calibration, self.assess)
+
+    def rows(self, rows: Rows) -> np.ndarray:
+        """Check rows and cast them to the input's precision, shape (B, D)."""
+        return self.model.input.rows(rows if isinstance(rows, np.ndarray) else array_of(rows, self.reader))
 
     def warm_up(self) -> None:
         """Score some rows, so that the first request does not pay for torch's one-time setup.
@@ -80,7 +86,7 @@ class Scorer(Generator):
             self.calibration.check_has_no_folds()
 
     def score(
-        self, rows: np.ndarray, options: ScoreOptions = DEFAULT, check_cancelled: CheckCancelled = never_cancelled
+        self, rows: Rows, options: ScoreOptions = DEFAULT, check_cancelled: CheckCancelled = never_cancelled
     ) -> Scores:
         """Estimate log p(x) of each row and rank it among the validation rows.
 

@@ -164,7 +164,7 @@ def statistics_tensors(reference: ReferenceStatistics | None) -> dict[str, torch
     if reference is None:
         return {}
     rows = reference.known.rows
-    small = np.where(np.isfinite(rows), rows, -1.0).astype(np.uint8, casting="unsafe")
+    small = np.where((rows >= 0) & (rows <= 255), rows, 0.0).astype(np.uint8)
     arrays = {
         "rows": small if np.array_equal(small.astype(rows.dtype), rows) else rows,
         "usual": reference.known.usual,

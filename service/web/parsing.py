@@ -19,7 +19,16 @@ import numpy as np
 
 from service.data.cells import CellReader, shortened
 from service.data.inputs import InputSpec
-from service.errors import DataError, Fault, InputError, MalformedError, MediaTypeError, RowError, TooLargeError
+from service.errors import (
+    DataError,
+    Fault,
+    InputError,
+    MalformedError,
+    MediaTypeError,
+    RowError,
+    TooLargeError,
+    summary,
+)
 from service.files.dialect import DamagedTextError
 from service.files.images import read_image
 from service.files.text_tables import csv_table
@@ -155,15 +164,6 @@ def explained(body: bytes, reader: CellReader, max_rows: int) -> tuple[np.ndarra
     if faults:
         raise InputError(summary(faults), faults)
     return np.array(rows, dtype=np.float64), ids_of(instances, reader)
-
-
-def summary(faults: Sequence[Fault]) -> str:
-    """The first fault in one line, and whether there are more."""
-    first = faults[0]
-    column = "" if first.column is None else f", column {first.column}"
-    expected = "" if first.expected is None else f"; expected {first.expected}"
-    more = " (and others, see errors)" if len(faults) > 1 else ""
-    return f"row {first.row}{column}: {first.message}{expected}{more}"
 
 
 def loaded(body: bytes) -> Any:
