@@ -65,7 +65,7 @@ def frame_array(raw: RawTable, reader: CellReader) -> np.ndarray:
 
 def is_frame(data: Any) -> bool:
     """Whether this is a data frame or an Arrow table, of any library."""
-    return hasattr(data, "columns") and hasattr(data, "shape") and not isinstance(data, np.ndarray)
+    return hasattr(type(data), "columns")  # its own would compute those of a lazy frame
 
 
 def raw_frame(frame: Any) -> RawTable:
