@@ -17,6 +17,7 @@ from service.cli.options import (
     KeyOption,
     ModelOption,
     StoreOption,
+    TextFileOptions,
     part_of,
     takes_options,
 )
@@ -77,12 +78,14 @@ def filter_rows(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="INPUT", help="a file, folder or glob of .parquet, .csv, .jsonl, .npy or .npz, or an fsspec URL"
+            metavar="INPUT",
+            help="a file, folder or glob of .parquet, .csv, .tsv, .jsonl (and .gz of them), .npy or .npz, or an fsspec URL",
         ),
     ],
     output: Annotated[str, typer.Option("--out", help="results folder: a new one, or that of a run to resume")],
     judge: JudgeOptions,
     work: WorkOptions,
+    text: TextFileOptions,
     model: ModelOption = None,
     store: StoreOption = "model_store",
     key: KeyOption = None,
@@ -98,7 +101,7 @@ def filter_rows(
         raise DataError("--fdr sets the threshold itself; leave out --percentiles, --false-alarm and --tail")
     options, part = judge.score_options(), work.part
     scorer = scorer_of(store, model, device)
-    run_options = RunOptions.of(scorer, options, key, work.write, work.shard_rows)
+    run_options = RunOptions.of(scorer, options, key, work.write, work.shard_rows, text.text_options())
     run = Run.start(source, output, run_options, scorer, work.on_bad_file)
     report = worked(run, work, part, store, device)
     if report is None:

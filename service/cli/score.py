@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.cli.app import app
-from service.cli.console import accepted, drawn_rules, err, fail_in_one_line, interval, write
+from service.cli.console import accepted, drawn_rules, err, fail_in_one_line, interval, naming, row_bar, write
 from service.cli.inputs import rows_for, scorer_of
 from service.cli.options import (
     DataArgument,
@@ -24,14 +26,19 @@ from service.cli.options import (
     StoreOption,
     TextFileOptions,
     named_file,
+    split_names,
     takes_options,
 )
 from service.errors import DataError
 
 if TYPE_CHECKING:
     from service.data.inputs import InputSpec
+    from service.scoring.options import ScoreOptions
+    from service.scoring.scorer import Scorer
     from service.scoring.scores import Samples, Scores
     from service.validity.conformal import Discoveries
+
+ROWS_A_STEP = 1_024
 
 
 @app.command()
@@ -45,31 +52,69 @@ def score(
     store: StoreOption = "model_store",
     key: KeyOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="score only the first N rows")] = None,
+    keep: Annotated[str | None, typer.Option(help="columns of the file to carry through, such as id,name")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="also the estimate's diagnostics: ess, khat, num_samples")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--out", help="file to write, .csv or .jsonl; default: CSV to stdout")
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Score the rows of a file: verdict, log p(x) and its standard error, percentile and p-value of each."""
-    from service.scoring.tables import scores_csv, scores_json_lines
+    from service.scoring.tables import Origin, file_scores_csv, file_scores_json_lines
 
     if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise DataError(f"{output}: expected a name that ends in .csv or .jsonl")
     options = judge.score_options()
     scorer = scorer_of(store, model, device)
     scorer.check(options)
-    source = rows_for(scorer.reader, data, key, text.text_options())
-    scores = scorer.score(source.of_model(data, scorer)[:limit], options)
+    with choosing(scorer, model, data):
+        source = rows_for(scorer.reader, data, key, text.text_options())
+        rows = source.of_model(data, scorer)[:limit]
+    with naming(data):
+        origin = Origin.of(source.raw, len(rows), split_names(keep) or (), full)
+    scores = scored(scorer, rows, options)
     discoveries = None if options.fdr is None else scores.discoveries(options.fdr, options.tail or "low")
-    if output is not None and output.suffix == ".jsonl":
-        content = scores_json_lines(scores, scorer.model.input, discoveries)
-    else:
-        content = scores_csv(scores, scorer.model.input, None, discoveries)
+    is_json = output is not None and output.suffix == ".jsonl"
+    with naming(data):
+        listed = file_scores_json_lines if is_json else file_scores_csv
+        content = listed(scores, scorer.model.input, origin, discoveries)
     if output is None:
         sys.stdout.write(content)
     else:
         write(output, content.encode())
     print_scores(str(scorer.published.reference), scores, discoveries)
+
+
+@contextlib.contextmanager
+def choosing(scorer: Scorer, model: str | None, path: Path) -> Iterator[None]:
+    """Say so if a table cannot be read because the default model, which nobody chose, reads images."""
+    from service.files.tables import is_table
+
+    try:
+        yield
+    except DataError as error:
+        spec = scorer.model.input
+        if model is not None or spec.kind != "image" or not is_table(path):
+            raise
+        size = " x ".join(map(str, spec.shape))
+        raise DataError(
+            f"{error}; the default model {scorer.published.reference} reads images of {size}: choose a model of tables by "
+            "--model"
+        ) from None
+
+
+def scored(scorer: Scorer, rows: np.ndarray, options: ScoreOptions) -> Scores:
+    """The scores of all rows, with progress on the way."""
+    from service.scoring.scores import concatenated
+
+    parts = []
+    with row_bar("scored", len(rows)) as on_batch:
+        for start in range(0, max(1, len(rows)), ROWS_A_STEP):
+            parts.append(scorer.score(rows[start : start + ROWS_A_STEP], options))
+            on_batch(len(parts[-1]), int((~parts[-1].valid).sum()))
+    return concatenated(parts)
 
 
 def print_scores(reference: str, scores: Scores, discoveries: Discoveries | None) -> None:

@@ -74,9 +74,10 @@ class RawTable:
     def column(self, name: str) -> Cells:
         return self.columns[self.names.index(name)]
 
-    def first(self, rows: int | None) -> RawTable:
-        """The first rows; all if None."""
-        return replace(self, columns=tuple(cells[:rows] for cells in self.columns))
+    def part(self, start: int, stop: int) -> RawTable:
+        """Some consecutive rows."""
+        lines = None if self.lines is None else self.lines[start:stop]
+        return replace(self, columns=tuple(cells[start:stop] for cells in self.columns), lines=lines)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from service.data.cells import RawTable
 from service.data.inputs import InputSpec
 from service.errors import DataError, InputError, RowError, first_fault
 from service.files.formats.base import is_list, readable
@@ -18,7 +19,7 @@ from service.files.tables import raw_of
 from service.scoring.options import DEFAULT, ScoreOptions
 from service.scoring.scorer import Scorer
 from service.scoring.scores import ExplainedScores, Scores
-from service.scoring.tables import BLAMED_COLUMNS, SCORE_COLUMNS, blamed_cells, blamed_columns
+from service.scoring.tables import BLAMED_COLUMNS, SCORE_COLUMNS, Origin, blamed_cells
 
 BATCH_CELLS, LEAST_BATCH, MOST_BATCH = 2**19, 256, 8_192  # bounds the rows scored at a time, and so memory
 
@@ -48,17 +49,35 @@ def score_table(
         RowError: a row cannot be read; rows count from 0 in the table.
     """
     with readable("the table"):
-        rows = rows_of(scorer, table)
+        raw = raw_cells(scorer, table)
+        rows = rows_of(scorer, table, raw)
     size = int(np.clip(BATCH_CELLS // scorer.model.input.features, LEAST_BATCH, MOST_BATCH))
     parts = []
     for start in range(0, max(1, len(rows)), size):
         scores = scorer.score(rows[start : start + size], options)
-        parts.append(as_table(scores, scorer.model.input))
+        origin = Origin.of(None if raw is None else raw.part(start, start + size), len(scores))
+        parts.append(as_table(scores, scorer.model.input, origin))
         on_batch(len(scores), int((~scores.valid).sum()))
     return pa.concat_tables(parts)
 
 
-def rows_of(scorer: Scorer, table: pa.Table) -> np.ndarray:
+def raw_cells(scorer: Scorer, table: pa.Table) -> RawTable | None:
+    """The cells of a table that the model reads; None if its rows are lists.
+
+    Raises:
+        DataError: two columns have the same name.
+    """
+    spec = scorer.model.input
+    lists = [at for at, one in enumerate(table.schema) if is_list(one.type)]
+    if lists and (spec.columns is None or table.num_columns == 1):
+        return None
+    names = table.column_names if spec.columns is None else [n for n in table.column_names if n in spec.columns]
+    if twice := [name for name in names if table.column_names.count(name) > 1]:
+        raise DataError(f"has two columns {twice[0]!r}")
+    return raw_of(table.select(names), "refuse")
+
+
+def rows_of(scorer: Scorer, table: pa.Table, raw: RawTable | None) -> np.ndarray:
     """A table's rows as the model reads them, shape (B, D).
 
     Raises:
@@ -66,16 +85,12 @@ def rows_of(scorer: Scorer, table: pa.Table) -> np.ndarray:
     """
     spec = scorer.model.input
     lists = [at for at, one in enumerate(table.schema) if is_list(one.type)]
-    if lists and (spec.columns is None or table.num_columns == 1):
-        array = array_of_lists(spec, table.column(lists[0])) if len(lists) == 1 else None
-        if array is None:
-            raise DataError(f"has {len(lists)} columns of lists, expected one")
+    if raw is not None:
+        array = scorer.reader.table(raw)
+    elif len(lists) == 1:
+        array = array_of_lists(spec, table.column(lists[0]))
     else:
-        names = table.column_names if spec.columns is None else [n for n in table.column_names if n in spec.columns]
-        twice = [name for name in names if table.column_names.count(name) > 1]
-        if twice:
-            raise DataError(f"has two columns {twice[0]!r}")
-        array = scorer.reader.table(raw_of(table.select(names)))
+        raise DataError(f"has {len(lists)} columns of lists, expected one")
     try:
         return spec.rows(array)
     except InputError as error:
@@ -99,7 +114,7 @@ def array_of_lists(spec: InputSpec, column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(-1, spec.features)
 
 
-def as_table(scores: Scores, spec: InputSpec) -> pa.Table:
+def as_table(scores: Scores, spec: InputSpec, origin: Origin) -> pa.Table:
     """Scores as an Arrow table; a missing khat (NaN) becomes null."""
     columns: dict[str, Any] = {name: getattr(scores, name) for name in SCORE_COLUMNS}
     columns["verdict"], columns["side"] = (pa.array(columns[name], pa.string()) for name in ("verdict", "side"))
@@ -111,14 +126,14 @@ def as_table(scores: Scores, spec: InputSpec) -> pa.Table:
         columns["combined_p_value"] = scores.combined_p_value
         columns |= {f"p_value_{name}": scores.evidence[:, at] for at, name in enumerate(scores.rule.statistics)}
     if isinstance(scores, ExplainedScores):
-        columns |= blamed(scores, spec)
+        columns |= blamed(scores, spec, origin)
     return pa.table(columns)
 
 
-def blamed(scores: ExplainedScores, spec: InputSpec) -> dict[str, pa.Array]:
+def blamed(scores: ExplainedScores, spec: InputSpec, origin: Origin) -> dict[str, pa.Array]:
     """Five columns for each column to blame; values are text, since they come from columns of all types."""
     number = scores.columns.shape[1]
-    rows = [blamed_cells(columns, number) for columns in blamed_columns(scores, spec)]
+    rows = [blamed_cells(columns, number) for columns in origin.blamed(scores, spec)]
     names = [f"blamed_{place}_{name}" for place in range(1, number + 1) for name in BLAMED_COLUMNS]
     found = {}
     for at, name in enumerate(names):

@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from service.data.cells import RawTable
+from service.data.columns import plain
 from service.data.inputs import InputSpec
+from service.data.table import is_missing
+from service.errors import DataError
 from service.scoring.scores import ExplainedScores, Scores
 from service.validity.conformal import Discoveries
 
@@ -18,7 +23,9 @@ SCORE_COLUMNS = (
     *("verdict", "side", "certain", "reliable", "log_likelihood", "std_error", "ess", "khat"),
     *("num_samples", "percentile", "p_value"),
 )
+DIAGNOSTICS = ("ess", "khat", "num_samples")  # of the estimate; the command line leaves them out unless asked
 BLAMED_COLUMNS = ("column", "value", "log_likelihood", "p_value", "expected")
+INTERVAL = ("expected_low", "expected_high")
 
 
 def blamed_columns(scores: ExplainedScores, spec: InputSpec) -> list[list[dict[str, Any]]]:
@@ -36,6 +43,7 @@ def blamed_column(
     """One suspicious column; `expected` is a mean or a category, the interval's ends, and a category's probability."""
     value, low, high, probability = expected
     if np.isnan(probability):
+        value, low, high = spec.rounded(column, np.array([value, low, high])).tolist()
         what: dict[str, Any] = {"mean": value, "interval": [low, high]}
     else:
         what = {"most_likely": spec.cell(column, value), "probability": probability}
@@ -83,22 +91,107 @@ def scores_csv(
     return as_csv(header, table)
 
 
-def blamed_cells(blamed: list[dict[str, Any]], number: int) -> list[Any]:
+def blamed_cells(blamed: list[dict[str, Any]], number: int, with_interval: bool = False) -> list[Any]:
     """A row's suspicious columns as CSV cells."""
     cells: list[Any] = []
     for one in blamed:
         expected = one["expected"]
         most = expected["most_likely"] if "most_likely" in expected else expected["mean"]
-        cells += [one["name"], one["value"], one["log_likelihood"], one["p_value"], most]
-    return cells + [None] * (number * len(BLAMED_COLUMNS) - len(cells))
+        interval = expected.get("interval", [None, None]) if with_interval else []
+        cells += [one["name"], one["value"], one["log_likelihood"], one["p_value"], most, *interval]
+    width = len(BLAMED_COLUMNS) + (len(INTERVAL) if with_interval else 0)
+    return cells + [None] * (number * width - len(cells))
 
 
-def scores_json_lines(scores: Scores, spec: InputSpec, discoveries: Discoveries | None = None) -> str:
-    """The scores as JSON lines."""
-    names, rows = score_lists(scores, spec, discoveries)
-    documents = [{"row": index, **dict(zip(names, row, strict=True))} for index, row in enumerate(rows)]
+# Beside the file that was scored
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The file that rows came from, for tables of their scores.
+
+    Attributes:
+        key: what `keys` are: `line` of the file or, if its lines are not numbered, `row` from 0.
+        kept: columns to carry through, by name.
+        texts: the file's own words in columns of text.
+        is_full: whether the estimate's diagnostics are shown.
+    """
+
+    key: str
+    keys: Sequence[int]
+    kept: Mapping[str, Sequence[Any]]
+    texts: Mapping[str, Sequence[Any]]
+    is_full: bool
+
+    @staticmethod
+    def of(raw: RawTable | None, rows: int, keep: Sequence[str] = (), is_full: bool = False) -> Origin:
+        """The origin of the first `rows` rows of a file.
+
+        Raises:
+            DataError: the file has no such column to keep.
+        """
+        names = () if raw is None else raw.names
+        if absent := [name for name in keep if name not in names]:
+            raise DataError(f"has no column {absent[0]!r} to keep")
+        if raw is None:
+            return Origin("row", range(rows), {}, {}, is_full)
+        found = {name: cells[:rows] for name, cells in zip(raw.names, raw.columns, strict=True)}
+        texts = {name: cells for name, cells in found.items() if not isinstance(cells, np.ndarray)}
+        keys = range(rows) if raw.lines is None else raw.lines[:rows].tolist()
+        kept = {name: [kept_cell(cell) for cell in found[name]] for name in keep}
+        return Origin("row" if raw.lines is None else "line", keys, kept, texts, is_full)
+
+    def listed(
+        self, scores: Scores, spec: InputSpec, discoveries: Discoveries | None
+    ) -> tuple[list[str], Iterator[list[Any]]]:
+        """Names of a row's fields, and their values by row."""
+        names, rows = score_lists(scores, spec, discoveries)
+        shown = [at for at, name in enumerate(names) if self.is_full or name not in DIAGNOSTICS]
+        if twice := [name for name in self.kept if name in names or name == self.key]:
+            raise DataError(f"cannot keep column {twice[0]!r}: a column of the scores has the same name")
+        kept = zip(*self.kept.values(), strict=True) if self.kept else ([] for _ in self.keys)
+        header = [self.key, *self.kept, *(names[at] for at in shown)]
+        return header, (
+            [key, *more, *(row[at] for at in shown)] for key, more, row in zip(self.keys, kept, rows, strict=True)
+        )
+
+    def blamed(self, scores: ExplainedScores, spec: InputSpec) -> list[list[dict[str, Any]]]:
+        """The most suspicious columns of each row, text as the file has it."""
+        found = blamed_columns(scores, spec)
+        for row, columns in enumerate(found):
+            for one in columns:
+                text = self.texts.get(str(one["name"]), ())
+                if isinstance(one["value"], str | bool) and len(text):
+                    one["value"] = text[row].strip() if isinstance(text[row], str) else text[row]
+        return found
+
+
+def kept_cell(cell: Any) -> Any:
+    """A cell of a column that is carried through; whole numbers without a decimal point."""
+    if is_missing(cell):
+        return None
+    return plain(float(cell)) if isinstance(cell, float) else cell
+
+
+def file_scores_csv(scores: Scores, spec: InputSpec, origin: Origin, discoveries: Discoveries | None = None) -> str:
+    """The scores of a file as CSV, with seven fields for each suspicious column."""
+    header, table = origin.listed(scores, spec, discoveries)
     if isinstance(scores, ExplainedScores):
-        for document, columns in zip(documents, blamed_columns(scores, spec), strict=True):
+        number, fields = scores.columns.shape[1], (*BLAMED_COLUMNS, *INTERVAL)
+        header += [f"blamed_{rank}_{name}" for rank in range(1, number + 1) for name in fields]
+        blamed = origin.blamed(scores, spec)
+        table = (row + blamed_cells(columns, number, True) for row, columns in zip(table, blamed, strict=True))
+    return as_csv(header, table)
+
+
+def file_scores_json_lines(
+    scores: Scores, spec: InputSpec, origin: Origin, discoveries: Discoveries | None = None
+) -> str:
+    """The scores of a file as JSON lines."""
+    names, rows = origin.listed(scores, spec, discoveries)
+    documents = [dict(zip(names, row, strict=True)) for row in rows]
+    if isinstance(scores, ExplainedScores):
+        for document, columns in zip(documents, origin.blamed(scores, spec), strict=True):
             document["columns"] = columns
     return "".join(json.dumps(document) + "\n" for document in documents)
 

@@ -58,7 +58,7 @@ def test_train_calibrate_score_and_sample_your_own_csv(wine_csv, tmp_path):
     assert (
         vouch("score", wine_csv, "--store", store, "--percentiles", "10,90", "--limit", 3, "--out", out).returncode == 0
     )
-    assert [json.loads(line)["row"] for line in out.read_text().splitlines()] == [0, 1, 2]
+    assert [json.loads(line)["line"] for line in out.read_text().splitlines()] == [2, 3, 4]
 
     sampled = vouch("sample", "--store", store, "--num", 5, "--seed", 1)
     assert sampled.stdout == vouch("sample", "--store", store, "--num", 5, "--seed", 1).stdout
@@ -104,7 +104,7 @@ def bad_calls(tmp_path, store, wine_csv):
         (("nonsense",), "No such command"),
         (("train", wine_csv), "Missing option"),
         ((*train, tmp_path / "none.csv"), "no such file"),
-        ((*train, bad_csv, "--likelihood", "gaussian"), "row 1, column 'b': text"),
+        ((*train, bad_csv, "--likelihood", "gaussian"), "line 3, column 'b': text"),
         ((*train, constant, "--likelihood", "gaussian"), "column 'b' is constant"),
         ((*train, constant), "no usable column"),
         ((*train, few), "rows are left for training"),
