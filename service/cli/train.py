@@ -231,7 +231,7 @@ def recipe_of(
     """The options as a recipe, with defaults that depend on the kind of data."""
     from service.density.estimator import Estimator
     from service.training.fit import FitOptions
-    from service.training.recipe import TABLE_FIT, Recipe
+    from service.training.recipe import TABLE_FIT, TO_PUBLISH, TO_PUBLISH_BY_FOLDS, Recipe
 
     usual = Recipe()
     return Recipe(
@@ -250,6 +250,7 @@ def recipe_of(
         calibration_share=hold_out.calibration_share or usual.calibration_share,
         folds=hold_out.folds or 1,
         processes=fitting.data_parallel,
+        least=TO_PUBLISH if hold_out.folds is None else TO_PUBLISH_BY_FOLDS,
     )
 
 

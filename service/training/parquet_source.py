@@ -29,12 +29,13 @@ from service.files.locations import InputFile, found
 from service.files.tables import raw_of
 from service.files.text_tables import chosen_columns
 from service.training.process_group import ProcessGroup
+from service.training.recipe import MOST_CALIBRATION, MOST_VALIDATION
 
 SUFFIXES = frozenset({".parquet", ".pq"})
 PIECE_CELLS, MOST_PIECE, LEAST_PIECE = 2**20, 2**16, 2**8  # rows read at a time
 MIXED_CELLS = 2**23  # cells of the rows that are mixed at a time
 PIECES = 16  # minimum number of pieces, so that processes get equal parts
-MOST_VALIDATION, MOST_CALIBRATION, MOST_SAMPLE = 10_000, 50_000, 100_000
+MOST_SAMPLE = 100_000  # training rows from which columns are learnt
 TRAIN, VALIDATION, CALIBRATION = range(3)
 
 

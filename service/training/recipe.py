@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Literal
 
 import numpy as np
@@ -12,13 +13,29 @@ from service.density.estimator import Estimator
 from service.errors import CalibrationError, DataError
 from service.training.fit import FitOptions
 from service.vae.network import ActivationName, LikelihoodName
-from service.validity.band import Band
+from service.validity.band import Band, check_percentiles
 
 PriorName = Literal["normal", "mixture", "auto"]
 
 
-MIN_TRAINING_ROWS = 10
+MOST_VALIDATION, MOST_CALIBRATION = 10_000, 50_000  # rows held back; more would not tell more, and take longer to score
 TABLE_FIT = FitOptions(steps=10_000, importance_samples=5)  # how networks of mixed columns are fitted
+FEW_ROWS_FOLDS = 5  # what is recommended where rows are few
+
+
+@dataclass(frozen=True, slots=True)
+class LeastRows:
+    """The fewest rows to make a model of.
+
+    Each network is fitted to at least `training` rows. The calibration rows tell the share of valid rows that the band
+    accepts to within `margin` at least: half of the interval of `service.validity.conformal.Acceptance`.
+    """
+
+    training: int = 10
+    margin: float = 1.0
+
+
+TO_PUBLISH, TO_PUBLISH_BY_FOLDS = LeastRows(50, 0.2), LeastRows(20, 0.2)  # what the command line asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,7 @@ class Recipe:
     percentiles: tuple[float, float] = (25.0, 75.0)
     validation_share: float = 0.1
     calibration_share: float = 0.2
+    least: LeastRows = LeastRows()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +83,7 @@ class Split:
     @staticmethod
     def shuffled(rows: np.ndarray, recipe: Recipe) -> Split:
         """Random disjoint parts of the rows, shape (N, ...), of the recipe's sizes."""
-        validation = round(recipe.validation_share * len(rows))
-        calibration = round(recipe.calibration_share * len(rows))
+        _, validation, calibration = sizes_of(len(rows), recipe)
         order = np.random.default_rng(recipe.fit.seed).permutation(len(rows))
         parts = np.split(rows[order], [calibration, calibration + validation])
         return Split(train=parts[2], validation=parts[1], calibration=parts[0])
@@ -75,15 +92,15 @@ class Split:
     def by_folds(rows: np.ndarray, recipe: Recipe) -> list[Split]:
         """One split per fold: the fold is for calibration, the other rows, in random order, for fitting.
 
-        Rows have shape (N, ...). Folds have equal sizes; up to K - 1 leftover rows are not used for calibration.
+        Rows have shape (N, ...). Folds have equal sizes; leftover rows, up to K - 1 of them or those beyond
+        MOST_CALIBRATION, are not used for calibration.
         """
-        generator, size = np.random.default_rng(recipe.fit.seed), len(rows) // recipe.folds
+        generator, (_, validation, size) = np.random.default_rng(recipe.fit.seed), sizes_of(len(rows), recipe)
         order = generator.permutation(len(rows))
         splits = []
         for fold in range(recipe.folds):
             held = slice(fold * size, (fold + 1) * size)
             rest = generator.permutation(np.delete(order, held))
-            validation = max(1, round(recipe.validation_share * len(rest)))
             splits.append(Split(rows[rest[validation:]], rows[rest[:validation]], rows[order[held]]))
         return splits
 
@@ -104,15 +121,79 @@ def fitted_rows(splits: Sequence[Split]) -> np.ndarray:
     return np.concatenate([first.train, first.validation, first.calibration]) if others else first.train
 
 
+def sizes_of(rows: int, recipe: Recipe) -> tuple[int, int, int]:
+    """How many of so many rows are for training, early stopping and calibration; with folds, for each network."""
+    if recipe.folds > 1:
+        calibration = min(rows, MOST_CALIBRATION) // recipe.folds
+        validation = max(1, round(recipe.validation_share * (rows - calibration)))
+    else:
+        calibration = min(MOST_CALIBRATION, round(recipe.calibration_share * rows))
+        validation = round(recipe.validation_share * rows)
+    validation = min(MOST_VALIDATION, validation)
+    return rows - validation - calibration, validation, calibration
+
+
 def check_sizes(splits: Sequence[Split], recipe: Recipe) -> None:
-    """Raise if there are too few rows, before any time is spent."""
-    split = splits[0]
-    if len(split.train) < MIN_TRAINING_ROWS or not len(split.validation) or not len(split.calibration):
-        raise DataError(
-            f"{len(split.train)} rows are left for training, {len(split.validation)} for early stopping and "
-            f"{len(split.calibration)} for calibration, expected at least {MIN_TRAINING_ROWS}, 1 and 1"
-        )
-    check_calibration_size(sum(len(one.calibration) for one in splits), recipe)
+    """Raise if there are too few rows, before any time is spent.
+
+    Raises:
+        DataError: says how many rows would be enough.
+        CalibrationError: too few calibration rows for the percentiles, or invalid ones.
+    """
+    check_percentiles(recipe.percentiles)
+    split, calibration = splits[0], sum(len(one.calibration) for one in splits)
+    if len(split.train) < recipe.least.training or not len(split.validation) or not calibration:
+        raise DataError(too_few(split, calibration, recipe))
+    check_calibration_size(calibration, recipe)
+    if calibration < calibration_needed(recipe):
+        raise DataError(too_few(split, calibration, recipe))
+
+
+def too_few(split: Split, calibration: int, recipe: Recipe) -> str:
+    """Why the rows are too few, and what to do about it."""
+    rows = len(split.train) + len(split.validation) + len(split.calibration)
+    needed, (low, high) = calibration_needed(recipe), recipe.percentiles
+    parts = []
+    if len(split.train) < recipe.least.training:
+        parts.append(f"{len(split.train):,} are left to train on, expected at least {recipe.least.training}")
+    if not len(split.validation):
+        parts.append("none is left for early stopping")
+    if calibration < needed:
+        band = f"a band from {low:g} to {high:g} %" if high < 100 else f"a band above {low:g} %"
+        parts.append(f"{calibration:,} are left to calibrate on, and {band} needs at least {needed:,}")
+    why = f"{rows:,} rows are too few: {'; '.join(parts)}"
+    enough = rows_needed(recipe)
+    if recipe.folds > 1:
+        return f"{why}. Collect at least {enough:,} rows"
+    by_folds = rows_needed(replace(recipe, folds=FEW_ROWS_FOLDS, least=TO_PUBLISH_BY_FOLDS))
+    if rows >= by_folds:
+        return f"{why}. Use --folds {FEW_ROWS_FOLDS}, or collect at least {enough:,} rows"
+    return f"{why}. Collect at least {enough:,} rows, or {by_folds:,} and use --folds {FEW_ROWS_FOLDS}"
+
+
+def calibration_needed(recipe: Recipe) -> int:
+    """The fewest calibration rows for the recipe's percentiles and margin."""
+    low, high = recipe.percentiles
+    for rows in count(max(1, int(100.0 / min(low, 100.0 - high or low)) - 2)):  # with fewer, the band has no ends
+        try:
+            accepted = Band.fit(np.zeros(rows), recipe.percentiles).accepted
+        except CalibrationError:
+            continue
+        assert accepted.interval is not None
+        low, high = accepted.interval
+        if 0.5 * (high - low) <= recipe.least.margin:
+            break
+    return rows
+
+
+def rows_needed(recipe: Recipe) -> int:
+    """The fewest rows for the recipe."""
+    calibration = calibration_needed(recipe)
+    for rows in count(recipe.least.training):
+        sizes = sizes_of(rows, recipe)
+        if sizes[0] >= recipe.least.training and sizes[1] and recipe.folds * sizes[2] >= calibration:
+            break
+    return rows
 
 
 def check_calibration_size(rows: int, recipe: Recipe) -> None:

@@ -37,7 +37,7 @@ from service.training.distributed import FitTask, fit_by
 from service.training.feeds import Feed
 from service.training.fit import NO_CHECKPOINT, FitOptions, FitReport, Progress
 from service.training.inputs import architecture_of, input_of, mixed_input, network_rows
-from service.training.recipe import Recipe, Split, check_sizes, fitted_rows
+from service.training.recipe import MOST_CALIBRATION, MOST_VALIDATION, Recipe, Split, check_sizes, fitted_rows
 from service.vae.network import VAE, Architecture
 
 if TYPE_CHECKING:
@@ -287,11 +287,13 @@ def recalibrate(
 ) -> Draft:
     """The same network, calibrated on other rows, or for another estimator or band.
 
-    A random tenth of the rows are the pilot rows; the rest calibrate.
+    A random tenth of the rows are the pilot rows, and the rest calibrate, both up to the most that count
+    (`service.training.recipe`).
     """
     order = np.random.default_rng(0).permutation(len(data.array))
-    pilot, rest = np.split(data.array[order], [round(PILOT_SHARE * len(order))])
-    return recalibrate_on(published, pilot, rest, data.digest(), estimator, percentiles)
+    pilot, rest = np.split(order, [min(MOST_VALIDATION, round(PILOT_SHARE * len(order)))])
+    rows = data.array[rest[:MOST_CALIBRATION]]
+    return recalibrate_on(published, data.array[pilot], rows, data.digest(), estimator, percentiles)
 
 
 def recalibrate_on(

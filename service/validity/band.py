@@ -52,9 +52,8 @@ class Band:
         Raises:
             CalibrationError: the percentiles are out of order or range, or n is too small for a rank of at least 1.
         """
+        check_percentiles(percentiles)
         a, b = percentiles
-        if not 0 < a < b <= 100:
-            raise CalibrationError(f"percentiles {a:g},{b:g}: expected two numbers with 0 < first < second < 100")
         n = len(sorted_scores)
         tails = exact(a), 100 - exact(b)
         from_below, from_above = (rank(n, tail) for tail in tails)
@@ -108,6 +107,17 @@ class Band:
         """Whether each estimate's interval contains neither end of the band: shape (B,), bool."""
         margin = margins(std_error, reliable)
         return (np.abs(log_likelihood - self.low) > margin) & (np.abs(log_likelihood - self.high) > margin)
+
+
+def check_percentiles(percentiles: tuple[float, float]) -> None:
+    """Raise unless 0 < first < second <= 100.
+
+    Raises:
+        CalibrationError: they are out of order or range.
+    """
+    a, b = percentiles
+    if not 0 < a < b <= 100:
+        raise CalibrationError(f"percentiles {a:g},{b:g}: expected two numbers with 0 < first < second < 100")
 
 
 def margins(std_error: np.ndarray, reliable: np.ndarray) -> np.ndarray:

@@ -89,13 +89,16 @@ def test_a_damaged_model_is_listed_as_such(tiny_store, tmp_path):
 
 
 def bad_calls(tmp_path, store, wine_csv):
-    bad_csv, constant, few, pixels = (tmp_path / f"{name}.csv" for name in ("bad", "constant", "few", "pixels"))
+    names = ("bad", "constant", "few", "eighteen", "sixty", "pixels")
+    bad_csv, constant, few, eighteen, sixty, pixels = (tmp_path / f"{name}.csv" for name in names)
     bad_csv.write_text("a,b\n1,2\n3,oops\n")
-    constant.write_text("a,b\n" + "".join(f"{i},7\n" for i in range(50)))
+    constant.write_text("a,b\n" + "".join(f"{i},7\n" for i in range(120)))
     few.write_text("a,b\n1,2\n2,3\n4,4\n")
+    for path, rows in ((eighteen, 18), (sixty, 60)):
+        path.write_text("a,b\n" + "".join(f"{i},{i % 7 - 0.5 * i}\n" for i in range(rows)))
     pixels.write_text("a,b\n1,2\n")
     np.save(tmp_path / "digits.npy", digits()[:50])
-    np.save(tmp_path / "negative.npy", -digits()[:50].astype(int))
+    np.save(tmp_path / "negative.npy", -digits()[:120].astype(int))
     images = tmp_path / "digits.npy"
     train = ("train", "--store", tmp_path / "new", "--name", "m")
     score = ("score", "--store", store)
@@ -107,7 +110,10 @@ def bad_calls(tmp_path, store, wine_csv):
         ((*train, bad_csv, "--likelihood", "gaussian"), "line 3, column 'b': text"),
         ((*train, constant, "--likelihood", "gaussian"), "column 'b' is constant"),
         ((*train, constant), "no usable column"),
-        ((*train, few), "rows are left for training"),
+        ((*train, few), "3 rows are too few: 2 are left to train on, expected at least 50"),
+        ((*train, eighteen), "18 rows are too few: .* Collect at least 108 rows, or 27 and use --folds 5"),
+        ((*train, sixty), "60 rows are too few: .* Use --folds 5, or collect at least 108 rows"),
+        ((*train, eighteen, "--folds", "5"), "18 rows are too few: .* Collect at least 27 rows"),
         ((*train, wine_csv, "--percentiles", "0.1,99"), "need at least 999 validation rows"),
         ((*train, wine_csv, "--percentiles", "x"), "percentiles: expected two numbers"),
         ((*train, wine_csv, "--columns", "nope"), "has no column 'nope'"),

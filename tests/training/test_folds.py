@@ -160,7 +160,7 @@ def test_images_and_plain_arrays_are_calibrated_by_folds_too(tmp_path):
 
 
 def test_too_few_rows_for_so_many_folds_are_refused():
-    with pytest.raises(DataError, match="and 0 for calibration"):
+    with pytest.raises(DataError, match="0 are left to calibrate on"):
         Store("nowhere").publish("few", train(Rows(digits()[:30]), replace(RECIPE, folds=31)).draft)
     with pytest.raises(CalibrationError, match="at least 99 validation rows, there are 40"):
         Store("nowhere").publish(
