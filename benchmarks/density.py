@@ -22,10 +22,11 @@ from service.density import starts
 from service.density.estimate import Member, estimate
 from service.density.estimator import Estimator
 from service.files.readers import Rows, read
+from service.training.course import Course
 from service.training.fit import FitOptions, fit
 from service.training.inputs import architecture_of, input_of, network_rows
+from service.training.networks import augmentation_of
 from service.training.recipe import Recipe
-from service.training.train import augmentation_of
 from service.vae.network import VAE
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -55,7 +56,9 @@ def main(
     train, validation = network_rows(spec, rows["x_train"]), network_rows(spec, rows["x_valid"])
     augment = augmentation_of(spec, rows["x_train"], RECIPE)
     with epoch_bar() as on_epoch:
-        report = fit(vae, train, validation, replace(RECIPE.fit, minutes=minutes), on_epoch, augment)
+        course, options = Course(on_epoch), replace(RECIPE.fit, minutes=minutes)
+        course.enter("fitting")
+        report = fit(vae, train, validation, options, augment=augment, on_step=course.move)
     print(
         f"trained {report.epochs} epochs in {report.seconds / 60:.1f} minutes on {threads} thread(s), best of them "
         f"{report.best_epoch}: IWAE-{RECIPE.fit.importance_samples} bound on the validation rows "

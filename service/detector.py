@@ -36,8 +36,8 @@ from service.scoring.statistics import KnownRows, weights_of
 from service.system.cpus import cpu_quota
 from service.training.fit import FitOptions
 from service.training.inputs import table_architecture
+from service.training.networks import fitted
 from service.training.recipe import TABLE_FIT, PriorName, Recipe, Split
-from service.training.train import fitted
 from service.vae.mixed import Real
 from service.vae.network import Architecture
 from service.validity.band import rank

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from service.data.table import Table as TableData
     from service.scoring.evaluation import RuleOnSet
     from service.scoring.version import Reference
-    from service.training.fit import FitReport, Progress
+    from service.training.course import TrainingProgress
+    from service.training.fit import FitReport
     from service.validity.conformal import Acceptance
 
 REPORT_EVERY_S = 10.0  # seconds between progress lines without a terminal
@@ -105,31 +106,42 @@ def row_bar(verb: str, rows: int | None) -> Iterator[Callable[[int, int], None]]
 
 
 @contextlib.contextmanager
-def epoch_bar() -> Iterator[Callable[[Progress], None]]:
-    """A progress bar with the validation bound and the time left; plain lines without a terminal."""
+def epoch_bar() -> Iterator[Callable[[TrainingProgress], None]]:
+    """A progress bar of a whole training run; without a terminal a line at each change of stage and every few seconds."""
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
+        TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Bar(*columns, console=err, disable=not err.is_terminal) as bar:
-        task = bar.add_task("", total=1.0, epoch=0, text="")
+    said, stage = 0.0, ""
+    with Bar(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=1.0, text="")
 
-        def on_epoch(progress: Progress) -> None:
-            validation = progress.validation
-            text = (
-                f"bound {validation.bound:.2f} (best {progress.best:.2f}), reconstruction "
-                f"{validation.reconstruction:.2f}, KL {validation.kl:.2f}, {progress.seconds_left:.0f} s left"
-            )
-            bar.update(task, completed=progress.fraction, epoch=progress.epoch, text=text)
-            if not err.is_terminal and progress.epoch % 10 == 1:
-                print(f"epoch {progress.epoch}: {text}", file=sys.stderr, flush=True)
+        def on_epoch(progress: TrainingProgress) -> None:
+            nonlocal said, stage
+            left = "" if not progress.seconds_left else f"about {duration(progress.seconds_left)} left"
+            text = ", ".join(part for part in (left, progress.detail) if part)
+            bar.update(task, completed=progress.fraction, description=progress.stage, text=text)
+            if not err.is_terminal and (progress.stage != stage or time.monotonic() - said > REPORT_EVERY_S):
+                said, stage = time.monotonic(), progress.stage
+                share = "" if progress.seconds_left is None else f"{100 * progress.fraction:.0f} %"
+                shown = ", ".join(part for part in (share, text) if part)
+                print(f"{stage}: {shown}" if shown else stage, file=sys.stderr, flush=True)
 
         yield on_epoch
+
+
+def duration(seconds: float) -> str:
+    """A length of time as text: seconds, minutes or hours."""
+    whole = max(1, round(seconds))
+    if whole < 90:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def print_report(reference: Reference, report: FitReport) -> None:

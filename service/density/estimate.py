@@ -11,7 +11,7 @@ draws are complete, so that everything else about a row rests on the same draws 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -34,16 +34,22 @@ class Member:
     starts: np.ndarray = field(repr=False)
 
 
+def uncounted(rows: int) -> None:
+    """The default `on_rows`: does nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Execution:
     """How a call runs.
 
     On a CPU, the threads of `pool` share the blocks of rows. `check_cancelled` is called every few milliseconds of work; an
-    exception that it raises ends the call.
+    exception that it raises ends the call. `on_rows` is called with the number of rows of every block that is done, on the
+    caller's thread.
     """
 
     pool: Executor | None = None
     check_cancelled: CheckCancelled = never_cancelled
+    on_rows: Callable[[int], None] = uncounted
 
 
 DIRECT = Execution()
@@ -125,7 +131,10 @@ def observe(
 
     parts = parts_of(estimator, band_ends, incomplete, Tiling.of(vae).rows)
     run = map if execution.pool is None or vae.device.type != "cpu" else execution.pool.map
-    found = [one for rows in run(seen, parts) for one in rows]
+    found: list[tuple[Row, ...]] = []
+    for rows_of_part in run(seen, parts):
+        found += rows_of_part
+        execution.on_rows(len(rows_of_part))
     order = np.argsort([index for part in parts for index in part.chosen], kind="stable")
     rows, *seen_by = ([found[place][at] for place in order] for at in range(1 + len(observers)))
     return estimates_of(rows), seen_by

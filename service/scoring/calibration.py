@@ -16,6 +16,7 @@ from service.density.estimate import DIRECT, Execution, Member, observe, weighte
 from service.density.estimator import TYPICAL_SAMPLES, Estimator
 from service.errors import CalibrationError
 from service.scoring.model import Model
+from service.scoring.pace import SUSPECT_ROWS, Pace
 from service.scoring.statistics import KnownRows, ReferenceStatistics
 from service.vae.network import VAE
 from service.validity.band import Band
@@ -44,13 +45,13 @@ class ReferenceRows:
     folds: np.ndarray | None = None
 
     @staticmethod
-    def of(model: Model, rows: np.ndarray) -> ReferenceRows:
+    def of(model: Model, rows: np.ndarray, pace: Pace | None = None) -> ReferenceRows:
         """Reference rows from validation rows, shape (m, D), without folds."""
         missing = np.isnan(rows)
         incomplete = missing.any(axis=1)
         filled = rows.copy()
         if incomplete.any():
-            filled[incomplete] = np.where(missing[incomplete], imputed(model, rows[incomplete]), rows[incomplete])
+            filled[incomplete] = np.where(missing[incomplete], imputed(model, rows[incomplete], pace), rows[incomplete])
         return ReferenceRows(filled, missing)
 
     def first(self, count: int) -> ReferenceRows:
@@ -74,8 +75,10 @@ class ReferenceRows:
         return had_all_others | (had_all_others.sum() < min(ENOUGH_ROWS, len(self.rows)))
 
 
-def imputed(model: Model, rows: np.ndarray) -> np.ndarray:
+def imputed(model: Model, rows: np.ndarray, pace: Pace | None = None) -> np.ndarray:
     """One draw of x for each row, shape (m, D), given its observed cells, from the model's first network."""
+    pace = pace or Pace()
+    pace.begin("imputed", len(rows))
     x = model.input.encode(rows)
     generator = torch.Generator().manual_seed(0)
     drawn = []
@@ -85,6 +88,7 @@ def imputed(model: Model, rows: np.ndarray) -> np.ndarray:
             picks = torch.multinomial(weights, 1, generator=generator)[:, 0].to(weighted.z.device)
             output = model.vae.decoder(weighted.z[picks, torch.arange(weighted.rows)])
             drawn.append(model.vae.likelihood.sample(output, generator).double().cpu().numpy())
+            pace.count(weighted.rows)
     return model.input.decode(np.concatenate(drawn)).astype(model.input.dtype)
 
 
@@ -114,6 +118,7 @@ class Calibration:
         execution: Execution = DIRECT,
         suspect: np.ndarray | None = None,
         known: KnownRows | None = None,
+        pace: Pace | None = None,
     ) -> Calibration:
         """Score valid rows that were not trained on, shape (n, D), with the estimator that will serve.
 
@@ -121,19 +126,23 @@ class Calibration:
             suspect: log p(x_j | x_-j) below which a cell is estimated with more care, shape (D,), from other rows
                 (`suspects`); by default every cell is.
             known: known rows for the further statistics; without them there are no further statistics.
+            pace: counts the rows.
 
         Raises:
             CalibrationError: too few rows for the percentiles.
         """
+        pace = pace or Pace()
+        execution = pace.counting(execution)
         Band.fit(np.zeros(len(rows)), percentiles)  # too few rows are refused before they are scored
         reference, missing = None, np.isnan(rows)
         if model.input.reads_missing:
-            whole = ReferenceRows.of(model, rows)
+            whole = ReferenceRows.of(model, rows, pace)
             rows, reference = whole.rows, whole.first(REFERENCE_ROWS)
         if suspect is None:
             suspect = np.full(rows.shape[1], np.inf)
         some = max(MIN_COLUMN_ROWS, COLUMN_CELLS // rows.shape[1])
         row_statistics = None if known is None else model.row_statistics(known)
+        pace.begin("calibration", len(rows) * len(model.members), f"calibrating on {len(rows):,} rows")
         first = model.assess(rows[:some], (), suspect, row_statistics, execution)
         rest = model.assess(rows[some:], (), None, row_statistics, execution)
         scores = np.sort(np.concatenate([part.estimates.log_likelihood for part in (first, rest)]))
@@ -177,6 +186,7 @@ def calibrated(
     percentiles: tuple[float, float] = (25.0, 75.0),
     execution: Execution = DIRECT,
     known: np.ndarray | None = None,
+    pace: Pace | None = None,
 ) -> tuple[Model, Calibration]:
     """Networks made ready to score as one: with search starts, the ends at which the estimator stops, and a calibration.
 
@@ -188,16 +198,25 @@ def calibrated(
         rows: valid rows to calibrate on, shape (n, D).
         known: valid rows that the networks were fitted to, shape (m, D), among which to look for nearest neighbours; by
             default the pilot rows.
+        pace: counts the rows; if the time is limited, fewer pilot rows and calibration rows are used, the first of them.
 
     Raises:
         CalibrationError: too few rows for the percentiles.
     """
     Band.fit(np.zeros(len(rows)), percentiles)  # too few rows are refused before any are scored
+    pace = pace or Pace()
+    execution = pace.counting(execution)
+    pilot = pilot[: pace.pilot_rows(len(pilot), len(vaes))]
+    incomplete = int(np.isnan(rows).any(axis=1).sum()) if spec.reads_missing else 0
+    pace.plan(len(pilot), len(rows), len(vaes), incomplete)
     model = ready(vaes, spec, estimator, [pilot] * len(vaes))
     if len(pilot):
-        model = replace(model, estimator=piloted(model, pilot, percentiles, execution))
-    near = known_rows(model, pilot if known is None else known, pilot, execution)
-    return model, Calibration.fit(model, rows, percentiles, execution, suspects(model, pilot, execution), near)
+        model = replace(model, estimator=piloted(model, pilot, percentiles, execution, pace))
+    near = known_rows(model, pilot if known is None else known, pilot, execution, pace)
+    suspect = suspects(model, pilot, execution, pace)
+    if pace.is_limited:
+        rows = rows[: affordable(model, pilot, rows, suspect, near, execution, pace)]
+    return model, Calibration.fit(model, rows, percentiles, execution, suspect, near, pace)
 
 
 def ready(vaes: Sequence[VAE], spec: InputSpec, estimator: Estimator, pilots: Sequence[np.ndarray]) -> Model:
@@ -206,13 +225,35 @@ def ready(vaes: Sequence[VAE], spec: InputSpec, estimator: Estimator, pilots: Se
     return Model(spec, replace(estimator, ends=None, typical_error=0.0), tuple(members))
 
 
-def known_rows(model: Model, rows: np.ndarray, pilot: np.ndarray, execution: Execution) -> KnownRows | None:
+def affordable(
+    model: Model,
+    pilot: np.ndarray,
+    rows: np.ndarray,
+    suspect: np.ndarray,
+    known: KnownRows | None,
+    execution: Execution,
+    pace: Pace,
+) -> int:
+    """How many calibration rows the time allows, by the pace of pilot rows that are scored like them."""
+    if len(pilot) and pace.needs_trial(len(rows)):
+        some, networks = np.resize(pilot, (pace.round_rows, pilot.shape[1])), len(model.members)
+        if model.input.reads_missing:
+            some = ReferenceRows.of(model, some, pace).rows
+        pace.begin("trial", len(some) * networks)
+        model.assess(some, (), suspect, None if known is None else model.row_statistics(known), execution)
+    return pace.calibration_rows(len(rows), len(model.members), float(np.isnan(rows).any(axis=1).mean()))
+
+
+def known_rows(
+    model: Model, rows: np.ndarray, pilot: np.ndarray, execution: Execution, pace: Pace | None = None
+) -> KnownRows | None:
     """A sample of the rows for nearest neighbours, and the pilot rows' typical values; None if either is empty."""
     if not len(rows) or not len(pilot):
         return None
     known = KnownRows.of(rows, model.input.features)
     row_statistics = model.row_statistics(known)
-    some = pilot[:MIN_COLUMN_ROWS]
+    some = pilot[:SUSPECT_ROWS]
+    (pace or Pace()).begin("known", len(some) * len(model.members))
     x, log_abs_det = model.input.encode(some), model.input.log_abs_det_jacobian(some).sum(axis=1)
     seen = []
     for number, member in enumerate(model.members):
@@ -221,12 +262,14 @@ def known_rows(model: Model, rows: np.ndarray, pilot: np.ndarray, execution: Exe
     return replace(known, usual=KnownRows.usual_of(row_statistics.together(seen).reconstruction))
 
 
-def suspects(model: Model, pilot: np.ndarray, execution: Execution) -> np.ndarray:
+def suspects(model: Model, pilot: np.ndarray, execution: Execution, pace: Pace | None = None) -> np.ndarray:
     """log p(x_j | x_-j) below which a cell is suspicious, shape (D,), nats: a share SUSPECT_SHARE of the pilot's cells."""
     if not len(pilot):
         return np.full(model.input.features, np.inf)
     nowhere = np.full(model.input.features, -np.inf)
-    columns = model.assess(pilot[:MIN_COLUMN_ROWS], suspect=nowhere, execution=execution).columns
+    some = pilot[:SUSPECT_ROWS]
+    (pace or Pace()).begin("suspects", len(some) * len(model.members))
+    columns = model.assess(some, suspect=nowhere, execution=execution).columns
     assert columns is not None
     values = columns.log_likelihood
     ordered, counts = np.sort(values, axis=0), (~np.isnan(values)).sum(axis=0)
@@ -234,16 +277,19 @@ def suspects(model: Model, pilot: np.ndarray, execution: Execution) -> np.ndarra
     return np.where(counts > 0, ordered[chosen, np.arange(len(counts))], np.inf)
 
 
-def piloted(model: Model, pilot: np.ndarray, percentiles: tuple[float, float], execution: Execution) -> Estimator:
+def piloted(
+    model: Model, pilot: np.ndarray, percentiles: tuple[float, float], execution: Execution, pace: Pace | None = None
+) -> Estimator:
     """The model's estimator with the settings learnt from the pilot rows, at fixed numbers of samples.
 
     These are the typical error of one network's estimate, how fast it falls with more samples and, if the estimator stops
     at ends, those ends: None if there are too few rows for a band.
     """
-    alone = model.alone(0)
-    few, some = (
-        fixed_estimates(alone, number, pilot, execution) for number in (TYPICAL_SAMPLES // FEWER_TIMES, TYPICAL_SAMPLES)
-    )
+    alone, pace = model.alone(0), pace or Pace()
+    pace.begin("few", len(pilot))
+    few = fixed_estimates(alone, TYPICAL_SAMPLES // FEWER_TIMES, pilot, execution)
+    pace.begin("some", len(pilot))
+    some = fixed_estimates(alone, TYPICAL_SAMPLES, pilot, execution)
     # The median of the ratios ignores the few rows for which either error is unreliable.
     ratio = np.median(few.std_error / np.maximum(some.std_error, 1e-12))
     decay = float(np.clip(2.0 * np.log(max(ratio, 1e-12)) / np.log(FEWER_TIMES), *DECAYS))
@@ -262,5 +308,10 @@ def piloted(model: Model, pilot: np.ndarray, percentiles: tuple[float, float], e
 
 def fixed_estimates(model: Model, samples: int, rows: np.ndarray, execution: Execution) -> Estimates:
     """Estimates of rows with exactly so many samples each."""
+    return fixed(model, samples).estimates(rows, execution=execution)
+
+
+def fixed(model: Model, samples: int) -> Model:
+    """The model with an estimator that draws exactly so many samples."""
     estimator = replace(model.estimator, first_samples=samples, max_samples=samples, anneal=False)
-    return replace(model, estimator=estimator).estimates(rows, execution=execution)
+    return replace(model, estimator=estimator)

@@ -13,8 +13,17 @@ import numpy as np
 from service.data.inputs import InputSpec
 from service.density.estimate import DIRECT, Execution
 from service.density.estimator import Estimator
-from service.scoring.calibration import REFERENCE_ROWS, Calibration, ReferenceRows, piloted, ready, suspects
+from service.scoring.calibration import (
+    REFERENCE_ROWS,
+    Calibration,
+    ReferenceRows,
+    affordable,
+    piloted,
+    ready,
+    suspects,
+)
 from service.scoring.model import Model
+from service.scoring.pace import SUSPECT_ROWS, Pace
 from service.vae.network import VAE
 from service.validity.band import Band
 from service.validity.column_ranks import ColumnSketch
@@ -28,22 +37,34 @@ def calibrated_by_folds(
     folds: Sequence[np.ndarray],
     percentiles: tuple[float, float] = (25.0, 75.0),
     execution: Execution = DIRECT,
+    pace: Pace | None = None,
 ) -> tuple[Model, Calibration]:
     """K networks made ready to score as one, each calibrated on the fold that it was fitted without.
 
     Args:
         pilots: for each network, valid rows that it was not fitted to and that are not in its fold, shape (m, D).
         folds: valid rows, shape (n / K, D) each, all of one size.
+        pace: counts the rows; if the time is limited, fewer are used, the first of each fold.
 
     Raises:
         CalibrationError: too few rows for the percentiles.
     """
     Band.fit(np.zeros(sum(map(len, folds))), percentiles)
+    pace, rows, networks = pace or Pace(), sum(map(len, folds)), len(vaes)
+    execution = pace.counting(execution)
+    pilots = [pilot[: pace.pilot_rows(len(pilot), networks)] for pilot in pilots]
+    pace.plan(len(pilots[0]), rows, imputed=sum(int(np.isnan(fold).any(axis=1).sum()) for fold in folds))
+    pace.planned |= {"known": 0, "suspects": sum(min(len(pilot), SUSPECT_ROWS) for pilot in pilots)}
     model = ready(vaes, spec, estimator, pilots)
-    model = replace(model, estimator=piloted(model, pilots[0], percentiles, execution))
-    alone = [model.alone(number) for number in range(len(vaes))]
-    suspect = np.max([suspects(one, pilot, execution) for one, pilot in zip(alone, pilots, strict=True)], axis=0)
-    references = [ReferenceRows.of(one, rows) for one, rows in zip(alone, folds, strict=True)]
+    model = replace(model, estimator=piloted(model, pilots[0], percentiles, execution, pace))
+    alone = [model.alone(number) for number in range(networks)]
+    suspect = np.max([suspects(one, pilot, execution, pace) for one, pilot in zip(alone, pilots, strict=True)], axis=0)
+    if pace.is_limited:
+        few = affordable(alone[0], pilots[0], np.concatenate(folds), suspect, None, execution, pace)
+        folds = [fold[: -(-few // networks)] for fold in folds]
+    references = [ReferenceRows.of(one, fold, pace) for one, fold in zip(alone, folds, strict=True)]
+    rows = sum(map(len, folds))
+    pace.begin("calibration", rows, f"calibrating on {rows:,} rows")
     found = [
         one.assess(given.rows, suspect=suspect, execution=execution)
         for one, given in zip(alone, references, strict=True)

@@ -62,6 +62,11 @@ class Checkpoints:
     def of(self, member: str) -> FileCheckpoint:
         return FileCheckpoint(self.folder / f"{member}.pt", self.key)
 
+    def seconds(self) -> dict[str, float]:
+        """How long each fit that is saved here has taken so far, by its member's name."""
+        found = {path.stem: FileCheckpoint(path, self.key).load() for path in sorted(self.folder.glob("*.pt"))}
+        return {member: float(state["seconds"]) for member, state in found.items() if state is not None}
+
     def clear(self) -> None:
         """Remove the checkpoints, as when the model is published."""
         for path in self.folder.glob("*.pt"):

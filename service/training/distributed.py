@@ -37,7 +37,12 @@ class FitTask:
     hide: Augmentation | None = None
     checkpoint: Checkpoint = NO_CHECKPOINT
 
-    def run(self, group: ProcessGroup, on_epoch: Callable[[Progress], None] = lambda progress: None) -> FitReport:
+    def run(
+        self,
+        group: ProcessGroup,
+        on_epoch: Callable[[Progress], None] = lambda progress: None,
+        on_step: Callable[[float], None] = lambda seconds_left: None,
+    ) -> FitReport:
         """Fit the network in place."""
         self.vae.to(group.device)
         report = fit(
@@ -50,19 +55,25 @@ class FitTask:
             self.hide,
             group,
             self.checkpoint,
+            on_step,
         )
         self.vae.to("cpu")
         return report
 
 
-def fit_by(processes: int, task: FitTask, on_epoch: Callable[[Progress], None]) -> FitReport:
+def fit_by(
+    processes: int,
+    task: FitTask,
+    on_epoch: Callable[[Progress], None],
+    on_step: Callable[[float], None] = lambda seconds_left: None,
+) -> FitReport:
     """Fit a network in place, with this process as the first of `processes`.
 
     Raises:
         TrainingError: the loss is no longer finite, or another process stopped.
     """
     if processes == 1:
-        return task.run(ALONE, on_epoch)
+        return task.run(ALONE, on_epoch, on_step)
     if processes > task.options.batch_size:
         raise TrainingError(f"{processes} processes cannot split batches of {task.options.batch_size} rows")
     context = multiprocessing.get_context("spawn")
@@ -73,7 +84,7 @@ def fit_by(processes: int, task: FitTask, on_epoch: Callable[[Progress], None]) 
         try:
             for one in others:
                 one.wait_until_ready()
-            return task.run(join_group(0, processes, meeting), on_epoch)
+            return task.run(join_group(0, processes, meeting), on_epoch, on_step)
         except RuntimeError as error:  # from gloo or nccl, once a process is gone
             for one in others:
                 one.reraise()

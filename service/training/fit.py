@@ -132,11 +132,12 @@ def fit(
     hide: Augmentation | None = None,
     group: ProcessGroup = ALONE,
     checkpoint: Checkpoint = NO_CHECKPOINT,
+    on_step: Callable[[float], None] = lambda seconds_left: None,
 ) -> FitReport:
     """Fit `vae` in place to rows `train`, shape (N, D); keep the weights that are best on `validation`, shape (M, D).
 
     `augment` applies to rows in the first part of the fit, `hide` throughout. In a group every process calls this with
-    the same arguments, and each ends with the same weights.
+    the same arguments, and each ends with the same weights. `on_step` hears after every step how many seconds are left.
 
     The exponential moving average of the weights is what is validated and kept. Interrupting (Ctrl-C) keeps the best so
     far.
@@ -163,7 +164,7 @@ def fit(
     try:
         while stopped is None:
             epoch = run.epochs + 1
-            train_bound = run.epoch(train, epoch)
+            train_bound = run.epoch(train, epoch, on_step)
             is_over = run.is_over()
             if epoch % epochs_a_look and epoch < options.epochs and not is_over:
                 continue
@@ -209,9 +210,10 @@ class Fitting:
         self.epochs = 0
         self.best: Best | None = None
 
-    def epoch(self, train: Feed, epoch: int) -> float:
+    def epoch(self, train: Feed, epoch: int, on_step: Callable[[float], None]) -> float:
         """Run one pass over the rows, or as much as the minutes allow; return the mean training bound."""
-        bounds = []
+        bounds: list[float] = []
+        steps = max(1, train.rows // self.options.batch_size)
         for x in train.epoch(epoch, self.group):
             fraction = self.fraction(epoch)
             if self.augment is not None and fraction < self.options.augment_share:
@@ -219,6 +221,7 @@ class Fitting:
             if self.hide is not None:
                 x = self.hide(x, self.generator)  # noqa: PLW2901
             bounds.append(self.step(x, kl_weight(self.options, epoch), fraction, epoch))
+            on_step(self.clock.seconds_left(epoch - 1 + min(1.0, len(bounds) / steps)))
             if self.is_over():
                 break
         self.epochs = epoch
@@ -356,13 +359,13 @@ class Clock:
     def is_over(self) -> bool:
         return self.options.minutes is not None and self.seconds() >= 60.0 * self.options.minutes
 
-    def fraction(self, epochs: int) -> float:
+    def fraction(self, epochs: float) -> float:
         """Share spent, after this many epochs, of the budget that ends first; 0 to 1."""
         by_epochs = epochs / (self.options.epochs or 1)
         by_time = 0.0 if self.options.minutes is None else self.seconds() / (60.0 * self.options.minutes)
         return min(1.0, max(by_epochs, by_time))
 
-    def seconds_left(self, epochs: int) -> float:
+    def seconds_left(self, epochs: float) -> float:
         """Estimated from the pace so far."""
         fraction = self.fraction(epochs)
         return math.inf if fraction == 0 else self.seconds() * (1.0 - fraction) / fraction

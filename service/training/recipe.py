@@ -20,6 +20,9 @@ PriorName = Literal["normal", "mixture", "auto"]
 
 MOST_VALIDATION, MOST_CALIBRATION = 10_000, 50_000  # rows held back; more would not tell more, and take longer to score
 TABLE_FIT = FitOptions(steps=10_000, importance_samples=5)  # how networks of mixed columns are fitted
+LEAST_CALIBRATION = (
+    100  # rows that are scored however short the time is; the combined rule at 0.02 needs nearly as many
+)
 FEW_ROWS_FOLDS = 5  # what is recommended where rows are few
 
 
@@ -184,6 +187,11 @@ def calibration_needed(recipe: Recipe) -> int:
         if 0.5 * (high - low) <= recipe.least.margin:
             break
     return rows
+
+
+def least_calibration(recipe: Recipe) -> int:
+    """The fewest calibration rows to use, if there are so many, however short the time is."""
+    return max(LEAST_CALIBRATION, calibration_needed(replace(recipe, least=TO_PUBLISH)))
 
 
 def rows_needed(recipe: Recipe) -> int:

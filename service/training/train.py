@@ -9,17 +9,14 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from service.data.cells import Reading
 from service.data.detect import Detection
-from service.data.inputs import InputSpec, Mixed
-from service.data.kinds import Schema
+from service.data.inputs import InputSpec
+from service.data.kinds import Schema, infer
 from service.data.survey import surveyed
 from service.data.table import MISSING, Table
 from service.density.estimate import Execution
@@ -27,17 +24,27 @@ from service.density.estimator import Estimator
 from service.density.tiling import worker_pool
 from service.errors import DataError
 from service.files.readers import Rows
-from service.scoring.calibration import calibrated
+from service.scoring.calibration import Calibration, calibrated
 from service.scoring.cross_fit import calibrated_by_folds
+from service.scoring.model import Model
+from service.scoring.pace import PREPARING
 from service.scoring.version import Draft, Published
 from service.system.cpus import cpu_quota
-from service.training.augmentation import Augmentation, hidden_cells, random_affine
 from service.training.checkpoints import Checkpoints
-from service.training.distributed import FitTask, fit_by
+from service.training.course import Course, TrainingProgress
 from service.training.feeds import Feed
-from service.training.fit import NO_CHECKPOINT, FitOptions, FitReport, Progress
+from service.training.fit import FitOptions, FitReport
 from service.training.inputs import architecture_of, input_of, mixed_input, network_rows
-from service.training.recipe import MOST_CALIBRATION, MOST_VALIDATION, Recipe, Split, check_sizes, fitted_rows
+from service.training.networks import fitted, pilot_of
+from service.training.recipe import (
+    MOST_CALIBRATION,
+    MOST_VALIDATION,
+    Recipe,
+    Split,
+    check_sizes,
+    fitted_rows,
+    least_calibration,
+)
 from service.vae.network import VAE, Architecture
 
 if TYPE_CHECKING:
@@ -45,7 +52,7 @@ if TYPE_CHECKING:
 
 NEW_READING = Reading(missing=tuple(sorted(MISSING)))
 PILOT_SHARE = 0.1
-MIXTURE_COMPONENTS = 10
+LEARNING = "learning what the columns are"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +60,12 @@ class Hooks:
     """Callbacks and checkpoints of a training run.
 
     Attributes:
-        on_epoch: called after every epoch with the fit's progress.
+        on_epoch: called at every change of stage, and a few times a second, with the progress of the whole run.
         on_schema: called once with the kinds of columns and the rows that they come from, before the fit.
         checkpoints: where fits are saved, so that an interrupted run can be resumed; None: nowhere.
     """
 
-    on_epoch: Callable[[Progress], None] = lambda progress: None
+    on_epoch: Callable[[TrainingProgress], None] | None = None
     on_schema: Callable[[Schema, Table], None] = lambda schema, rows: None
     checkpoints: Checkpoints | None = None
 
@@ -68,14 +75,26 @@ NO_HOOKS = Hooks()
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A fitted and calibrated model to publish, and how the fit of its first network went."""
+    """A fitted and calibrated model to publish, and how it was made.
+
+    Attributes:
+        report: how the fit of its first network went.
+        left_out: the columns that the model does not read, and why.
+        notes: what was left undone for lack of time.
+    """
 
     draft: Draft
     report: FitReport
+    left_out: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
-    def read_as(self, reading: Reading) -> Trained:
-        """A copy whose card says how the cells of the training file were read."""
-        return replace(self, draft=replace(self.draft, reading=reading))
+    def of_table(self, reading: Reading, kinds: Schema, names: Sequence[str]) -> Trained:
+        """A copy that says how the cells of the training file were read, and which of its columns were left out."""
+        ignored = [(one.name, one.why or "ignored") for one in kinds.columns if one.kind == "ignored"]
+        known = {one.name for one in kinds.columns}
+        absent = [(name, "not in the schema") for name in names if name not in known]
+        draft = replace(self.draft, reading=reading)
+        return replace(self, draft=draft, left_out=(*ignored, *absent))
 
 
 def train(data: Rows, recipe: Recipe, hooks: Hooks = NO_HOOKS) -> Trained:
@@ -84,7 +103,9 @@ def train(data: Rows, recipe: Recipe, hooks: Hooks = NO_HOOKS) -> Trained:
     Raises:
         DataError, TrainingError, CalibrationError.
     """
-    return train_on_splits(Split.all_of(data.array, recipe), data.columns, recipe, data.digest(), hooks)
+    course = Course(hooks.on_epoch, recipe.fit.minutes)
+    splits = Split.all_of(data.array, recipe)
+    return train_on_splits(splits, data.columns, recipe, data.digest(), hooks, course)
 
 
 def train_table(
@@ -101,16 +122,19 @@ def train_table(
     Raises:
         DataError, TrainingError, CalibrationError.
     """
+    course = Course(hooks.on_epoch, recipe.fit.minutes)
+    course.enter(LEARNING)
     table.check_range()
     parts = Split.all_of(np.arange(len(table)), recipe)
     check_sizes(parts, recipe)
+    kinds = schema or infer(table)
     spec, architecture, reading = mixed_input(
-        table, table.select(fitted_rows(parts)), recipe, schema, hooks.on_schema, reading
+        table, table.select(fitted_rows(parts)), recipe, kinds, hooks.on_schema, reading
     )
     rows = spec.array(table)
     splits = [split.map(lambda chosen: rows[chosen]) for split in parts]
-    trained = fit_and_calibrate(splits, spec, architecture, recipe, table.digest(), hooks)
-    return trained.read_as(reading)
+    trained = fit_and_calibrate(splits, spec, architecture, recipe, table.digest(), hooks, course)
+    return trained.of_table(reading, kinds, table.names)
 
 
 def train_stream(
@@ -134,6 +158,8 @@ def train_stream(
         raise DataError(
             f"too few rows for so many processes: {len(source.pieces)} pieces, {recipe.processes} processes"
         )
+    course = Course(hooks.on_epoch, recipe.fit.minutes)
+    course.enter(LEARNING)
     found = source.gathered(is_plain=recipe.likelihood is not None)
     survey = surveyed(found.sample, detection, keep, schema)
     if recipe.likelihood is None:
@@ -147,8 +173,8 @@ def train_stream(
     split = Split(*(reader.table(raw) if len(raw) else np.zeros((0, spec.features)) for raw in parts))
     check_sizes([split], recipe)
     feed = ParquetFeed(source, spec, reader, recipe.fit.batch_size, found.train_rows, network_rows(spec, split.train))
-    trained = fit_and_calibrate([split], spec, architecture, recipe, source.digest, hooks, feed)
-    return trained.read_as(reading)
+    trained = fit_and_calibrate([split], spec, architecture, recipe, source.digest, hooks, course, feed)
+    return trained if recipe.likelihood is not None else trained.of_table(reading, survey.schema, source.names)
 
 
 def train_on_splits(
@@ -157,12 +183,15 @@ def train_on_splits(
     recipe: Recipe,
     data_digest: str,
     hooks: Hooks = NO_HOOKS,
+    course: Course | None = None,
 ) -> Trained:
     """Fit and calibrate on rows that are already split."""
+    course = course or Course(hooks.on_epoch, recipe.fit.minutes)
+    course.enter(LEARNING)
     check_sizes(splits, recipe)
     spec, likelihood = input_of(Rows(fitted_rows(splits), columns), recipe)
     architecture = architecture_of(spec.features, likelihood, recipe)
-    return fit_and_calibrate(splits, spec, architecture, recipe, data_digest, hooks)
+    return fit_and_calibrate(splits, spec, architecture, recipe, data_digest, hooks, course)
 
 
 def fit_and_calibrate(
@@ -172,6 +201,7 @@ def fit_and_calibrate(
     recipe: Recipe,
     data_digest: str,
     hooks: Hooks,
+    course: Course,
     feed: Feed | None = None,
 ) -> Trained:
     """Fit networks to rows of a known input spec, or to a feed of more such rows, and calibrate them."""
@@ -179,20 +209,10 @@ def fit_and_calibrate(
     if checkpoints is not None:
         key = hashlib.sha256(f"{data_digest}\n{recipe}\n{architecture}\n{spec.fingerprint_text()}".encode()).hexdigest()
         checkpoints = checkpoints.start(key)
-    vaes, report, bounds = fitted(spec, splits, architecture, recipe, hooks.on_epoch, checkpoints, feed)
+        course.until -= sum(checkpoints.seconds().values())
+    vaes, report, bounds = fitted(spec, splits, architecture, recipe, course, checkpoints, feed)
+    model, calibration = calibrated_on(splits, vaes, spec, recipe, course)
     by_folds = {"folds": recipe.folds} if recipe.folds > 1 else {}
-    pilots = [spec.rows(one.validation if one.pilot is None else one.pilot) for one in splits]
-    calibrating = [spec.rows(one.calibration) for one in splits]
-    percentiles, execution = recipe.percentiles, Execution(worker_pool(cpu_quota()))
-    if by_folds:
-        model, calibration = calibrated_by_folds(
-            vaes, spec, recipe.estimator, pilots, calibrating, percentiles, execution
-        )
-    else:
-        known = spec.rows(splits[0].train)
-        model, calibration = calibrated(
-            vaes, spec, recipe.estimator, pilots[0], calibrating[0], percentiles, execution, known
-        )
     training = training_record(splits[0], recipe.fit, report, data_digest, feed)
     draft = Draft(
         model,
@@ -200,71 +220,31 @@ def fit_and_calibrate(
         training=training | {"validation_bounds": bounds} | by_folds,
         calibration_data={"digest": data_digest, "rows": len(calibration.scores), "held_back": True} | by_folds,
     )
-    return Trained(draft, report)
+    course.end()
+    return Trained(draft, report, notes=tuple(course.notes))
 
 
-def fitted(
-    spec: InputSpec,
-    splits: Sequence[Split],
-    architecture: Architecture,
-    recipe: Recipe,
-    on_epoch: Callable[[Progress], None] = lambda progress: None,
-    checkpoints: Checkpoints | None = None,
-    feed: Feed | None = None,
-) -> tuple[list[VAE], FitReport, dict[str, float]]:
-    """Networks with the better prior, the first one's fit report, and its validation bound with each prior tried.
-
-    Each network is fitted to its own split, or all to the only one, or to a feed of rows that do not fit into memory.
-    """
-    members = splits if len(splits) > 1 else [*splits] * recipe.ensemble
-    augment = augmentation_of(spec, splits[0].train, recipe)
-    hide = hidden_cells(spec.transform.widths, recipe.hide) if isinstance(spec.transform, Mixed) else None
-    priors = ("normal", "mixture") if recipe.prior == "auto" else (recipe.prior,)
-    fits = len(priors) + len(members) - 1
-    minutes = None if recipe.fit.minutes is None else recipe.fit.minutes / fits
-    done = count()
-
-    def fitted_with(prior: str, member: int) -> tuple[VAE, FitReport]:
-        rows, judged = network_rows(spec, members[member].train), network_rows(spec, members[member].validation)
-        seed = recipe.fit.seed + member
-        torch.manual_seed(seed)  # the layers' initial weights have no generator of their own
-        vae = VAE(replace(architecture, prior_components=MIXTURE_COMPONENTS if prior == "mixture" else 0))
-        told = partial(tell_part, on_epoch, next(done), fits)
-        kept = NO_CHECKPOINT if checkpoints is None else checkpoints.of(f"{prior}-{member}")
-        options = replace(recipe.fit, minutes=minutes, seed=seed)
-        report = fit_by(recipe.processes, FitTask(vae, feed or rows, judged, options, augment, hide, kept), told)
-        return vae.eval().requires_grad_(False), report
-
-    tried: dict[str, tuple[VAE, FitReport]] = {}
-    for prior in priors:
-        tried[prior] = fitted_with(prior, 0)
-        if tried[prior][1].stopped == "interrupted":
-            break
-    bounds = {prior: report.validation.bound for prior, (_, report) in tried.items()}
-    best = max(bounds, key=lambda prior: bounds[prior])
-    vae, report = tried[best]
-    others = [fitted_with(best, member)[0] for member in range(1, len(members))]
-    return [vae, *others], report, bounds
-
-
-def tell_part(on_epoch: Callable[[Progress], None], part: int, parts: int, progress: Progress) -> None:
-    """Report an epoch of one of several consecutive fits as progress of them all."""
-    left_s = progress.seconds_left + (parts - part - 1) * (progress.seconds_left / max(1e-9, 1.0 - progress.fraction))
-    on_epoch(replace(progress, fraction=(part + progress.fraction) / parts, seconds_left=left_s))
-
-
-def augmentation_of(spec: InputSpec, rows: np.ndarray, recipe: Recipe) -> Augmentation | None:
-    """Random image distortions, if the recipe asks for them."""
-    if not recipe.augment:
-        return None
-    if spec.kind != "image":
-        raise DataError("--augment distorts images; the data are a table")
-    height, width = spec.shape
-    if spec.transform.kind != "binary":
-        return random_affine(height, width, "keep", recipe.augment)
-    # Images that were black and white to begin with may have noisy edges; grey ones get theirs from the threshold.
-    came_binary = bool(((rows == rows.min()) | (rows == rows.max())).all())
-    return random_affine(height, width, "draw" if came_binary else "threshold", recipe.augment)
+def calibrated_on(
+    splits: Sequence[Split], vaes: Sequence[VAE], spec: InputSpec, recipe: Recipe, course: Course
+) -> tuple[Model, Calibration]:
+    """Calibrate fitted networks on the rows held back from them, within the time that is left."""
+    pilots, calibrating = [spec.rows(pilot_of(one)) for one in splits], [spec.rows(one.calibration) for one in splits]
+    percentiles, execution = recipe.percentiles, Execution(worker_pool(cpu_quota()))
+    course.enter(PREPARING)
+    pace = course.pace(vaes[0], least_calibration(recipe))
+    if recipe.folds > 1:
+        model, calibration = calibrated_by_folds(
+            vaes, spec, recipe.estimator, pilots, calibrating, percentiles, execution, pace
+        )
+    else:
+        known = spec.rows(splits[0].train)
+        model, calibration = calibrated(
+            vaes, spec, recipe.estimator, pilots[0], calibrating[0], percentiles, execution, known, pace
+        )
+    used, held_back = len(calibration.scores), sum(map(len, calibrating))
+    if used < held_back:
+        course.notes.append(f"{used:,} of {held_back:,} rows calibrate: --minutes leaves no time to score more")
+    return model, calibration
 
 
 def training_record(
@@ -327,7 +307,12 @@ def recalibrate_on(
         model,
         calibration,
         training=published.card.training,
-        calibration_data={"digest": data_digest, "rows": len(rows), "from": str(published.reference)},
+        calibration_data={
+            "digest": data_digest,
+            "rows": len(rows),
+            "pilot_rows": len(pilot),
+            "from": str(published.reference),
+        },
         description=published.card.description,
         reading=published.card.reading,
     )

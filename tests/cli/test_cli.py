@@ -158,8 +158,9 @@ def test_bad_input_is_one_line_with_exit_status_2_and_leaves_nothing(tiny_store,
         *progress, last = result.stderr.strip().splitlines() or [result.stdout.strip()]
         if arguments:
             assert last.startswith("vouch: "), (arguments, result.stderr)
-            # What was told before it failed: the rows, their schema in a frame, and how the fit went.
-            assert not [line for line in progress if not re.search("epoch| rows|[\u2500-\u257f]", line)], result.stderr
+            # What was told before it failed: the rows, their schema in a frame, and the stages.
+            told = "^(learning|timing|fitting)| rows|[\u2500-\u257f]"
+            assert not [line for line in progress if not re.search(told, line)], result.stderr
         assert re.search(message, last) or not arguments, (arguments, last)
         assert "Traceback" not in result.stderr
     assert not (tmp_path / "new").exists()
