@@ -10,6 +10,7 @@ grey level, as in most density papers since Salakhutdinov and Murray (2008). Wit
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from mnist import DATA, Mnist, load_mnist
 
-from service.cli.console import epoch_bar, fail_in_one_line, print_report
+from service.cli.console import epoch_bar, fail_in_one_line
+from service.cli.report import print_report
 from service.files.readers import Rows
 from service.store.store import Store
 from service.training.fit import FitOptions
@@ -75,11 +77,12 @@ def train_missing(store: Path, latents: list[int], images: Mnist, threshold: boo
         name = audited_name(number, threshold)
         if name in Store(store).names():
             continue
+        started = time.monotonic()
         with epoch_bar() as on_epoch:
             digest = Rows(split.train).digest()
             trained = train_on_splits([split], None, recipe(number), digest, Hooks(on_epoch))
         reference = Store(store).publish(name, replace(trained.draft, description="audited"))
-        print_report(reference, trained.report)
+        print_report(reference, trained, time.monotonic() - started, str(store))
 
 
 @fail_in_one_line

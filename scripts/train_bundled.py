@@ -8,6 +8,7 @@ Every run publishes a new version; remove what is not to be bundled.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,8 @@ import torch
 import typer
 from mnist import DATA, load_mnist
 
-from service.cli.console import epoch_bar, fail_in_one_line, print_report
+from service.cli.console import epoch_bar, fail_in_one_line
+from service.cli.report import print_report
 from service.errors import DataError
 from service.files.readers import Rows
 from service.files.tables import read_table
@@ -67,10 +69,10 @@ def again(
     return store.publish(published.reference.name, recalibrate_on(published, pilot, rows, digest, known=known))
 
 
-def publish(store: Store, name: str, trained: Trained, description: str) -> None:
+def publish(store: Store, name: str, trained: Trained, description: str, started: float) -> None:
     """Publish a model that is trained, and report on it."""
     reference = store.publish(name, replace(trained.draft, description=description))
-    print_report(reference, trained.report)
+    print_report(reference, trained, time.monotonic() - started)
 
 
 @fail_in_one_line
@@ -98,9 +100,10 @@ def main(
             digest = published.card.calibration.data["digest"]
             print(again(Store(store), published, split.validation, split.calibration, split.train, digest))
             continue
+        started = time.monotonic()
         with epoch_bar() as on_epoch:
             trained = train_table(table, recipe, hooks=Hooks(on_epoch))
-        publish(Store(store), name, trained, description)
+        publish(Store(store), name, trained, description, started)
     image_names = [name for name in names if name in MODELS]
     if not image_names:
         return
@@ -114,9 +117,10 @@ def main(
             print(again(Store(store), published, images.pilot, images.calibration, images.train, digest))
             continue
         recipe = replace(recipe, fit=replace(recipe.fit, minutes=minutes))  # the same, in the time given
+        started = time.monotonic()
         with epoch_bar() as on_epoch:
             trained = train_on_splits([split], None, recipe, Rows(split.train).digest(), Hooks(on_epoch))
-        publish(Store(store), name, trained, description)
+        publish(Store(store), name, trained, description, started)
     if "mnist" in Store(store).names():
         Store(store).set_default("mnist")
 

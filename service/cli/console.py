@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from service.data.survey import Survey
     from service.data.table import Table as TableData
     from service.scoring.evaluation import RuleOnSet
-    from service.scoring.version import Reference
     from service.training.course import TrainingProgress
-    from service.training.fit import FitReport
     from service.validity.conformal import Acceptance
 
 REPORT_EVERY_S = 10.0  # seconds between progress lines without a terminal
@@ -142,21 +140,6 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def print_report(reference: Reference, report: FitReport) -> None:
-    """Print how the fit went, with a warning if the posterior collapsed."""
-    kept = report.validation
-    err.print(
-        f"published {reference}: validation bound {kept.bound:.2f} nats (reconstruction {kept.reconstruction:.2f}, KL "
-        f"{kept.kl:.2f}), {kept.active_latents} active latents, best epoch {report.best_epoch} of {report.epochs}, "
-        f"{report.seconds:.0f} s, stopped by {report.stopped}"
-    )
-    if kept.active_latents == 0:
-        err.print(
-            "warning: the posterior collapsed: no latent carries information about the row. The model scores columns "
-            "as if they were independent; try a lower --beta, more --epochs or fewer --latents."
-        )
 
 
 def interval(ends: Iterable[float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,7 +17,6 @@ from service.cli.console import (
     fail_in_one_line,
     interval,
     naming,
-    print_report,
     print_schema,
     schema_table,
     write,
@@ -35,6 +35,7 @@ from service.cli.options import (
     takes_options,
     widths,
 )
+from service.cli.report import USUAL_STORE, print_report
 from service.errors import DataError
 
 if TYPE_CHECKING:
@@ -95,7 +96,10 @@ class FittingOptions:
     epochs: Annotated[
         int | None, typer.Option(min=1, help="maximum number of passes over the rows; default: chosen from the data")
     ] = None
-    minutes: Annotated[float | None, typer.Option(help="stop after this many minutes")] = None
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="time for everything but reading the file: the fits and the calibration share it"),
+    ] = None
     patience: Annotated[
         int | None, typer.Option(min=1, help="stop after this many epochs without a better validation bound")
     ] = None
@@ -177,13 +181,14 @@ def train(
     fitting: FittingOptions,
     hold_out: HoldOutOptions,
     band: BandOptions,
-    store: StoreOption = "model_store",
+    store: StoreOption = USUAL_STORE,
     description: Annotated[str, typer.Option(help="one line for the model card")] = "",
 ) -> None:
     """Train a model on valid rows, calibrate it on rows held back from training, and publish it."""
     from service.store.store import Store, checked_name
     from service.training.checkpoints import Checkpoints
 
+    started = time.monotonic()
     checked_name(name)
     is_mixed = check_options(source, data, network, fitting, hold_out)
     recipe = recipe_of(network, fitting, hold_out, band, is_mixed)
@@ -191,13 +196,7 @@ def train(
     trained = trained_on(source, data, recipe, is_mixed, kept)
     reference = Store(store).publish(name, replace(trained.draft, description=description))
     kept.clear()
-    print_report(reference, trained.report)
-    if recipe.folds > 1:
-        served = trained.draft.calibration.band()
-        err.print(
-            f"{served.folds} networks serve together, so a score costs {served.folds} times as much: each is calibrated "
-            f"on rows it has not seen, {served.rows:,} in all; accepts {accepted(served.accepted)}"
-        )
+    print_report(reference, trained, time.monotonic() - started, store)
 
 
 def check_options(
@@ -352,7 +351,13 @@ def calibrate(
     draft = recalibrate(published, rows.rows, chosen, band.chosen())
     reference = models.publish(published.reference.name, draft)
     fitted = draft.calibration.band()
+    used, pilot = fitted.rows, draft.calibration_data["pilot_rows"]
     err.print(
         f"published {reference}: band {interval(fitted.ends)} nats, percentiles {fitted.percentiles[0]:g} to "
         f"{fitted.percentiles[1]:g} of {fitted.rows:,} rows, accepts {accepted(fitted.accepted)}"
+    )
+    total = len(rows.array)
+    err.print(
+        f"{used:,} of {total:,} rows calibrate; {pilot:,} were used to set the estimator (the pilot)"
+        + (f"; the other {total - used - pilot:,} would tell no more" if total > used + pilot else "")
     )

@@ -1,0 +1,126 @@
+"""What `vouch train` says at its end: what was made of which rows, what it promises, and what to do next."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from service.cli.console import accepted, duration, err
+from service.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from service.scoring.scores import CombinedRule
+    from service.scoring.version import Draft, Reference
+    from service.training.fit import FitReport
+    from service.training.train import Trained
+    from service.validity.conformal import Acceptance
+
+USUAL_STORE = "model_store"
+FALSE_ALARM = 0.02  # of the rule that is recommended
+MOST_NAMES = 10
+
+
+def print_report(reference: Reference, trained: Trained, seconds: float, store: str = USUAL_STORE) -> None:
+    """Print what was published, in the words of whoever trained it; how the fit went is the last line."""
+    for line in report_lines(reference, trained, seconds, store):
+        err.print(line, highlight=False, markup=False)
+
+
+def report_lines(reference: Reference, trained: Trained, seconds: float, store: str) -> Iterator[str]:
+    """The report, line by line."""
+    draft = trained.draft
+    yield f"published {reference}, in {duration(seconds)}"
+    yield from rows_lines(draft)
+    yield from (f"note: {note}" for note in trained.notes)
+    if trained.report.stopped == "interrupted":
+        yield "note: the fit was interrupted; the best network until then was calibrated and published"
+    rule = recommended_rule(draft)
+    yield from accepted_lines(draft, rule)
+    if trained.left_out:
+        yield f"columns left out: {some_of(trained.left_out)}"
+    if trained.report.validation.active_latents == 0:
+        yield unconnected("pixels" if draft.model.input.kind == "image" else "columns")
+    options = "" if rule is None else f" --rule combined --false-alarm {rule.false_alarm:g}"
+    place = "" if store == USUAL_STORE else f" --store {shlex.quote(store)}"
+    yield f"next: vouch score FILE --model {reference.name}{options}{place}"
+    yield fit_line(trained.report)
+
+
+def rows_lines(draft: Draft) -> Iterator[str]:
+    """What the rows were used for."""
+    data, networks = draft.training["data"], draft.calibration.num_folds
+    calibrating = f"calibrated on {len(draft.calibration.scores):,} rows"
+    if networks == 1:
+        yield f"trained on {data['rows']:,} rows, {data['validation_rows']:,} held back for early stopping; {calibrating}"
+        return
+    yield (
+        f"{networks} networks, each trained on {data['rows']:,} rows, {data['validation_rows']:,} held back for early "
+        f"stopping; {calibrating}, each by the network that has not seen it"
+    )
+    yield f"the {networks} networks serve together, so a score costs {networks} times as much"
+
+
+def recommended_rule(draft: Draft) -> CombinedRule | None:
+    """The combined rule at FALSE_ALARM or, with few rows, at the smallest whole percentage that they allow."""
+    from service.scoring.scores import CombinedRule
+
+    statistics = draft.calibration.statistics
+    if statistics is None:
+        return None
+    for rate in (FALSE_ALARM, math.ceil(100.0 / (statistics.rows + 1)) / 100.0):
+        try:
+            return CombinedRule.of(statistics, draft.model.input, rate)
+        except CalibrationError:
+            continue
+    return None
+
+
+def accepted_lines(draft: Draft, rule: CombinedRule | None) -> Iterator[str]:
+    """The shares of valid rows that verdicts will accept, and how well they are known."""
+    band, rows = draft.calibration.band(), len(draft.calibration.scores)
+    low, high = band.percentiles
+    ends = f"above {low:g} %" if math.isinf(band.high) else f"from {low:g} to {high:g} %"
+    yield f"the band {ends} (the default) accepts {known(band.accepted, rows)}"
+    if rule is None:
+        why = "networks by folds do not have it" if draft.calibration.folds is not None else "it needs more rows"
+        yield f"the rule combined is not available: {why}"
+    else:
+        yield f"the rule combined at a false-alarm rate of {rule.false_alarm:g} accepts {known(rule.accepted, rows)}"
+        if rule.false_alarm > FALSE_ALARM:
+            yield f"a lower rate, such as {FALSE_ALARM:g}, needs more rows to calibrate on"
+
+
+def known(share: Acceptance, rows: int) -> str:
+    """The share of valid rows that a rule accepts, and how well so many rows tell it."""
+    if share.interval is None:
+        return accepted(share)
+    low, high = share.interval
+    likely = f"{100 * low:.3g} to {100 * high:.3g} %"
+    return f"{100 * share.expected:.3g} % of valid rows; as far as {rows:,} rows tell, {likely}"
+
+
+def some_of(left_out: Sequence[tuple[str, str]]) -> str:
+    """The first columns that were left out, each with the reason, and the number of the others."""
+    shown = ", ".join(f"{name} ({why})" for name, why in left_out[:MOST_NAMES])
+    return shown if len(left_out) <= MOST_NAMES else f"{shown} and {len(left_out) - MOST_NAMES:,} more"
+
+
+def unconnected(columns: str) -> str:
+    """What a posterior that collapsed means to the user."""
+    return (
+        f"note: the network found no connection between the {columns}, so it judges each by itself. That is right if they "
+        "have nothing to do with each other, and usual with few rows. If they do belong together, try more rows, more "
+        "--minutes or --epochs, or a lower --beta"
+    )
+
+
+def fit_line(report: FitReport) -> str:
+    """How the fit went, in numbers."""
+    kept = report.validation
+    return (
+        f"fit: validation bound {kept.bound:.2f} nats (reconstruction {kept.reconstruction:.2f}, KL {kept.kl:.2f}), "
+        f"{kept.active_latents} active latents, best epoch {report.best_epoch} of {report.epochs}, {report.seconds:.0f} s, "
+        f"stopped by {report.stopped}"
+    )
