@@ -171,6 +171,8 @@ def train_stream(
         architecture, reading = architecture_of(spec.features, likelihood, recipe), survey.reading
     parts, reader = (found.sample, found.validation, found.calibration), spec.reader(reading)
     split = Split(*(reader.table(raw) if len(raw) else np.zeros((0, spec.features)) for raw in parts))
+    # Rows come in the files' order, and which of those held back are used for what depends on their place.
+    split = split.map(np.random.default_rng(recipe.fit.seed).permutation)
     check_sizes([split], recipe)
     feed = ParquetFeed(source, spec, reader, recipe.fit.batch_size, found.train_rows, network_rows(spec, split.train))
     trained = fit_and_calibrate([split], spec, architecture, recipe, source.digest, hooks, course, feed)
