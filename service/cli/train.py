@@ -348,7 +348,8 @@ def calibrate(
     published.model.vae.to(torch_device(device))
     chosen = None if estimator is None else Estimator.of(estimator)
     rows = rows_for(published.card.input.reader(published.card.reading), data, key, text.text_options())
-    draft = recalibrate(published, rows.rows, chosen, band.chosen())
+    with epoch_bar() as on_progress:
+        draft = recalibrate(published, rows.rows, chosen, band.chosen(), on_progress)
     reference = models.publish(published.reference.name, draft)
     fitted = draft.calibration.band()
     used, pilot = fitted.rows, draft.calibration_data["pilot_rows"]

@@ -28,7 +28,7 @@ TRIAL = 8  # with fewer rounds of calibration rows, no rows are scored just to l
 CAUTION = 0.9  # share of the time left that calibration rows may take, by their expected pace
 
 
-def unheard(stage: str, seconds_left: float) -> None:
+def unheard(stage: str, seconds_left: float | None) -> None:
     """The default listener."""
 
 
@@ -45,7 +45,7 @@ class Pace:
 
     def __init__(
         self,
-        tell: Callable[[str, float], None] = unheard,
+        tell: Callable[[str, float | None], None] = unheard,
         until: float = math.inf,
         least: int = 1,
         round_rows: int = 1,
@@ -93,8 +93,10 @@ class Pace:
             self.paces[self.step], self.planned[self.step] = self.spent / size, 0
         self.tell(self.stage, self.seconds_left())
 
-    def seconds_left(self) -> float:
-        """How long the rest takes, by the pace so far; 0 if nothing is known."""
+    def seconds_left(self) -> float | None:
+        """How long the rest takes, by the pace so far; None if nothing is known."""
+        if self.seconds is None and not self.paces:
+            return None
         return sum(
             self.seconds_a_row(step) * self.in_rounds(rows - (self.done if step == self.step else 0))
             for step, rows in self.planned.items()

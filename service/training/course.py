@@ -118,7 +118,7 @@ class Course:
     def expect(self, pace: Pace, pilot: int, rows: int, networks: int) -> None:
         """Expect a calibration on so many rows, and keep time for it."""
         pace.plan(pilot, rows, networks)
-        self.calibration = pace.seconds_left()
+        self.calibration = pace.seconds_left() or 0.0
         if self.minutes is None:
             return
         seconds, left = pace.seconds or 0.0, self.left() - self.publishing

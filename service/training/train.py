@@ -31,7 +31,7 @@ from service.scoring.pace import PREPARING
 from service.scoring.version import Draft, Published
 from service.system.cpus import cpu_quota
 from service.training.checkpoints import Checkpoints
-from service.training.course import Course, TrainingProgress
+from service.training.course import Course, TrainingProgress, seconds_a_row
 from service.training.feeds import Feed
 from service.training.fit import FitOptions, FitReport
 from service.training.inputs import architecture_of, input_of, mixed_input, network_rows
@@ -266,6 +266,7 @@ def recalibrate(
     data: Rows,
     estimator: Estimator | None = None,
     percentiles: tuple[float, float] | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> Draft:
     """The same network, calibrated on other rows, or for another estimator or band.
 
@@ -275,7 +276,8 @@ def recalibrate(
     order = np.random.default_rng(0).permutation(len(data.array))
     pilot, rest = np.split(order, [min(MOST_VALIDATION, round(PILOT_SHARE * len(order)))])
     rows = data.array[rest[:MOST_CALIBRATION]]
-    return recalibrate_on(published, data.array[pilot], rows, data.digest(), estimator, percentiles)
+    digest = data.digest()
+    return recalibrate_on(published, data.array[pilot], rows, digest, estimator, percentiles, on_progress=on_progress)
 
 
 def recalibrate_on(
@@ -286,6 +288,7 @@ def recalibrate_on(
     estimator: Estimator | None = None,
     percentiles: tuple[float, float] | None = None,
     known: np.ndarray | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
 ) -> Draft:
     """Recalibrate on pilot rows and calibration rows that are already split.
 
@@ -295,16 +298,23 @@ def recalibrate_on(
     old, statistics = published.model, published.calibration.statistics
     if known is None and statistics is not None:
         known = statistics.known.rows
+    pilot, rows = old.input.rows(pilot), old.input.rows(rows)
+    course, chosen = Course(on_progress), estimator or old.estimator
+    course.enter(PREPARING)
+    if course.is_followed and len(pilot):
+        course.seconds_a_row = seconds_a_row(old.vae, old.input, chosen, pilot)
     model, calibration = calibrated(
         [one.vae for one in old.members],
         old.input,
-        estimator or old.estimator,
-        old.input.rows(pilot),
-        old.input.rows(rows),
+        chosen,
+        pilot,
+        rows,
         percentiles or published.calibration.percentiles,
         Execution(worker_pool(cpu_quota())),
         None if known is None else old.input.rows(known),
+        course.pace(old.vae, len(rows)),
     )
+    course.end()
     return Draft(
         model,
         calibration,

@@ -106,6 +106,7 @@ def test_calibrate_says_how_many_rows_count_and_why(path, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"next: vouch score FILE --model people --rule combined --false-alarm 0.04 --store {tmp_path}" in done.stderr
     calibrated = vouch("calibrate", "people", path, *store)
+    assert "calibrating on 270 rows: " in calibrated.stderr
     assert "270 of 300 rows calibrate; 30 were used to set the estimator (the pilot)" in calibrated.stderr
 
 
