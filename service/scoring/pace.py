@@ -97,10 +97,11 @@ class Pace:
         """How long the rest takes, by the pace so far; None if nothing is known."""
         if self.seconds is None and not self.paces:
             return None
-        return sum(
+        left = sum(
             self.seconds_a_row(step) * self.in_rounds(rows - (self.done if step == self.step else 0))
             for step, rows in self.planned.items()
         )
+        return max(0.0, min(left, self.until - time.monotonic()))  # of what does not fit in, less is done
 
     def in_rounds(self, rows: int) -> int:
         """Rows rounded up to whole rounds."""

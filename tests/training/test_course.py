@@ -162,6 +162,8 @@ def test_what_the_time_allows_is_by_the_pace():
     assert pace.calibration_rows(20) == 20
     late = Pace(until=time.monotonic() - 5.0, least=50, round_rows=10, seconds=0.01)
     assert (late.calibration_rows(1000), late.pilot_rows(1000)) == (50, LEAST_PILOT)
+    pace.plan(1000, 100_000)
+    assert pace.seconds_left() == pytest.approx(100.0, abs=1.0)  # not the hours that all rows would take
     assert Pace().calibration_rows(100_000) == Pace().pilot_rows(100_000) == 100_000
 
 
