@@ -111,7 +111,7 @@ def epoch_bar() -> Iterator[Callable[[TrainingProgress], None]]:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=24),  # what is left to say needs the room
         TaskProgressColumn(),
         TextColumn("{task.fields[text]}"),
     )
