@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import typer
 
-from service.cli.console import epoch_bar, fail_in_one_line
+from service.cli.console import fail_in_one_line, progress_bar
 from service.density import starts
 from service.density.estimate import Member, estimate
 from service.density.estimator import Estimator
@@ -55,8 +55,8 @@ def main(
     vae = VAE(architecture_of(spec.features, likelihood, RECIPE))
     train, validation = network_rows(spec, rows["x_train"]), network_rows(spec, rows["x_valid"])
     augment = augmentation_of(spec, rows["x_train"], RECIPE)
-    with epoch_bar() as on_epoch:
-        course, options = Course(on_epoch), replace(RECIPE.fit, minutes=minutes)
+    with progress_bar() as on_progress:
+        course, options = Course(on_progress), replace(RECIPE.fit, minutes=minutes)
         course.enter("fitting")
         report = fit(vae, train, validation, options, augment=augment, on_step=course.move)
     print(

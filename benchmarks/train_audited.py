@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from mnist import DATA, Mnist, load_mnist
 
-from service.cli.console import epoch_bar, fail_in_one_line
+from service.cli.console import fail_in_one_line, progress_bar
 from service.cli.report import print_report
 from service.files.readers import Rows
 from service.store.store import Store
@@ -78,9 +78,9 @@ def train_missing(store: Path, latents: list[int], images: Mnist, threshold: boo
         if name in Store(store).names():
             continue
         started = time.monotonic()
-        with epoch_bar() as on_epoch:
+        with progress_bar() as on_progress:
             digest = Rows(split.train).digest()
-            trained = train_on_splits([split], None, recipe(number), digest, Hooks(on_epoch))
+            trained = train_on_splits([split], None, recipe(number), digest, Hooks(on_progress))
         reference = Store(store).publish(name, replace(trained.draft, description="audited"))
         print_report(reference, trained, time.monotonic() - started, str(store))
 

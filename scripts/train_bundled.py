@@ -18,7 +18,7 @@ import torch
 import typer
 from mnist import DATA, load_mnist
 
-from service.cli.console import epoch_bar, fail_in_one_line
+from service.cli.console import fail_in_one_line, progress_bar
 from service.cli.report import print_report
 from service.errors import DataError
 from service.files.readers import Rows
@@ -101,8 +101,8 @@ def main(
             print(again(Store(store), published, split.validation, split.calibration, split.train, digest))
             continue
         started = time.monotonic()
-        with epoch_bar() as on_epoch:
-            trained = train_table(table, recipe, hooks=Hooks(on_epoch))
+        with progress_bar() as on_progress:
+            trained = train_table(table, recipe, hooks=Hooks(on_progress))
         publish(Store(store), name, trained, description, started)
     image_names = [name for name in names if name in MODELS]
     if not image_names:
@@ -118,8 +118,8 @@ def main(
             continue
         recipe = replace(recipe, fit=replace(recipe.fit, minutes=minutes))  # the same, in the time given
         started = time.monotonic()
-        with epoch_bar() as on_epoch:
-            trained = train_on_splits([split], None, recipe, Rows(split.train).digest(), Hooks(on_epoch))
+        with progress_bar() as on_progress:
+            trained = train_on_splits([split], None, recipe, Rows(split.train).digest(), Hooks(on_progress))
         publish(Store(store), name, trained, description, started)
     if "mnist" in Store(store).names():
         Store(store).set_default("mnist")

@@ -104,7 +104,7 @@ def row_bar(verb: str, rows: int | None) -> Iterator[Callable[[int, int], None]]
 
 
 @contextlib.contextmanager
-def epoch_bar() -> Iterator[Callable[[TrainingProgress], None]]:
+def progress_bar() -> Iterator[Callable[[TrainingProgress], None]]:
     """A progress bar of a whole training run; without a terminal a line at each change of stage and every few seconds."""
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -119,7 +119,7 @@ def epoch_bar() -> Iterator[Callable[[TrainingProgress], None]]:
     with Bar(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=1.0, text="")
 
-        def on_epoch(progress: TrainingProgress) -> None:
+        def on_progress(progress: TrainingProgress) -> None:
             nonlocal said, stage
             left = "" if not progress.seconds_left else f"about {duration(progress.seconds_left)} left"
             text = ", ".join(part for part in (left, progress.detail) if part)
@@ -130,7 +130,7 @@ def epoch_bar() -> Iterator[Callable[[TrainingProgress], None]]:
                 shown = ", ".join(part for part in (share, text) if part)
                 print(f"{stage}: {shown}" if shown else stage, file=sys.stderr, flush=True)
 
-        yield on_epoch
+        yield on_progress
 
 
 def duration(seconds: float) -> str:

@@ -12,12 +12,12 @@ import typer
 from service.cli.app import app
 from service.cli.console import (
     accepted,
-    epoch_bar,
     err,
     fail_in_one_line,
     interval,
     naming,
     print_schema,
+    progress_bar,
     schema_table,
     write,
 )
@@ -271,13 +271,13 @@ def trained_on(source: str, data: DataOptions, recipe: Recipe, is_mixed: bool, k
         return trained_on_stream(source, data, recipe, Hooks(on_schema=on_schema, checkpoints=kept))
     if is_mixed:
         raw, survey = table_from(path, data, data.columns, data.schema)
-        with epoch_bar() as on_epoch, naming(path, raw):
-            hooks = Hooks(on_epoch, on_schema, kept)
+        with progress_bar() as on_progress, naming(path, raw):
+            hooks = Hooks(on_progress, on_schema, kept)
             return train_table(survey.table, recipe, survey.schema, hooks, survey.reading)
     rows = read(path, data.key, split_names(data.columns), data.text_options())
     err.print(f"{path}: {len(rows.array):,} rows of {' x '.join(map(str, rows.array.shape[1:]))}")
-    with epoch_bar() as on_epoch, naming(path):
-        return train_rows(rows, recipe, Hooks(on_epoch, checkpoints=kept))
+    with progress_bar() as on_progress, naming(path):
+        return train_rows(rows, recipe, Hooks(on_progress, checkpoints=kept))
 
 
 def trained_on_stream(source: str, data: DataOptions, recipe: Recipe, hooks: Hooks) -> Trained:
@@ -292,8 +292,8 @@ def trained_on_stream(source: str, data: DataOptions, recipe: Recipe, hooks: Hoo
     )
     err.print(f"{source}: {found.rows:,} rows in {sum(map(len, found.groups)):,} pieces")
     kinds = None if data.schema is None else schema_in(data.schema, found.names)
-    with epoch_bar() as on_epoch, naming(Path(source)):
-        chosen = replace(hooks, on_epoch=on_epoch)
+    with progress_bar() as on_progress, naming(Path(source)):
+        chosen = replace(hooks, on_progress=on_progress)
         return train_stream(found, recipe, kinds, chosen, data.detection(), data.kept())
 
 
@@ -348,7 +348,7 @@ def calibrate(
     published.model.vae.to(torch_device(device))
     chosen = None if estimator is None else Estimator.of(estimator)
     rows = rows_for(published.card.input.reader(published.card.reading), data, key, text.text_options())
-    with epoch_bar() as on_progress:
+    with progress_bar() as on_progress:
         draft = recalibrate(published, rows.rows, chosen, band.chosen(), on_progress)
     reference = models.publish(published.reference.name, draft)
     fitted = draft.calibration.band()

@@ -60,12 +60,12 @@ class Hooks:
     """Callbacks and checkpoints of a training run.
 
     Attributes:
-        on_epoch: called at every change of stage, and a few times a second, with the progress of the whole run.
+        on_progress: called at every change of stage, and a few times a second, with the progress of the whole run.
         on_schema: called once with the kinds of columns and the rows that they come from, before the fit.
         checkpoints: where fits are saved, so that an interrupted run can be resumed; None: nowhere.
     """
 
-    on_epoch: Callable[[TrainingProgress], None] | None = None
+    on_progress: Callable[[TrainingProgress], None] | None = None
     on_schema: Callable[[Schema, Table], None] = lambda schema, rows: None
     checkpoints: Checkpoints | None = None
 
@@ -103,7 +103,7 @@ def train(data: Rows, recipe: Recipe, hooks: Hooks = NO_HOOKS) -> Trained:
     Raises:
         DataError, TrainingError, CalibrationError.
     """
-    course = Course(hooks.on_epoch, recipe.fit.minutes)
+    course = Course(hooks.on_progress, recipe.fit.minutes)
     splits = Split.all_of(data.array, recipe)
     return train_on_splits(splits, data.columns, recipe, data.digest(), hooks, course)
 
@@ -122,7 +122,7 @@ def train_table(
     Raises:
         DataError, TrainingError, CalibrationError.
     """
-    course = Course(hooks.on_epoch, recipe.fit.minutes)
+    course = Course(hooks.on_progress, recipe.fit.minutes)
     course.enter(LEARNING)
     table.check_range()
     parts = Split.all_of(np.arange(len(table)), recipe)
@@ -158,7 +158,7 @@ def train_stream(
         raise DataError(
             f"too few rows for so many processes: {len(source.pieces)} pieces, {recipe.processes} processes"
         )
-    course = Course(hooks.on_epoch, recipe.fit.minutes)
+    course = Course(hooks.on_progress, recipe.fit.minutes)
     course.enter(LEARNING)
     found = source.gathered(is_plain=recipe.likelihood is not None)
     survey = surveyed(found.sample, detection, keep, schema)
@@ -188,7 +188,7 @@ def train_on_splits(
     course: Course | None = None,
 ) -> Trained:
     """Fit and calibrate on rows that are already split."""
-    course = course or Course(hooks.on_epoch, recipe.fit.minutes)
+    course = course or Course(hooks.on_progress, recipe.fit.minutes)
     course.enter(LEARNING)
     check_sizes(splits, recipe)
     spec, likelihood = input_of(Rows(fitted_rows(splits), columns), recipe)
