@@ -6,6 +6,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -41,6 +42,20 @@ if TYPE_CHECKING:
 ROWS_A_STEP = 1_024
 
 
+@dataclass(frozen=True)
+class ListingOptions:
+    """Options that choose what is listed, and where."""
+
+    limit: Annotated[int | None, typer.Option(min=1, help="score only the first N rows")] = None
+    keep: Annotated[str | None, typer.Option(help="columns of the file to carry through, such as id,name")] = None
+    full: Annotated[bool, typer.Option("--full", help="also the estimate's diagnostics: ess, khat, num_samples")] = (
+        False
+    )
+    output: Annotated[
+        Path | None, typer.Option("--out", help="file to write, .csv or .jsonl; default: CSV to stdout")
+    ] = None
+
+
 @app.command()
 @fail_in_one_line
 @takes_options
@@ -48,22 +63,16 @@ def score(
     data: DataArgument,
     judge: JudgeOptions,
     text: TextFileOptions,
+    listing: ListingOptions,
     model: ModelOption = None,
     store: StoreOption = "model_store",
     key: KeyOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="score only the first N rows")] = None,
-    keep: Annotated[str | None, typer.Option(help="columns of the file to carry through, such as id,name")] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="also the estimate's diagnostics: ess, khat, num_samples")
-    ] = False,
-    output: Annotated[
-        Path | None, typer.Option("--out", help="file to write, .csv or .jsonl; default: CSV to stdout")
-    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Score the rows of a file: verdict, log p(x) and its standard error, percentile and p-value of each."""
     from service.scoring.tables import Origin, file_scores_csv, file_scores_json_lines
 
+    output = listing.output
     if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise DataError(f"{output}: expected a name that ends in .csv or .jsonl")
     options = judge.score_options()
@@ -71,9 +80,9 @@ def score(
     scorer.check(options)
     with choosing(scorer, model, data):
         source = rows_for(scorer.reader, data, key, text.text_options())
-        rows = source.of_model(data, scorer)[:limit]
+        rows = source.of_model(data, scorer)[: listing.limit]
     with naming(data):
-        origin = Origin.of(source.raw, len(rows), split_names(keep) or (), full)
+        origin = Origin.of(source.raw, len(rows), split_names(listing.keep) or (), listing.full)
     scores = scored(scorer, rows, options)
     discoveries = None if options.fdr is None else scores.discoveries(options.fdr, options.tail or "low")
     is_json = output is not None and output.suffix == ".jsonl"

@@ -357,7 +357,7 @@ def calibrate(
         f"published {reference}: band {interval(fitted.ends)} nats, percentiles {fitted.percentiles[0]:g} to "
         f"{fitted.percentiles[1]:g} of {fitted.rows:,} rows, accepts {accepted(fitted.accepted)}"
     )
-    total = len(rows.array)
+    total = len(rows.rows.array)
     err.print(
         f"{used:,} of {total:,} rows calibrate; {pilot:,} were used to set the estimator (the pilot)"
         + (f"; the other {total - used - pilot:,} would tell no more" if total > used + pilot else "")
