@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from scripts import tutorial_data
 from tests.pages import COMMANDS
 from tests.tools import REPOSITORY, free_port, running_service
 
@@ -167,3 +168,9 @@ def test_a_page_runs_from_top_to_bottom(page, service, tmp_path):
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert "Traceback" not in done.stderr
+
+
+def test_the_tutorials_tables_are_what_their_script_makes(tmp_path):
+    tutorial_data.write(tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (REPOSITORY / "examples" / "machine" / path.name).read_bytes()

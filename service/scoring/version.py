@@ -11,6 +11,7 @@ from pydantic import Field
 from service._version import __version__
 from service.data.cells import USUAL, Reading
 from service.data.inputs import InputSpec
+from service.data.kinds import ColumnKind
 from service.density.estimator import Estimator
 from service.scoring.calibration import Calibration
 from service.scoring.golden import Golden
@@ -46,6 +47,7 @@ class Card(Frozen):
     calibration: CalibrationCard
     training: dict[str, Any] = {}
     reading: Reading = USUAL  # absent in older cards, whose data was read with the default
+    kinds: tuple[ColumnKind, ...] = ()  # what each column of the training file was taken for, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Draft:
         training: the card's entry on training.
         calibration_data: the card's entry on the calibration rows.
         reading: how the cells of the training file were read.
+        kinds: what each column of the training file was taken for.
     """
 
     model: Model
@@ -75,6 +78,7 @@ class Draft:
     calibration_data: dict[str, Any]
     description: str = ""
     reading: Reading = USUAL
+    kinds: tuple[ColumnKind, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ def card_of(reference: Reference, draft: Draft) -> Card:
         ),
         training=draft.training,
         reading=draft.reading,
+        kinds=draft.kinds,
     )
 
 

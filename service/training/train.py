@@ -93,7 +93,7 @@ class Trained:
         ignored = [(one.name, one.why or "ignored") for one in kinds.columns if one.kind == "ignored"]
         known = {one.name for one in kinds.columns}
         absent = [(name, "not in the schema") for name in names if name not in known]
-        draft = replace(self.draft, reading=reading)
+        draft = replace(self.draft, reading=reading, kinds=kinds.columns)
         return replace(self, draft=draft, left_out=(*ignored, *absent))
 
 
@@ -327,4 +327,5 @@ def recalibrate_on(
         },
         description=published.card.description,
         reading=published.card.reading,
+        kinds=published.card.kinds,
     )
