@@ -407,3 +407,9 @@ REFUSALS: dict[str, Refusal] = {
         text({name: cells for name, cells in columns().items() if name in IGNORED}).encode(), "no usable column"
     ),
 }
+
+ODD_TOKENS = (
+    *MISSING_WORDS,
+    *("inf", "-inf", "Infinity", "1e400", "9e39", "oops", "error", "tbd", "<0.05", ">100", "1,5", "1.2.3", "1_000"),
+    *("12 %", "$5", "(5)", "0x1F", "½", "''", "true", "2024-01-01", "12:30", "E-17", "*", "#", "None.", "nan%", "~5"),
+)

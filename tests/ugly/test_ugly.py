@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from service.cli.main import app
 from service.data.detect import Detection
 from service.data.survey import surveyed
-from service.errors import RowError
+from service.errors import DataError, RowError
 from service.files.dialect import TextOptions
 from service.files.tables import read_raw
 from service.store.loading import load_scorer
@@ -18,7 +18,7 @@ from service.store.store import Store
 from service.training.train import train_table
 from tests.models import PEOPLE
 from tests.tools import running_service
-from tests.ugly.files import HABITS, IGNORED, KINDS, REFUSALS, SPOILT, VALID, columns
+from tests.ugly.files import HABITS, IGNORED, KINDS, ODD_TOKENS, REFUSALS, SPOILT, VALID, columns, text
 
 RULE = ("--rule", "combined", "--false-alarm", "0.02")
 NAMES = [*columns()]
@@ -165,6 +165,35 @@ def test_what_cannot_be_read_is_refused_in_one_line_that_helps(name, tmp_path):
     assert not (tmp_path / "store").exists()
     for flags in refusal.remedies:
         read(path, flags)
+
+
+@pytest.mark.parametrize("token", ODD_TOKENS)
+def test_one_odd_token_among_a_thousand_numbers_leaves_them_numbers(token, canonical, tmp_path):
+    """The column stays one of numbers, and the rest of it as it was; or training stops with the line."""
+    found = columns()
+    found["income"][10] = token
+    path = tmp_path / "data.csv"
+    path.write_text(text(found))
+    try:
+        survey = read(path)
+    except DataError as error:
+        assert f"1 x '{token}', first in line 12" in str(error).replace('"', "'")  # noqa: PT017
+        survey = read(path, ("--bad-cells", "missing"))
+    cells, expected = survey.table.column("income"), canonical.table.column("income").copy()
+    assert [column.kind for column in survey.schema.columns if column.name == "income"] == ["real" if token == "(5)" else "positive"]
+    if not np.isnan(cells[10]):
+        assert cells[10] == {"$5": 5.0, "(5)": -5.0}[token]
+    cells[10] = expected[10] = np.nan
+    np.testing.assert_array_equal(cells, expected)
+
+
+def test_nine_million_is_invalid_where_a_token_was_missing(canonical, client):
+    """The model that any of these files trains: 9,999,999 is invalid in each column of many numbers."""
+    numbers = {name: float(VALID[name]) for name in ("height", "income", "growth", "visits", "grade")}
+    for name in ("height", "income", "growth", "visits"):
+        row = VALID | numbers | {name: 9_999_999}
+        answer = client.post("/score?rule=combined&false_alarm=0.02", json={"instances": [row]})
+        assert answer.json()["scores"][0]["verdict"] == "invalid", name
 
 
 @pytest.mark.slow
