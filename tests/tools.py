@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 
 from service.cli.main import main
+from service.data.cells import RawTable
+from service.data.detect import detect
 from service.web import schemas
 
 REPOSITORY = Path(__file__).parents[1]
@@ -140,3 +142,8 @@ def png_bomb(width, height):
         + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
         + chunk(b"IEND", b"")
     )
+
+
+def detected_cells(texts) -> np.ndarray:
+    """A column of a file, as it is read: numbers or text."""
+    return detect(RawTable(("x",), (list(texts),))).columns[0].cells

@@ -11,14 +11,15 @@ from service.data.columns import CategoryColumn
 from service.data.inputs import InputSpec, Mixed
 from service.data.kinds import ColumnKind, Schema, infer
 from service.data.learn import atoms_of, learn, learnt
-from service.data.table import Table, parsed_cells
+from service.data.table import Table
 from service.errors import DataError
+from tests.tools import detected_cells
 
 RNG = np.random.default_rng(0)
 
 
 def text(*values):
-    return parsed_cells(list(values))
+    return detected_cells(list(values))
 
 
 COLUMNS = {
@@ -91,8 +92,8 @@ def test_a_category_that_reads_as_a_number_has_its_place_in_any_company():
     column = CategoryColumn(name="c", kind="category", values=("a", "1", "2.50", "1.0"), unseen=0.1)
     cells = ["2.5", "1", "01", "3", "a", ""]
     reader = CellReader((1,), ("c",), (column,), reads_text=True)
-    together = reader.table(Table(("c",), (parsed_cells(cells),)))[:, 0]
-    alone = np.concatenate([reader.table(Table(("c",), (parsed_cells([cell]),)))[:, 0] for cell in cells])
+    together = reader.table(Table(("c",), (detected_cells(cells),)))[:, 0]
+    alone = np.concatenate([reader.table(Table(("c",), (detected_cells([cell]),)))[:, 0] for cell in cells])
     assert np.array_equal(together, alone, equal_nan=True)
     assert together.tolist()[:5] == [2, 1, 1, 4, 0]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.data.table import Table, parsed_cells
+from service.data.table import Table
 from service.density.estimator import Estimator
 from service.errors import CalibrationError
 from service.scoring.generator import Generator
@@ -15,6 +15,7 @@ from service.training.fit import FitOptions
 from service.training.recipe import Recipe
 from service.training.train import recalibrate_on, train_table
 from tests.models import digits
+from tests.tools import detected_cells
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def mixed_store(tmp_path_factory):
     speed = 2.0 * state + 0.3 * generator.normal(size=1200)
     load = np.where(generator.random(1200) < 0.1, np.nan, state + generator.poisson(3, size=1200))
     names = ("speed", "load", "state")
-    cells = (speed, load, parsed_cells([("idle", "run", "boost")[at] for at in state]))
+    cells = (speed, load, detected_cells([("idle", "run", "boost")[at] for at in state]))
     root = tmp_path_factory.mktemp("mixed")
     recipe = Recipe(latents=2, hidden=(32,), fit=FitOptions(epochs=15), estimator=Estimator.of("fast"))
     Store(root).publish("mixed", train_table(Table(names, cells), recipe).draft)
@@ -38,7 +39,7 @@ def test_every_calibration_brings_evidence_and_the_store_keeps_it(any_scorer):
     sides = len(weights_of(scorer.model.input)[0])
     assert evidence.combination.parts.shape[1] == sides
     assert len(evidence.combination.parts) + evidence.rows == len(scorer.calibration.scores)
-    assert np.isin(evidence.known.rows[:3], rows.reshape(len(rows), -1).astype(np.float32)).all()
+    assert np.isin(evidence.known.rows[:3], rows.reshape(len(rows), -1)).all()
     scores = scorer.score(rows[:40], ScoreOptions("combined"))
     assert scores.evidence.shape == (40, len(names_of(scorer.model.input)))
     assert ((scores.evidence > 0) & (scores.evidence <= 1)).all()
@@ -87,7 +88,7 @@ def test_a_rate_that_the_rows_cannot_give_is_refused_with_the_number_they_would_
 
 def test_rows_with_holes_are_judged_beside_rows_with_the_same_holes(mixed_store):
     scorer = load_scorer(Store(mixed_store), "mixed", "cpu")
-    states = parsed_cells(["run", "run", "boost", "run"])
+    states = detected_cells(["run", "run", "boost", "run"])
     cells = np.array([2.0, np.nan, 2.0, 2.0]), np.array([np.nan, 4.0, np.nan, 4.0]), states
     holed = scorer.rows(scorer.model.input.array(Table(("speed", "load", "state"), cells)))
     scores = scorer.score(holed, ScoreOptions("combined", false_alarm=0.05))

@@ -180,7 +180,9 @@ def test_one_odd_token_among_a_thousand_numbers_leaves_them_numbers(token, canon
         assert f"1 x '{token}', first in line 12" in str(error).replace('"', "'")  # noqa: PT017
         survey = read(path, ("--bad-cells", "missing"))
     cells, expected = survey.table.column("income"), canonical.table.column("income").copy()
-    assert [column.kind for column in survey.schema.columns if column.name == "income"] == ["real" if token == "(5)" else "positive"]
+    assert [column.kind for column in survey.schema.columns if column.name == "income"] == [
+        "real" if token == "(5)" else "positive"
+    ]
     if not np.isnan(cells[10]):
         assert cells[10] == {"$5": 5.0, "(5)": -5.0}[token]
     cells[10] = expected[10] = np.nan
