@@ -250,7 +250,7 @@ class CellReader:
         names = table.names if self.names is None else self.names
         absent = [name for name in names if name not in table.names]
         if absent:
-            raise DataError(f"has no column {absent[0]!r}")
+            raise DataError(f"has no column {absent[0]!r}, which the model reads")
         faults: list[Fault] = []
         decimal = table.decimal if isinstance(table, RawTable) else None
         # The cells of a file of text are text, also where they are pixels.

@@ -60,6 +60,8 @@ def learnt_number(column: ColumnKind, cells: np.ndarray) -> NumberColumn:
     values = cells[~np.isnan(cells)]
     if not len(values):
         raise DataError(f"column {column.name!r} is empty in the training rows: set its kind to ignored")
+    if column.kind == "positive" and values.min() <= 0:
+        raise DataError(f"column {column.name!r} is declared as positive, but has numbers that are not above 0")
     step = 1.0
     if column.kind == "count":
         step = step_of(values) or 1.0

@@ -9,7 +9,6 @@ import numpy as np
 from pydantic import Field
 
 from service.data.table import Kind
-from service.errors import DataError
 from service.system.frozen import Frozen
 
 GAIN_OF_BENDING = 0.1  # nats per row by which a curved scale must fit better than a straight one
@@ -97,8 +96,6 @@ def number_scale(values: np.ndarray, kind: Kind) -> Straight | Bent:
     bent = [Bent.around(values, share) for share in (0.1, 0.5, 2.0)] if kind == "real" else []
     if values.min() > 0:
         bent.append(Bent.positive(values))
-    if kind == "positive" and values.min() <= 0:
-        raise DataError("kind positive needs numbers above 0")
     best = max(bent, key=lambda scale: normal_fit(values, scale))
     return best if kind == "positive" or bending_gain(values, best) > GAIN_OF_BENDING else Straight()
 
