@@ -25,6 +25,7 @@ from service.errors import DataError
 NEARLY_ALL = 0.9  # share of numbers among a column's present cells that makes the rest bad cells
 MOSTLY, FEW_TOKENS = 0.5, 3  # so does this share, if the rest are only a few different texts beside many numbers
 MANY_NUMBERS = 20
+MOST_TOKENS = 10  # odd texts that are told of
 USED_SHARE = 0.01  # of a column's cells: with more, a text is one of its values and no accident
 CHUNK, SAMPLE, DECIDING = (
     4096,
@@ -51,7 +52,8 @@ class DetectedColumn:
 
     Attributes:
         missing: spellings of a missing cell, other than empty cells.
-        bad: what is neither a number nor a spelling of a missing cell, in a column of numbers.
+        bad: the most frequent cells that are neither a number nor a spelling of a missing cell, in a column of numbers.
+        num_bad: how many cells are bad.
         is_boolean: the texts mean true and false; each is spelled in its most frequent way.
         is_code: the texts are digits that are no number, such as 00217.
         misread: why the numbers could mean something else.
@@ -61,6 +63,7 @@ class DetectedColumn:
     format: NumberFormat = PLAIN
     missing: tuple[Token, ...] = ()
     bad: tuple[Token, ...] = ()
+    num_bad: int = 0
     is_boolean: bool = False
     is_code: bool = False
     misread: str = ""
@@ -126,17 +129,18 @@ class Detected:
         name, column = bad[0]
         numbers = int((~np.isnan(column.cells)).sum())
         more = f" ({len(bad) - 1} more columns have such cells)" if len(bad) > 1 else ""
+        cells = listed(column.bad, place, column.num_bad)
         raise DataError(
-            f"column {name!r}: {numbers:,} numbers and {listed(column.bad, place)}{more}: correct the file, or use "
-            "--bad-cells missing, --bad-cells category, or --na-values for what means a missing cell"
+            f"column {name!r}: {numbers:,} numbers and {cells}{more}: correct the file, or use --bad-cells missing, "
+            "--bad-cells category, or --na-values for what means a missing cell"
         )
 
 
-def listed(tokens: Sequence[Token], place: Callable[[int], str], most: int = 5) -> str:
-    """Tokens in words, the most frequent first."""
+def listed(tokens: Sequence[Token], place: Callable[[int], str], total: int = 0, most: int = 5) -> str:
+    """Tokens in words, the most frequent first, and how many of a total are others."""
     ordered = sorted(tokens, key=lambda token: (-token.count, token.row))
     shown = ", ".join(f"{one.count:,} x {quoted(one.text)}, first in {place(one.row)}" for one in ordered[:most])
-    rest = sum(one.count for one in ordered[most:])
+    rest = max(total, sum(one.count for one in ordered)) - sum(one.count for one in ordered[:most])
     return shown + (f", and {rest:,} others" if rest else "")
 
 
@@ -171,11 +175,14 @@ def detect(raw: RawTable, options: Detection | None = None) -> Detected:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A column of texts: the plain numbers among them, float64 with NaN, shape (N,), and all `odd` others, by text."""
+    """A column of texts: the plain numbers among them, float64 with NaN, shape (N,), and the counts of all `odd` others.
+
+    Odd texts are stripped.
+    """
 
     texts: Sequence[str] = field(repr=False)
     numbers: np.ndarray = field(repr=False)
-    odd: dict[str, Token]
+    odd: dict[str, int]
 
     @staticmethod
     def of(cells: Cells, are_texts: bool = False) -> Counted:
@@ -188,53 +195,42 @@ class Counted:
     @staticmethod
     def of_numbers(texts: list[str]) -> Counted:
         values: list[float] = []
-        odd: dict[str, Token] = {}
+        odd: dict[str, int] = {}
         has_underscores = "_" in "".join(texts)
         if not has_underscores and (numbers := plain_numbers(texts)) is not None:
             return Counted(texts, numbers, odd)
         for start in range(0, len(texts), CHUNK):
             chunk = texts[start : start + CHUNK]
-            try:
-                some = [] if has_underscores else list(map(float, chunk))
-            except ValueError:
-                some = []
-            if not some or not math.isfinite(sum(some)):
-                some = [number_or_token(text, start + at, odd) for at, text in enumerate(chunk)]
-            values += some
+            numbers = None if has_underscores else plain_numbers(chunk)
+            values += [finite_or_odd(text, odd) for text in chunk] if numbers is None else numbers.tolist()
         return Counted(texts, np.array(values, dtype=np.float64), odd)
 
     @staticmethod
     def of_words(texts: list[str]) -> Counted:
         counts, known = Counter(texts), dict[str, float]()
-        odd: dict[str, Token] = {}
+        odd: dict[str, int] = {}
         for text, count in counts.items():  # in the order in which they come first
-            number = plain_number(text)
-            known[text] = math.nan if number is None or math.isinf(number) else number
-            if math.isnan(known[text]):
-                before = odd.get(text.strip())
-                odd[text.strip()] = Token(
-                    text.strip(), count + (before.count if before else 0), before.row if before else -1
-                )
-        if len(odd) == len(counts):
+            known[text] = finite_or_odd(text, odd, count)
+        if all(map(math.isnan, known.values())):
             return Counted(texts, np.full(len(texts), np.nan), odd)
         return Counted(texts, np.array([known[text] for text in texts], dtype=np.float64), odd)
 
-    def placed(self, tokens: Sequence[Token]) -> tuple[Token, ...]:
-        """Tokens with their first row, which is looked up only for those that are shown."""
-        return tuple(token if token.row >= 0 else replace(token, row=self.row_of(token.text)) for token in tokens)
+    def tokens(self, odd: Mapping[str, int]) -> tuple[Token, ...]:
+        """The most frequent of some odd texts, with their first rows."""
+        shown = sorted(odd.items(), key=lambda item: -item[1])[:MOST_TOKENS]
+        return tuple(Token(text, count, self.row_of(text)) for text, count in shown)
 
     def row_of(self, text: str) -> int:
         return next(row for row, cell in enumerate(self.texts) if cell.strip() == text)
 
-    def unread(self, missing: frozenset[str]) -> dict[str, int]:
-        """The odd texts that do not mean a missing cell, with their counts, at most DECIDING."""
-        others = [(text, token.count) for text, token in self.odd.items() if text.lower() not in missing]
-        return dict(others[:DECIDING])
+    def unread(self, missing: frozenset[str]) -> list[str]:
+        """The odd texts that do not mean a missing cell."""
+        return [text for text in self.odd if text.lower() not in missing]
 
     def share(self, missing: frozenset[str]) -> float:
         """Share of plain numbers among the cells that are not missing."""
         numbers = int((~np.isnan(self.numbers)).sum())
-        others = sum(token.count for text, token in self.odd.items() if text.lower() not in missing)
+        others = sum(count for text, count in self.odd.items() if text.lower() not in missing)
         return numbers / max(1, numbers + others)
 
 
@@ -256,14 +252,13 @@ def text_of(cell: object) -> str:
     return str(cell).lower() if isinstance(cell, bool | np.bool_) else str(cell)
 
 
-def number_or_token(text: str, row: int, odd: dict[str, Token]) -> float:
-    """A finite plain number, or NaN and a token among `odd`."""
+def finite_or_odd(text: str, odd: dict[str, int], count: int = 1) -> float:
+    """A finite plain number; otherwise NaN, and the text is counted among `odd`."""
     number = plain_number(text)
     if number is not None and math.isfinite(number):
         return number
     name = text.strip()
-    before = odd.get(name)
-    odd[name] = Token(name, 1, row) if before is None else replace(before, count=before.count + 1)
+    odd[name] = odd.get(name, 0) + count
     return math.nan
 
 
@@ -271,59 +266,54 @@ def from_texts(
     column: Counted, given: Detection, kind: Kind | None, decimal: Decimal | None, numeric_words: set[str]
 ) -> DetectedColumn:
     """Decide what a column of texts is."""
-    missing = [token for text, token in column.odd.items() if text and text.lower() in given.words]
-    if kind in ("category", "boolean") or is_code(column, missing, given.words):
+    if kind in ("category", "boolean") or is_code(column, given.words):
         return as_words(column, given, numeric_words, is_code=kind not in ("category", "boolean"))
-    numbers = as_numbers(column, given, decimal)
+    numbers, bad = as_numbers(column, given, decimal)
     wants_numbers = kind in ("real", "positive", "count", "ordinal")
-    if wants_numbers or are_numbers(column, numbers):
+    if wants_numbers or are_numbers(numbers.cells, bad):
         if not numbers.bad or given.bad_cells == "stop" or wants_numbers:
             return numbers
         if given.bad_cells == "missing":
-            return replace(numbers, missing=(*numbers.missing, *numbers.bad), bad=())
+            return replace(numbers, missing=(*numbers.missing, *numbers.bad), bad=(), num_bad=0)
     return as_words(column, given, numeric_words)
 
 
-def are_numbers(column: Counted, read: DetectedColumn) -> bool:
+def are_numbers(cells: np.ndarray, bad: Mapping[str, int]) -> bool:
     """Whether so many cells are numbers that the others are bad cells."""
-    there = read.cells[~np.isnan(read.cells)]
-    bad = sum(token.count for token in read.bad)
+    there = cells[~np.isnan(cells)]
     if not len(there):
         return False
-    share = len(there) / (len(there) + bad)
+    share = len(there) / (len(there) + sum(bad.values()))
     distinct = len(set(there[:CHUNK].tolist()))
-    if distinct <= MANY_NUMBERS and any(token.count >= max(2, USED_SHARE * len(column.texts)) for token in read.bad):
+    if distinct <= MANY_NUMBERS and max(bad.values(), default=0) >= max(2, USED_SHARE * len(cells)):
         return False  # grades such as 0, 1, 2, 3+
-    return share >= NEARLY_ALL or (share >= MOSTLY and len(read.bad) <= FEW_TOKENS and distinct > MANY_NUMBERS)
+    return share >= NEARLY_ALL or (share >= MOSTLY and len(bad) <= FEW_TOKENS and distinct > MANY_NUMBERS)
 
 
-def as_numbers(column: Counted, given: Detection, decimal: Decimal | None) -> DetectedColumn:
-    """The column read as numbers, in the format that suits most of its cells."""
+def as_numbers(column: Counted, given: Detection, decimal: Decimal | None) -> tuple[DetectedColumn, dict[str, int]]:
+    """The column read as numbers, in the format that suits most of its cells; and its bad cells, with their counts."""
     unread = column.unread(given.words)
     is_plain = not unread and (decimal != "," or "." not in "".join(column.texts))
-    style, is_sure = PLAIN, True
+    style, is_sure = PLAIN if decimal != "," else NumberFormat(decimal=","), True
     if not is_plain:
-        stripped = dict.fromkeys(text.strip() for text in column.texts[: 4 * DECIDING])
-        deciding = [text for text in (*unread, *stripped) if text.lower() not in given.words]
-        style, is_sure = format_of(deciding[: 2 * DECIDING], decimal)
-    elif decimal == ",":
-        style = NumberFormat(decimal=",")
-    values, odd = column.numbers, list(column.odd.values())
-    if not is_plain:
-        values, odd = read_by(style, column)
-    too_large = np.flatnonzero(np.abs(values) > FLOAT32_MAX)
-    values = np.where(np.abs(values) > FLOAT32_MAX, np.nan, values)
-    huge = [Token(column.texts[row].strip(), 1, int(row)) for row in too_large.tolist()]
-    missing = [token for token in odd if token.text and token.text.lower() in given.words]
-    bad = [token for token in odd if token.text and token.text.lower() not in given.words]
+        some = dict.fromkeys([*unread[:DECIDING], *map(str.strip, column.texts[: 4 * DECIDING])])
+        style, is_sure = format_of([text for text in some if text.lower() not in given.words][: 2 * DECIDING], decimal)
+    values, odd = (column.numbers, column.odd) if is_plain else read_by(style, column)
+    large = np.abs(values) > FLOAT32_MAX
+    values = np.where(large, np.nan, values)
+    missing = {text: count for text, count in odd.items() if text and text.lower() in given.words}
+    bad = {text: count for text, count in odd.items() if text and text.lower() not in given.words}
+    bad |= Counter(column.texts[row].strip() for row in np.flatnonzero(large).tolist())
     values, sentinels = without_sentinels(values, given)
-    return DetectedColumn(
+    found = DetectedColumn(
         values,
         style,
-        column.placed([*missing, *sentinels][:10]),
-        column.placed(bad[:100]) + tuple(bad[100:]) + tuple(huge),
+        (*column.tokens(missing), *sentinels),
+        column.tokens(bad),
+        sum(bad.values()),
         misread="" if is_sure else f"{ambiguous(unread)} may mean two numbers: say --decimal . or --decimal ,",
     )
+    return found, bad
 
 
 def ambiguous(texts: Collection[str]) -> str:
@@ -331,22 +321,17 @@ def ambiguous(texts: Collection[str]) -> str:
     return quoted(next((text for text in texts if "," in text or "." in text), next(iter(texts), "")))
 
 
-def read_by(style: NumberFormat, column: Counted) -> tuple[np.ndarray, list[Token]]:
-    """The column's numbers in a format, with the texts that are none."""
-    known: dict[str, float] = {}
-    odd: dict[str, Token] = {}
-    values = np.zeros(len(column.texts))
-    for row, text in enumerate(column.texts):
-        number = known.get(text)
-        if number is None:
-            read = style.read(text.strip())
-            number = known[text] = math.nan if read is None or math.isinf(read) else read
-        values[row] = number
-        if math.isnan(number):
-            name = text.strip()
-            before = odd.get(name)
-            odd[name] = Token(name, 1, row) if before is None else replace(before, count=before.count + 1)
-    return values, list(odd.values())
+def read_by(style: NumberFormat, column: Counted) -> tuple[np.ndarray, dict[str, int]]:
+    """The column's numbers in a format, and the texts that are none, with their counts."""
+    odd: dict[str, int] = {}
+    values = []
+    for text in column.texts:
+        number = style.read(text.strip())
+        if number is None or math.isinf(number):
+            number, name = math.nan, text.strip()
+            odd[name] = odd.get(name, 0) + 1
+        values.append(number)
+    return np.array(values, dtype=np.float64), odd
 
 
 def without_sentinels(values: np.ndarray, given: Detection) -> tuple[np.ndarray, list[Token]]:
@@ -360,25 +345,22 @@ def without_sentinels(values: np.ndarray, given: Detection) -> tuple[np.ndarray,
     return values, tokens
 
 
-def is_code(column: Counted, missing: Sequence[Token], words: Collection[str]) -> bool:
+def is_code(column: Counted, missing: Collection[str]) -> bool:
     """Whether the texts are digits that are no number: some begin with a zero."""
     numbers = column.numbers[~np.isnan(column.numbers)]
-    if len(column.odd) - ("" in column.odd) > len(missing) or (numbers != np.rint(numbers)).any():
+    if (numbers != np.rint(numbers)).any() or any(text.lower() not in missing for text in column.odd):
         return False
-    texts = {text for text in set(map(str.strip, column.texts)) - column.odd.keys() if text.lower() not in words}
+    texts = {text for text in set(map(str.strip, column.texts)) - column.odd.keys() if text.lower() not in missing}
     return any(text[0] == "0" and len(text) > 1 for text in texts) and all(map(str.isdigit, texts))
 
 
 def as_words(column: Counted, given: Detection, numeric_words: set[str], is_code: bool = False) -> DetectedColumn:
     """The column as texts; true and false if all of its texts are spellings of them."""
     least = max(2, USED_SHARE * len(column.texts))
-    named = [token for text, token in column.odd.items() if text and text.lower() in given.words]
+    said = {text.strip().lower() for text in given.missing}
+    named = {text: count for text, count in column.odd.items() if text and text.lower() in given.words}
     used = {
-        token.text
-        for token in named
-        if token.text.lower() in AMBIGUOUS - numeric_words
-        and token.text.lower() not in {text.strip().lower() for text in given.missing}
-        and token.count >= least
+        text for text, count in named.items() if count >= least and text.lower() in AMBIGUOUS - numeric_words - said
     }
     known: dict[str, str | None] = {}
     for text in dict.fromkeys(column.texts):
@@ -391,8 +373,8 @@ def as_words(column: Counted, given: Detection, numeric_words: set[str], is_code
         known = {text: None if word is None else spelled[BOOLEANS[word.lower()]] for text, word in known.items()}
     cells = np.empty(len(column.texts), dtype=object)
     cells[:] = [known[text] for text in column.texts]
-    missing = [token for token in named if token.text not in used]
-    return DetectedColumn(cells, missing=column.placed(missing[:10]), is_boolean=is_boolean, is_code=is_code)
+    missing = column.tokens({text: count for text, count in named.items() if text not in used})
+    return DetectedColumn(cells, missing=missing, is_boolean=is_boolean, is_code=is_code)
 
 
 def usual_spellings(column: Counted, known: Mapping[str, str | None]) -> dict[int, str]:
@@ -415,4 +397,4 @@ def from_numbers(values: np.ndarray, given: Detection) -> DetectedColumn:
     values, sentinels = without_sentinels(np.where(wrong, np.nan, values), given)
     if given.bad_cells == "missing":
         return DetectedColumn(values, missing=(*sentinels, *bad))
-    return DetectedColumn(values, missing=tuple(sentinels), bad=tuple(bad))
+    return DetectedColumn(values, missing=tuple(sentinels), bad=tuple(bad), num_bad=int(wrong.sum()))

@@ -103,9 +103,9 @@ def notes_on(name: str, kind: Kind, column: DetectedColumn, place: Callable[[int
     if str(column.format):
         notes.append(str(column.format))
     if column.missing:
-        notes.append(f"missing cells: {listed(column.missing, place, 3)}")
+        notes.append(f"missing cells: {listed(column.missing, place, most=3)}")
     if column.bad:
-        notes.append(f"bad cells: {listed(column.bad, place, 3)}")
+        notes.append(f"bad cells: {listed(column.bad, place, column.num_bad, 3)}")
     if column.misread:
         notes.append(f"warning: {column.misread}")
     if kind == "ignored":

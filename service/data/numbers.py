@@ -74,7 +74,12 @@ class NumberFormat(Frozen):
 
     def read(self, text: str) -> float | None:
         """The number that stripped text means in this format; None if it means none. Infinity is a number, NaN is not."""
-        if self == PLAIN and (number := plain_number(text)) is not None:
+        if self.decimal == "." and not self.thousands:
+            number = plain_number(text)
+        else:  # most cells are digits with perhaps a sign, and need no more
+            digits = self.digits(text.removeprefix("-"))
+            number = None if digits is None else float(digits) * (-1.0 if text.startswith("-") else 1.0)
+        if number is not None:
             return number
         parts = parts_of(text)
         if parts is None or (parts.unit and parts.unit != self.unit):
