@@ -350,3 +350,15 @@ def test_latents_that_cannot_be_read_are_refused(body):
         parse_latents(body.encode(), CSV, 2, 10)
     with pytest.raises((MalformedError, InputError)):
         parse_latents(body.encode(), NPY, 2, 10)
+
+
+def test_npy_holds_positions_of_text_categories_and_no_other_numbers(people):
+    (row,) = parsed(instances(ROW), spec=people).rows
+    city = COLUMNS.index("city")
+    known = len(people.transform.columns[city].values)
+    for position in (0, known):  # the last one means a value never seen
+        row[city] = position
+        np.testing.assert_array_equal(parsed(npy(row[None]), NPY, people).rows, row[None])
+    for position in (0.5, -1, known + 1):
+        row[city] = position
+        refused(422, npy(row[None]), NPY, people)
