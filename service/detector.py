@@ -30,7 +30,7 @@ from service.density.estimate import Execution, Member
 from service.density.estimator import SETTINGS, Estimator, SettingName
 from service.density.tiling import worker_pool
 from service.errors import DataError, VouchError
-from service.scoring.calibration import known_rows
+from service.scoring.calibration import known_rows, whole_rows
 from service.scoring.model import Model
 from service.scoring.statistics import KnownRows, weights_of
 from service.system.cpus import cpu_quota
@@ -192,7 +192,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         if self.rule == "log_likelihood":
             return np.concatenate(held_out)
         self.row_statistics_ = self.model_.row_statistics(
-            replace(KnownRows.of(rows, spec.features), usual=np.mean(usual, axis=0))
+            replace(KnownRows.of(whole_rows(self.model_, rows), spec.features), usual=np.mean(usual, axis=0))
         )
         statistics = np.concatenate(held_out)
         self.combination_ = Combination(np.sort(statistics, axis=0), np.zeros(0), *weights_of(spec))

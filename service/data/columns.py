@@ -153,6 +153,14 @@ class CategoryColumn(Frozen):
             place = place_among(self.values, values)
         return np.where(np.isnan(values), np.nan, place)[:, None]
 
+    def positions(self, values: np.ndarray) -> np.ndarray:
+        """Where numbers, shape (B,), lie among those of the column, in steps from the first one; others lie beyond."""
+        known = np.array(self.values, np.float64)
+        step = (known[-1] - known[0]) / max(1, len(known) - 1) or 1.0
+        inside = np.interp(values, known, np.arange(len(known)))
+        beyond = np.where(values > known[-1], values - known[-1], np.minimum(values - known[0], 0.0)) / step
+        return np.where(np.isnan(values), np.nan, inside + beyond)
+
     def decode(self, x: np.ndarray) -> np.ndarray:
         """Indices, shape (..., 1), to values of rows, shape (...)."""
         place = np.clip(np.nan_to_num(x[..., 0]).astype(int), 0, len(self.values) - 1)

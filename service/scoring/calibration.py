@@ -250,7 +250,7 @@ def known_rows(
     """A sample of the rows for nearest neighbours, and the pilot rows' typical values; None if either is empty."""
     if not len(rows) or not len(pilot):
         return None
-    known = KnownRows.of(rows, model.input.features)
+    known = KnownRows.of(whole_rows(model, rows, pace), model.input.features)
     row_statistics = model.row_statistics(known)
     some = pilot[:SUSPECT_ROWS]
     (pace or Pace()).begin("known", len(some) * len(model.members))
@@ -260,6 +260,17 @@ def known_rows(
         observers = [row_statistics.observer(number)]
         seen += observe(model.estimator, member, x, observers, (), log_abs_det, execution=execution)[1]
     return replace(known, usual=KnownRows.usual_of(row_statistics.together(seen).reconstruction))
+
+
+def whole_rows(model: Model, rows: np.ndarray, pace: Pace | None = None) -> np.ndarray:
+    """Rows without missing cells: the complete ones if at least half are, otherwise all, filled by draws.
+
+    Missing cells have no distance from others: an impossible value would be near any row in which that cell is missing.
+    """
+    complete = ~np.isnan(rows).any(axis=1)
+    if 2 * complete.sum() >= len(rows):
+        return rows[complete]
+    return ReferenceRows.of(model, KnownRows.of(rows, model.input.features).rows, pace).rows
 
 
 def suspects(model: Model, pilot: np.ndarray, execution: Execution, pace: Pace | None = None) -> np.ndarray:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 
-from service.data.columns import CategoryColumn
+from service.data.columns import CategoryColumn, NumberColumn
 from service.data.inputs import Binary, InputSpec, Mixed
 from service.density.neighbours import Neighbours
 from service.density.row_statistics import DrawObserver, DrawStatistics, Seen, encodings
@@ -205,8 +205,26 @@ def logarithm(values: np.ndarray) -> np.ndarray:
 
 
 def coordinates(spec: InputSpec, rows: np.ndarray) -> np.ndarray:
-    """Coordinates of rows, shape (B, D), for distances: an image's pixels; a table's columns as the network sees them."""
-    return rows if spec.kind == "image" else spec.encode(rows)
+    """Coordinates of rows, shape (B, D), for distances: an image's pixels; a table's columns as the network sees them.
+
+    A few numbers, such as grades, are coordinates by their size: one that was never seen may be far from all others. In
+    older versions it is one step away.
+    """
+    if spec.kind == "image":
+        return rows
+    x = spec.encode(rows)
+    if not (isinstance(spec.transform, Mixed) and spec.precision == "float64"):
+        return x
+    x, ends = x.astype(np.float64), np.cumsum(spec.widths)
+    for at, column in enumerate(spec.transform.columns):
+        if has_positions(column):
+            x[:, ends[at] - 1] = column.positions(rows[:, at])
+    return x
+
+
+def has_positions(column: NumberColumn | CategoryColumn) -> TypeGuard[CategoryColumn]:
+    """Whether a column's few values are numbers in an order."""
+    return isinstance(column, CategoryColumn) and not column.is_text and column.kind in ("ordinal", "binary")
 
 
 def categories(spec: InputSpec) -> np.ndarray:
@@ -216,7 +234,8 @@ def categories(spec: InputSpec) -> np.ndarray:
     flags: list[bool] = []
     for column in spec.transform.columns:
         if isinstance(column, CategoryColumn):
-            flags.append(column.kind != "ordinal")
+            is_ordered = column.kind == "ordinal" or (spec.precision == "float64" and has_positions(column))
+            flags.append(not is_ordered)
         else:
             flags += [True, False] if column.atoms else [False]  # which atom, if any
     return np.array(flags)

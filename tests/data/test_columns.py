@@ -176,3 +176,10 @@ def test_a_category_keeps_only_its_commonest_values():
     assert len(column.values) == 256
     assert column.unseen == pytest.approx((144 * 3 + 1 + 1) / 1203)
     assert math.isnan(column.encode(np.array([np.nan]))[0, 0])
+
+
+def test_a_few_numbers_have_positions_and_others_lie_between_and_beyond_them():
+    column = learnt(ColumnKind(name="g", kind="ordinal"), np.array([1.0, 2.0, 4.0] * 40))
+    values = np.array([1.0, 4.0, 3.0, 5.5, 0.0, 9_999_999.0, np.nan])
+    expected = [0.0, 2.0, 1.5, 3.0, -2 / 3, 2 + (9_999_999 - 4) / 1.5, np.nan]
+    np.testing.assert_allclose(column.positions(values), expected)
