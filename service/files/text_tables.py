@@ -106,7 +106,7 @@ def check_header(names: Sequence[str]) -> None:
         raise DataError(f"line 1: column {nameless[-1]} has no name: name it in the header, or use --no-header")
     counts = Counter(names)
     twice = [place for place, name in enumerate(names, start=1) if counts[name] > 1]
-    if twice and not (len(twice) == 2 and not nameless and all(is_index(names[place - 1]) for place in twice)):
+    if twice:
         raise DataError(f"line 1: columns {twice[0]} and {twice[1]} have the same name: rename one of them")
 
 

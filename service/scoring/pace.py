@@ -56,7 +56,7 @@ class Pace:
         self.paces: dict[Step, float] = {}  # seconds a row, of steps that are done
         self.done, self.spent = 0, 0.0
         self.step: Step | None = None
-        self.stage, self.begun = PREPARING, 0.0
+        self.stage, self.started = PREPARING, 0.0
 
     @property
     def is_limited(self) -> bool:
@@ -77,7 +77,7 @@ class Pace:
 
     def begin(self, step: Step, rows: int, stage: str = PREPARING) -> None:
         """A step begins, in which so many rows are scored, once for each network."""
-        self.step, self.stage, self.begun = step, stage, time.monotonic()
+        self.step, self.stage, self.started = step, stage, time.monotonic()
         self.planned = {} if step == "calibration" else self.planned  # which is the last one
         self.planned[step], self.done, self.spent = rows, 0, 0.0
         self.tell(stage, self.seconds_left())
@@ -86,7 +86,7 @@ class Pace:
         """Rows of the current step are scored."""
         if self.step is None:
             return
-        self.done, self.spent = self.done + rows, time.monotonic() - self.begun
+        self.done, self.spent = self.done + rows, time.monotonic() - self.started
         if self.done >= self.planned[self.step]:
             # Cells are imputed by one thread, a row at a time.
             size = self.done if self.step == "imputed" else self.in_rounds(self.done)

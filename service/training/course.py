@@ -65,8 +65,8 @@ class Course:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.begun = time.monotonic()
-        self.until = math.inf if self.minutes is None else self.begun + 60.0 * self.minutes
+        self.started = time.monotonic()
+        self.until = math.inf if self.minutes is None else self.started + 60.0 * self.minutes
         self.stage, self.detail, self.fraction, self.told_at = "", "", 0.0, -math.inf
         self.most = 0.0  # seconds for a calibration that could take more
 
@@ -90,7 +90,7 @@ class Course:
             return
         if seconds_left is not None:
             self.told_at = now
-            self.fraction = max(self.fraction, (now - self.begun) / max(1e-9, now - self.begun + seconds_left))
+            self.fraction = max(self.fraction, (now - self.started) / max(1e-9, now - self.started + seconds_left))
         self.tell(TrainingProgress(self.stage, self.detail, self.fraction, seconds_left))
 
     def end(self) -> None:

@@ -168,12 +168,13 @@ async def described(request: Request, name: str, version: str | None) -> Respons
     """The metadata of a model or version."""
     engine = RequestContext.of(request).engine
     scorer = await engine.scorer(reference(name, version))
+    datatype = "FP64" if scorer.model.input.precision == "float64" else "FP32"
     document = {
         "name": name,
         # A version that was just published can be served by its number before the store is polled again.
         "versions": engine.registry.catalog.versions.get(name, (scorer.published.reference.version,)),
         "platform": "vouch",
-        "inputs": [{"name": "rows", "datatype": "FP32", "shape": [-1, scorer.model.input.features]}],
+        "inputs": [{"name": "rows", "datatype": datatype, "shape": [-1, scorer.model.input.features]}],
         "outputs": [{"name": output, "datatype": kind, "shape": [-1]} for output, kind in OUTPUTS.items()],
     }
     return answers.json_response(document)
