@@ -144,8 +144,8 @@ class CellReader:
             return column.place(number) if isinstance(column, CategoryColumn) and column.is_text else number
         return Fault(kind_of(value), expected="text or a number" if self.reads_text else NUMBER)
 
-    def text(self, position: int, text: str, style: NumberFormat | None = None) -> float | Fault:
-        """The number that stands for stripped text, or the fault; numbers are written in the column's own style."""
+    def text(self, position: int, text: str, decimal: Decimal | None = None) -> float | Fault:
+        """The number that stands for stripped text, or the fault; `decimal` is the decimal mark, if the source tells."""
         if not self.reads_text:
             return Fault("text", expected=NUMBER)
         column = None if self.columns is None else self.columns[position]
@@ -156,18 +156,24 @@ class CellReader:
             return self.missing()
         if category is not None and category.is_text:
             return len(category.values)  # never seen
-        number = self.number(text, style or self.formats[position])
+        number = self.number(position, text, decimal)
         if number is None:
             return Fault("text", expected=NUMBER) if category is None else NO_VALUE
         return self.missing() if number in self.missing_numbers else number
 
-    def number(self, text: str, style: NumberFormat) -> float | None:
-        """The number that text means; None if it means none, or might mean another one as well."""
+    def number(self, position: int, text: str, decimal: Decimal | None) -> float | None:
+        """The number that text means, written as in the training file or with the source's decimal mark.
+
+        None if it means none, or might mean another one as well: 1,234, if nothing but this cell tells.
+        """
+        usual = self.formats[position]
+        style = usual if decimal in (None, usual.decimal) else NumberFormat(decimal=decimal, unit=usual.unit)
         number = style.read(text)
         if number is not None:
             return number
-        # Not in the column's own format: perhaps with a currency or separators that the training file did not have.
-        other, is_sure = format_of([text], style.decimal, style)
+        # Perhaps with a currency or separators that the training file did not have.
+        known = decimal or (None if usual == PLAIN else usual.decimal)
+        other, is_sure = format_of([text], known, style)
         return other.read(text) if is_sure and other.unit in (style.unit, *CURRENCIES) else None
 
     def missing(self) -> float | Fault:
@@ -264,11 +270,6 @@ class CellReader:
             raise first_fault(InputError("some cells cannot be read", [first]))
         return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
 
-    def style(self, position: int, decimal: Decimal | None) -> NumberFormat:
-        """How numbers are written in a column of a file with this decimal mark; None: as in the training file."""
-        usual = self.formats[position]
-        return usual if decimal in (None, usual.decimal) else NumberFormat(decimal=decimal, unit=usual.unit)
-
     def column(self, position: int, cells: Cells, faults: list[Fault], decimal: Decimal | None = None) -> np.ndarray:
         """A column's cells as numbers, shape (N,), float64; appends the column's first fault to `faults`."""
         learnt = None if self.columns is None else self.columns[position]
@@ -279,8 +280,6 @@ class CellReader:
                 numbers = np.where(np.isin(numbers, list(self.missing_numbers)), np.nan, numbers)
             if self.columns is not None or not np.isnan(numbers).any():
                 return numbers
-        is_text = isinstance(learnt, CategoryColumn) and learnt.is_text
-        style = None if is_text or not self.reads_text else self.style(position, decimal)
         known: dict[Any, float | Fault] = {}
         numbers = np.zeros(len(cells))
         for row, value in enumerate(cells.tolist() if isinstance(cells, np.ndarray) else cells):
@@ -288,7 +287,9 @@ class CellReader:
             number = known.get(key)
             if number is None:
                 number = known[key] = (
-                    self.text(position, value.strip(), style) if isinstance(value, str) else self.cell(position, value)
+                    self.text(position, value.strip(), decimal)
+                    if isinstance(value, str)
+                    else self.cell(position, value)
                 )
             if isinstance(number, Fault):
                 faults.append(Fault(number.message, row, self.column_name(position), number.expected))
