@@ -100,7 +100,7 @@ def spoilt(rows: np.ndarray, data: Data, mask: np.ndarray, seed: int = 1) -> tup
         else:
             choices = [swapped, 10 * value, value + 5 * spread[column]]
         changed[row, column] = generator.choice(np.array(choices))
-    changed = np.where(np.isnan(changed), rows, changed).astype(np.float32)
+    changed = np.where(np.isnan(changed), rows, changed).astype(rows.dtype)
     return changed, changed != rows
 
 
@@ -269,7 +269,7 @@ def missing_cells(name: str, data: Data, console: Console, patterns: int) -> Non
         table.add_row(str(number), f"{patterns} x {len(rows)}", f"{100 * np.mean(accepted):.1f}", f"{error:.1f}")
     console.print(table)
     hidden = generator.random(rows.shape) < HIDDEN_SHARE
-    incomplete = np.where(hidden, np.float32(np.nan), rows)
+    incomplete = np.where(hidden, rows.dtype.type(np.nan), rows)
     numeric = np.flatnonzero(~np.array(data.is_category))
     center, spread = np.nanmean(data.train[:, numeric], axis=0), np.nanstd(data.train[:, numeric], axis=0)
     truth = (rows[:, numeric] - center) / spread
