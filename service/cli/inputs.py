@@ -65,7 +65,7 @@ def rows_for(reader: CellReader, path: Path, key: str | None, text: TextOptions 
     if key is not None or not is_table(path):
         return FileRows(read(path, key))
     with without_garbage_collection():
-        raw = read_raw(path, options=text or AS_SHOWN, known=reader.names or ())
+        raw = read_raw(path, options=text or AS_SHOWN, known=reader.names or (), as_text=bool(reader.reading.formats))
     tell(path, raw)
     with naming(path, raw):
         return FileRows(Rows(reader.table(raw), reader.names), raw)

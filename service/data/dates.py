@@ -20,8 +20,11 @@ DAY_FORMATS = (
 WEEKDAY = re.compile(r"(mon|tue|wed|thu|fri|sat|sun)[a-z]*,? ", re.IGNORECASE)
 ZONE = re.compile(r" ?(z|utc|gmt|[a-z]{3,4}|[+-]\d\d:?\d\d)$", re.IGNORECASE)
 NAMED = re.compile(
-    r"(^|_|\b)(time|timestamp|ts|epoch|date|datetime|created|updated|modified)(_|\b|$)|(_at|_on|time|date)$"
+    r"(^|_|\b)(time|timestamp|ts|epoch|date|datetime|created|updated|modified|zeit|datum|zeitstempel|fecha|hora|heure|utc)"
+    r"(_|\b|$)|(_at|_on|time|date|login)$"
 )
+COMPACT = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # by the number of digits
+MODERN_MS, FEW = (1_100_000_000_000, 2_100_000_000_000), 20  # from 2004 to 2036, whatever the column is called
 EPOCHS = {  # 1990 to 2100, by unit
     "seconds": (631_152_000, 4_102_444_800),
     "milliseconds": (631_152_000_000, 4_102_444_800_000),
@@ -77,16 +80,27 @@ def is_day(text: str, pattern: str) -> bool:
     return True
 
 
+def reads_as(text: str, pattern: str) -> bool:
+    """Whether the text is a time in this format, in a year from 1900 to 2100."""
+    try:
+        return 1900 <= datetime.strptime(text, pattern).year <= 2100
+    except ValueError:
+        return False
+
+
 def number_date_reason(name: str, values: np.ndarray) -> str:
     """Why numbers, without NaN, are dates: days such as 20240131, or an epoch by name and range; empty if they are not."""
     if not len(values) or (values != np.rint(values)).any():
         return ""
     distinct = np.unique(values)
-    if distinct[0] >= 19_000_101 and distinct[-1] <= 21_001_231:
+    if (pattern := COMPACT.get(len(str(int(distinct[0]))), "")) and distinct[0] > 0:
         places = np.linspace(0, len(distinct) - 1, min(LOOKED_AT, len(distinct))).astype(int)
         some = [str(int(value)) for value in distinct[places]]
-        if share(partial(is_day, pattern="%Y%m%d"), some) >= NEARLY_ALL:
-            return "dates as YYYYMMDD"
+        if share(partial(reads_as, pattern=pattern), some) >= NEARLY_ALL:
+            return "dates without marks"
+    low, high = MODERN_MS
+    if len(distinct) > FEW and low <= distinct[0] and distinct[-1] <= high:
+        return "times, as milliseconds since 1970"
     if NAMED.search(name.lower()):
         for unit, (low, high) in EPOCHS.items():
             if low <= distinct[0] and distinct[-1] <= high:

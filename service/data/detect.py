@@ -12,13 +12,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from service.data.cells import Cells, RawTable
 from service.data.columns import BOOLEANS, PAIRS
-from service.data.numbers import PLAIN, Decimal, NumberFormat, format_of, plain_number
+from service.data.numbers import CURRENCIES, PLAIN, Decimal, NumberFormat, format_of, pattern_of, plain_number
 from service.data.table import FLOAT32_MAX, MAX_TEXT, MISSING, Kind, Table
 from service.errors import DataError
 
@@ -69,7 +70,7 @@ class DetectedColumn:
     misread: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Detection:
     """What a user may say about how cells are read.
 
@@ -85,7 +86,7 @@ class Detection:
     bad_cells: BadCells = "stop"
     kinds: Mapping[str, Kind] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def words(self) -> frozenset[str]:
         """All texts that mean a missing cell, in lower case."""
         return MISSING | {text.strip().lower() for text in self.missing}
@@ -268,14 +269,15 @@ def from_texts(
     """Decide what a column of texts is."""
     if kind in ("category", "boolean") or is_code(column, given.words):
         return as_words(column, given, numeric_words, is_code=kind not in ("category", "boolean"))
-    numbers, bad = as_numbers(column, given, decimal)
-    wants_numbers = kind in ("real", "positive", "count", "ordinal")
-    if wants_numbers or are_numbers(numbers.cells, bad):
-        if not numbers.bad or given.bad_cells == "stop" or wants_numbers:
-            return numbers
-        if given.bad_cells == "missing":
-            return replace(numbers, missing=(*numbers.missing, *numbers.bad), bad=(), num_bad=0)
-    return as_words(column, given, numeric_words)
+    must_be = kind in ("real", "positive", "count", "ordinal")
+    read = as_numbers(column, given, decimal, must_be)
+    if read is None or not (must_be or are_numbers(read[0].cells, read[1])):
+        return as_words(column, given, numeric_words)
+    numbers = read[0]
+    if numbers.bad and given.bad_cells == "missing":
+        return replace(numbers, missing=(*numbers.missing, *numbers.bad), bad=(), num_bad=0)
+    becomes_words = numbers.bad and given.bad_cells == "category" and not must_be
+    return as_words(column, given, numeric_words) if becomes_words else numbers
 
 
 def are_numbers(cells: np.ndarray, bad: Mapping[str, int]) -> bool:
@@ -290,14 +292,25 @@ def are_numbers(cells: np.ndarray, bad: Mapping[str, int]) -> bool:
     return share >= NEARLY_ALL or (share >= MOSTLY and len(bad) <= FEW_TOKENS and distinct > MANY_NUMBERS)
 
 
-def as_numbers(column: Counted, given: Detection, decimal: Decimal | None) -> tuple[DetectedColumn, dict[str, int]]:
-    """The column read as numbers, in the format that suits most of its cells; and its bad cells, with their counts."""
+def as_numbers(
+    column: Counted, given: Detection, decimal: Decimal | None, must_be: bool
+) -> tuple[DetectedColumn, dict[str, int]] | None:
+    """The column read as numbers, in the format that suits most of its cells; and its bad cells, with their counts.
+
+    None if most of its cells are no numbers, unless it `must_be` a column of numbers.
+    """
     unread = column.unread(given.words)
     is_plain = not unread and (decimal != "," or "." not in "".join(column.texts))
-    style, is_sure = PLAIN if decimal != "," else NumberFormat(decimal=","), True
+    if is_plain and decimal is None and has_doubtful_points(column.texts):
+        unread = [next(text for text in column.texts if "." in text)]
+    style, is_sure = PLAIN if decimal != "," else NumberFormat(decimal=","), not (is_plain and unread)
     if not is_plain:
+        words = given.words
         some = dict.fromkeys([*unread[:DECIDING], *map(str.strip, column.texts[: 4 * DECIDING])])
-        style, is_sure = format_of([text for text in some if text.lower() not in given.words][: 2 * DECIDING], decimal)
+        deciding = [text for text in some if text.lower() not in words][: 2 * DECIDING]
+        style, is_sure = format_of(deciding, decimal)
+        if not must_be and 2 * sum(style.read(text) is not None for text in deciding) < len(deciding):
+            return None  # words
     values, odd = (column.numbers, column.odd) if is_plain else read_by(style, column)
     large = np.abs(values) > FLOAT32_MAX
     values = np.where(large, np.nan, values)
@@ -316,6 +329,14 @@ def as_numbers(column: Counted, given: Detection, decimal: Decimal | None) -> tu
     return found, bad
 
 
+def has_doubtful_points(texts: Sequence[str]) -> bool:
+    """Whether numbers have points that may all be separators of thousands: 2.486 and 987, and no 2.5, 0.125 or 1234.5."""
+    pointed = {text.strip().removeprefix("-") for text in texts if "." in text}
+    if not pointed or not all(map(pattern_of(",", ".").fullmatch, pointed)):
+        return False
+    return not any(len(text) > 3 and text.strip().isdigit() for text in texts)
+
+
 def ambiguous(texts: Collection[str]) -> str:
     """The text whose marks can be read in two ways."""
     return quoted(next((text for text in texts if "," in text or "." in text), next(iter(texts), "")))
@@ -325,9 +346,10 @@ def read_by(style: NumberFormat, column: Counted) -> tuple[np.ndarray, dict[str,
     """The column's numbers in a format, and the texts that are none, with their counts."""
     odd: dict[str, int] = {}
     values = []
+    must_have_unit = bool(style.unit) and style.unit not in CURRENCIES
     for text in column.texts:
         number = style.read(text.strip())
-        if number is None or math.isinf(number):
+        if number is None or math.isinf(number) or (must_have_unit and text.strip()[-1:].isdigit()):
             number, name = math.nan, text.strip()
             odd[name] = odd.get(name, 0) + 1
         values.append(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,7 +29,12 @@ def array_of(rows: Rows, reader: CellReader) -> np.ndarray:
     if isinstance(rows, Mapping):
         rows = [rows]
     if not isinstance(rows, list | tuple):
-        return np.asarray(rows)
+        array = np.asarray(rows)
+        if array.dtype.kind not in "uifb":
+            raise InputError(
+                "not rows of numbers: expected an array, a data frame in memory, a dict or a list of dicts"
+            )
+        return array
     if not any(isinstance(row, Mapping) for row in rows):
         try:
             return np.array(rows, dtype=np.float64)
@@ -54,6 +60,8 @@ def frame_array(raw: RawTable, reader: CellReader) -> np.ndarray:
     absent = [name for name in reader.names if name not in raw.names]
     if unknown := reader.unknown(names):
         raise InputError(f"unknown column {shortened(unknown[0])!r}; expected {reader.known()}")
+    if nested := [name for name in absent if name in raw.left_out]:
+        raise InputError(f"column {nested[0]!r} holds {raw.left_out[nested[0]]}, expected single values")
     if absent:
         raise InputError(f"missing column {absent[0]!r}; the model reads {reader.known()}")
     try:
@@ -80,9 +88,12 @@ def raw_frame(frame: Any) -> RawTable:
         frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
     try:
         data = nw.from_native(frame, eager_only=True)
+        cells = {name: series_cells(data[name]) for name in data.columns}
     except TypeError:
         raise InputError("not rows: expected an array, a data frame in memory, a dict or a list of dicts") from None
-    cells = {name: series_cells(data[name]) for name in data.columns}
+    except Exception as error:  # a frame of any library can make its own raise anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"the data frame cannot be read: {reason}") from error
     left_out = {
         name: "lists or objects" for name, one in cells.items() if not isinstance(one, np.ndarray) and has_nested(one)
     }
@@ -111,6 +122,8 @@ def plain_cell(cell: Any) -> Any:
         return None
     if isinstance(cell, np.generic):
         cell = cell.item()
+    if isinstance(cell, decimal.Decimal):
+        return float(cell)
     return str(cell) if isinstance(cell, datetime.date | datetime.time | datetime.timedelta) else cell
 
 

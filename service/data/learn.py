@@ -51,6 +51,11 @@ def learnt_category(column: ColumnKind, cells: np.ndarray) -> CategoryColumn:
     others = len(there) - int(counts[placed].sum())
     names = tuple(values[at] if is_text else float(values[at]) for at in placed)
     if column.kind == "boolean":
+        if not is_text or {BOOLEANS.get(str(name).lower()) for name in names} != {0, 1}:
+            raise DataError(
+                f"column {column.name!r} is declared as boolean, but its values are not all spellings of true and false, "
+                "such as yes and no: use binary"
+            )
         names = tuple(sorted(names, key=lambda word: BOOLEANS[str(word).lower()]))
     unseen = min(0.5, (others + 1) / (len(there) + 2))
     return CategoryColumn(name=column.name, kind=column.kind, values=names, unseen=unseen)

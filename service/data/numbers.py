@@ -9,47 +9,38 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from service.system.frozen import Frozen
 
 Decimal = Literal[".", ","]
 SPACES = "\u00a0\u2009\u202f"  # no-break, thin, and narrow no-break space
 MINUS = str.maketrans("\u2212\u2013" + SPACES + "\u2019", "--   '")
+# fmt: off
 CURRENCIES = (
-    *(
-        "R$",
-        "$",
-        "€",
-        "£",
-        "¥",
-        "₹",
-        "₽",
-        "₩",
-        "₺",
-        "₫",
-        "฿",
-        "USD",
-        "EUR",
-        "GBP",
-        "CHF",
-        "JPY",
-        "CNY",
-        "INR",
-        "AUD",
-        "CAD",
-    ),
-    *("SEK", "NOK", "DKK", "PLN", "CZK", "BRL", "Fr.", "kr.", "kr", "zł", "Kč"),
+    "US$", "R$", "$", "€", "£", "¥", "₹", "₽", "₩", "₺", "₫", "฿", "USD", "EUR", "GBP", "CHF", "JPY", "CNY", "INR",
+    "AUD", "CAD", "SEK", "NOK", "DKK", "PLN", "CZK", "BRL", "Fr.", "Rs.", "kr.", "kr", "zł", "Kč", "Euro", "euros",
+    "EURO",
 )
-CURRENCY = "(?:" + "|".join(map(re.escape, CURRENCIES)) + ")"
-SUFFIX = r"(?:%|‰|°\s?[CF]?|[^\W\d_]{1,4}(?:/[^\W\d_]{1,4})?)"
-NUMBER = r"(?P<number>[\d.,' ]*\d[\d.,' ]*(?:[eE][+-]?\d+)?)"
+UNITS = (
+    "%", "‰", "°C", "°F", "°", "kg", "mg", "µg", "g", "t", "lbs", "lb", "oz", "km", "cm", "mm", "µm", "nm", "m", "in",
+    "ft", "mi", "ms", "µs", "s", "sec", "min", "h", "hrs", "days", "years", "yrs", "kV", "mV", "V", "mA", "A", "kWh",
+    "MWh", "Wh", "MW", "kW", "mW", "W", "GHz", "MHz", "kHz", "Hz", "TB", "GB", "MB", "kB", "KB", "ml", "hl", "l", "L",
+    "hPa", "kPa", "MPa", "Pa", "mbar", "bar", "psi", "ppm", "ppb", "dB", "lx", "rpm", "kJ", "J", "kcal", "cal", "Nm",
+    "N", "km/h", "m/s", "mph", "mg/l", "mg/dl", "g/l", "µS/cm", "l/min", "m²", "m2", "km²", "m³", "m3", "W/m²",
+    "W/m2", "pts", "px",
+)
+# fmt: on
+CURRENCY, UNIT = ("(?:" + "|".join(map(re.escape, names)) + ")" for names in (CURRENCIES, UNITS))
+# Each part ends where the next one begins, so that no text is searched twice.
 WRITTEN = re.compile(
-    rf"(?P<open>\()?\s*(?P<sign>[+-])?\s*(?P<prefix>{CURRENCY})?\s*(?P<late_sign>[+-])?\s*{NUMBER}"
-    rf"\s*(?P<suffix>{CURRENCY}|{SUFFIX})?\s*(?P<close>\))?"
+    rf"(?P<open>\()?(?P<sign>[+-])?(?: ?(?P<prefix>{CURRENCY}))? ?(?P<late_sign>[+-])?"
+    rf"(?P<number>[.,]?\d(?:[\d.,']| (?=\d))*(?:[eE][+-]?\d+)?)(?: ?(?P<suffix>{CURRENCY}|{UNIT}))?(?P<close>\))?"
 )
+MOST_CHARACTERS = 60  # of a written number
 NEARLY_ALL, FEW_ODD = 0.9, 0.1
 MARKS: tuple[Decimal, ...] = (",", ".")
 # Digits after a mark that cannot be a group of thousands.
@@ -109,24 +100,27 @@ class NumberFormat(Frozen):
 
 
 PLAIN = NumberFormat()
-SHAPES: tuple[tuple[Decimal, Literal["", ",", ".", " ", "'"]], ...] = (
+Shape = tuple[Decimal, Literal["", ",", ".", " ", "'"]]
+SHAPES: tuple[Shape, ...] = (
     (".", ""), (",", ""), (".", ","), (",", "."), (".", " "), (",", " "), (".", "'"), (",", "'"),
 )  # fmt: skip
 
 
-class Parts(Frozen):
+class Parts(NamedTuple):
     """What a written number consists of: its sign, its digits with their marks, and its unit."""
 
-    sign: Literal[-1, 1]
+    sign: int
     digits: str
     unit: str
 
 
 def parts_of(text: str) -> Parts | None:
     """The parts of a written number, None if the text is none. (5) and 5- are minus five, as accountants write it."""
-    text = text.translate(MINUS).strip()
-    late = text.endswith("-") and text[:-1].strip()[-1:].isdigit()
-    found = WRITTEN.fullmatch(text[:-1].strip() if late else text)
+    if len(text) > MOST_CHARACTERS or not any(map(str.isdigit, text)):
+        return None
+    text = " ".join(text.translate(MINUS).split())
+    late = text.endswith("-") and text[:-1].rstrip()[-1:].isdigit()
+    found = WRITTEN.fullmatch(text[:-1].rstrip() if late else text)
     if found is None or bool(found["open"]) != bool(found["close"]):
         return None
     signs = [found["sign"], found["late_sign"], "-" if found["open"] else None, "-" if late else None]
@@ -134,7 +128,7 @@ def parts_of(text: str) -> Parts | None:
     if len(given) > 1 or (found["prefix"] and found["suffix"]):
         return None
     unit = (found["prefix"] or found["suffix"] or "").replace(" ", "")
-    return Parts(sign=-1 if given == ["-"] else 1, digits=found["number"].strip(), unit=unit)
+    return Parts(-1 if given == ["-"] else 1, found["number"], unit)
 
 
 @cache
@@ -178,36 +172,48 @@ def format_of(
     most = max(allowed.values(), default=0)
     best = [shape for shape, count in allowed.items() if count == most]
     chosen = usual if usual in best else next(iter(best), (".", ""))
+    if chosen[1] and are_alike_in_groups(marked, chosen, len(parts)):
+        chosen = (chosen[0], "")  # addresses, telephones, pairs
     numbers = values_in(marked, chosen)
     is_sure = usual in best or all(values_in(marked, shape) == numbers for shape in best)
     unit = unit_of(parts, expected)
     return NumberFormat(decimal=chosen[0], thousands=chosen[1], unit=unit), is_sure
 
 
-def readable_counts(digits: Iterable[str]) -> dict[tuple[Decimal, Literal["", ",", ".", " ", "'"]], int]:
+def are_alike_in_groups(texts: Collection[str], shape: Shape, total: int) -> bool:
+    """Whether all numbers are grouped in the same way, as identifiers are: three groups or more, or whole ones of three."""
+    if len(texts) < MIN_UNIT_NUMBERS or len(texts) < total or any(shape[0] in text for text in texts):
+        return False
+    groups = [text.split(shape[1]) for text in texts]
+    same = {len(one) for one in groups}
+    return len(same) == 1 and (same.pop() > 2 or all(len(one[0]) == 3 for one in groups))
+
+
+def readable_counts(digits: Iterable[str]) -> dict[Shape, int]:
     """How many texts each shape of numbers reads."""
     texts = list(digits)
     return {shape: sum(pattern_of(*shape).fullmatch(text) is not None for text in texts) for shape in SHAPES}
 
 
-def values_in(texts: Iterable[str], shape: tuple[Decimal, Literal["", ",", ".", " ", "'"]]) -> list[str | None]:
+def values_in(texts: Iterable[str], shape: Shape) -> list[str | None]:
     one = NumberFormat(decimal=shape[0], thousands=shape[1])
     return [one.digits(text) for text in texts]
 
 
 def unit_of(parts: Collection[Parts], expected: NumberFormat) -> str:
     """The unit that all numbers share, or that is expected; a currency sign may be left out in some cells."""
-    units: dict[str, int] = {}
-    for one in parts:
-        units[one.unit] = units.get(one.unit, 0) + 1
-    named = [unit for unit in units if unit]
-    if len(named) != 1:
+    units = Counter(one.unit for one in parts)
+    unit, count = max(
+        ((unit, count) for unit, count in units.items() if unit), key=lambda item: item[1], default=("", 0)
+    )
+    if not unit or unit == expected.unit:
         return expected.unit
-    unit = named[0]
-    is_currency = unit in CURRENCIES
-    if unit == expected.unit or is_currency or unit in ("%", "‰"):
-        return unit if is_currency or "" not in units or unit == expected.unit else ""
-    return unit if "" not in units and len({one.digits for one in parts}) >= MIN_UNIT_NUMBERS else ""
+    share = count / len(parts)
+    if unit in CURRENCIES:
+        return unit if count + units[""] >= NEARLY_ALL * len(parts) else expected.unit
+    if share < NEARLY_ALL or (unit not in ("%", "‰") and len({one.digits for one in parts}) < MIN_UNIT_NUMBERS):
+        return expected.unit
+    return unit
 
 
 def decimal_of(columns: Iterable[Mapping[str, int]]) -> Decimal | None:
@@ -219,6 +225,9 @@ def decimal_of(columns: Iterable[Mapping[str, int]]) -> Decimal | None:
     found: set[Decimal] = set()
     for texts in columns:
         shape, is_sure = format_of(list(texts))
+        readable = sum(shape.read(text) is not None for text in texts)
+        if readable < NEARLY_ALL * len(texts):
+            continue  # dates, versions, addresses
         certain = {
             mark
             for mark in MARKS

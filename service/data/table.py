@@ -22,38 +22,16 @@ Kind = Literal["real", "positive", "count", "binary", "ordinal", "boolean", "cat
 # Spellings of a missing cell, in lower case: pandas', Excel's with its errors, and those of databases and statistics
 # programs. Models trained before there were so many read only the first line's.
 FORMER_MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none", "-"})
+# fmt: off
 MISSING = FORMER_MISSING | {
-    *("<na>", "nat", "-nan", "#n/a", "#na", "#n/a n/a", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
-    *("#null!", "#div/0!", "#value!", "#ref!", "#name?", "#num!", "#getting_data", "#spill!", "#calc!"),
-    *(
-        "\\n",
-        "(null)",
-        "[null]",
-        "<null>",
-        "nil",
-        "undefined",
-        "missing",
-        "not available",
-        "n.a.",
-        "n.a",
-        "n/d",
-        "n.d.",
-    ),
-    *(
-        ".",
-        "--",
-        "---",
-        "\u2013",
-        "\u2014",
-        "??",
-        "(blank)",
-        "(none)",
-        "(missing)",
-        "<missing>",
-        "unknown",
-        "unbekannt",
-    ),
+    "<na>", "nat", "-nan", "#n/a", "#na", "#n/a n/a", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan",
+    "#null!", "#div/0!", "#value!", "#ref!", "#name?", "#num!", "#getting_data", "#spill!", "#calc!", "########",
+    "#nv", "#wert!", "#bezug!", "#zahl!", "#div/0", "#n/d", "#valeur!",
+    "\\n", "(null)", "[null]", "<null>", "nil", "undefined", "missing", "<missing>", "(missing)", "not available",
+    "n.a.", "n.a", "n/d", "n.d.", "k.a.", "k. a.", "keine angabe", "(blank)", "(none)", "unknown", "unbekannt",
+    ".", "--", "---", "\u2013", "\u2014", "??",
 }
+# fmt: on
 INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|")
 MAX_TEXT = 200  # characters of a category's value; longer ones are cut
 FLOAT32_MAX = float(np.finfo(np.float32).max)

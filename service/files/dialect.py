@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from _csv import Reader
 
 SEPARATORS = (",", ";", "\t", "|", " ")
+RARE_FIRST = "\t;|, "
 LOOKED_AT = 200  # lines
 SNIFFED = 2**18  # bytes of a file that is not UTF-8, by which its encoding is detected
 MAX_UNPACKED = 16 * 2**30
@@ -36,7 +37,7 @@ BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 # What encodings are chosen from, the usual ones first.
-LATIN = ("cp1252", "cp1250", "cp1254", "mac_roman", "cp850")
+LATIN = ("cp1252", "cp1250")
 OTHERS = ("cp1251", "koi8_r", "cp1253", "cp1255", "cp1256", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr")
 # A cell may be as long as the file: the default limit of 131,072 characters would refuse columns that nobody reads.
 csv.field_size_limit(2**31 - 1)
@@ -98,7 +99,7 @@ class Dialect(Frozen):
         """The dialect of a file, by its first lines."""
         lines = list(islice(io.StringIO(text[: 2**22], newline=""), LOOKED_AT))
         skipped, separator = 0, options.separator
-        first = lines[0].strip() if lines else ""
+        first = lines[0].strip('\r\n"') if lines else ""
         if first.lower().startswith("sep=") and len(first) == 5:  # what Excel writes and reads
             skipped, separator = 1, separator or first[4]
         quote: Literal['"', "'"] = "'" if is_single_quoted(lines[skipped:]) else '"'
@@ -145,22 +146,22 @@ def is_single_quoted(lines: Sequence[str]) -> bool:
 
 def separator_of(lines: Sequence[str], quote: str) -> str:
     """The separator that divides most lines into the same number of cells, more than one."""
-    scores: dict[str, tuple[float, int]] = {}
+    scores: dict[str, float] = {}
     for separator in SEPARATORS:
         rows = list(cells_of(lines, separator, quote))
         if not rows:
             continue
         width, count = Counter(map(len, rows)).most_common(1)[0]
         # Of words in a single column of text, some lines may happen to have as many spaces.
-        fits_header = len(rows[0]) in (width, width - 1)
-        if width > 1 and fits_header and (len(rows[0]) > 1 or width == 1):
-            scores[separator] = (count / len(rows) - (0.3 if separator == " " else 0.0), width)
+        is_headed = len(rows[0]) > 1 and len(rows[0]) in (width, width - 1)
+        # Without a header that is divided alike, what stands above it is told from a column of text by rarer signs.
+        if width > 1 and (is_headed or (separator in "\t;|" and count > 0.8 * len(rows) > 3)):
+            scores[separator] = count / len(rows) - (0.3 if separator == " " else 0.0)
     if not scores:
         return next((one for one in SEPARATORS if not any(one in line for line in lines)), ",")
-    best = max(share for share, _ in scores.values())
-    return max(
-        (one for one in scores if scores[one][0] > best - 0.05), key=lambda one: (scores[one][1], scores[one][0])
-    )
+    best = max(scores.values())
+    # Commas and spaces are often part of a cell, tabs and semicolons hardly ever.
+    return min((one for one in scores if scores[one] > best - 0.1), key=RARE_FIRST.index)
 
 
 def cells_of(lines: Sequence[str], separator: str, quote: str) -> Iterator[list[str]]:
@@ -224,6 +225,7 @@ def encoding_of(content: bytes) -> str:
     except UnicodeDecodeError as error:
         if error.reason == "unexpected end of data" and error.start > len(content) - 4:
             return "utf-8"
+        check_is_not_damaged(content)
     else:
         return "utf-8"
     from charset_normalizer import from_bytes
@@ -238,13 +240,26 @@ def encoding_of(content: bytes) -> str:
     return min(LATIN, key=lambda name: strangeness(lines, name))
 
 
+def check_is_not_damaged(content: bytes) -> None:
+    """Raise if bytes are UTF-8 but for a few.
+
+    Raises:
+        DamagedTextError: names the first line with such bytes.
+    """
+    text = content.decode(errors="replace")
+    wrong = text.count("\ufffd")
+    if sum(sign > "\x7f" for sign in text) - wrong > wrong:
+        line = text[: text.index("\ufffd")].count("\n") + 1
+        raise DamagedTextError(f"line {line} is not UTF-8 text, as the rest is: correct it, or see --encoding")
+
+
 def strangeness(lines: bytes, encoding: str) -> int:
     """How many characters look out of place in an encoding: signs within words, capitals after small letters."""
     text = lines.decode(encoding, errors="replace")
-    return text.count("\ufffd") + sum(
-        (one.islower() and other.isupper()) or (one > "\x7f" and not one.isalnum() and other.isalpha())
-        for one, other in pairwise(text)
-    )
+    capitals = sum(one.islower() and other.isupper() and max(one, other) > "\x7f" for one, other in pairwise(text))
+    triples = zip(text, text[1:], text[2:], strict=False)
+    signs = sum(a.isalpha() and b > "\x7f" and not b.isalnum() and c.isalpha() for a, b, c in triples)
+    return text.count("\ufffd") + capitals + signs
 
 
 def unpacked(content: bytes) -> bytes:

@@ -51,17 +51,24 @@ def json_table(content: bytes, options: TextOptions = AS_SHOWN, columns: Sequenc
         raise DataError(f"column {wrong[0]!r} holds {left_out[wrong[0]]}, expected single values: leave it out")
     chosen = [name for name in chosen if name not in left_out]
     notes = (f"read as {encoding} text; --encoding overrules",) if encoding else ()
-    return RawTable(tuple(chosen), tuple(found[name] for name in chosen), left_out, lines, options.decimal, notes)
+    return RawTable(
+        tuple(chosen), tuple(found[name] for name in chosen), left_out, lines, options.decimal or ".", notes
+    )
 
 
 def json_rows(text: str) -> tuple[list[Any], np.ndarray | None]:
     """The rows, and their lines if each is on a line of its own."""
-    if text.lstrip()[:1] == "[" and not is_json_line(text):
+    if is_one_document(text):
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(f"is not JSON: {error}") from None
-        return document, None
+        lists = (
+            [one for one in document.values() if isinstance(one, list)] if isinstance(document, dict) else [document]
+        )
+        if len(lists) != 1 or not all(isinstance(one, dict | list) for one in lists[0]):
+            raise DataError("is one JSON object, expected a list of objects by column name, or one such object a line")
+        return lists[0], None
     rows, lines = [], []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -70,13 +77,15 @@ def json_rows(text: str) -> tuple[list[Any], np.ndarray | None]:
     return rows, np.array(lines)
 
 
-def is_json_line(text: str) -> bool:
-    """Whether the first line is a whole list, so that each line is a row."""
+def is_one_document(text: str) -> bool:
+    """Whether the text is one list or object, and not a row on each line."""
+    first, _, rest = text.lstrip().partition("\n")
     try:
-        value = json.loads(text.lstrip().partition("\n")[0])
+        value = json.loads(first)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(value, list) and not any(isinstance(one, dict | list) for one in value)
+        return first[:1] in ("[", "{") and first.rstrip()[-1:] in ("[", "{", ",")
+    cells = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return not rest.strip() and bool(cells) and all(isinstance(one, dict | list) for one in cells)
 
 
 def json_value(line: str, number: int) -> Any:

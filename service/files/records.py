@@ -18,7 +18,6 @@ import msgspec
 import numpy as np
 
 from service.data.cells import Cells
-from service.data.numbers import plain_number
 from service.data.table import FLOAT32_MAX
 from service.errors import DataError
 from service.files.dialect import DamagedTextError, Dialect
@@ -44,24 +43,25 @@ class Records:
     lines: np.ndarray
 
 
-def read_records(text: str, dialect: Dialect, has_header: bool, as_text: bool) -> Records:
+def read_records(text: str, dialect: Dialect, has_header: bool, as_text: bool, drops_blank: bool = False) -> Records:
     """Read all records.
 
     Args:
         has_header: whether the first record is none of the rows.
         as_text: whether all columns stay text.
+        drops_blank: whether rows of several cells, all of them empty, are dropped as blank lines are.
 
     Raises:
         DataError: lists the lines that are not divided as the first record is.
     """
-    first, sample, columns, lines = one_pass(text, dialect, has_header, None if as_text else ())
+    first, sample, columns, lines = one_pass(text, dialect, has_header, None if as_text else (), drops_blank)
     if again := {at for at, column in enumerate(columns) if column.is_broken}:
-        first, sample, columns, lines = one_pass(text, dialect, has_header, again)
+        first, sample, columns, lines = one_pass(text, dialect, has_header, again, drops_blank)
     return Records(first, [column.cells() for column in columns], sample, lines)
 
 
 def one_pass(
-    text: str, dialect: Dialect, has_header: bool, as_text: Collection[int] | None
+    text: str, dialect: Dialect, has_header: bool, as_text: Collection[int] | None, drops_blank: bool
 ) -> tuple[list[str], list[tuple[str, ...]], list[Column], np.ndarray]:
     """Read all records; the columns `as_text`, or all if None, stay text."""
     source = io.StringIO(text, newline="")
@@ -79,7 +79,7 @@ def one_pass(
             raise DataError("is empty, expected a header and rows")
         if len(first) > MAX_COLUMNS:
             raise DataError(f"has {len(first):,} columns, at most {MAX_COLUMNS:,} are supported")
-        for rows, places in chunks(reader, dialect.skipped, [] if has_header else [first]):
+        for rows, places in chunks(reader, dialect.skipped, [] if has_header else [first], dialect.separator):
             if not columns:
                 expected = len(first) + (has_header and has_one_more(first, rows))
                 columns = [Column(as_text is not None and at not in as_text) for at in range(expected)]
@@ -89,6 +89,12 @@ def one_pass(
                 good = [row for row in rows if len(row) == expected]
                 odd = ((int(place), row) for row, place in zip(rows, places, strict=True) if len(row) != expected)
                 wrong += [(line, len(row)) for line, row in odd if not is_blank(row)]
+            if drops_blank and expected > 1 and not all(map(any, good)):
+                there = [at for at, row in enumerate(good) if any(row)]
+                good, is_good[np.flatnonzero(is_good)] = (
+                    [good[at] for at in there],
+                    np.isin(np.arange(len(good)), there),
+                )
             by_column = list(zip(*good, strict=True))
             sample = sample or by_column
             lines.append(places[is_good])
@@ -117,7 +123,9 @@ def reason_of(error: csv.Error) -> str:
     return next((words for part, words in reasons.items() if part in str(error)), str(error))
 
 
-def chunks(reader: Reader, skipped: int, before: list[list[str]]) -> Iterator[tuple[list[list[str]], np.ndarray]]:
+def chunks(
+    reader: Reader, skipped: int, before: list[list[str]], separator: str
+) -> Iterator[tuple[list[list[str]], np.ndarray]]:
     """Records that are not blank, a few thousand at a time, with the lines in which they begin.
 
     `before` are records that were read already, each on one line.
@@ -131,11 +139,28 @@ def chunks(reader: Reader, skipped: int, before: list[list[str]]) -> Iterator[tu
             return
         count = reader.line_num + skipped - last
         places = np.arange(last + 1, last + 1 + count) if count == len(rows) else starts(rows, last)
+        if count != len(rows):
+            check_quotes(rows, places, separator)
         if not all(rows):
             there = [at for at, row in enumerate(rows) if row]
             rows, places = [rows[at] for at in there], places[there]
         if rows:
             yield rows, places
+
+
+def check_quotes(rows: Sequence[Sequence[str]], places: np.ndarray, separator: str) -> None:
+    """Raise if a quoted cell holds several whole records: its quote is a sign of the text, and was never meant to open one.
+
+    Raises:
+        DamagedTextError: names the line.
+    """
+    for row, place in zip(rows, places.tolist(), strict=True):
+        for cell in row:
+            inner = cell.split("\n")[1:-1] if "\n" in cell else []
+            if inner and all(line.count(separator) == len(row) - 1 > 0 for line in inner):
+                raise DamagedTextError(
+                    f"line {place}: a quote is opened that spans {len(inner)} whole rows: double or remove it"
+                )
 
 
 def starts(rows: Sequence[Sequence[str]], last: int) -> np.ndarray:
@@ -201,14 +226,13 @@ def numbers_of(cells: Sequence[str]) -> np.ndarray | None:
 
 
 def has_one_more(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether all rows have a cell more than the header: an empty last one, or row names before it, as R writes them."""
-    if len(rows) < MIN_ROW_NAMES or len(first) < 2 or set(map(len, rows)) != {len(first) + 1}:
+    """Whether all rows have a cell more than the header: an empty last one, or the row numbers that R writes before it."""
+    if not rows or len(first) < 2 or set(map(len, rows)) != {len(first) + 1}:
         return False
     if not any(row[-1].strip() for row in rows):
         return True
-    names = [row[0].strip() for row in rows]
-    return len(set(names)) == len(names) and (
-        names[:3] == ["1", "2", "3"] or not any(plain_number(name) is not None for name in names)
+    return len(rows) >= MIN_ROW_NAMES and [row[0].strip() for row in rows[:1000]] == list(
+        map(str, range(1, min(1000, len(rows)) + 1))
     )
 
 

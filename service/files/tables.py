@@ -98,12 +98,13 @@ def read_raw(
     columns: Sequence[str] | None = None,
     options: TextOptions = AS_SHOWN,
     known: Collection[str] = (),
+    as_text: bool = False,
 ) -> RawTable:
     """Read the cells of a file, or of a folder of Parquet files, unchanged.
 
     Args:
         columns: columns to read, in this order; default: all.
-        known: columns that are looked for (see `csv_table`).
+        known: columns that a model reads; `as_text`: whether it reads numbers in a format of its own (see `csv_table`).
 
     Raises:
         DataError: the file is missing, malformed or has no rows.
@@ -120,7 +121,11 @@ def read_raw(
             content = unpacked(content) if path.suffix.lower() == ".gz" else content
             check_is_text(path, content)
             is_json = suffix in JSON
-            table = json_table(content, options, columns) if is_json else csv_table(content, options, columns, known)
+            table = (
+                json_table(content, options, columns)
+                if is_json
+                else csv_table(content, options, columns, known, as_text)
+            )
         if not len(table):
             raise DataError("has columns but no rows" if table.names else "has no usable column")
     return table

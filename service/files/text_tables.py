@@ -15,9 +15,10 @@ from service.data.numbers import Decimal, decimal_of, parts_of, plain_number
 from service.data.table import MISSING, is_index
 from service.errors import DataError
 from service.files.dialect import AS_SHOWN, Dialect, TextOptions, decoded
-from service.files.records import MAX_COLUMNS, is_blank, read_records
+from service.files.records import MAX_COLUMNS, Records, is_blank, read_records
 
 HEAD = 2**22  # characters
+MOSTLY = 0.5
 JUDGED, DATED = 1_000, 100  # rows by which the header and the decimal mark are judged; of dates
 
 
@@ -26,12 +27,15 @@ def csv_table(
     options: TextOptions = AS_SHOWN,
     columns: Sequence[str] | None = None,
     known: Collection[str] = (),
+    as_text: bool = False,
 ) -> RawTable:
     """A CSV file's raw cells.
 
     Args:
         columns: columns to read, in this order; default: all.
-        known: columns that are looked for. If the first line names any of them, it is a header whatever it looks like.
+        known: columns that a model reads. If the first line names any of them, it is a header whatever it looks like, and
+            what the file does not tell is as in the training file; blank rows are rows.
+        as_text: whether all cells stay text, since the model reads numbers in a format of its own.
 
     Raises:
         DataError: says which line is wrong, and what to do.
@@ -41,11 +45,12 @@ def csv_table(
     dialect = Dialect.of(text, options)
     has_header = options.header is not False
     first_rows = dialect.first_rows(head_of(text))[has_header:]
-    # A file that is separated by commas has no decimal commas, unless its quoted cells show some.
-    decimal = (
-        options.decimal or mark_of(list(zip(*first_rows, strict=False))) or ("." if dialect.separator == "," else None)
-    )
-    found = read_records(text, dialect, has_header, as_text=decimal == ",")
+    decimal = options.decimal or mark_of(list(zip(*first_rows, strict=False)))
+    if decimal is None and dialect.separator == "," and not known:
+        decimal = "."  # decimal commas would be in quotes, and would have shown
+    may_be_grouped = decimal == "," or (decimal is None and dialect.separator != ",")
+    found = read_records(text, dialect, has_header, as_text or may_be_grouped, drops_blank=not known)
+    check_is_divided(found, text, dialect)
     body, sample = list(found.columns), list(found.sample)
     if has_header:
         names, body, sample = named(found.first, body, sample)
@@ -116,24 +121,42 @@ def check_is_header(names: Sequence[str], sample: Sequence[Sequence[str]]) -> No
     Raises:
         DataError: names the flags that help.
     """
-    alike = different = 0
-    repeated = 0
+    alike = different = repeated = 0
     for name, cells in zip(names, sample, strict=False):
         some = [text for text in map(str.strip, cells[:JUDGED]) if text.lower() not in MISSING]
         if not some or is_index(name):
             continue
         for test in (is_written_number, is_date):
             if sum(map(test, some[:DATED])) > 0.9 * len(some[:DATED]):
-                alike, different = alike + test(name), different + (not test(name))
+                if name.lower() not in MISSING:
+                    alike, different = alike + test(name), different + (not test(name))
                 break
         else:
             repeated += name in some
     texts = sum(bool(name) for name in names)
-    if (alike and not different) or (not alike and not different and texts and repeated == texts):
+    if alike > different or (not alike and not different and texts and repeated == texts):
         raise DataError(
             "line 1 reads like the other lines, expected the columns' names: use --no-header if there are none, or "
             "--header if line 1 does name them"
         )
+
+
+def check_is_divided(found: Records, text: str, dialect: Dialect) -> None:
+    """Raise if a file that was read as one column has lines that some other sign divides alike.
+
+    Raises:
+        DataError: says to remove what stands above the header, or what separates cells.
+    """
+    if len(found.columns) > 1:
+        return
+    lines = [line for line in head_of(text).splitlines()[dialect.skipped :][1:] if line.strip()]
+    for sign in ";\t|^~":
+        if lines and sum(sign in line for line in lines) > MOSTLY * len(lines):
+            line = dialect.skipped + 1
+            raise DataError(
+                f"line {line}: is not divided by {sign!r}, as the lines below it are: remove what stands above the header, "
+                "or say what separates cells by --sep"
+            )
 
 
 def is_written_number(text: str) -> bool:

@@ -51,7 +51,8 @@ class Scorer(Generator):
 
     def rows(self, rows: Rows) -> np.ndarray:
         """Check rows and cast them to the input's precision, shape (B, D)."""
-        return self.model.input.rows(rows if isinstance(rows, np.ndarray) else array_of(rows, self.reader))
+        is_numbers = isinstance(rows, np.ndarray) and rows.dtype != object
+        return self.model.input.rows(rows if is_numbers else array_of(rows, self.reader))
 
     def warm_up(self) -> None:
         """Score some rows, so that the first request does not pay for torch's one-time setup.

@@ -320,7 +320,7 @@ def parse_table(body: bytes, reader: CellReader) -> np.ndarray:
     if reader.names is None:
         raise MediaTypeError("the model's columns have no names; send application/json or application/x-npy")
     try:
-        table = csv_table(body, known=reader.names)
+        table = csv_table(body, known=reader.names, as_text=bool(reader.reading.formats))
         if unknown := reader.unknown(table.names):
             known, some = reader.known(), unknown[: InputError.MAX_FAULTS]
             raise InputError(

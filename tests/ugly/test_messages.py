@@ -81,6 +81,7 @@ def more_cases(folder):
         return path
 
     plain = written("plain.csv", table)
+    written("half.csv", ("stadt,n\n" + "Zürich,1\n" * 20).encode() + "Köln,2\n".encode("cp1252"))
     yield plain, ("--sep", ";;"), None
     yield plain, ("--encoding", "nonsense"), None
     yield plain, ("--columns", "hight"), "hight"
@@ -91,6 +92,10 @@ def more_cases(folder):
     yield written("nameless.csv", "\n"), (), None
     yield written("utf16.csv", table.encode("utf-16")[:-1]), (), None
     yield written("no.json", "[{"), (), None
+    yield written("one.json", '{"a": 1,\n"b": 2}'), (), None
+    yield written("damaged.csv", "stadt,n\n" + "Zürich,1\n" * 20).with_name("half.csv"), (), "line 22"
+    yield written("quote.tsv", 'a\tb\n1\t"Open\n2\tx\n3\ty\n4\tpipe 5"\n5\tz\n'), (), "line 2"
+    yield written("title.csv", "Export of a logger\n" + "state;alarm\n" * 2 + "0~1~2\n" * 9), (), "line 1"
     yield written("no.jsonl", "\n"), (), None
     yield written("lists.jsonl", "[1, 2]\n[1]\n"), (), "line 2"
     yield written("nested.jsonl", '{"a": [1], "b": 2}\n'), ("--columns", "a,b"), "'a'"
@@ -105,6 +110,7 @@ def more_cases(folder):
         ({"city": "real"}, "city"),
         ({"height": "count"}, "height"),
         ({"growth": "positive"}, "growth"),
+        ({"zip": "boolean"}, "zip"),
         ({"empty": "real", "height": "real"}, "empty"),
     ):
         schema = written(f"{column}.json", schema_of(kinds))
