@@ -93,6 +93,7 @@ def test_contamination_places_the_threshold_among_the_rows():
     assert (fitted.fit_predict(known) == -1).sum() == 20
 
 
+@pytest.mark.slow
 def test_columns_may_be_inferred_and_text_is_a_category():
     pandas = pytest.importorskip("pandas")
     generator = np.random.default_rng(0)

@@ -179,6 +179,7 @@ def test_answers_are_in_the_tables_own_words(client):
     assert client.post("/score", json=example).status_code == 200
 
 
+@pytest.mark.slow
 def test_ever_new_patterns_are_refused_beyond_what_may_wait_and_are_learnt_bit_by_bit(store, tmp_path):
     rows = [{**ROW, **dict.fromkeys(names)} for names in (["age"], ["gain"], ["age", "gain"], ["city", "grade"])]
     with running_service(store, tmp_path / "log", max_queue_evaluations="150000") as client:

@@ -167,6 +167,7 @@ def test_bad_input_is_one_line_with_exit_status_2_and_leaves_nothing(tiny_store,
     assert sorted(tiny_store.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_settings_that_cannot_be_used_are_one_line(tmp_path):
     for name, value, message in (
         ("VOUCH_PORT", "http", "VOUCH_PORT: "),

@@ -92,6 +92,7 @@ def test_few_rows_get_a_rate_that_they_allow(path):
     assert "next: vouch score FILE --model people\n" in said(fewest)
 
 
+@pytest.mark.slow
 def test_folds_are_told_with_what_is_proved(path):
     report = said(train_table(read_table(path), replace(RECIPE, folds=2)))
     assert "2 networks, each trained on 135 rows, 15 held back for early stopping; calibrated on 300 rows" in report

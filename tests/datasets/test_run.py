@@ -315,6 +315,7 @@ def test_the_limit_is_the_same_however_the_p_values_were_counted():
             assert limit.needed == whole.needed
 
 
+@pytest.mark.slow
 def test_rows_with_their_verdicts_and_the_columns_to_blame(people, tmp_path):
     options = ("--model", "people", "--store", people.store, "--write", "verdicts", "--explain", 1, "--workers", 1)
     few = tmp_path / "few.csv"
@@ -407,6 +408,7 @@ def scores_of(log_likelihood):
     )
 
 
+@pytest.mark.slow
 def test_results_may_go_where_only_a_driver_reaches(data, tiny_store, undisturbed, wine):
     chosen = RunOptions(
         model="wine@1",

@@ -99,7 +99,7 @@ def test_the_combined_rule_and_rates_are_passed_on(people):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda table: table.drop_columns("ash"), DataError, "^has no column 'ash'$"),
+        (lambda table: table.drop_columns("ash"), DataError, "^has no column 'ash', which the model reads$"),
         (lambda table: with_cell(table, 7, "ash", None), RowError, "^row 7, column 'ash': a missing value, expected"),
         (lambda table: with_cell(table, 7, "ash", 1e39), RowError, "^row 7, column 'ash': a number too large for float32"),
         (lambda table: with_cell(table, 7, "ash", float("inf")), RowError, "^row 7, column 'ash': infinity"),

@@ -261,6 +261,7 @@ def test_it_does_so_in_every_setting(digit_scorer, setting):
     assert (together == backwards).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latents", [2, 5])
 def test_it_does_so_with_a_mixture_of_normals_as_its_prior(latents):
     torch.manual_seed(0)
@@ -359,6 +360,7 @@ def check_finite(likelihood, activation, latents, features, value, scale, settin
     assert not np.isinf(estimates.khat).any() or not estimates.reliable.any()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     likelihood=st.sampled_from(["bernoulli", "gaussian", "discretized_logistic"]),

@@ -115,6 +115,7 @@ def test_holes_are_not_blamed_and_a_row_of_holes_blames_nothing(scorer, rows):
     assert (scores.columns[4] == -1).all()
 
 
+@pytest.mark.slow
 def test_p_values_of_rows_with_holes_are_by_validation_rows_with_the_same_holes(scorer, rows):
     holed = rows.copy()
     holed[:, [0, 2]] = np.nan

@@ -186,6 +186,7 @@ def test_the_service_says_what_is_proved(store, rows, tmp_path):
         assert (drift["rows"], drift["watched_rows"]) == (len(complete(rows)), 0)
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_by_folds_and_says_what_it_costs(tmp_path):
     data, store = write(tmp_path / "few.csv", made(40)), ["--store", str(tmp_path / "store")]
     small = ["--hidden", "8", "--latents", "2", "--epochs", "5", "--prior", "normal", "--estimator", "fast"]
