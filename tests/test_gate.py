@@ -112,8 +112,10 @@ def sent(gate, images, workers=2):
 
 
 def share(decisions, place):
-@pytest.mark.slow
     return np.mean([decision["place"] == place for decision, _ in decisions])
+
+
+@pytest.mark.slow
 def test_digits_pass_and_what_is_none_is_quarantined(gate, folder):
     stored = np.load(IMAGES)
     noise = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)

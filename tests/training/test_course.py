@@ -53,7 +53,10 @@ def numbers_of(draft: Draft) -> list[np.ndarray]:
     ]
 
 
-@pytest.mark.parametrize("more", [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({"ensemble": 2, "prior": "normal"}, {"folds": 2}))])
+SEVERAL = [pytest.param(one, marks=pytest.mark.slow) for one in ({"ensemble": 2, "prior": "normal"}, {"folds": 2})]
+
+
+@pytest.mark.parametrize("more", [{}, *SEVERAL])
 def test_progress_never_falls_and_ends_at_one_and_changes_nothing(table, more):
     told, recipe = [], replace(RECIPE, **more)
     followed = train_table(table, recipe, hooks=Hooks(told.append)).draft
@@ -124,11 +127,12 @@ def network():
 
 
 def calibration_of(network, pace=None):
-@pytest.mark.slow
     vae, spec, rows = network
     return calibrated([vae], spec, Estimator.of("fast"), rows[300:400], rows[400:], known=rows[:300], pace=pace)[1]
-def test_a_calibration_tells_its_stages_and_how_long_they_take(network):
+
+
 @pytest.mark.slow
+def test_a_calibration_tells_its_stages_and_how_long_they_take(network):
     told = []
     heard = calibration_of(network, Pace(lambda *one: told.append(one), seconds=1.0))
     plain = calibration_of(network)
@@ -139,6 +143,9 @@ def test_a_calibration_tells_its_stages_and_how_long_they_take(network):
     pilot = 100 * sum(COSTS[step] for step in ("few", "some", "known", "suspects"))
     assert told[0][1] == pytest.approx(pilot + 300 * COSTS["calibration"])  # by what was measured before
     assert told[-1][1] == 0.0
+
+
+@pytest.mark.slow
 def test_a_calibration_whose_time_is_short_uses_the_first_rows_and_no_fewer_than_the_least(network):
     vae, spec, rows = network
     short = calibration_of(network, Pace(until=time.monotonic() + 0.01, least=120, seconds=0.001))
@@ -190,6 +197,8 @@ def test_a_resumed_run_counts_the_time_that_its_fits_have_taken(tmp_path):
         checkpoint=kept.of("normal-0"),
     )
     assert kept.seconds() == {"normal-0": pytest.approx(report.seconds, abs=0.2)}
+
+
 @pytest.mark.slow
 def test_estimates_are_the_same_however_their_blocks_are_counted(network):
     vae, spec, rows = network
