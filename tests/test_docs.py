@@ -12,6 +12,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from scripts import tutorial_data
+from service.data.table import MISSING
 from tests.pages import COMMANDS
 from tests.tools import REPOSITORY, free_port, running_service
 
@@ -174,3 +175,8 @@ def test_the_tutorials_tables_are_what_their_script_makes(tmp_path):
     tutorial_data.write(tmp_path)
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (REPOSITORY / "examples" / "machine" / path.name).read_bytes()
+
+
+def test_the_page_on_tables_lists_every_spelling_of_a_missing_cell():
+    page = (REPOSITORY / "docs" / "tables.md").read_text().lower()
+    assert [text for text in MISSING if text and f"`{text}`" not in page] == []
