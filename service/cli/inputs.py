@@ -102,7 +102,9 @@ def schema_in(path: Path, known: Sequence[str]) -> Schema:
     try:
         given = Schema.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise DataError(f"{path}: not a schema file written by `vouch schema`") from error
+        problem = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise DataError(f"{path}: not a schema file as `vouch schema` writes it: {place}: {problem['msg']}") from error
     names = [column.name for column in given.columns]
     absent = [name for name in names if name not in known]
     if absent or len(set(names)) < len(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import inspect
@@ -169,7 +170,13 @@ class JudgeOptions(BandOptions):
 
 
 def split_names(columns: str | None) -> list[str] | None:
-    return None if columns is None else [name.strip() for name in columns.split(",")]
+    """The names in a list; one that contains a comma is in quotes, as in CSV."""
+    if columns is None:
+        return None
+    names = [name.strip() for name in next(csv.reader([columns], skipinitialspace=True), [])]
+    if len(set(names)) < len(names):
+        raise DataError(f"a column is named twice in {columns!r}")
+    return names
 
 
 def widths(text: str) -> tuple[int, ...]:

@@ -156,11 +156,7 @@ def detect(raw: RawTable, options: Detection | None = None) -> Detected:
     texts = [one for one in counted if isinstance(one, Counted)]
     decimal = given.decimal or raw.decimal
     numeric_words = {
-        word
-        for one in texts
-        if one.share(given.words) >= NEARLY_ALL
-        for word in (text.lower() for text in one.odd)
-        if word in AMBIGUOUS
+        word for one in texts if one.share(given.words) >= NEARLY_ALL for word in one.odd if word.lower() in AMBIGUOUS
     }
     columns = tuple(
         from_numbers(one, given)
@@ -382,7 +378,9 @@ def as_words(column: Counted, given: Detection, numeric_words: set[str], is_code
     said = {text.strip().lower() for text in given.missing}
     named = {text: count for text, count in column.odd.items() if text and text.lower() in given.words}
     used = {
-        text for text, count in named.items() if count >= least and text.lower() in AMBIGUOUS - numeric_words - said
+        text
+        for text, count in named.items()
+        if count >= least and text.lower() in AMBIGUOUS - said and text not in numeric_words
     }
     known: dict[str, str | None] = {}
     for text in dict.fromkeys(column.texts):

@@ -28,6 +28,7 @@ SEPARATORS = (",", ";", "\t", "|", " ")
 RARE_FIRST = "\t;|, "
 LOOKED_AT = 200  # lines
 SNIFFED = 2**18  # bytes of a file that is not UTF-8, by which its encoding is detected
+ESCAPED = '\\"'  # a quote within quotes, unless it ends a cell whose last character is a backslash
 MAX_UNPACKED = 16 * 2**30
 BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -103,18 +104,18 @@ class Dialect(Frozen):
         if first.lower().startswith("sep=") and len(first) == 5:  # what Excel writes and reads
             skipped, separator = 1, separator or first[4]
         quote: Literal['"', "'"] = "'" if is_single_quoted(lines[skipped:]) else '"'
-        escape = quote == '"' and '\\"' in "".join(lines)
         separator = separator or separator_of([line for line in lines[skipped:] if not line.startswith("#")], quote)
+        escape = quote == '"' and any(ESCAPED in line for line in lines) and has_misplaced_quotes(lines, separator)
         dialect = Dialect(separator=separator, quote=quote, escape=escape, skipped=skipped)
         return dialect.model_copy(update={"skipped": skipped + comments(lines[skipped:], dialect)})
 
     def reader(self, lines: Iterator[str] | IO[str]) -> Reader:
         """A csv reader of lines."""
+        # The library would also take away all backslashes outside of quotes.
         return csv.reader(
-            lines,
+            (line.replace(ESCAPED, '""') for line in lines) if self.escape else lines,
             delimiter=self.separator,
             quotechar=self.quote,
-            escapechar="\\" if self.escape else None,
             skipinitialspace=self.separator in " ,;|",
             strict=True,
         )
@@ -133,6 +134,16 @@ class Dialect(Frozen):
     def __str__(self) -> str:
         names = {"\t": "tabs", " ": "spaces", ";": "semicolons", "|": "bars"}
         return f"separated by {names.get(self.separator, repr(self.separator))}" if self.separator != "," else ""
+
+
+def has_misplaced_quotes(lines: Sequence[str], separator: str) -> bool:
+    """Whether quotes are misplaced if backslashes before them mean nothing; the last line may end within quotes."""
+    try:
+        for _ in csv.reader(iter(lines), delimiter=separator, strict=True):
+            pass
+    except csv.Error as error:
+        return "unexpected end of data" not in str(error)
+    return False
 
 
 def is_single_quoted(lines: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from service.data.cells import RawTable
-from service.data.columns import plain
+from service.data.columns import NO_VALUE, plain
 from service.data.inputs import InputSpec
 from service.data.table import is_missing
 from service.errors import DataError
@@ -161,7 +161,7 @@ class Origin:
         for row, columns in enumerate(found):
             for one in columns:
                 text = self.texts.get(str(one["name"]), ())
-                if isinstance(one["value"], str | bool) and len(text):
+                if len(text) and (isinstance(one["value"], str | bool) or one["value"] == NO_VALUE):
                     one["value"] = text[row].strip() if isinstance(text[row], str) else text[row]
         return found
 

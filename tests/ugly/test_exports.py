@@ -155,3 +155,16 @@ def test_json_in_other_forms_is_read_or_refused_in_words():
         assert list(json_table(text.encode()).column("a")) == [1, 2], text
     with pytest.raises(DataError, match="one JSON object, expected a list of objects"):
         json_table(b'{"a": {"0": 1}, "b": {"0": 2}}')
+
+
+def test_backslashes_are_text_unless_they_stand_before_a_quote():
+    raw = csv_table(b'a,b\n"says \\"hi\\", there",CORP\\anna\n')
+    assert [list(column) for column in raw.columns] == [['says "hi", there'], ["CORP\\anna"]]
+    raw = csv_table(b'a,b\n"C:\\data\\",5\n')
+    assert raw.columns[0] == ["C:\\data\\"]
+
+
+def test_a_category_that_is_spelled_like_another_columns_missing_cell_is_one():
+    elements = ["Na", "K", "Ca"] * 20
+    survey = read(lines("element;x", elements, ["NA", *CENTS[1:]]))
+    assert survey.table.column("element").tolist() == elements
