@@ -187,6 +187,7 @@ def wait_until_nothing_is_held(gate):
     pytest.fail("images are held for ever")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [stalled, slowed])
 def test_beside_a_service_that_does_not_answer_in_time_the_gate_does(gate, service, fault):
     images = np.load(IMAGES)["digits"][:24]
@@ -213,6 +214,7 @@ def test_without_a_service_images_go_where_the_policy_says(folder, policy):
         assert gate.get("/counts").json()[policy] == 12
 
 
+@pytest.mark.slow
 def test_a_service_that_is_killed_and_comes_back_is_asked_again(folder):
     port, images = free_port(), np.load(IMAGES)["digits"][:12]
     with gate_on(free_port(), port, folder / "files-killed", folder / "gate-killed.log") as gate:

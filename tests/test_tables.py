@@ -62,6 +62,7 @@ def test_rows_with_holes_are_accepted_as_often_as_complete_ones(scorer, fresh, h
     assert abs(accepted(scores) - 0.5) < 3.0 * np.sqrt(0.25 * (1 / len(rows) + 1 / len(beside)))
 
 
+@pytest.mark.slow
 def test_a_row_scores_the_same_in_any_company(scorer, fresh):
     rows = with_few_patterns(fresh, 60, patterns=4)
     assert np.isnan(rows).any()

@@ -100,6 +100,7 @@ def test_folds_are_told_with_what_is_proved(path):
     assert "networks by folds do not have it" in report
 
 
+@pytest.mark.slow
 def test_calibrate_says_how_many_rows_count_and_why(path, tmp_path):
     store = ("--store", tmp_path / "store")
     options = ("--hidden", 8, "--latents", 2, "--epochs", 2, "--prior", "normal", "--estimator", "fast")

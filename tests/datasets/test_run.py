@@ -250,6 +250,7 @@ def test_bad_files_are_one_line_each_and_may_be_skipped(options, tmp_path):
     assert "row 7 has 14 cells" in vouch_filter(*command, fails=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_goes_on_from_there(data, options, undisturbed, tmp_path):
     def small_disk():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

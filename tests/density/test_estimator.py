@@ -135,6 +135,7 @@ def test_the_encoder_alone_is_half_right_where_there_are_two_modes_and_the_estim
     assert found.reliable[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tilt", [0.0, 0.1])
 @pytest.mark.parametrize("sigma", [0.1, 0.3])
 def test_modes_of_different_heights_are_weighed_without_bias(sigma, tilt):
@@ -147,6 +148,7 @@ def test_modes_of_different_heights_are_weighed_without_bias(sigma, tilt):
     assert abs(np.exp(error).mean() - 1) < 4.5 * np.exp(error).std() / np.sqrt(40) + 1e-3
 
 
+@pytest.mark.slow
 def test_annealing_agrees_with_a_grid():
     vae = bent(2, strength=8.0)
     x = (np.random.default_rng(1).random((8, 20)) < 0.5).astype(np.float32)

@@ -25,6 +25,7 @@ def drift_of(client):
     return schemas.DriftsAnswer.model_validate_json(answer.content).drift[0]
 
 
+@pytest.mark.slow
 def test_noise_is_noticed_kept_over_a_restart_and_begun_anew_by_hand(tiny_store, tmp_path):
     settings = {"drift_folder": str(tmp_path / "state"), "log_level": "INFO"}
     with running_service(tiny_store, tmp_path / "log", **settings) as client:

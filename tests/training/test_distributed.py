@@ -144,6 +144,7 @@ def test_a_training_removes_what_another_left_and_nothing_else(tmp_path):
     assert list(mine.parent.iterdir()) == [tmp_path / "thesis.txt"]
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_is_one_clear_error(tmp_path):
     rows = rows_of()
 

@@ -151,6 +151,7 @@ def test_a_version_by_folds_carries_what_it_needs(store, scorer, rows, tmp_path)
         Store(tmp_path).load(reference)
 
 
+@pytest.mark.slow
 def test_images_and_plain_arrays_are_calibrated_by_folds_too(tmp_path):
     store = Store(tmp_path)
     reference = store.publish("digits", train(Rows(digits()[:60]), RECIPE).draft)

@@ -67,6 +67,7 @@ def test_a_version_that_cannot_be_served_leaves_the_old_one_and_says_so(store, t
         assert version(client) == "1"
 
 
+@pytest.mark.slow
 def test_a_new_version_takes_over_by_itself_where_no_alias_says_otherwise(store, tmp_path):
     with running_service(store.root, tmp_path / "log", store_poll_s="0.1") as client:
         published = store.load(store.resolve("wine"))
@@ -99,6 +100,7 @@ def test_a_version_whose_golden_rows_score_otherwise_is_not_served(store, tmp_pa
         assert client.get("/models/digits").json()["aliases"] == {"production": "1"}
 
 
+@pytest.mark.slow
 def test_a_store_that_is_gone_for_a_moment_is_served_as_it_was(store, tmp_path):
     with running_service(store.root, tmp_path / "log", store_poll_s="0.1") as client:
         aside = store.root.with_name("aside")
@@ -123,6 +125,7 @@ def model_id(client):
     return client.post("/score?model=digits", json=BODY).json()["model"]
 
 
+@pytest.mark.slow
 def test_the_command_line_promotes_and_rolls_back(store, tmp_path):
     def promote(*arguments):
         return vouch("promote", *arguments, "--store", store.root)
@@ -137,6 +140,7 @@ def test_the_command_line_promotes_and_rolls_back(store, tmp_path):
         assert promote("digits@7").returncode == 2
 
 
+@pytest.mark.slow
 def test_a_shadow_is_compared_and_touches_no_answer(store, tmp_path):
     from dataclasses import replace
 
@@ -156,6 +160,7 @@ def test_a_shadow_is_compared_and_touches_no_answer(store, tmp_path):
         assert valid > 0
 
 
+@pytest.mark.slow
 def test_a_store_at_a_url_is_served_and_kept_by_digest(store, tmp_path):
     cache = tmp_path / "cache"
     url = f"file://{store.root}"  # by fsspec, as any other URL
@@ -202,6 +207,7 @@ def serve(tmp_path, store, **settings):
     return subprocess.run(command, env=environment, check=False, **options)
 
 
+@pytest.mark.slow
 def test_without_keys_nobody_listens_beyond_loopback_unless_told_to(store, tmp_path):
     refused = serve(tmp_path, store.root, host="0.0.0.0")
     assert refused.returncode == 2
@@ -260,6 +266,7 @@ def raw(client, content, wait=10):
         return received
 
 
+@pytest.mark.slow
 def test_a_head_that_is_too_large_or_too_slow_is_refused(tiny_store, tmp_path):
     with running_service(tiny_store, tmp_path / "log", max_header_bytes="20000", header_timeout_s="1") as client:
         head = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
@@ -302,6 +309,7 @@ def test_what_stands_behind_and_between_the_parts_of_a_body_is_bounded(tiny_stor
         assert sent_before_the_end(client, refused, 0.1) < 40
 
 
+@pytest.mark.slow
 def test_an_answer_that_nobody_reads_is_given_up(tiny_store, tmp_path):
     with running_service(tiny_store, tmp_path / "log", max_num="100000", header_timeout_s="1") as client:
         with socket.create_connection(("127.0.0.1", client.base_url.port), timeout=60) as one:
