@@ -313,18 +313,24 @@ def key_header(key: str | None) -> dict[str, str]:
 
 def encoded(rows: Rows) -> tuple[bytes, str]:
     """Rows as a request body, and its content type."""
-    from service.data.frames import is_frame, json_rows, plain_row, raw_frame
-
-    if is_frame(rows):
-        return json.dumps({"instances": json_rows(raw_frame(rows))}).encode(), JSON
-    if isinstance(rows, Mapping):
-        rows = [rows]
-    if not isinstance(rows, np.ndarray) and any(isinstance(row, Mapping) for row in rows):
-        instances = [plain_row(row) if isinstance(row, Mapping) else row for row in rows]
+    if not isinstance(rows, np.ndarray) and (instances := named_rows(rows)) is not None:
         return json.dumps({"instances": instances}).encode(), JSON
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(rows), allow_pickle=False)
     return buffer.getvalue(), NPY
+
+
+def named_rows(rows: Rows) -> list[Any] | None:
+    """Rows of named columns, for JSON; None if they are lists of numbers."""
+    from service.data.frames import is_frame, json_rows, plain_row, raw_frame  # an application of arrays does without
+
+    if is_frame(rows):
+        return json_rows(raw_frame(rows))
+    if isinstance(rows, Mapping):
+        rows = [rows]
+    if any(isinstance(row, Mapping) for row in rows):
+        return [plain_row(row) if isinstance(row, Mapping) else row for row in rows]
+    return None
 
 
 def checked(response: httpx.Response) -> httpx.Response:
