@@ -98,6 +98,11 @@ class RowError(DataError):
         column = "" if self.column is None else f", column {self.column!r}:"
         return f"{place}{column} {self.problem}" + (f", expected {self.expected}" if self.expected else "")
 
+    def as_input_error(self) -> InputError:
+        """The same error, about rows that were sent."""
+        fault = Fault(self.problem, self.row, self.column, self.expected)
+        return InputError(summary([fault]), [fault])
+
     def after(self, rows: int) -> RowError:
         """The same error, if `rows` rows come before what was read."""
         return RowError(self.row + rows, self.problem, self.column, self.expected)

@@ -67,8 +67,7 @@ def frame_array(raw: RawTable, reader: CellReader) -> np.ndarray:
     try:
         return reader.table(raw)
     except RowError as error:
-        fault = Fault(error.problem, error.row, error.column, error.expected)
-        raise InputError(summary([fault]), [fault]) from None
+        raise error.as_input_error() from None
 
 
 def is_frame(data: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from service.data.numbers import plain_number
 from service.errors import DataError, RowError
 
 T = TypeVar("T", float, str)
@@ -113,18 +114,9 @@ def is_number(text: str) -> bool:
     return not math.isnan(number_or(text, math.nan))
 
 
-def parsed_number(text: str) -> float | None:
-    """Text parsed as a number, infinity included; None if it is not a number."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return None if math.isnan(number) or "_" in text else number
-
-
 def number_or(text: str | None, otherwise: T) -> float | T:
     """Text parsed as a finite number; `otherwise` if it is not one, NaN for None."""
     if text is None:
         return math.nan
-    number = parsed_number(text)
+    number = plain_number(text)
     return otherwise if number is None or math.isinf(number) else number

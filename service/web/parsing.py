@@ -331,7 +331,6 @@ def parse_table(body: bytes, reader: CellReader) -> np.ndarray:
     except DamagedTextError as error:
         raise MalformedError(f"the body is not a CSV table: {error}") from None
     except RowError as error:
-        fault = Fault(error.problem, error.row, error.column, error.expected)
-        raise InputError(summary([fault]), [fault]) from None
+        raise error.as_input_error() from None
     except DataError as error:
         raise InputError(f"the body: {error}") from None
