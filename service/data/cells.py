@@ -19,7 +19,7 @@ import numpy as np
 from service.data.columns import NO_VALUE, CategoryColumn, NumberColumn
 from service.data.numbers import CURRENCIES, PLAIN, Decimal, NumberFormat, format_of, plain_number
 from service.data.table import FORMER_MISSING, MAX_TEXT, Table, is_index, is_missing
-from service.errors import DataError, Fault, InputError, first_fault
+from service.errors import DataError, Fault, InputError, first_fault, summary
 from service.system.frozen import Frozen
 
 Cells = Sequence[Any] | np.ndarray  # of one column: numbers, text, booleans, None
@@ -182,6 +182,22 @@ class CellReader:
         return Fault("a missing value", expected=f"{NUMBER}: the model was trained without missing values")
 
     # Rows
+
+    def rows(self, instances: Sequence[Any]) -> np.ndarray:
+        """JSON rows as numbers, shape (B, D), float64.
+
+        Raises:
+            InputError: lists the first faults.
+        """
+        faults: list[Fault] = []
+        rows = []
+        for index, instance in enumerate(instances):
+            rows.append(self.row(instance, index, faults))
+            if len(faults) >= InputError.MAX_FAULTS:
+                break
+        if faults:
+            raise InputError(summary(faults), faults)
+        return np.array(rows, dtype=np.float64)
 
     def row(self, instance: Any, index: int, faults: list[Fault]) -> list[float]:
         """Convert a JSON row, a list or an object by column name, to numbers; append its faults to `faults`."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from service.data.cells import CellReader, Cells, RawTable, shortened
 from service.data.table import is_missing
-from service.errors import Fault, InputError, RowError, summary
+from service.errors import InputError, RowError
 
 SINGLE = (bool, int, float, str)
 Rows = Any  # an array, a data frame of any library, a dict, a list of dicts or of lists
@@ -40,16 +40,12 @@ def array_of(rows: Rows, reader: CellReader) -> np.ndarray:
             return np.array(rows, dtype=np.float64)
         except (TypeError, ValueError):
             pass  # text or None among the numbers, or rows of different lengths
-    faults: list[Fault] = []
-    found = []
-    for index, row in enumerate(rows):
-        instance = plain_row(row) if isinstance(row, Mapping) else [*row] if isinstance(row, list | tuple) else row
-        found.append(reader.row(instance, index, faults))
-        if len(faults) >= InputError.MAX_FAULTS:
-            break
-    if faults:
-        raise InputError(summary(faults), faults)
-    return np.array(found, dtype=np.float64)
+    return reader.rows(
+        [
+            plain_row(row) if isinstance(row, Mapping) else [*row] if isinstance(row, list | tuple) else row
+            for row in rows
+        ]
+    )
 
 
 def frame_array(raw: RawTable, reader: CellReader) -> np.ndarray:

@@ -138,8 +138,10 @@ def chunks(
         if not rows:
             return
         count = reader.line_num + skipped - last
-        places = np.arange(last + 1, last + 1 + count) if count == len(rows) else starts(rows, last)
-        if count != len(rows):
+        if count == len(rows):
+            places = np.arange(last + 1, last + 1 + count)
+        else:  # blank lines, or records of several
+            places = starts(rows, last)
             check_quotes(rows, places, separator)
         if not all(rows):
             there = [at for at, row in enumerate(rows) if row]

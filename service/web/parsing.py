@@ -155,15 +155,7 @@ def explained(body: bytes, reader: CellReader, max_rows: int) -> tuple[np.ndarra
     """The slow path: parse rows with named columns, or raise what is wrong with which row."""
     instances = field_of(loaded(body), "instances")
     check_row_count(len(instances), max_rows)
-    faults: list[Fault] = []
-    rows = []
-    for index, instance in enumerate(instances):
-        rows.append(reader.row(instance, index, faults))
-        if len(faults) >= InputError.MAX_FAULTS:
-            break
-    if faults:
-        raise InputError(summary(faults), faults)
-    return np.array(rows, dtype=np.float64), ids_of(instances, reader)
+    return reader.rows(instances), ids_of(instances, reader)
 
 
 def loaded(body: bytes) -> Any:
