@@ -27,7 +27,7 @@ The numerical core raises these and does not know about HTTP. `web/problems.py` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class VouchError(Exception):
@@ -61,6 +61,14 @@ class InputError(VouchError):
     def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
         super().__init__(message)
         self.faults = tuple(faults[: self.MAX_FAULTS])
+
+    def after(self, rows: int) -> InputError:
+        """The same error, if `rows` rows come before those that it is about."""
+        if not rows or not self.faults:
+            return self
+        faults = [replace(one, row=None if one.row is None else one.row + rows) for one in self.faults]
+        message = summary(faults) if str(self) == summary(self.faults) else str(self)
+        return type(self)(message, faults)
 
 
 class MalformedError(InputError):

@@ -50,6 +50,19 @@ class Settings(BaseSettings):
         (),
         description='JSON list of paths that need no API key, in addition to the probes, such as ["/metrics", "/docs"]',
     )
+    policy: str | None = Field(
+        None,
+        description="the only rule that callers may ask for, and the one for those who ask for none, written like a query: "
+        "rule=combined&false_alarm=0.01, or percentiles=1,99",
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description='JSON list of the names by which the service may be asked, such as ["vouch.example.org"], or '
+        '["*"]; with API keys, any by default; else addresses and names without a dot, which no web page has',
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="JSON list of the addresses or networks of proxies whose X-Forwarded-For names the client"
+    )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="largest request body")
     max_held_bytes: int = Field(
         512 * 2**20,
@@ -92,7 +105,13 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level that is logged")
 
-    @field_validator("store_cache", "api_keys_file", "drift_folder", mode="before")
+    @field_validator("port", mode="before")
+    @classmethod
+    def not_a_link(cls, value: object) -> object:
+        """Pass over what Kubernetes sets for a Service that is called vouch: tcp://10.96.12.7:80."""
+        return cls.model_fields["port"].default if str(value).startswith(("tcp://", "udp://")) else value
+
+    @field_validator("store_cache", "api_keys_file", "drift_folder", "policy", mode="before")
     @classmethod
     def empty_is_none(cls, value: object) -> object:
         """Read an empty variable as None: the feature is off."""

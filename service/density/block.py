@@ -21,7 +21,8 @@ from service.density.proposals import BentNormal
 from service.density.quasirandom import Points, row_generator, row_points
 from service.density.search import Found, Tiles, find
 from service.density.starts import SearchStarts
-from service.density.tiling import CheckCancelled, Tiling, never_cancelled, padded
+from service.density.tiling import Tiling, padded
+from service.system.cancellation import CheckCancelled, never_cancelled
 from service.vae.conditional import Conditional, conditional
 from service.vae.network import VAE
 

@@ -22,7 +22,8 @@ import torch
 from service.density.block import END_TOLERANCE, Block, Estimates, Row, WeightedDraws, estimates_of
 from service.density.estimator import Estimator
 from service.density.starts import starts_of
-from service.density.tiling import CheckCancelled, Tiling, never_cancelled, one_thread
+from service.density.tiling import Tiling, one_thread
+from service.system.cancellation import CheckCancelled, never_cancelled
 from service.vae.network import VAE
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +15,6 @@ from service.vae.network import VAE
 
 # For a decoder with so many multiplications, tiles of 256 evaluations are large enough; smaller ones get up to four times.
 TILE_PRODUCTS, MAX_SCALE = 2**19, 4
-
-
-CheckCancelled = Callable[[], None]  # raises to end the work
-
-
-def never_cancelled() -> None:
-    """The default `CheckCancelled`: never raises."""
 
 
 @dataclass(frozen=True, slots=True)

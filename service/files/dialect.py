@@ -259,7 +259,7 @@ def check_is_not_damaged(content: bytes) -> None:
     """
     text = content.decode(errors="replace")
     wrong = text.count("\ufffd")
-    if sum(sign > "\x7f" for sign in text) - wrong > wrong:
+    if len(text) - len(text.encode("ascii", "ignore")) - wrong > wrong:
         line = text[: text.index("\ufffd")].count("\n") + 1
         raise DamagedTextError(f"line {line} is not UTF-8 text, as the rest is: correct it, or see --encoding")
 

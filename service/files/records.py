@@ -21,6 +21,7 @@ from service.data.cells import Cells
 from service.data.table import FLOAT32_MAX
 from service.errors import DataError
 from service.files.dialect import DamagedTextError, Dialect
+from service.system.cancellation import CheckCancelled, never_cancelled
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -43,25 +44,38 @@ class Records:
     lines: np.ndarray
 
 
-def read_records(text: str, dialect: Dialect, has_header: bool, as_text: bool, drops_blank: bool = False) -> Records:
+def read_records(
+    text: str,
+    dialect: Dialect,
+    has_header: bool,
+    as_text: bool,
+    drops_blank: bool = False,
+    check: CheckCancelled = never_cancelled,
+) -> Records:
     """Read all records.
 
     Args:
         has_header: whether the first record is none of the rows.
         as_text: whether all columns stay text.
         drops_blank: whether rows of several cells, all of them empty, are dropped as blank lines are.
+        check: called for every thousand records; raises to end the work.
 
     Raises:
         DataError: lists the lines that are not divided as the first record is.
     """
-    first, sample, columns, lines = one_pass(text, dialect, has_header, None if as_text else (), drops_blank)
+    first, sample, columns, lines = one_pass(text, dialect, has_header, None if as_text else (), drops_blank, check)
     if again := {at for at, column in enumerate(columns) if column.is_broken}:
-        first, sample, columns, lines = one_pass(text, dialect, has_header, again, drops_blank)
+        first, sample, columns, lines = one_pass(text, dialect, has_header, again, drops_blank, check)
     return Records(first, [column.cells() for column in columns], sample, lines)
 
 
 def one_pass(
-    text: str, dialect: Dialect, has_header: bool, as_text: Collection[int] | None, drops_blank: bool
+    text: str,
+    dialect: Dialect,
+    has_header: bool,
+    as_text: Collection[int] | None,
+    drops_blank: bool,
+    check: CheckCancelled,
 ) -> tuple[list[str], list[tuple[str, ...]], list[Column], np.ndarray]:
     """Read all records; the columns `as_text`, or all if None, stay text."""
     source = io.StringIO(text, newline="")
@@ -80,6 +94,7 @@ def one_pass(
         if len(first) > MAX_COLUMNS:
             raise DataError(f"has {len(first):,} columns, at most {MAX_COLUMNS:,} are supported")
         for rows, places in chunks(reader, dialect.skipped, [] if has_header else [first], dialect.separator):
+            check()
             if not columns:
                 expected = len(first) + (has_header and has_one_more(first, rows))
                 columns = [Column(as_text is not None and at not in as_text) for at in range(expected)]

@@ -16,6 +16,7 @@ from service.data.table import MISSING, is_index
 from service.errors import DataError
 from service.files.dialect import AS_SHOWN, Dialect, TextOptions, decoded
 from service.files.records import MAX_COLUMNS, Records, is_blank, read_records
+from service.system.cancellation import CheckCancelled, never_cancelled
 
 HEAD = 2**22  # characters
 MOSTLY = 0.5
@@ -28,6 +29,7 @@ def csv_table(
     columns: Sequence[str] | None = None,
     known: Collection[str] = (),
     as_text: bool = False,
+    check: CheckCancelled = never_cancelled,
 ) -> RawTable:
     """A CSV file's raw cells.
 
@@ -36,6 +38,7 @@ def csv_table(
         known: columns that a model reads. If the first line names any of them, it is a header whatever it looks like, and
             what the file does not tell is as in the training file; blank rows are rows.
         as_text: whether all cells stay text, since the model reads numbers in a format of its own.
+        check: called for every thousand rows; raises to end the work.
 
     Raises:
         DataError: says which line is wrong, and what to do.
@@ -49,7 +52,7 @@ def csv_table(
     if decimal is None and dialect.separator == "," and not known:
         decimal = "."  # decimal commas would be in quotes, and would have shown
     may_be_grouped = decimal == "," or (decimal is None and dialect.separator != ",")
-    found = read_records(text, dialect, has_header, as_text or may_be_grouped, drops_blank=not known)
+    found = read_records(text, dialect, has_header, as_text or may_be_grouped, not known, check)
     check_is_divided(found, text, dialect)
     body, sample = list(found.columns), list(found.sample)
     if has_header:

@@ -73,6 +73,17 @@ class DriftMonitor:
         """Restart the martingale with a smaller part of the level; the rows so far stay in the ranks and tallies."""
         self.martingale, self.restarts, self.alarm_row, self.peak = Martingale(), self.restarts + 1, None, 0.0
 
+    def tallies(self, scorer: Scorer) -> dict[str, Any]:
+        """Rows scored, by side of the band and by p-value, as JSON."""
+        low, high = scorer.band.percentiles
+        shares = (low / 100, (high - low) / 100, 1 - high / 100)
+        return {
+            "rows": int(self.sides.sum()),
+            "sides": dict(zip(SIDES, self.sides.tolist(), strict=True)),
+            "expected_shares": dict(zip(SIDES, shares, strict=True)),
+            "p_value_deciles": self.p_values.tolist(),
+        }
+
     def document(self, level: float) -> dict[str, Any]:
         """The monitor's state as JSON; `level` bounds the probability that it ever raises a false alarm."""
         return {
@@ -106,24 +117,29 @@ class DriftMonitor:
         """Restore a monitor from its `arrays`.
 
         Raises:
-            ValueError: the arrays have other shapes.
+            ValueError, KeyError: these are not the arrays of a monitor.
         """
-        ranks = Ranks(*arrays["grid"].tolist())
-        if arrays["counts"].shape != ranks.counts.shape or arrays["log_parts"].shape != Martingale().log_parts.shape:
-            raise ValueError("drift state with unexpected array shapes")
-        watched, restarts, alarm_row = map(int, arrays["numbers"].tolist())
-        ranks.counts = arrays["counts"].astype(np.int64)
-        return DriftMonitor(
-            str(arrays["digest"]),
-            ranks,
-            arrays["sides"].astype(np.int64),
-            arrays["p_values"].astype(np.int64),
-            Martingale(arrays["log_parts"].astype(np.float64)),
-            watched,
-            restarts,
-            alarm_row or None,
-            float(arrays["peak"]),
-        )
+        center, width = map(float, arrays["grid"])
+        monitor = DriftMonitor(str(arrays["digest"]), Ranks(center, width))
+        expected = {"counts": monitor.ranks.counts, "sides": monitor.sides, "p_values": monitor.p_values}
+        for name, usual in expected.items():
+            counts = arrays[name]
+            if counts.shape != usual.shape or counts.dtype.kind not in "iu" or (counts < 0).any():
+                raise ValueError(f"drift state: {name} are not the counts of {usual.shape} cells")
+        log_parts = arrays["log_parts"].astype(np.float64)
+        watched, restarts, alarm_row = map(int, arrays["numbers"])
+        peak = float(arrays["peak"])
+        numbers = np.array([center, width, peak])
+        if log_parts.shape != monitor.martingale.log_parts.shape or np.isnan(log_parts).any() or log_parts.max() > 1e9:
+            raise ValueError("drift state: not the capital of a martingale")
+        if not np.isfinite(numbers).all() or width <= 0 or peak < 0 or min(watched, restarts, alarm_row) < 0:
+            raise ValueError("drift state: numbers that no monitor has")
+        monitor.ranks.counts = arrays["counts"].astype(np.int64)
+        monitor.sides, monitor.p_values = arrays["sides"].astype(np.int64), arrays["p_values"].astype(np.int64)
+        monitor.martingale = Martingale(log_parts)
+        monitor.watched, monitor.restarts, monitor.alarm_row = watched, restarts, alarm_row or None
+        monitor.peak = peak
+        return monitor
 
 
 def p_value_counts(p_values: np.ndarray, bins: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 from service.data.frames import Rows, array_of
 from service.density.conditionals import ColumnDraws, ColumnEstimates
 from service.density.estimate import DIRECT, Execution
-from service.density.tiling import CheckCancelled, never_cancelled, worker_pool
+from service.density.tiling import worker_pool
 from service.errors import CalibrationError, DamagedModelError, InputError
 from service.scoring.expected import MemberDraws, expected_cells
 from service.scoring.generator import Generator
@@ -26,6 +26,7 @@ from service.scoring.options import DEFAULT, PLAIN, Detail, ScoreOptions
 from service.scoring.scores import CombinedRule, ExplainedScores, Scores
 from service.scoring.statistics import ReferenceStatistics, RowStatistics
 from service.scoring.version import Published
+from service.system.cancellation import CheckCancelled, never_cancelled
 from service.validity.column_ranks import ColumnSketch
 
 
@@ -133,6 +134,7 @@ class Scorer(Generator):
             ess=estimates.ess,
             khat=estimates.khat,
             num_samples=estimates.num_samples,
+            evaluations=estimates.evaluations,
             percentile=judged.percentile,
             p_value=judged.p_value,
             low_p_value=judged.low_p_value,

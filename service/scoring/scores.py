@@ -67,7 +67,7 @@ class Scores:
     `rule`, `evidence` (B, E) holds the p-value of each of its statistics; without one, `combined_p_value` is NaN and
     `evidence` has shape (B, 0). `missing` counts a row's missing cells. A row with missing cells is compared with
     validation rows that have the same cells hidden: `low` and `high` are the ends of its own band. With folds every row has
-    a band of its own.
+    a band of its own. `evaluations` is what the estimate cost, in decoder evaluations.
     """
 
     band: Band
@@ -81,6 +81,7 @@ class Scores:
     ess: np.ndarray
     khat: np.ndarray
     num_samples: np.ndarray
+    evaluations: np.ndarray
     percentile: np.ndarray
     p_value: np.ndarray
     low_p_value: np.ndarray

@@ -4,27 +4,30 @@
 
 Rows of several requests are computed together if they ask the same of the same model; a row's score does not depend on the
 other rows in its batch. A batch runs on one inference thread with one torch thread, so the threads share nothing and never
-wait for each other. Jobs take turns: one that has filled a batch goes back behind the others, so that a single row behind
-it waits for one batch and not for all of them.
+wait for each other. Callers take turns (`waiting.py`). A batch that takes long is interrupted at its checkpoints by short
+ones: its thread computes a short job in between, so that a single row does not wait for rows that take a hundred times as
+long as its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from service.errors import DeadlineError, OverloadedError, UnavailableError
-from service.serving.jobs import AbandonedError, Job, Share, Task, end_if_over, parted, raise_in, returned, wake
+from service.errors import DeadlineError, OverloadedError, UnavailableError, VouchError
+from service.serving.jobs import AbandonedError, Job, Share, Task, end_if_over, parted, raise_in, wake
+from service.serving.sharing import SharedRoom
+from service.serving.waiting import Waiting
 
 T = TypeVar("T")
 ASSUMED_RATE = 10_000.0  # decoder evaluations per second and thread, until measured
@@ -35,6 +38,10 @@ MOST_TRUST, LEAST_TRUST = (
 )  # how long to wait for more rows, as a share of what a batch costs before its first row is done
 # Before its first row is done, a block has cost about a quarter of what a full one costs.
 START_SHARE = 1 / 4
+SLICE_S = 0.03  # after which a batch may be interrupted by a shorter one
+SHORT = 0.5  # a shorter one: it takes at most so much of the time that the batch has taken itself
+MAX_DEPTH = 2  # interruptions within interruptions
+STOP_S = 10.0  # how long `stop` waits for threads that hang
 log = logging.getLogger("vouch")
 
 
@@ -56,12 +63,26 @@ class Last:
         return Last(task.group, len(batch), time.perf_counter(), start_share * seconds)
 
 
+@dataclass(eq=False, slots=True)
+class Running:
+    """A batch that is computed: since when, and how many seconds of that went into others that interrupted it."""
+
+    batch: list[Share]
+    depth: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    paused_s: float = 0.0
+
+    def own_s(self) -> float:
+        """Seconds of its own computation."""
+        return time.perf_counter() - self.started - self.paused_s
+
+
 class InferenceThreads:
     """Threads that compute, and the bounded queue in front of them.
 
     Args:
         threads: number of threads.
-        max_cost: most decoder evaluations that wait or run at a time.
+        max_cost: most decoder evaluations that wait or run at a time; up to twice as many if several callers share them.
         delay_s: how long a batch that is not full may wait for more rows.
         on_batch: called with the rows and the seconds of every batch.
         on_drop: called for every dropped job with the reason: `deadline` or `disconnect`.
@@ -76,15 +97,17 @@ class InferenceThreads:
         on_drop: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.max_cost, self.delay_s, self.on_batch, self.on_drop = max_cost, delay_s, on_batch, on_drop
-        self.groups: dict[Hashable, deque[Job]] = {}
-        self.waiting_rows: dict[Hashable, int] = {}
-        self.turns = count()
-        self.waiting_cost = 0
-        self.shadow_cost = 0  # separate: shadow work runs on idle threads only, and takes no room from other work
+        self.waiting = Waiting()
+        self.room = SharedRoom(max_cost, max_cost)
+        self.shadow_room = SharedRoom(
+            max_cost, 0
+        )  # shadow work runs on idle threads only, and takes no room from other
         self.measured = (ASSUMED_RATE, 1.0)  # evaluations, and the thread-seconds that they took
         self.idle = 0
         self.running: Counter[Hashable] = Counter()  # batches, by group
+        self.computing: dict[int, Running] = {}  # by thread; of batches within others, the outer one
         self.alone_running = 0
+        self.failures = 0  # batches in a row that failed for no fault of their rows
         self.last = Last()
         self.trust = MOST_TRUST
         self.stopping = False
@@ -96,20 +119,35 @@ class InferenceThreads:
             thread.start()
 
     def stop(self) -> None:
-        """Finish what is queued, except shadow work, then end the threads."""
+        """Finish what is queued, except shadow work, then end the threads, as far as they do not hang."""
         with self.changed:
             self.stopping = True
-            for job in [job for jobs in self.groups.values() for job in jobs if job.task.is_shadow]:
+            for job in [job for job in self.waiting if job.task.is_shadow]:
                 self.give_up(job)
                 raise_in(job, UnavailableError("the service is shutting down", 5.0))
             self.changed.notify_all()
         for thread in self.threads:
-            if thread.ident is not None:
-                thread.join()
+            while thread.ident is not None and thread.is_alive() and self.longest_s() < STOP_S:
+                thread.join(0.1)
 
     def is_alive(self) -> bool:
         """Whether every thread is running."""
         return all(thread.is_alive() for thread in self.threads)
+
+    def longest_s(self) -> float:
+        """For how many seconds the longest batch has been running."""
+        started = [one.started for one in self.computing.copy().values()]
+        return time.perf_counter() - min(started) if started else 0.0
+
+    @property
+    def waiting_cost(self) -> int:
+        """Decoder evaluations that wait or run, as charged."""
+        return self.room.total
+
+    @property
+    def groups(self) -> dict[Hashable, Any]:
+        """The groups that wait."""
+        return self.waiting.groups
 
     def rate(self) -> float:
         """Decoder evaluations per second, of all threads together, as measured recently."""
@@ -118,7 +156,7 @@ class InferenceThreads:
 
     # Called by the event loop
 
-    def submit(self, task: Task[T], rows: np.ndarray, timeout_s: float) -> Job:
+    def submit(self, task: Task[T], rows: np.ndarray, timeout_s: float, caller: str = "") -> Job:
         """Queue rows, shape (B, D); the job's future returns their answers.
 
         Raises:
@@ -126,21 +164,24 @@ class InferenceThreads:
             UnavailableError: a thread has died, or the service is shutting down.
         """
         future = asyncio.get_running_loop().create_future()
-        job = Job(task, rows, time.monotonic() + timeout_s, future)
-        cost = task.row_cost * len(rows)
         with self.changed:
-            self.check_room(cost, task.is_shadow)
-            self.charge(task, len(rows))
-            self.queue(job)
+            ratio = self.waiting.costs.of(caller, task.group)
+            row_cost = round(task.row_cost * max(1.0, ratio))
+            self.check_room(caller, row_cost * len(rows), task.is_shadow)
+            job = Job(task, rows, time.monotonic() + timeout_s, future, caller, row_cost)
+            self.charge(job, len(rows))
+            self.waiting.enter(caller)
+            self.waiting.add(job)
+            self.changed.notify_all()  # all: a single notified thread might be waiting for another batch to fill
         return job
 
-    def check_room(self, cost: int, is_shadow: bool = False) -> None:
+    def check_room(self, caller: str, cost: int, is_shadow: bool = False) -> None:
         """Raise, as `submit` does, if the queue has no room: the body of such a request need not be read."""
         if self.stopping or not self.is_alive():
             raise UnavailableError("the service is shutting down", 5.0)
-        waiting = self.shadow_cost if is_shadow else self.waiting_cost
-        if waiting and waiting + cost > self.max_cost:
-            excess = waiting + min(cost, self.max_cost) - self.max_cost
+        room = self.shadow_room if is_shadow else self.room
+        if not room.has_room(caller, cost):
+            excess = room.total + min(cost, self.max_cost) - self.max_cost
             raise OverloadedError("the queue is full", excess / self.rate())
 
     def abandon(self, job: Job, reason: str) -> None:
@@ -158,12 +199,18 @@ class InferenceThreads:
         torch.set_num_threads(1)
         while taken := self.take():
             batch, since = taken
-            start = time.perf_counter()
-            done = 0
-            try:
-                done = self.compute(batch)
-            finally:
-                self.end(batch, time.perf_counter() - start, done, time.perf_counter() - since)
+            self.run(Running(batch), time.perf_counter() - since)
+
+    def run(self, running: Running, idle_s: float = 0.0) -> None:
+        """Compute a batch; `idle_s` is how long it was there before it was taken."""
+        batch, done = running.batch, 0
+        outer = self.computing.setdefault(threading.get_ident(), running)
+        try:
+            done = self.compute(batch, running)
+        finally:
+            if outer is running:
+                del self.computing[threading.get_ident()]
+            self.end(batch, running.own_s(), done, running.own_s() + idle_s)
 
     def take(self) -> tuple[list[Share], float] | None:
         """Wait for rows that can be computed together; return them, and since when they have been there.
@@ -179,9 +226,10 @@ class InferenceThreads:
                 group = next((group for group, wait_s in waits.items() if wait_s <= 0), None)
                 if group is not None:
                     if group in waited_for:
-                        self.learn(2 * returned(self.groups[group], self.last.ended_at) >= self.last.jobs)
-                    return self.batch_of(group), since
-                if not self.groups and self.stopping:
+                        back = self.waiting.returned(group, self.last.ended_at)
+                        self.learn(2 * back >= self.last.jobs)
+                    return self.batch_of(self.waiting.first(group)), since
+                if not self.waiting and self.stopping:
                     return None
                 waited_for |= waits.keys()
                 self.idle += 1
@@ -205,11 +253,32 @@ class InferenceThreads:
             self.alone_running -= task.is_alone
             self.changed.notify_all()
 
+    def let_others(self, running: Running) -> None:
+        """Called by a batch at its checkpoints: if it has taken long, compute a shorter job in between.
+
+        Half of the thread's time stays its own.
+        """
+        own_s = running.own_s()
+        if own_s < SLICE_S or running.depth >= MAX_DEPTH or running.paused_s > own_s or not self.waiting:
+            return
+        callers = {share.job.caller for share in running.batch}
+        is_alone = running.batch[0].job.task.is_alone
+        with self.changed:
+            used = {caller: self.waiting.used.get(caller, 0.0) + own_s for caller in callers}
+            most = SHORT * own_s * self.rate() / len(self.threads)
+            job = self.waiting.shortest(used, most, lambda job: not job.task.is_alone or self.alone_running <= is_alone)
+            if job is None:
+                return
+            batch = self.batch_of(job, most)
+        start = time.perf_counter()
+        self.run(Running(batch, running.depth + 1))
+        running.paused_s += time.perf_counter() - start
+
     def ready_groups(self) -> list[Hashable]:
         """The groups that may run now, in the order of their jobs' turns."""
-        first = {group: jobs[0] for group, jobs in self.groups.items()}
+        first = {group: self.waiting.first(group) for group in self.waiting.groups}
         ready = [group for group, job in first.items() if not (job.task.is_alone and self.alone_running)]
-        return sorted(ready, key=lambda group: first[group].turn)
+        return sorted(ready, key=lambda group: self.waiting.rank(first[group]))
 
     def time_to_fill(self, group: Hashable) -> float:
         """Seconds that a batch of this group, if it is not full, should still wait for more rows.
@@ -220,14 +289,14 @@ class InferenceThreads:
         cost. Otherwise the clients that waited and those that were answered would keep taking turns, in two batches where
         one would do. If they do not come back, the next waits are shorter.
         """
-        jobs, last, rows = self.groups[group], self.last, self.waiting_rows[group]
-        most = jobs[0].task.batch_rows
+        job, last, rows = self.waiting.first(group), self.last, self.waiting.rows[group]
+        most = job.task.batch_rows
         if self.stopping or rows >= most:
             return 0.0
-        until = jobs[0].queued_at + self.delay_s
+        until = job.queued_at + self.delay_s
         if last.group == group and self.running[group] and rows < START_SHARE * most:
-            until = max(until, jobs[0].queued_at + last.start_s)
-        if last.group == group and returned(jobs, last.ended_at) < last.jobs:
+            until = max(until, job.queued_at + last.start_s)
+        if last.group == group and self.waiting.returned(group, last.ended_at) < last.jobs:
             until = max(until, last.ended_at + self.trust * last.start_s)
         return until - time.perf_counter()
 
@@ -235,59 +304,72 @@ class InferenceThreads:
         """Wait longer next time if all clients came back, shorter if not."""
         self.trust = min(MOST_TRUST, 2 * self.trust) if all_returned else max(LEAST_TRUST, self.trust / 2)
 
-    def batch_of(self, group: Hashable) -> list[Share]:
-        """Take rows of a group, job by job, until the batch is full; leave a share to other idle threads."""
-        jobs = self.groups[group]
-        waiting, task = self.waiting_rows[group], jobs[0].task
+    def batch_of(self, job: Job, most: float = math.inf) -> list[Share]:
+        """Take rows of a job, and of others of its group until the batch is full; leave a share to other idle threads.
+
+        Args:
+            most: evaluations of each of the others.
+        """
+        task, waiting = job.task, self.waiting.rows[job.task.group]
         threads = 1 if task.is_alone else 1 + self.idle
         sharing = min(threads, max(1, int(waiting / (START_SHARE * task.batch_rows))))
-        room = min(task.batch_rows, -(-waiting // sharing))
-        self.running[group] += 1
+        self.running[task.group] += 1
         self.alone_running += task.is_alone
-        shares = []
-        while room and jobs:
-            job = jobs.popleft()
-            stop = min(job.taken + room, len(job.rows))
-            shares.append(Share(job, job.taken, stop))
-            room -= stop - job.taken
-            self.waiting_rows[group] -= stop - job.taken
-            job.taken = stop
-            job.pending += 1
-            job.started_at = job.started_at or time.perf_counter()
-            if not job.waiting_rows():
-                continue
-            if len(shares) == 1:
-                self.queue(job, again=True)  # it had a batch to itself: now it is the others' turn
-            else:
-                jobs.appendleft(job)  # its remaining rows go first, or a split request would wait twice
-            break  # the batch is full
-        self.forget_if_empty(group)
-        return shares
+        return self.waiting.take(job, min(task.batch_rows, -(-waiting // sharing)), most)
 
-    def compute(self, batch: list[Share]) -> int:
+    def compute(self, batch: list[Share], running: Running) -> int:
         """Compute a batch and hand each job its part; if it fails, compute each job alone, so that one harms no other.
 
         Returns:
             Number of evaluations done.
         """
         task = batch[0].job.task
-        start = time.perf_counter()
+
+        def check_cancelled() -> None:
+            end_if_over(batch)
+            self.let_others(running)
+
         try:
             rows = np.concatenate([share.job.rows[share.start : share.stop] for share in batch])
-            answer = task.compute(rows, lambda: end_if_over(batch))
+            answer = task.compute(rows, check_cancelled)
             parts = [answer] if len(batch) == 1 else parted(batch, answer)
-            self.on_batch(len(rows), time.perf_counter() - start)
+            costs = task.costs(answer)
+            self.on_batch(len(rows), running.own_s())
         except AbandonedError:
+            self.bill(batch, running.own_s())
             with self.changed:
                 self.settle(batch)
             return 0
         except BaseException as error:  # the thread must survive whatever a request makes it raise
             if len(batch) > 1:
-                return sum(self.compute([share]) for share in batch)
+                return sum(self.compute([share], running) for share in batch)
+            if not isinstance(error, VouchError):
+                self.failures += 1
             self.fail(batch[0], error)
             return 0
+        self.failures = 0
+        done = self.bill(batch, running.own_s(), costs)
         self.hand_over(batch, parts)
-        return sum(share.cost for share in batch)
+        return done
+
+    def bill(self, batch: list[Share], seconds: float, costs: np.ndarray | None = None) -> int:
+        """Charge each caller the seconds that its rows took, by the rows' costs, and learn these.
+
+        Returns:
+            The decoder evaluations that were done: as told by `costs`, shape (B,), or else as expected.
+        """
+        task = batch[0].job.task
+        each = np.array([float(share.stop - share.start) for share in batch]) * task.row_cost
+        if costs is not None:
+            ends = np.cumsum([share.stop - share.start for share in batch])
+            each = np.add.reduceat(np.asarray(costs, dtype=np.float64), [0, *ends[:-1]])
+        with self.changed:
+            for share, cost in zip(batch, each.tolist(), strict=True):
+                self.waiting.charge(share.job.caller, seconds * cost / max(1.0, each.sum()))
+                if costs is not None:
+                    expected = task.row_cost * (share.stop - share.start)
+                    self.waiting.costs.learn(share.job.caller, task.group, cost / max(1, expected))
+        return int(each.sum())
 
     def hand_over(self, batch: list[Share], parts: list[Any]) -> None:
         """Give each job its part of a batch's answer, and wake the callers of finished jobs."""
@@ -300,7 +382,7 @@ class InferenceThreads:
                     continue
                 job.answers[share.start] = answer
                 if not job.pending and not job.waiting_rows():
-                    job.is_over = True
+                    self.finish(job)
                     job.ended_at = time.perf_counter()
                     finished.append(job)
         wake(finished)
@@ -308,15 +390,12 @@ class InferenceThreads:
     def settle(self, batch: list[Share]) -> None:
         """Free the queue's room for a batch that was computed, or never will be; the caller holds the lock."""
         for share in batch:
-            self.charge(share.job.task, share.start - share.stop)
+            self.charge(share.job, share.start - share.stop)
             share.job.pending -= 1
 
-    def charge(self, task: Task[Any], rows: int) -> None:
+    def charge(self, job: Job, rows: int) -> None:
         """Add the cost of `rows` rows to the queue, or subtract it if negative; the caller holds the lock."""
-        if task.is_shadow:
-            self.shadow_cost += rows * task.row_cost
-        else:
-            self.waiting_cost += rows * task.row_cost
+        (self.shadow_room if job.task.is_shadow else self.room).add(job.caller, rows * job.row_cost)
 
     def fail(self, share: Share, error: BaseException) -> None:
         """Fail a job whose rows raised an error, and drop the rest of it."""
@@ -330,35 +409,20 @@ class InferenceThreads:
 
     # The queue; the caller holds the lock
 
-    def queue(self, job: Job, again: bool = False) -> None:
-        """Put a job at the end of the queue."""
-        job.turn = (job.task.is_shadow, next(self.turns))
-        group = job.task.group
-        self.groups.setdefault(group, deque()).append(job)
-        if not again:
-            self.waiting_rows[group] = self.waiting_rows.get(group, 0) + job.waiting_rows()
-        self.changed.notify_all()  # all: a single notified thread might be waiting for another batch to fill
+    def finish(self, job: Job) -> None:
+        """No more is to be done for a job."""
+        job.is_over = True
+        self.waiting.leave(job.caller)
 
     def give_up(self, job: Job) -> None:
         """Remove a job's rows from the queue."""
-        job.is_over = True
-        group, left = job.task.group, job.waiting_rows()
-        if left:
-            self.groups[group].remove(job)
-            self.waiting_rows[group] -= left
-            self.charge(job.task, -left)
-            job.taken = len(job.rows)
-            self.forget_if_empty(group)
-
-    def forget_if_empty(self, group: Hashable) -> None:
-        """Delete an empty group, so that requests that each name a new one leave nothing behind."""
-        if not self.groups[group]:
-            del self.groups[group], self.waiting_rows[group]
+        self.finish(job)
+        self.charge(job, -self.waiting.remove(job))
 
     def drop_expired(self) -> None:
         """Drop late jobs at the front of the queue; the event loop may be too busy to do it."""
         now = time.monotonic()
-        late = [jobs[0] for jobs in self.groups.values() if jobs[0].deadline <= now]
+        late = [job for job in map(self.waiting.first, self.waiting.groups) if job.deadline <= now]
         for job in late:
             self.give_up(job)
             self.on_drop("deadline")

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from service.scoring.scores import Scores
 from service.scoring.version import Published
+from service.serving.quotas import Quota
 
 MAX_INTERVALS = 64  # most recorded intervals of a request's parts; a stream has too many to look at
 
@@ -54,6 +55,18 @@ class Call(Protocol):
     request_id: str
     timings: Timings
     is_stream: bool  # answered block by block, each with its own deadline
+
+    @property
+    def caller(self) -> str:
+        """Who asks, for fairness: an API key's id, or an address."""
+
+    @property
+    def key_id(self) -> str | None:
+        """The API key's id, if there is one."""
+
+    @property
+    def quota(self) -> Quota:
+        """How many rows the caller may send."""
 
     def timeout_s(self) -> float:
         """Seconds that the request, or a block of a stream, may take."""

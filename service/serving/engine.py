@@ -6,14 +6,15 @@ call's rows -> checked -> queue (`batching.py`) -> Scorer -> counted: metrics, d
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 
 from service.density.estimate import Execution
-from service.density.tiling import CheckCancelled, Tiling
+from service.density.tiling import Tiling
 from service.errors import DeadlineError, OverloadedError
 from service.scoring.options import DEFAULT, ScoreOptions
 from service.scoring.scorer import Scorer, torch_device
@@ -21,12 +22,16 @@ from service.scoring.scores import Answer, ReferenceEstimates, Scores, concatena
 from service.serving.batching import InferenceThreads
 from service.serving.call import Call, CallerLeftError
 from service.serving.drift import DriftMonitors
+from service.serving.health import Health
 from service.serving.jobs import Task
 from service.serving.metrics import Metrics
+from service.serving.quotas import Quotas
 from service.serving.registry import Registry
 from service.serving.shadow import Shadow
 from service.settings import Settings
 from service.store.store import Store
+from service.system.cancellation import CheckCancelled
+from service.system.threads import Worker
 
 # Multiplications per decoder evaluation. Two threads are slower than one at 500 of them, and 1.3 times faster at 20,000.
 TINY = 2**13
@@ -43,11 +48,13 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.metrics = settings, Metrics()
+        self.drift = DriftMonitors(settings.drift_level, settings.drift_folder)
         self.registry = Registry(
             Store(settings.store, settings.cache()),
             settings.device,
             settings.loaded_versions,
             on_failure=self.metrics.reload_failures.inc,
+            on_load=self.drift.restore,
         )
         on_cpu = torch_device(settings.device).type == "cpu"
         self.inference = InferenceThreads(
@@ -57,30 +64,66 @@ class Engine:
             on_batch=self.metrics.count_batch,
             on_drop=lambda reason: self.metrics.dropped.labels(reason).inc(),
         )
-        self.drift = DriftMonitors(settings.drift_level, settings.drift_folder)
         self.shadow: Shadow | None = None
         if settings.shadow is not None:
             self.shadow = Shadow(
                 settings.shadow, settings.shadow_share, self.metrics, self.scorer, self.score_while_idle
             )
-        self.loader = ThreadPoolExecutor(1, "loader")
+        # The store and the folder of the monitors may hang; each has a thread of its own.
+        self.poller, self.loader, self.saver = Worker("store"), Worker("loader"), Worker("drift")
+        self.quotas = Quotas()
+        self.health = Health(self.inference, self.registry, settings.request_timeout_s)
 
     def start(self) -> None:
         self.inference.start()
 
     def stop(self) -> None:
-        """Finish what is queued, and save the drift monitors."""
-        self.loader.shutdown(wait=False, cancel_futures=True)
+        """Finish what is queued."""
         self.inference.stop()
-        self.drift.save()
+
+    async def refresh(self, timeout_s: float | None = None) -> None:
+        """Poll the store, load what is new, and serve it.
+
+        Raises:
+            DeadlineError: the store did not answer in time.
+        """
+        await self.in_store(self.registry.refresh, timeout_s)
+
+    async def in_store(self, work: Callable[[], T], timeout_s: float | None = None) -> T:
+        """Work on the store, in its own thread.
+
+        Raises:
+            DeadlineError: the store did not answer in time.
+        """
+        try:
+            return await self.poller.run(work, timeout_s)
+        except TimeoutError:
+            raise DeadlineError("the store did not answer in time") from None
+
+    async def save_drift(self, timeout_s: float | None = None) -> None:
+        """Save the drift monitors, if their folder answers in time."""
+        with contextlib.suppress(TimeoutError):
+            await self.saver.run(self.drift.save, timeout_s)
 
     def is_alive(self) -> bool:
-        """Whether every inference thread runs."""
-        return self.inference.is_alive()
+        """Whether the inference threads run, and are not beyond help."""
+        return self.health.is_alive()
 
     def is_ready(self) -> bool:
         """Whether calls of the default model can be answered."""
-        return self.is_alive() and self.registry.default_is_ready()
+        return self.health.is_ready() and self.registry.default_is_ready()
+
+    async def check_inference(self) -> None:
+        """Try inference if it has failed several times in a row, or else note that it works."""
+        await self.health.check(self.probe)
+
+    async def probe(self, scorer: Scorer) -> None:
+        """Score a row of the default model's own in the inference threads."""
+        rows = scorer.sample(1, seed=0).samples
+        task = self.row_task(
+            scorer, lambda batch, check_cancelled: scorer.score(batch, DEFAULT, check_cancelled), "probe"
+        )
+        await self.inference.submit(task, scorer.rows(rows), self.settings.request_timeout_s, "probe").future
 
     async def scorer(self, name: str | None) -> Scorer:
         """The named model; one that is not in memory is loaded and verified off the event loop.
@@ -90,15 +133,14 @@ class Engine:
         scorer = self.registry.in_memory(name)
         if scorer is not None:
             return scorer
-        loading = asyncio.get_running_loop().run_in_executor(self.loader, self.registry.get, name)
         try:
-            return await asyncio.wait_for(loading, self.settings.request_timeout_s)
+            return await self.loader.run(lambda: self.registry.get(name), self.settings.request_timeout_s)
         except TimeoutError:
             raise DeadlineError("the model did not load in time") from None
 
-    def check_room(self, scorer: Scorer) -> None:
+    def check_room(self, call: Call, scorer: Scorer) -> None:
         """Raise if the queue has no room for one more row, before the body is read in vain."""
-        self.inference.check_room(scorer.model.row_cost)
+        self.inference.check_room(call.caller, scorer.model.row_cost)
 
     async def score(self, call: Call, scorer: Scorer, rows: np.ndarray, options: ScoreOptions = DEFAULT) -> Scores:
         """Score checked rows, shape (B, D), in batches with those of other calls, and count them."""
@@ -108,17 +150,19 @@ class Engine:
             self.metrics.count_scores(str(scorer.published.reference), scores)  # once for all calls of the batch
             return scores
 
-        await self.learn_patterns(call, scorer, rows, options)
-        scores = await self.on_rows(call, scorer, rows, compute, (scorer, options), options.extra_evaluations)
+        with self.quotas.admitted(call.caller, call.quota, len(rows)):
+            await self.learn_patterns(call, scorer, rows, options)
+            scores = await self.computed(call, scorer, rows, compute, (scorer, options), options.extra_evaluations)
         call.note_scores(scorer.published, scores)
         # The blocks of a stream belong to one request, but are not retries of each other.
         request_id = None if call.is_stream else call.request_id
         if len(scores) < FEW_ROWS:
-            self.drift.add(scorer, scores, request_id)
+            self.drift.add(scorer, scores, request_id, call.key_id)
         else:
-            await asyncio.to_thread(self.drift.add, scorer, scores, request_id)
+            await asyncio.to_thread(self.drift.add, scorer, scores, request_id, call.key_id)
         if self.drift.is_due():
-            await asyncio.to_thread(self.drift.save)
+            self.drift.saved_at = time.monotonic()
+            self.saving = asyncio.ensure_future(self.save_drift())
         if self.shadow is not None:
             self.shadow.compare(scorer, rows, scores)
         return scores
@@ -143,7 +187,7 @@ class Engine:
             if spent > self.inference.max_cost and spent > cost:
                 raise OverloadedError("too many new patterns of missing cells in one request", 1.0)
             group = (scorer, "reference", options.detail)
-            scorer.patterns.remember(pattern, await self.on_rows(call, scorer, reference, compute, group, extra))
+            scorer.patterns.remember(pattern, await self.computed(call, scorer, reference, compute, group, extra))
 
     async def on_rows(
         self,
@@ -154,7 +198,20 @@ class Engine:
         group: Any,
         extra: int = 0,
     ) -> A:
-        """Compute on the rows, shape (B, D), in the inference threads, in batches of bounded cost.
+        """Compute on a caller's rows, shape (B, D), within its quota; as `computed`."""
+        with self.quotas.admitted(call.caller, call.quota, len(rows)):
+            return await self.computed(call, scorer, rows, compute, group, extra)
+
+    async def computed(
+        self,
+        call: Call,
+        scorer: Scorer,
+        rows: np.ndarray,
+        compute: Callable[[np.ndarray, CheckCancelled], A],
+        group: Any,
+        extra: int = 0,
+    ) -> A:
+        """Compute on rows, shape (B, D), in the inference threads, in batches of bounded cost.
 
         Args:
             group: rows of equal groups may be computed together.
@@ -165,7 +222,8 @@ class Engine:
     async def once(self, call: Call, compute: Callable[[], T], cost: int) -> T:
         """Compute one thing in an inference thread; `cost` in decoder evaluations."""
         task: Task[T] = Task(lambda rows, check_cancelled: compute(), indivisible, object(), cost, 1)
-        return (await self.run(call, task, np.zeros((1, 0))))[0]
+        with self.quotas.admitted(call.caller, call.quota, cost):
+            return (await self.run(call, task, np.zeros((1, 0))))[0]
 
     async def score_while_idle(self, scorer: Scorer, rows: np.ndarray, options: ScoreOptions) -> Scores:
         """Score rows that no caller waits for, when nothing else waits."""
@@ -195,7 +253,7 @@ class Engine:
         block = Tiling.of(scorer.model.vae).rows
         blocks = max(1, self.settings.batch_evaluations // (cost * block))
         is_tiny = scorer.model.vae.evaluation_size < TINY
-        return Task(compute, rows_of, (is_shadow, group), cost, blocks * block, is_shadow, is_tiny)
+        return Task(compute, rows_of, (is_shadow, group), cost, blocks * block, is_shadow, is_tiny, costs_of)
 
     async def run(self, call: Call, task: Task[T], rows: np.ndarray) -> list[T]:
         """Run a task on rows, and wait for the answers. If the deadline passes or the caller leaves, drop the rest.
@@ -203,13 +261,14 @@ class Engine:
         Raises:
             CallerLeftError, DeadlineError.
         """
+        self.health.check_works()
         left_s = call.time_left_s()
         hung_up = call.hang_up()
         await asyncio.sleep(0)
         if hung_up.done():  # do not spend a batch on a caller that has already left
             self.metrics.dropped.labels("disconnect").inc()
             raise CallerLeftError
-        job = self.inference.submit(task, rows, left_s)
+        job = self.inference.submit(task, rows, left_s, call.caller)
 
         def give_up(reason: str, error: Exception) -> None:
             self.inference.abandon(job, reason)
@@ -231,6 +290,11 @@ class Engine:
         call.timings.add("queue", done.waited_s, done.computed_s)
         call.timings.add("compute", done.computed_s)
         return done.answers
+
+
+def costs_of(answer: Answer) -> np.ndarray | None:
+    """What each row of an answer cost in decoder evaluations, if it tells."""
+    return answer.evaluations if isinstance(answer, Scores) else None
 
 
 def indivisible(answer: Any, rows: slice) -> Any:

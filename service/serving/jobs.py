@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from service.density.tiling import CheckCancelled
+from service.system.cancellation import CheckCancelled
 
 T = TypeVar("T")
 log = logging.getLogger("vouch")
@@ -31,6 +30,7 @@ class Task(Generic[T]):
         is_shadow: run only while nothing else waits.
         is_alone: run one batch of such tasks at a time. For a tiny network, Python's overhead exceeds the computation:
             parallel threads would wait for the interpreter, and slow each other down.
+        costs: what each row of an answer did cost, in decoder evaluations, if that is known.
     """
 
     compute: Callable[[np.ndarray, CheckCancelled], T]
@@ -40,6 +40,7 @@ class Task(Generic[T]):
     batch_rows: int
     is_shadow: bool = False
     is_alone: bool = False
+    costs: Callable[[T], np.ndarray | None] = lambda answer: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Job:
     rows: np.ndarray
     deadline: float
     future: asyncio.Future[Done[Any]]
+    caller: str = ""
+    row_cost: int = 0  # what a row of it is charged, in decoder evaluations
     queued_at: float = field(default_factory=time.perf_counter)
     started_at: float | None = None
     ended_at: float = 0.0
@@ -84,17 +87,7 @@ class Share:
     @property
     def cost(self) -> int:
         """Cost of these rows, in decoder evaluations."""
-        return self.job.task.row_cost * (self.stop - self.start)
-
-
-def returned(jobs: deque[Job], since: float) -> int:
-    """Number of jobs queued since a time."""
-    number = 0
-    for job in reversed(jobs):
-        if job.queued_at < since:
-            break
-        number += 1
-    return number
+        return self.job.row_cost * (self.stop - self.start)
 
 
 def parted(batch: list[Share], answer: Any) -> list[Any]:

@@ -56,6 +56,11 @@ class Metrics:
         self.held_back = self.gauge("vouch_held_back", "Versions in the store that cannot be served")
         self.drift_capital = self.gauge("vouch_drift_log_capital", "Log capital of the drift monitor, nats", "model")
         self.drifts = self.gauge("vouch_drifts", "1 if the drift monitor has raised an alarm", "model")
+        self.drifting_keys = self.gauge(
+            "vouch_drifting_keys", "API keys whose drift monitor has raised an alarm", "model"
+        )
+        self.inference_failures = self.gauge("vouch_inference_failures", "Batches in a row that failed")
+        self.store_silent = self.gauge("vouch_store_silent_seconds", "Seconds for which the store has owed an answer")
         self.shadow_rows = self.counter(
             "vouch_shadow_rows", "Rows also scored by a shadow version", "model", "shadow", "verdicts"
         )

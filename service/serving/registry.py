@@ -17,6 +17,7 @@ from service.scoring.scorer import Scorer, torch_device
 from service.scoring.version import Reference
 from service.store.store import Catalog, Store
 
+SILENT_S = 15.0  # after which a store that does not answer is said not to
 RETRY_S = 30.0  # before a version that failed to load is read again
 STORE = "store"  # the key in `held_back` if the store itself cannot be read
 log = logging.getLogger("vouch")
@@ -45,6 +46,7 @@ class Registry:
     device: str
     max_loaded: int
     on_failure: Callable[[], None] = lambda: None
+    on_load: Callable[[Scorer], None] = lambda scorer: None
     catalog: Catalog = field(default_factory=lambda: Catalog({}, {}, None, {}))
     found: Catalog | None = None  # the store's content at the last poll
     wanted: set[Reference] = field(default_factory=set)  # the versions that bare names and aliases mean in the store
@@ -96,6 +98,7 @@ class Registry:
             try:
                 scorer = Scorer(self.store.load(reference), torch_device(self.device))
                 scorer.warm_up()
+                self.on_load(scorer)
             except Exception as error:
                 text = str(error) if isinstance(error, VouchError) else f"{reference}: {type(error).__name__}"
                 if not isinstance(error, VouchError):
@@ -185,6 +188,13 @@ class Registry:
             return "ready"
         failure = self.failures.get(reference)
         return "not loaded yet" if failure is None else failure.text
+
+    def problems(self) -> dict[str, str]:
+        """Why new versions are not served, or what the store does not answer."""
+        silent_s = self.store.silent_s()
+        if silent_s < SILENT_S:
+            return self.held_back
+        return self.held_back | {STORE: f"the store has not answered for {silent_s:.0f} s"}
 
     def phase(self) -> str:
         """`loading` until the store was first polled, `unavailable` if the default model is missing after that."""

@@ -17,14 +17,15 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from service.errors import DataError, ModelConflictError, UnavailableError
-from service.system.files import as_os_error, is_url, sync_folder, write_remote, write_synced, write_whole
+from service.system.files import as_os_error, is_url, read_regular, sync_folder, write_remote, write_synced, write_whole
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
+LOCK_S = 30.0  # how long to wait for another writer
 ABANDONED_S = 3600.0  # after which a half-written folder counts as abandoned
 log = logging.getLogger("vouch")
 
@@ -97,8 +98,7 @@ class LocalStorage:
         return (self.root / name / version).is_dir()
 
     def read(self, path: str, most: int) -> bytes:
-        with (self.root / path).open("rb") as file:
-            return file.read(most)
+        return read_regular(self.root / path, most)
 
     def read_hashed(self, path: str, sha256: str, size: int) -> bytes:
         """A file; the caller checks its hash."""
@@ -139,7 +139,7 @@ class LocalStorage:
         except OSError as error:
             raise UnavailableError(f"the store cannot be written: {type(error).__name__}", 60.0) from error
         with lock, as_unavailable():
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            acquire(lock)
             yield
 
 
@@ -227,6 +227,23 @@ class RemoteStorage:
         """No lock is available; failed writes raise UnavailableError."""
         with as_unavailable():
             yield
+
+
+def acquire(lock: IO[str]) -> None:
+    """Lock a file as soon as nobody else has it locked.
+
+    Raises:
+        UnavailableError: somebody has it for too long.
+    """
+    until = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise UnavailableError("another writer has the store locked", 30.0) from None
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager

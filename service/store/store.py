@@ -12,9 +12,13 @@ unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +131,26 @@ class Store:
 
     def __init__(self, root: str | os.PathLike[str], cache: Path | None = None) -> None:
         self.storage = storage_of(os.fspath(root), cache)
+        self.calls: dict[int, float] = {}  # by thread, when a call of the storage began that has not returned
+
+    def silent_s(self) -> float:
+        """For how many seconds the storage has owed an answer; 0 if it owes none."""
+        return time.monotonic() - min(self.calls.copy().values(), default=time.monotonic())
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[None]:
+        """Around a call of the storage, which may hang: a mount may have stalled.
+
+        Raises:
+            UnavailableError: the storage cannot be reached.
+        """
+        self.calls[threading.get_ident()] = time.monotonic()
+        try:
+            yield
+        except OSError as error:
+            raise UnavailableError(f"the store cannot be read: {type(error).__name__}", 30.0) from error
+        finally:
+            del self.calls[threading.get_ident()]
 
     @property
     def root(self) -> Path:
@@ -141,10 +165,8 @@ class Store:
             DamagedModelError: aliases.json cannot be read.
             UnavailableError: the storage cannot be reached.
         """
-        try:
+        with self.calling():
             return Catalog.of(self.storage.versions(), self.aliases())
-        except OSError as error:
-            raise UnavailableError(f"the store cannot be read: {type(error).__name__}", 30.0) from error
 
     def names(self) -> list[str]:
         """The models that have at least one version."""
@@ -166,10 +188,8 @@ class Store:
         versions = catalog.versions.get(reference.name, ())
         if reference.version in versions:
             return
-        try:
+        with self.calling():
             is_there = self.storage.holds(reference.name, reference.version)
-        except OSError as error:
-            raise UnavailableError(f"the store cannot be read: {type(error).__name__}", 30.0) from error
         if not is_there:
             known = ", ".join(versions) or "none"
             raise ModelNotFoundError(f"model {reference.name!r} has no version {reference.version}; it has: {known}")
@@ -190,9 +210,10 @@ class Store:
             DamagedModelError: names the version and the file that is missing, truncated or altered.
             CalibrationError: its thresholds belong to another estimator.
         """
-        if not self.storage.holds(checked_name(reference.name), reference.version):
-            raise ModelNotFoundError(f"model {reference} is not in the store")
-        contents, digest = verified_files(self.storage, reference)
+        with self.calling():
+            if not self.storage.holds(checked_name(reference.name), reference.version):
+                raise ModelNotFoundError(f"model {reference} is not in the store")
+            contents, digest = verified_files(self.storage, reference)
         try:
             card = Card.model_validate_json(contents["card.json"])
         except ValidationError as error:
@@ -236,7 +257,7 @@ class Store:
             raise ModelConflictError("an alias must be lower-case letters, digits, - and _, starting with a letter")
         if version not in self.versions(name):
             raise ModelNotFoundError(f"model {name!r} has no such version; it has: {', '.join(self.versions(name))}")
-        with self.storage.locked():
+        with self.calling(), self.storage.locked():
             aliases = self.aliases()
             current = aliases.aliases.get(name, {}).get(alias)
             if expected is not None and current != expected:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +14,13 @@ from typing import Any
 from service.errors import VouchError
 
 
-def write_whole(path: Path, content: bytes, temporary_folder: Path | None = None) -> None:
+def write_whole(path: Path, content: bytes, temporary_folder: Path | None = None, mode: int | None = None) -> None:
     """Replace a file atomically: at any moment the old or the new content is there in full and on the disk.
 
-    Missing folders are created. The file gets the umask's mode for new files. No temporary file is left behind, unless
-    the process itself is killed.
+    Missing folders are created. No temporary file is left behind, unless the process itself is killed.
 
     Args:
+        mode: the file's permissions; default: the umask's for new files.
         temporary_folder: where the new file is written before it is renamed, on the same disk; default: the
             target's folder.
 
@@ -30,12 +32,25 @@ def write_whole(path: Path, content: bytes, temporary_folder: Path | None = None
         one.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{uuid.uuid4().hex}"
     try:
-        write_synced(temporary, content)
+        write_synced(temporary, content, mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The first bytes of a file, at most `most`. Only of a regular one: a named pipe would be waited for without end.
+
+    Raises:
+        OSError: it is missing, not a regular file, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read(most)
 
 
 def write_remote(files: Any, path: str, content: bytes) -> None:
@@ -49,9 +64,11 @@ def write_remote(files: Any, path: str, content: bytes) -> None:
         files.pipe_file(path, content)
 
 
-def write_synced(path: Path, content: bytes) -> None:
+def write_synced(path: Path, content: bytes, mode: int | None = None) -> None:
     """Write a new file and sync it to disk."""
     with path.open("xb") as file:
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -92,6 +92,27 @@ def weight(kind: str, ranges: Sequence[tuple[str, float]]) -> float:
 def json_response(document: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
     """Answer with JSON; arrays become lists without a Python loop over their numbers."""
     return Response(msgspec.json.encode(document, enc_hook=to_list), status, headers, JSON)
+
+
+def json_rows_response(
+    document: dict[str, Any], name: str, rows: Iterable[Any], headers: dict[str, str] | None = None, **after: Any
+) -> Response:
+    """Answer with JSON that has a field with a list of rows, encoded row by row.
+
+    An encoder keeps the interpreter until it is done: for a large answer, all other requests would wait that long.
+    """
+    encoder = msgspec.json.Encoder(enc_hook=to_list)
+    head, tail = encoder.encode(document)[:-1], encoder.encode(after)[1:-1]
+    parts = [head, b"," if document else b"", encoder.encode(name), b":["]
+    for at, row in enumerate(rows):
+        parts += [b"," if at else b"", encoder.encode(row)]
+    parts += [b"]", b"," if tail else b"", tail, b"}"]
+    return Response(b"".join(parts), 200, headers, JSON)
+
+
+def noted(warnings: Sequence[str]) -> dict[str, Any]:
+    """The field of an answer's warnings, if there are any."""
+    return {"warnings": warnings} if warnings else {}
 
 
 def to_list(value: Any) -> Any:
@@ -200,7 +221,7 @@ def scores_answer(
             "needed": discoveries.needed,
         }
         warnings = [*warnings, *filter(None, [discoveries.warning()])]
-    return json_response(document | ({"warnings": warnings} if warnings else {}))
+    return json_response(document | noted(warnings))
 
 
 def band_document(band: Band) -> dict[str, Any]:
@@ -287,13 +308,13 @@ def reconstructions_response(
     if kind == PNG:
         images = np.concatenate([means[:, None], draws], axis=1)
         return png_response(images.reshape(-1, *spec.shape), columns=images.shape[1])
-    rows = [
+    rows = (
         {"mean": mean, "draws": drawn, "feature_log_likelihood": feature}
         for mean, drawn, feature in zip(
             presented(answer.mean, spec), presented(answer.draws, spec), answer.feature_log_likelihood, strict=True
         )
-    ]
-    return json_response({"model": model, "reconstructions": rows} | ({"warnings": warnings} if warnings else {}))
+    )
+    return json_rows_response({"model": model}, "reconstructions", rows, **noted(warnings))
 
 
 def samples_response(kind: str, model: ModelId, samples: Samples, spec: InputSpec, headers: dict[str, str]) -> Response:
@@ -305,24 +326,19 @@ def samples_response(kind: str, model: ModelId, samples: Samples, spec: InputSpe
         return csv_response(rows_csv(samples.samples, spec), headers)
     if kind == PNG:
         return png_response(rows, None, headers)
-    document = {
-        "model": model,
-        "seed": samples.seed,
-        "latents": samples.latents,
-        "samples": presented(samples.samples, spec),
-    }
-    return json_response(document, headers)
+    document = {"model": model, "seed": samples.seed, "latents": samples.latents}
+    return json_rows_response(document, "samples", presented(samples.samples, spec), headers)
 
 
 def encodings_response(kind: str, model: ModelId, answer: Encodings, warnings: Sequence[str]) -> Response:
     """Answer POST /encode with JSON, or with means and stds as npy of shape (B, 2, L)."""
     if kind == NPY:
         return npy_response(np.stack([answer.mean, answer.std], axis=1))
-    rows = [
+    rows = (
         {"mean": mean, "std": std, "draws": drawn}
         for mean, std, drawn in zip(answer.mean, answer.std, answer.draws, strict=True)
-    ]
-    return json_response({"model": model, "encodings": rows} | ({"warnings": warnings} if warnings else {}))
+    )
+    return json_rows_response({"model": model}, "encodings", rows, **noted(warnings))
 
 
 def means_response(kind: str, model: ModelId, means: np.ndarray, spec: InputSpec) -> Response:
@@ -332,7 +348,9 @@ def means_response(kind: str, model: ModelId, means: np.ndarray, spec: InputSpec
         return npy_response(rows)
     if kind == CSV:
         return csv_response(rows_csv(means, spec))
-    return png_response(rows) if kind == PNG else json_response({"model": model, "means": presented(means, spec)})
+    if kind == PNG:
+        return png_response(rows)
+    return json_rows_response({"model": model}, "means", presented(means, spec))
 
 
 def manifold_response(kind: str, model: ModelId, manifold: Manifold, spec: InputSpec) -> Response:
@@ -344,6 +362,5 @@ def manifold_response(kind: str, model: ModelId, manifold: Manifold, spec: Input
         return csv_response(rows_csv(manifold.means, spec))
     if kind == PNG:
         return png_response(rows)
-    return json_response(
-        {"model": model, "axes": manifold.axes, "latents": manifold.latents, "means": presented(manifold.means, spec)}
-    )
+    document = {"model": model, "axes": manifold.axes, "latents": manifold.latents}
+    return json_rows_response(document, "means", presented(manifold.means, spec))

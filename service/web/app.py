@@ -15,21 +15,26 @@ from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service._version import __version__
-from service.errors import AccessError, ModelError, UnavailableError, VouchError
+from service.errors import AccessError, DeadlineError, ModelError, UnavailableError, VouchError
 from service.serving.engine import Engine
 from service.settings import Settings
 from service.web import inference_protocol, routes, routes_admin, routes_generate, routes_health, schemas
-from service.web.access import KeyRing
-from service.web.context import Service
+from service.web.access import KeyRing, check_scope
+from service.web.browsers import HostRule
+from service.web.context import RequestContext, Service
 from service.web.examples import put_examples
 from service.web.observe import Observe
-from service.web.problems import on_http_error, on_validation_error, on_vouch_error
+from service.web.problems import document, on_http_error, on_validation_error, on_vouch_error, respond
 
 log = logging.getLogger("vouch")
 PROBES = ("/livez", "/readyz")
+CHECK_S = 1.0  # between looks at the failures of inference
+RELOAD_S = 60.0  # after which a reload gives up waiting for the store
+SAVE_S = 5.0  # for the drift monitors, at the end
 ROUTERS = (routes.router, routes_generate.router, routes_admin.router, routes_health.probes, routes_health.router)
 
 
@@ -55,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(VouchError, on_vouch_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.add_middleware(Guard, ring=service.keys, open_paths=settings.open_paths)
+    app.add_middleware(Guard, ring=service.keys, settings=settings)
     app.add_middleware(Observe, service=service)  # the last one added is the outermost
     document_bodies(app, service)
     return app
@@ -69,16 +74,19 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """
     service: Service = app.state.service
     service.engine.start()
-    following = asyncio.create_task(follow_store(service.engine))
+    loops = (follow_store(service.engine), watch_inference(service.engine), reload_on_request(service))
+    tasks = [asyncio.create_task(loop) for loop in loops]
     yield
-    following.cancel()
+    for task in tasks:
+        task.cancel()
     await asyncio.to_thread(service.engine.stop)
+    await service.engine.save_drift(SAVE_S)
     log.info("stopped")
 
 
 async def follow_store(engine: Engine) -> None:
     """Load the models in the store, then poll it for changes."""
-    await asyncio.to_thread(engine.registry.refresh)
+    await engine.refresh()
     # What is in memory now stays there. Each pass of the garbage collector over torch's many objects would stop the
     # service for a tenth of a second.
     gc.collect()
@@ -87,34 +95,69 @@ async def follow_store(engine: Engine) -> None:
     log.info("started", extra={"models": engine.registry.status(), "threads": threads})
     while seconds := engine.settings.store_poll_s:
         await asyncio.sleep(seconds)
-        await asyncio.to_thread(engine.registry.refresh)
+        await engine.refresh()
 
 
-async def reload(service: Service) -> None:
-    """Read the keys and the store again, on SIGHUP."""
-    log.info("reloading")
-    service.keys.reread()
-    await asyncio.to_thread(service.engine.registry.refresh)
+async def watch_inference(engine: Engine) -> None:
+    """Try inference when it fails again and again, until it works."""
+    while True:
+        await asyncio.sleep(CHECK_S)
+        await engine.check_inference()
+
+
+async def reload_on_request(service: Service) -> None:
+    """Read the keys and the store again whenever SIGHUP came.
+
+    The keys come first, in a thread of their own: if the store hangs, a key must still be revoked.
+    """
+    while True:
+        await service.reload_requested.wait()
+        service.reload_requested.clear()
+        log.info("reloading")
+        await service.key_reader.run(service.keys.reread)
+        try:
+            await service.engine.refresh(RELOAD_S)
+        except DeadlineError as error:
+            log.error("the store was not read again", extra={"error": str(error)})
 
 
 class Guard:
-    """Requires an API key, if any are configured, on every path except the probes and VOUCH_OPEN_PATHS."""
+    """Requires an API key, if any are configured, on every path except the probes and VOUCH_OPEN_PATHS.
 
-    def __init__(self, app: ASGIApp, ring: KeyRing, open_paths: tuple[str, ...]) -> None:
+    Also refuses requests that do not name the service (`HostRule`), except to the probes.
+    """
+
+    def __init__(self, app: ASGIApp, ring: KeyRing, settings: Settings) -> None:
         self.app = app
         self.ring = ring
-        self.open_paths = (*PROBES, *open_paths)
+        self.hosts = HostRule(settings)
+        self.open_paths = (*PROBES, *settings.open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 401."""
+        """Pass the request on, or refuse it."""
+        if scope["type"] == "http" and (refusal := self.host_refusal(scope)) is not None:
+            await refusal(scope, receive, send)
+            return
         if scope["type"] == "http" and not self.is_open(scope["path"]):
             headers = Headers(scope=scope)
             try:
-                self.ring.keys.check(headers.get("authorization"), headers.get("x-api-key"), "score")
+                key = self.ring.keys.check(headers.get("authorization"), headers.get("x-api-key"))
+                check_scope(key, "score")
+                RequestContext.of(Request(scope)).key = key
             except AccessError as error:
                 await on_vouch_error(Request(scope), error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    def host_refusal(self, scope: Scope) -> Response | None:
+        """The answer to a request without one Host, or with one that does not name the service."""
+        hosts = Headers(scope=scope).getlist("host")
+        if len(hosts) > 1 or (not hosts and scope["http_version"] != "1.0"):
+            return respond(Request(scope), document(400, "malformed-head", "expected one Host header"))
+        if not hosts or scope["path"].removeprefix("/v1") in PROBES or self.hosts.allows(hosts[0]):
+            return None
+        detail = "the Host header does not name this service; VOUCH_ALLOWED_HOSTS lists the names that do"
+        return respond(Request(scope), document(421, "misdirected", detail))
 
     def is_open(self, path: str) -> bool:
         """Whether the path needs no key; opening /docs also opens its scripts and the OpenAPI document."""

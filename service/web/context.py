@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -12,19 +14,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from service.errors import DeadlineError, InputError, MediaTypeError, OverloadedError, TooLargeError
+from service.errors import DeadlineError, InputError, MediaTypeError, OverloadedError, ScopeError, TooLargeError
 from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 from service.scoring.version import Published
-from service.serving.call import Timings
+from service.serving.call import CallerLeftError, Timings
 from service.serving.engine import Engine
+from service.serving.quotas import UNLIMITED, Quota
+from service.serving.sharing import SharedRoom
 from service.settings import Settings
-from service.web.access import KeyRing
+from service.system.threads import Worker
+from service.web.access import Key, KeyRing
 from service.web.answers import ModelId
+from service.web.parsing import Limits
+from service.web.query import policy_of
 
 CONTEXT = "context"  # our only key in a request's state
 FEW = 500  # rows of scores, or numbers: fewer are encoded faster than another thread wakes up
 SMALL = 65_536  # bytes of a body: fewer are parsed faster than that
+PARSERS = 2  # threads that parse large bodies and encode large answers; more would wait for the interpreter
+SPARE_BYTES = 4  # a fraction of `max_held_bytes`: what callers may hold beyond it who hold less than their share
+NUMBER_BYTES = 32  # of a number in an answer: in an array, and as text
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -37,11 +47,28 @@ class Service:
     engine: Engine
     keys: KeyRing
     draining: bool = False
-    held_bytes: int = 0  # of the bodies of all unanswered requests
+    reload_requested: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        most = self.settings.max_held_bytes
+        self.memory = SharedRoom(most, most // SPARE_BYTES)  # of all unanswered requests
+        self.policy = policy_of(self.settings.policy)
+        self.key_reader = Worker("keys")
+        # Not the event loop's own threads: those wait for files.
+        self.parsers = ThreadPoolExecutor(PARSERS, "parser")
 
     def is_ready(self) -> bool:
         """Whether the default model can answer and the service is not shutting down."""
         return not self.draining and self.engine.is_ready()
+
+    def problems(self) -> dict[str, str]:
+        """What does not work, though the service may still answer: `held_back` of /readyz."""
+        problems = dict(self.engine.registry.problems())
+        if self.engine.health.problem is not None:
+            problems["inference"] = f"inference fails: {self.engine.health.problem}"
+        if self.keys.problem is not None:
+            problems["keys"] = self.keys.problem
+        return problems
 
 
 @dataclass
@@ -57,7 +84,9 @@ class RequestContext:
     timings: Timings = field(default_factory=Timings)
     is_stream: bool = False  # the body is read while the answer is written
     log_entry: dict[str, Any] = field(default_factory=dict)  # fields of the log line about scores
+    key: Key | None = None  # where keys are set
     held_bytes: int = 0
+    is_released: bool = False
     hang_up_task: asyncio.Task[None] | None = None
 
     @staticmethod
@@ -88,6 +117,45 @@ class RequestContext:
     def accept(self) -> str:
         """The Accept header; several header lines are joined."""
         return ",".join(self.request.headers.getlist("accept"))
+
+    @property
+    def caller(self) -> str:
+        """Who asks: the key's id, or else the client's address."""
+        if self.key is not None:
+            return self.key.id
+        client = self.request.scope.get("client")
+        return client[0] if client else ""
+
+    @property
+    def key_id(self) -> str | None:
+        return None if self.key is None else self.key.id
+
+    @property
+    def quota(self) -> Quota:
+        return UNLIMITED if self.key is None else self.key.quota
+
+    def who(self) -> dict[str, Any]:
+        """Who asks, for the log."""
+        client = self.request.scope.get("client")
+        return {"request_id": self.request_id, "key": self.key_id, "address": client[0] if client else None}
+
+    async def scorer(self, name: str | None) -> Scorer:
+        """The named model.
+
+        Raises:
+            ScopeError: the key may not use it.
+        """
+        registry = self.engine.registry
+        self.check_model(registry.resolve(name).name)
+        return await self.engine.scorer(name)
+
+    def check_model(self, name: str) -> None:
+        """Raise unless the request's key may use a model."""
+        if not self.may_use(name):
+            raise ScopeError("the API key may not use this model")
+
+    def may_use(self, name: str) -> bool:
+        return self.key is None or not self.key.models or name in self.key.models
 
     # Deadline and hang-up
 
@@ -128,6 +196,17 @@ class RequestContext:
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
 
+    def check_cancelled(self) -> None:
+        """Raise if nobody waits for the answer any more; for work in other threads.
+
+        Raises:
+            DeadlineError, CallerLeftError.
+        """
+        if self.time_left_s() <= 0:
+            raise DeadlineError(f"the deadline of {self.timeout_s():g} s passed")
+        if self.hang_up_task is not None and self.hang_up_task.done():
+            raise CallerLeftError
+
     def note_scores(self, published: Published, scores: Scores) -> None:
         """Add the scores to the request's log line."""
         if not self.log_entry:
@@ -139,15 +218,18 @@ class RequestContext:
 
     def release(self) -> None:
         """Release the memory of an answered request, and stop watching for a hang-up."""
-        self.service.held_bytes -= self.held_bytes
-        self.held_bytes = 0
+        self.service.memory.give_back(self.caller, self.held_bytes)
+        self.held_bytes, self.is_released = 0, True
         if self.hang_up_task is not None:
             self.hang_up_task.cancel()
 
     # Body and answer
 
-    async def body(self) -> bytes:
+    async def body(self, most: int | None = None) -> bytes:
         """Read the body; refuse it as soon as it exceeds the limit, whether or not its length was declared.
+
+        Args:
+            most: bytes; default: the deployment's limit.
 
         Raises:
             MediaTypeError: it is compressed.
@@ -156,9 +238,9 @@ class RequestContext:
             OverloadedError: the bodies of all requests exceed their limit.
         """
         self.refuse_compressed()
-        limit = self.settings.max_body_bytes
+        limit = min(self.settings.max_body_bytes, most or self.settings.max_body_bytes)
         declared = self.request.headers.get("content-length", "0")
-        too_large = TooLargeError(f"the body has more than {limit:,} bytes, the limit of this deployment")
+        too_large = TooLargeError(f"the body has more than {limit:,} bytes, which is the limit")
         if declared.isdecimal() and int(declared[:20]) > limit:
             raise too_large
         chunks, size = [], 0
@@ -182,30 +264,54 @@ class RequestContext:
             raise MediaTypeError("compressed bodies are not supported; send it without Content-Encoding")
 
     def hold(self, size: int) -> None:
-        """Reserve memory for more of the body.
+        """Reserve memory for the body, or for what becomes of it.
 
         Raises:
-            OverloadedError: the bodies of all requests exceed their limit.
+            OverloadedError: all requests together hold too much.
+            CallerLeftError: the request is over.
         """
-        service = self.service
-        if service.held_bytes + size > self.settings.max_held_bytes and service.held_bytes:
+        if self.is_released:
+            raise CallerLeftError
+        if not self.service.memory.take(self.caller, size, self.held_bytes):
             raise OverloadedError("too many request bodies are in progress", 1.0)
-        service.held_bytes += size
         self.held_bytes += size
+
+    def hold_answer(self, numbers: int) -> None:
+        """Reserve memory for an answer of so many numbers, before it is computed."""
+        if numbers > FEW:
+            self.hold(NUMBER_BYTES * numbers)
+
+    def limits(self) -> Limits:
+        """The budgets of the request's body."""
+        settings = self.settings
+        return Limits(settings.max_rows, settings.max_pixels, self.check_cancelled, self.hold)
 
     async def parsed(self, size: int, parse: Callable[[], T], always_beside: bool = False) -> T:
         """Parse a body of `size` bytes; large ones are parsed in a thread, off the event loop."""
         with self.timings.measured("parse"):
             if size < SMALL and not always_beside:
                 return parse()
-            return await asyncio.to_thread(parse)
+            try:
+                async with asyncio.timeout(self.time_left_s()):
+                    return await self.in_parser(parse)
+            except TimeoutError:
+                raise DeadlineError("the deadline passed before the body was parsed") from None
 
     async def encoded(self, size: int, encode: Callable[P, Response], *args: P.args, **kwargs: P.kwargs) -> Response:
         """Encode an answer of `size` rows or numbers; large ones are encoded in a thread, off the event loop."""
         with self.timings.measured("encode"):
             if size < FEW:
                 return encode(*args, **kwargs)
-            return await asyncio.to_thread(encode, *args, **kwargs)
+            return await self.in_parser(partial(encode, *args, **kwargs))
+
+    async def in_parser(self, work: Callable[[], T]) -> T:
+        """Work in a parser's thread; if its turn comes too late, not at all."""
+
+        def do() -> T:
+            self.check_cancelled()
+            return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self.service.parsers, do)
 
 
 def model_id(scorer: Scorer) -> ModelId:

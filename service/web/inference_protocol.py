@@ -17,12 +17,15 @@ from fastapi import APIRouter, Request, Response
 
 from service._version import __version__
 from service.errors import InputError, MalformedError, TooLargeError
+from service.scoring.options import DEFAULT
 from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 from service.web import answers, schemas
 from service.web.answers import JSON
 from service.web.context import RequestContext
+from service.web.json_chunks import CHUNK, MAX_ELEMENT, Cursor
 from service.web.lean import LeanRoute
+from service.web.parsing import NUMBER_BYTES, Limits
 from service.web.problems import PROTOCOL as PREFIX
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -44,7 +47,7 @@ class Tensor(msgspec.Struct):
     """An input tensor, with its data, flat or nested, or with the size of its bytes in the parameters."""
 
     name: str
-    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=64)]
     datatype: str
     data: msgspec.Raw = NO_DATA
     parameters: dict[str, Any] = {}
@@ -118,7 +121,7 @@ async def version_metadata(request: Request, name: str, version: str) -> Respons
 @router.get("/models/{name}/ready", response_model=schemas.ProtocolModelReady, responses=errors(404, 503))
 async def model_ready(request: Request, name: str) -> Response:
     """Whether a model can be served."""
-    await RequestContext.of(request).engine.scorer(name)
+    await RequestContext.of(request).scorer(name)
     return answers.json_response({"name": name, "ready": True})
 
 
@@ -127,7 +130,7 @@ async def model_ready(request: Request, name: str) -> Response:
 )
 async def version_ready(request: Request, name: str, version: str) -> Response:
     """Whether a version can be served."""
-    await RequestContext.of(request).engine.scorer(reference(name, version))
+    await RequestContext.of(request).scorer(reference(name, version))
     return answers.json_response({"name": name, "ready": True})
 
 
@@ -166,13 +169,13 @@ async def version_infer(request: Request, name: str, version: str) -> Response:
 
 async def described(request: Request, name: str, version: str | None) -> Response:
     """The metadata of a model or version."""
-    engine = RequestContext.of(request).engine
-    scorer = await engine.scorer(reference(name, version))
+    context = RequestContext.of(request)
+    scorer = await context.scorer(reference(name, version))
     datatype = "FP64" if scorer.model.input.precision == "float64" else "FP32"
     document = {
         "name": name,
         # A version that was just published can be served by its number before the store is polled again.
-        "versions": engine.registry.catalog.versions.get(name, (scorer.published.reference.version,)),
+        "versions": context.engine.registry.catalog.versions.get(name, (scorer.published.reference.version,)),
         "platform": "vouch",
         "inputs": [{"name": "rows", "datatype": datatype, "shape": [-1, scorer.model.input.features]}],
         "outputs": [{"name": output, "datatype": kind, "shape": [-1]} for output, kind in OUTPUTS.items()],
@@ -183,13 +186,13 @@ async def described(request: Request, name: str, version: str | None) -> Respons
 async def inferred(request: Request, name: str, version: str | None) -> Response:
     """Score the rows of a request, and answer with the requested outputs."""
     context = RequestContext.of(request)
-    scorer = await context.engine.scorer(reference(name, version))
-    context.engine.check_room(scorer)
+    scorer = await context.scorer(reference(name, version))
+    context.engine.check_room(context, scorer)
     body = await context.body()
     length = header_length(request, len(body))
-    parse = partial(read, body, length, scorer, context.settings.max_rows)
+    parse = partial(read, body, length, scorer, context.limits())
     asked = await context.parsed(len(body), parse)
-    scores = await context.engine.score(context, scorer, asked.rows)
+    scores = await context.engine.score(context, scorer, asked.rows, context.service.policy or DEFAULT)
     return await context.encoded(len(scores), answer, name, scorer, asked, scores)
 
 
@@ -210,9 +213,10 @@ def header_length(request: Request, size: int) -> int:
     return int(given)
 
 
-def read(body: bytes, length: int, scorer: Scorer, max_rows: int) -> Asked:
+def read(body: bytes, length: int, scorer: Scorer, limits: Limits) -> Asked:
     """Read the rows and the requested outputs of a request."""
-    asked = decoded(body[:length])
+    text, data = divided(body[:length] if length < len(body) else body, limits)
+    asked = decoded(text)
     if len(asked.inputs) != 1:
         raise InputError(f"the request has {len(asked.inputs)} inputs, the model reads one")
     wanted = asked.outputs or [RequestedOutput(output) for output in OUTPUTS]
@@ -222,8 +226,55 @@ def read(body: bytes, length: int, scorer: Scorer, max_rows: int) -> Asked:
     if len({output.name for output in wanted}) < len(wanted):
         raise InputError("output requested twice")
     outputs = [(output.name, output.parameters.get(BINARY, all_binary) is True) for output in wanted]
-    array = array_of(asked.inputs[0], memoryview(body)[length:], max_rows)
-    return Asked(scorer.rows(array), asked.id, outputs)
+    array = array_of(asked.inputs[0], data, memoryview(body)[length:], limits)
+    rows = scorer.rows(array)
+    limits.hold(rows.nbytes)
+    return Asked(rows, asked.id, outputs)
+
+
+def divided(text: bytes, limits: Limits) -> tuple[bytes, bytes | None]:
+    """The JSON of a large request with null for the data of its input, and those data; a small one as it is.
+
+    Raises:
+        MalformedError: it is not JSON.
+        TooLargeError: it is large but for its data, or has data twice.
+    """
+    if len(text) <= CHUNK:
+        return text, None
+    cursor, spans = Cursor(text, limits.check), []
+    cursor.step(b"{")
+    while (key := cursor.key()) is not None:
+        if key == "inputs" and cursor.sign() == b"[":
+            spans += data_spans(cursor)
+        else:
+            cursor.value(CHUNK)
+        if cursor.step(b",}") == b"}":
+            break
+    cursor.end()
+    (start, stop), *others = spans or [(0, 0)]
+    if others or len(text) - (stop - start) > CHUNK:
+        raise TooLargeError(f"the request has more than {CHUNK:,} bytes besides the data of one input")
+    return text[:start] + b"null" + text[stop:], text[start:stop]
+
+
+def data_spans(cursor: Cursor) -> list[tuple[int, int]]:
+    """Move over the inputs of a request; where the data of each begin and end."""
+    spans = []
+    cursor.step(b"[")
+    while cursor.sign() == b"{":
+        cursor.step(b"{")
+        while (key := cursor.key()) is not None:
+            cursor.sign()
+            start = cursor.at
+            cursor.value(len(cursor.text) if key == "data" else CHUNK)
+            if key == "data":
+                spans.append((start, cursor.at))
+            if cursor.step(b",}") == b"}":
+                break
+        if cursor.sign() == b",":
+            cursor.step(b",")
+    cursor.step(b"]")
+    return spans
 
 
 def decoded(text: bytes) -> InferRequest:
@@ -236,21 +287,21 @@ def decoded(text: bytes) -> InferRequest:
         raise MalformedError("the body is not JSON") from None
 
 
-def array_of(given: Tensor, binary: memoryview, max_rows: int) -> np.ndarray:
-    """The numbers of a tensor, in its declared shape."""
+def array_of(given: Tensor, data: bytes | None, binary: memoryview, limits: Limits) -> np.ndarray:
+    """The numbers of a tensor, in its declared shape; its data are given apart if they are large."""
     if given.datatype not in INPUT_TYPES:
         raise InputError(f"unsupported datatype; expected one of {', '.join(INPUT_TYPES)}")
-    if not given.shape or math.prod(given.shape) == 0:
-        raise InputError("the tensor is empty, expected at least one row")
     if len(given.shape) > MAX_DIMENSIONS:
         raise InputError(f"the tensor has {len(given.shape)} dimensions, expected at most {MAX_DIMENSIONS}")
-    if given.shape[0] > max_rows:
-        raise TooLargeError(f"at most {max_rows:,} rows are accepted")
+    if not given.shape or math.prod(given.shape) == 0:
+        raise InputError("the tensor is empty, expected at least one row")
+    if given.shape[0] > limits.max_rows:
+        raise TooLargeError(f"at most {limits.max_rows:,} rows are accepted")
     if SIZE in given.parameters:
         return binary_array(given, binary)
     if binary:
         raise InputError(f"bytes follow the JSON, but the input has no {SIZE}")
-    return json_array(given)
+    return json_array(given, given.data if data is None else data, limits)
 
 
 def binary_array(given: Tensor, binary: memoryview) -> np.ndarray:
@@ -264,17 +315,23 @@ def binary_array(given: Tensor, binary: memoryview) -> np.ndarray:
     return np.frombuffer(binary, dtype).reshape(given.shape)
 
 
-def json_array(given: Tensor) -> np.ndarray:
+def json_array(given: Tensor, data: bytes, limits: Limits) -> np.ndarray:
     """The numbers of a tensor in JSON, flat or nested."""
-    if given.data == NO_DATA:
+    if bytes(data) == bytes(NO_DATA):
         raise InputError("the input has no data")
     try:
-        return np.array(numbers_in(given.data), dtype=np.float64).reshape(given.shape)
-    except ValueError:
+        if len(data) <= CHUNK:
+            return np.array(numbers_in(data), dtype=np.float64).reshape(given.shape)
+        cursor = Cursor(data, limits.check)
+        most = math.prod(given.shape)
+        chunks = cursor.chunks(most, max(MAX_ELEMENT, NUMBER_BYTES * math.prod(given.shape[1:])))
+        parts = [np.array(numbers_in(b"[" + data[start:stop] + b"]"), np.float64) for start, stop in chunks]
+        return np.concatenate(parts).reshape(given.shape)
+    except (ValueError, TooLargeError):
         raise InputError("the data do not match the declared shape") from None
 
 
-def numbers_in(data: msgspec.Raw) -> Any:
+def numbers_in(data: bytes) -> Any:
     """Decode a flat or nested list of numbers."""
     for decoder in NUMBERS:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,6 +21,7 @@ log = logging.getLogger("vouch.access")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 UNKNOWN = "(none)"
+PIECE = 2**18  # bytes
 REASONS = {
     400: "malformed",
     401: "no key",
@@ -64,7 +66,8 @@ class Observe:
                 answer["Server-Timing"] = server_timing(timings)
                 if self.service.draining:
                     answer["Connection"] = "close"
-            await send(message)
+            for piece in pieces(message):
+                await send(piece)
 
         with self.tracer.span(scope["path"], headers) as span:
             try:
@@ -88,6 +91,7 @@ class Observe:
         traceparent = context.request.headers.get("traceparent", "")
         return {
             "request_id": context.request_id,
+            **({} if context.key_id is None else {"key": context.key_id}),
             **({"traceparent": traceparent} if TRACEPARENT.fullmatch(traceparent) else {}),
             "method": scope["method"] if path != UNKNOWN else UNKNOWN,
             "path": path,
@@ -115,6 +119,22 @@ class Observe:
         """The caller's request id if it is well-formed, or a new one."""
         given = headers.get("x-request-id", "")
         return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def pieces(message: Message) -> Iterator[Message]:
+    """A message, with a large body in pieces: the next one is sent when the client has taken most of the last.
+
+    So the memory of an answer is given back when it is gone, and not while it waits for a slow reader.
+    """
+    body: bytes = message.get("body", b"")
+    if len(body) <= PIECE:
+        yield message
+        return
+    view = memoryview(body)
+    for start in range(0, len(view), PIECE):
+        is_last = start + PIECE >= len(view)
+        more = not is_last or message.get("more_body", False)
+        yield {**message, "body": bytes(view[start : start + PIECE]), "more_body": more}
 
 
 def server_timing(timings: Timings) -> str:

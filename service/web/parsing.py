@@ -1,7 +1,7 @@
 """Parse requests: bytes to rows.
 
 Numbers are parsed straight into typed lists and arrays. Only if that fails, the body is checked cell by cell, to say what
-is wrong and where. Errors name an unknown column, and repeat nothing else of the input.
+is wrong and where. Errors name an unknown column, and repeat never_cancelled else of the input.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +32,14 @@ from service.errors import (
 from service.files.dialect import DamagedTextError
 from service.files.images import read_image
 from service.files.text_tables import csv_table
+from service.system.cancellation import CheckCancelled, never_cancelled
+from service.web.json_chunks import MAX_ELEMENT, field_chunks
 
 MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape
 NPY_KINDS = "uif"
 MAX_DIMENSIONS = 3  # rows of images
+NUMBER_BYTES = 64  # of a number in JSON, with the space around it, at most
+LINES = 2, 1_000  # of a CSV body: so many for each row that is accepted, and so many more
 PYTHON_2 = re.compile(rb"\dL\b")  # a long integer in an npy header, which numpy would fix with a warning
 
 
@@ -65,6 +69,25 @@ SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: an answer that co
 STARTS_NESTED = re.compile(rb'\s*\{\s*"instances"\s*:\s*\[\s*\[\s*\[')
 
 
+def unlimited(size: int) -> None:
+    """The default `hold`: memory is not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Budgets of a body.
+
+    Attributes:
+        check: called every few milliseconds of work; raises to end it.
+        hold: called with the bytes of what is kept; raises if there is no room for it.
+    """
+
+    max_rows: int
+    max_pixels: int = 4_000_000
+    check: CheckCancelled = never_cancelled
+    hold: Callable[[int], None] = unlimited
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Checked rows, shape (B, D), with their ids and warnings."""
@@ -77,9 +100,7 @@ class Batch:
         return len(self.rows)
 
 
-def parse_rows(
-    body: bytes, content_type: str, spec: InputSpec, reader: CellReader, max_rows: int, max_pixels: int
-) -> Batch:
+def parse_rows(body: bytes, content_type: str, spec: InputSpec, reader: CellReader, limits: Limits) -> Batch:
     """Parse rows from a body of any supported type.
 
     Raises:
@@ -87,20 +108,20 @@ def parse_rows(
     """
     match media_type(content_type):
         case "application/json":
-            array, ids = parse_json(body, spec, reader, max_rows)
-            batch = Batch(spec.rows(array), ids)
+            return with_warnings(parse_json(body, spec, reader, limits), spec)
         case "application/x-npy":
-            batch = Batch(spec.rows(parse_npy(body, spec.features, max_rows)))
+            batch = Batch(spec.rows(parse_npy(body, spec.features, limits.max_rows)))
         case "image/png" | "image/jpeg" as kind:
-            return parse_image(body, kind, spec, max_pixels)
+            return parse_image(body, kind, spec, limits.max_pixels)
         case "text/csv":
-            batch = Batch(spec.rows(parse_table(body, reader)))
+            batch = Batch(spec.rows(parse_table(body, reader, limits)))
         case _:
             raise MediaTypeError(
                 "unsupported content type; send application/json, application/x-npy, image/png, image/jpeg, "
                 "application/x-ndjson or text/csv"
             )
-    check_row_count(len(batch), max_rows)
+    check_row_count(len(batch), limits.max_rows)
+    limits.hold(batch.rows.nbytes)
     return with_warnings(batch, spec)
 
 
@@ -120,10 +141,24 @@ def with_warnings(batch: Batch, spec: InputSpec) -> Batch:
 # JSON
 
 
-def parse_json(body: bytes, spec: InputSpec, reader: CellReader, max_rows: int) -> tuple[np.ndarray, list[Any] | None]:
-    """The instances of a JSON body as an array of shape (B, D), float64, and their ids if they have any."""
-    array = parse_numbers(body, spec, max_rows)
-    return explained(body, reader, max_rows) if array is None else (array, None)
+def parse_json(body: bytes, spec: InputSpec, reader: CellReader, limits: Limits) -> Batch:
+    """The instances of a JSON body, with their ids if they have any; a chunk of the body at a time."""
+    parts: list[np.ndarray] = []
+    ids: list[Any] = []
+    largest = max(MAX_ELEMENT, NUMBER_BYTES * spec.features)
+    for chunk, displaced in field_chunks(body, "instances", limits.max_rows, limits.check, largest):
+        try:
+            array = parse_numbers(chunk, spec, limits.max_rows)
+            array, some = explained(chunk, reader, limits.max_rows, displaced) if array is None else (array, None)
+            parts.append(spec.rows(array))
+        except InputError as error:
+            raise error.after(len(ids)) from None
+        limits.hold(parts[-1].nbytes)
+        ids += some or [None] * len(array)
+    if not parts:
+        raise no_rows("instances")
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return Batch(rows, ids if any(one is not None for one in ids) else None)
 
 
 def parse_numbers(body: bytes, spec: InputSpec, max_rows: int) -> np.ndarray | None:
@@ -151,19 +186,23 @@ def check_row_count(rows: int, max_rows: int) -> None:
         raise TooLargeError(f"the request has {rows:,} rows, at most {max_rows:,} are accepted")
 
 
-def explained(body: bytes, reader: CellReader, max_rows: int) -> tuple[np.ndarray, list[Any] | None]:
+def explained(
+    body: bytes, reader: CellReader, max_rows: int, displaced: int = 0
+) -> tuple[np.ndarray, list[Any] | None]:
     """The slow path: parse rows with named columns, or raise what is wrong with which row."""
-    instances = field_of(loaded(body), "instances")
+    instances = field_of(loaded(body, displaced), "instances")
     check_row_count(len(instances), max_rows)
     return reader.rows(instances), ids_of(instances, reader)
 
 
-def loaded(body: bytes) -> Any:
+def loaded(body: bytes, displaced: int = 0) -> Any:
     """Decode any JSON, including Python's NaN and Infinity, so that an error can name them."""
     try:
         return json.loads(body, parse_int=integer)
-    except (ValueError, RecursionError) as error:
-        place = f" at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+    except RecursionError:
+        raise TooLargeError("the body has lists or objects that are too deep") from None
+    except ValueError as error:
+        place = f" at byte {error.pos + displaced}" if isinstance(error, json.JSONDecodeError) else ""
         raise MalformedError(f"the body is not JSON{place}") from None
 
 
@@ -180,8 +219,12 @@ def field_of(document: Any, name: str) -> list[Any]:
         raise InputError(f'unexpected fields besides "{name}"')
     rows = document[name]
     if not isinstance(rows, list) or not rows:
-        raise InputError(f'"{name}" must be a list with at least one row')
+        raise no_rows(name)
     return rows
+
+
+def no_rows(field: str) -> InputError:
+    return InputError(f'"{field}" must be a list with at least one row')
 
 
 def ids_of(instances: list[Any], reader: CellReader) -> list[Any] | None:
@@ -234,33 +277,46 @@ def parse_row(line: bytes, spec: InputSpec, reader: CellReader) -> tuple[np.ndar
     return np.array([cells], dtype=np.float64), ids[0] if ids else None
 
 
-def parse_latents(body: bytes, content_type: str, latents: int, max_rows: int) -> np.ndarray:
+def parse_latents(body: bytes, content_type: str, latents: int, limits: Limits) -> np.ndarray:
     """Parse the latents of /decode, shape (B, L), float64, from JSON or npy."""
     kind = media_type(content_type)
     if kind == "application/x-npy":
-        array = parse_npy(body, latents, max_rows)
+        array = parse_npy(body, latents, limits.max_rows)
     elif kind == "application/json":
-        try:
-            rows = LATENTS.decode(body).latents
-            if set(map(len, rows)) != {latents}:
-                raise msgspec.ValidationError
-            array = np.array(rows, dtype=np.float64)
-        except (msgspec.DecodeError, RecursionError, OverflowError):
-            array = explained_latents(body, latents)
+        array = parse_json_latents(body, latents, limits)
     else:
         raise MediaTypeError("unsupported content type; send application/json or application/x-npy")
-    check_row_count(len(array), max_rows)
+    check_row_count(len(array), limits.max_rows)
+    limits.hold(8 * array.size)
     return array
 
 
-def explained_latents(body: bytes, latents: int) -> np.ndarray:
+def parse_json_latents(body: bytes, latents: int, limits: Limits) -> np.ndarray:
+    """The latents of a JSON body, a chunk of it at a time."""
+    parts: list[np.ndarray] = []
+    count = 0
+    for chunk, displaced in field_chunks(body, "latents", limits.max_rows, limits.check):
+        try:
+            rows = LATENTS.decode(chunk).latents
+            check_row_count(len(rows), limits.max_rows)
+            if set(map(len, rows)) != {latents}:
+                raise msgspec.ValidationError
+            parts.append(np.array(rows, dtype=np.float64))
+        except (msgspec.DecodeError, RecursionError, OverflowError):
+            try:
+                parts.append(explained_latents(chunk, latents, displaced))
+            except InputError as error:
+                raise error.after(count) from None
+        count += len(parts[-1])
+    if not parts:
+        raise no_rows("latents")
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def explained_latents(body: bytes, latents: int, displaced: int) -> np.ndarray:
     """The slow path for latents: read them as rows of unnamed numbers, or raise what is wrong with which row."""
     reader = CellReader((latents,), None, None, reads_text=False)
-    faults: list[Fault] = []
-    rows = [reader.row(row, index, faults) for index, row in enumerate(field_of(loaded(body), "latents"))]
-    if faults:
-        raise InputError(summary(faults), faults[: InputError.MAX_FAULTS])
-    return np.array(rows, dtype=np.float64)
+    return reader.rows(field_of(loaded(body, displaced), "latents"))
 
 
 # Arrays, images, tables
@@ -307,12 +363,17 @@ def parse_image(body: bytes, kind: str, spec: InputSpec, max_pixels: int) -> Bat
     return Batch(spec.rows(image.pixels[None]), None, warnings)
 
 
-def parse_table(body: bytes, reader: CellReader) -> np.ndarray:
+def parse_table(body: bytes, reader: CellReader, limits: Limits) -> np.ndarray:
     """Parse a CSV body, whose header names the model's columns in any order, into numbers."""
     if reader.names is None:
         raise MediaTypeError("the model's columns have no names; send application/json or application/x-npy")
+    most_lines = LINES[0] * limits.max_rows + LINES[1]
+    if max(body.count(b"\n"), body.count(b"\r")) > most_lines:
+        raise TooLargeError(
+            f"the body has more than {most_lines:,} lines, at most {limits.max_rows:,} rows are accepted"
+        )
     try:
-        table = csv_table(body, known=reader.names, as_text=bool(reader.reading.formats))
+        table = csv_table(body, known=reader.names, as_text=bool(reader.reading.formats), check=limits.check)
         if unknown := reader.unknown(table.names):
             known, some = reader.known(), unknown[: InputError.MAX_FAULTS]
             raise InputError(

@@ -49,6 +49,8 @@ TITLES = {
     "deadline-passed": "Deadline exceeded",
     "overloaded": "The queue is full",
     "unavailable": "The service cannot answer now",
+    "malformed-head": "The head of the request is malformed",
+    "misdirected": "Not the service that was asked for",
     "not-found": "No such path",
     "method-not-allowed": "Method not allowed",
     "internal": "Internal error",

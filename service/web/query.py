@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
-from service.errors import InputError
+from service.errors import InputError, ScopeError
 from service.scoring.options import RuleName, ScoreOptions, parse_percentiles
+from service.settings import SettingsError
 from service.validity.conformal import Tail
 
 Q = TypeVar("Q", bound=msgspec.Struct)
@@ -51,6 +54,42 @@ class ScoreQuery(msgspec.Struct):
         """The query as options of the scorer."""
         percentiles = None if self.percentiles is None else parse_percentiles(self.percentiles)
         return ScoreOptions(self.rule, percentiles, self.false_alarm, self.tail, self.fdr, self.explain)
+
+
+JUDGING = ("rule", "percentiles", "false_alarm", "tail")  # how a row is judged; the rest is what is told of it
+
+
+def policy_of(text: str | None) -> ScoreOptions | None:
+    """The rule that a deployment sets for all callers, from VOUCH_POLICY.
+
+    Raises:
+        SettingsError: says what was expected.
+    """
+    if text is None:
+        return None
+    try:
+        given = dict(parse_qsl(text, keep_blank_values=True, strict_parsing=True))
+        if not given.keys() <= set(JUDGING):
+            raise InputError(f"expected some of {', '.join(JUDGING)}")
+        return parse_query(given, ScoreQuery).options()
+    except (ValueError, InputError) as error:
+        detail = f": {error}" if isinstance(error, InputError) else ""
+        raise SettingsError(f"VOUCH_POLICY: expected a rule such as false_alarm=0.01&tail=low{detail}") from None
+
+
+def under_policy(query: ScoreQuery, policy: ScoreOptions | None) -> ScoreOptions:
+    """The options of a request, by the deployment's rule if it has one.
+
+    Raises:
+        ScopeError: the request asks for another rule.
+    """
+    asked = query.options()
+    if policy is None:
+        return asked
+    ruled = replace(policy, explain=asked.explain, fdr=asked.fdr)
+    if asked not in (ruled, ScoreOptions(explain=asked.explain, fdr=asked.fdr)):
+        raise ScopeError(f"this deployment sets the rule for all callers: leave out {', '.join(JUDGING)}")
+    return ruled
 
 
 # What each parameter should be; errors say this instead of repeating the value.

@@ -14,7 +14,7 @@ from service.web.context import RequestContext, model_id
 from service.web.documentation import ROW_TYPES, ROWS_PROBLEMS, options, takes
 from service.web.lean import LeanRoute
 from service.web.parsing import Batch, media_type, parse_rows
-from service.web.query import ScoreQuery, documented, parse_query
+from service.web.query import ScoreQuery, documented, parse_query, under_policy
 from service.web.streaming import scored_lines
 
 router = APIRouter(route_class=LeanRoute)
@@ -28,15 +28,15 @@ router = APIRouter(route_class=LeanRoute)
 async def score(request: Request) -> Response:
     """Verdict and log p(x) of each row and, with `explain`, its most suspicious columns."""
     context, query = RequestContext.of(request), parse_query(request.query_params, ScoreQuery)
-    wanted = query.options()
+    wanted = under_policy(query, context.service.policy)
     limited("explain", wanted.explain, context.settings.max_draws)
     if media_type(context.content_type) == NDJSON:
         answers.negotiate(context.accept, (NDJSON,))
         if wanted.fdr is not None:
             raise InputError("fdr: needs all rows of a request; it cannot be used with application/x-ndjson")
-        return await scored_lines(context, await context.engine.scorer(query.model), wanted)
+        return await scored_lines(context, await context.scorer(query.model), wanted)
     kind = answers.negotiate(context.accept, (JSON, NPY, CSV))
-    scorer = await context.engine.scorer(query.model)
+    scorer = await context.scorer(query.model)
     scorer.check(wanted)
     batch = await batch_of(context, scorer)
     limited("rows times explain", len(batch) * wanted.explain, context.settings.max_rows)
@@ -57,18 +57,9 @@ async def score(request: Request) -> Response:
 
 async def batch_of(context: RequestContext, scorer: Scorer) -> Batch:
     """Read and parse the rows of a request."""
-    settings = context.settings
-    context.engine.check_room(scorer)
+    context.engine.check_room(context, scorer)
     body = await context.body()
-    parse = partial(
-        parse_rows,
-        body,
-        context.content_type,
-        scorer.model.input,
-        scorer.reader,
-        settings.max_rows,
-        settings.max_pixels,
-    )
+    parse = partial(parse_rows, body, context.content_type, scorer.model.input, scorer.reader, context.limits())
     return await context.parsed(len(body), parse, always_beside=context.content_type.startswith("image/"))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -15,13 +15,17 @@ from service.scoring.version import Reference
 from service.serving.engine import Engine
 from service.store.store import Catalog
 from service.web import answers, schemas
+from service.web.access import check_scope
 from service.web.answers import JSON
+from service.web.browsers import check_origin
 from service.web.context import RequestContext, model_id
 from service.web.documentation import problems, takes
 from service.web.lean import only_known_parameters
 from service.web.parsing import media_type
 from service.web.routes_generate import Model
 
+MAX_BODY = 2**16  # bytes of what an administrator sends
+log = logging.getLogger("vouch")
 B = TypeVar("B", bound=BaseModel)
 router = APIRouter(dependencies=[Depends(only_known_parameters)])
 
@@ -30,14 +34,20 @@ router = APIRouter(dependencies=[Depends(only_known_parameters)])
 async def models(request: Request) -> Response:
     """List the models with their versions and aliases."""
     context = RequestContext.of(request)
-    return answers.json_response(await asyncio.to_thread(all_models, context.engine))
+    return answers.json_response(all_models(context))
 
 
 @router.get("/models/{name}", response_model=schemas.ModelAnswer, responses=problems(404, 503))
 async def one_model(request: Request, name: str) -> Response:
     """One model: its versions and aliases, and the card of the served version, with its calibration."""
     context = RequestContext.of(request)
-    return answers.json_response(await asyncio.to_thread(described, context.engine, name))
+    context.check_model(name)
+    document = described(context.engine, name)
+    serving = Reference(name, document["serving"])
+    if serving not in context.engine.registry.failures:
+        published = (await context.engine.scorer(str(serving))).published
+        document |= {"card": published.card.model_dump(mode="json"), "digest": published.digest}
+    return answers.json_response(document)
 
 
 @router.post(
@@ -50,13 +60,21 @@ async def move_alias(request: Request, name: str) -> Response:
     """Point an alias at a version (scope admin). With `expected`, only if it names that version now."""
     context = RequestContext.of(request)
     check_admin(context)
-    body = read_body(await context.body(), schemas.AliasBody, "the alias cannot be moved")
-    registry = context.engine.registry
-    await asyncio.to_thread(registry.refresh)
+    body = read_body(await context.body(MAX_BODY), schemas.AliasBody, "the alias cannot be moved")
+    engine, registry = context.engine, context.engine.registry
+    context.check_model(name)
+    await engine.refresh(context.time_left_s())
     # Load the version first: this refuses one that cannot be loaded, and the new one is warm before it takes over.
-    await context.engine.scorer(f"{registry.known(name)}@{body.version}")
-    aliases = await asyncio.to_thread(registry.store.set_alias, name, body.alias, body.version, body.expected)
-    await asyncio.to_thread(registry.refresh)
+    await engine.scorer(f"{registry.known(name)}@{body.version}")
+    before = registry.catalog.aliases.get(name, {}).get(body.alias)
+    aliases = await engine.in_store(
+        lambda: registry.store.set_alias(name, body.alias, body.version, body.expected), context.time_left_s()
+    )
+    log.info(
+        "alias moved",
+        extra={"model": name, "alias": body.alias, "version": body.version, "before": before, **context.who()},
+    )
+    await engine.refresh(context.time_left_s())
     return answers.json_response({"name": name, "aliases": aliases.aliases[name]})
 
 
@@ -64,16 +82,17 @@ async def move_alias(request: Request, name: str) -> Response:
 async def drift(request: Request, model: Model = None) -> Response:
     """Drift monitor of each served model, or of one, since the start or the restored state.
 
-    `drifts` is true once served rows no longer look like the validation rows.
+    `drifts` is true once served rows no longer look like the validation rows. With API keys, `keys` has a monitor of the
+    rows of each: the caller's own, or all for a key of scope `admin`.
     """
     context = RequestContext.of(request)
     names = (
         [model]
         if model is not None
-        else [n for n, state in context.engine.registry.status().items() if state == "ready"]
+        else [n for n, state in context.engine.registry.status().items() if state == "ready" and context.may_use(n)]
     )
-    scorers = [await context.engine.scorer(name) for name in names]
-    return answers.json_response({"drift": [drift_of(context.engine, scorer) for scorer in scorers]})
+    scorers = [await context.scorer(name) for name in names]
+    return answers.json_response({"drift": [drift_of(context, scorer) for scorer in scorers]})
 
 
 @router.post(
@@ -86,16 +105,18 @@ async def restart_drift(request: Request, name: str) -> Response:
     """Restart the drift monitor of the served version, after its alarm was acknowledged (scope admin)."""
     context = RequestContext.of(request)
     check_admin(context)
-    read_body(await context.body(), schemas.RestartBody, "the drift monitor cannot be restarted")
-    scorer = await context.engine.scorer(context.engine.registry.known(name))
-    await asyncio.to_thread(context.engine.drift.restart, scorer)
-    return answers.json_response({"drift": [drift_of(context.engine, scorer)]})
+    read_body(await context.body(MAX_BODY), schemas.RestartBody, "the drift monitor cannot be restarted")
+    scorer = await context.scorer(context.engine.registry.known(name))
+    context.engine.drift.restart(scorer)
+    log.info("drift monitor restarted", extra={"model": str(scorer.published.reference), **context.who()})
+    await context.engine.save_drift(context.time_left_s())
+    return answers.json_response({"drift": [drift_of(context, scorer)]})
 
 
 def check_admin(context: RequestContext) -> None:
     """Require a key of scope `admin`, if any keys are configured, and a JSON body."""
-    headers = context.request.headers
-    context.service.keys.keys.check(headers.get("authorization"), headers.get("x-api-key"), "admin")
+    check_scope(context.key, "admin")
+    check_origin(context.request.headers, context.request.url.netloc)
     if media_type(context.content_type) != JSON:
         raise MediaTypeError("unsupported content type; send application/json")
 
@@ -116,13 +137,14 @@ def read_body(body: bytes, kind: type[B], refused: str) -> B:
         raise InputError(refused, faults) from None
 
 
-def all_models(engine: Engine) -> dict[str, Any]:
-    """The answer to GET /models."""
+def all_models(context: RequestContext) -> dict[str, Any]:
+    """The answer to GET /models: those that the key may use."""
+    engine = context.engine
     catalog = engine.registry.catalog
     return {
         "vouch": __version__,
         "default": default_or_none(catalog),
-        "models": [described(engine, name, with_card=False) for name in catalog.names()],
+        "models": [described(engine, name) for name in catalog.names() if context.may_use(name)],
     }
 
 
@@ -134,8 +156,8 @@ def default_or_none(catalog: Catalog) -> str | None:
         return None
 
 
-def described(engine: Engine, name: str, with_card: bool = True) -> dict[str, Any]:
-    """The answer to GET /models/{name}."""
+def described(engine: Engine, name: str) -> dict[str, Any]:
+    """A model's part of the answer to GET /models."""
     registry, catalog = engine.registry, engine.registry.catalog
     if name not in catalog.versions:  # of this very catalog: another thread may replace it
         raise ModelNotFoundError("no such model in the store")
@@ -150,19 +172,17 @@ def described(engine: Engine, name: str, with_card: bool = True) -> dict[str, An
         }
         for version in catalog.versions[name]
     ]
-    document: dict[str, Any] = {
+    return {
         "name": name,
         "default": default_or_none(catalog) == name,
         "serving": serving.version,
         "versions": versions,
         "aliases": named,
     }
-    if with_card and serving not in registry.failures:
-        published = registry.get(name).published
-        document |= {"card": published.card.model_dump(mode="json"), "digest": published.digest}
-    return document
 
 
-def drift_of(engine: Engine, scorer: Scorer) -> dict[str, Any]:
-    """One model's part of the answer to GET /drift."""
-    return {"model": model_id(scorer), **engine.drift.document(scorer)}
+def drift_of(context: RequestContext, scorer: Scorer) -> dict[str, Any]:
+    """One model's part of the answer to GET /drift; a key without scope `admin` sees itself alone."""
+    sees_all = context.key is None or "admin" in context.key.scopes
+    keys = None if sees_all else [context.caller]
+    return {"model": model_id(scorer), **context.engine.drift.document(scorer, keys)}

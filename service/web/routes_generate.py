@@ -35,11 +35,12 @@ router = APIRouter(dependencies=[Depends(only_known_parameters)])
 async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -> Response:
     """E[x given z] over the posterior of each row, and posterior draws."""
     context = RequestContext.of(request)
-    scorer = await context.engine.scorer(model)
+    scorer = await context.scorer(model)
     kind = answers.negotiate(context.accept, array_types(scorer))
     limited("draws", draws, context.settings.max_draws)
     batch = await batch_of(context, scorer)
     limited("rows times draws", len(batch) * draws, context.settings.max_rows)
+    context.hold_answer(batch.rows.size * (2 + draws))
     answer = await context.engine.on_rows(
         context, scorer, batch.rows, lambda rows, _: scorer.reconstruct(rows, draws), ("reconstruct", scorer, draws)
     )
@@ -61,11 +62,12 @@ async def encode(request: Request, model: Model = None, draws: Draws = 0, member
     """q(z given x) of each row: mean and standard deviation per latent, and draws."""
     context = RequestContext.of(request)
     kind = answers.negotiate(context.accept, (JSON, NPY))
-    scorer = await context.engine.scorer(model)
+    scorer = await context.scorer(model)
     scorer.member(member)
     limited("draws", draws, context.settings.max_draws)
     batch = await batch_of(context, scorer)
     limited("rows times draws", len(batch) * draws, context.settings.max_rows)
+    context.hold_answer(len(batch) * scorer.latents * (2 + draws))
     answer = await context.engine.on_rows(
         context,
         scorer,
@@ -84,12 +86,13 @@ async def encode(request: Request, model: Model = None, draws: Draws = 0, member
 async def decode(request: Request, model: Model = None, member: MemberNumber = 0) -> Response:
     """E[x given z] for latents z."""
     context = RequestContext.of(request)
-    scorer = await context.engine.scorer(model)
+    scorer = await context.scorer(model)
     scorer.member(member)
     kind = answers.negotiate(context.accept, array_types(scorer))
     body = await context.body()
-    parse = partial(parse_latents, body, context.content_type, scorer.latents, context.settings.max_rows)
+    parse = partial(parse_latents, body, context.content_type, scorer.latents, context.limits())
     latents = await context.parsed(len(body), parse)
+    context.hold_answer(len(latents) * scorer.model.input.features)
     means = await context.engine.once(context, lambda: scorer.decode(latents, member), len(latents))
     return await context.encoded(means.size, answers.means_response, kind, model_id(scorer), means, scorer.model.input)
 
@@ -106,11 +109,12 @@ async def sample(
 ) -> Response:
     """Ancestral samples: z from the prior, then x given z."""
     context = RequestContext.of(request)
-    scorer = await context.engine.scorer(model)
+    scorer = await context.scorer(model)
     kind = answers.negotiate(context.accept, array_types(scorer))
     limited("num", num, context.settings.max_num)
     headers = {} if seed is not None else {"Cache-Control": "no-store"}
     chosen = secrets.randbelow(MAX_SEED) if seed is None else seed
+    context.hold_answer(num * scorer.model.input.features)
     samples = await context.engine.once(context, lambda: scorer.sample(num, chosen, of), num)
     headers["X-Seed"] = str(chosen)
     return await context.encoded(
@@ -136,11 +140,12 @@ async def manifold(
 ) -> Response:
     """E[x given z] over a grid of prior quantiles of two latents."""
     context = RequestContext.of(request)
-    scorer = await context.engine.scorer(model)
+    scorer = await context.scorer(model)
     scorer.member(member)
     kind = answers.negotiate(context.accept, array_types(scorer))
     limited("size", size, context.settings.max_grid)
     first, second = map(int, axes.split(","))
+    context.hold_answer(size * size * scorer.model.input.features)
     grid = await context.engine.once(context, lambda: scorer.manifold(size, (first, second), member), size * size)
     return await context.encoded(
         grid.means.size, answers.manifold_response, kind, model_id(scorer), grid, scorer.model.input

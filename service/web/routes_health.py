@@ -15,7 +15,7 @@ router = APIRouter(dependencies=[Depends(only_known_parameters)])
 
 @probes.get("/livez", response_model=schemas.StatusAnswer, responses=problems_of_probes())
 async def livez(request: Request) -> Response:
-    """Alive: the event loop answers and every inference thread runs."""
+    """Alive: the event loop answers, every inference thread runs, and inference has not failed for minutes."""
     alive = RequestContext.of(request).engine.is_alive()
     return answers.json_response(
         {"status": "ok" if alive else "unavailable", "models": {}}, None, 200 if alive else 503
@@ -24,15 +24,16 @@ async def livez(request: Request) -> Response:
 
 @probes.get("/readyz", response_model=schemas.StatusAnswer, responses=problems_of_probes())
 async def readyz(request: Request) -> Response:
-    """Ready: the default model is in memory, verified and warm, and the service is not shutting down.
+    """Ready: the default model is in memory, verified and warm, inference works, and the service is not shutting down.
 
-    The body lists the models that are not ready, and new versions in the store that cannot be served.
+    The body lists the models that are not ready. `held_back` has new versions in the store that cannot be served, and what
+    else does not work: the `store`, if it does not answer; `inference`, if it fails; the file of `keys`.
     """
     service = RequestContext.of(request).service
     registry = service.engine.registry
     ready = service.is_ready()
     status = "ok" if ready else "draining" if service.draining else registry.phase()
-    document = {"status": status, "models": registry.status(), "held_back": registry.held_back}
+    document = {"status": status, "models": registry.status(), "held_back": service.problems()}
     return answers.json_response(document, None if ready else {"Retry-After": "5"}, 200 if ready else 503)
 
 
@@ -42,8 +43,11 @@ async def metrics(request: Request) -> Response:
     engine = RequestContext.of(request).engine
     engine.metrics.queue.set(engine.inference.waiting_cost)
     engine.metrics.rate.set(engine.inference.rate())
-    engine.metrics.held_back.set(len(engine.registry.held_back))
-    for reference, (log_capital, drifts) in engine.drift.capitals().items():
+    engine.metrics.held_back.set(len(RequestContext.of(request).service.problems()))
+    engine.metrics.inference_failures.set(engine.inference.failures)
+    engine.metrics.store_silent.set(engine.registry.store.silent_s())
+    for reference, (log_capital, drifts, keys) in engine.drift.alarms().items():
         engine.metrics.drift_capital.labels(str(reference)).set(log_capital)
         engine.metrics.drifts.labels(str(reference)).set(drifts)
+        engine.metrics.drifting_keys.labels(str(reference)).set(keys)
     return Response(engine.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -267,14 +267,13 @@ class StatusAnswer(Answer):
     )
 
 
-class DriftAnswer(Answer):
-    """Drift monitor of one model since the start of the process, or of the restored state.
+class DriftMonitorAnswer(Answer):
+    """A drift monitor since the start of the process, or of the restored state.
 
     A test martingale compares served rows with the validation rows. If rows stay valid, the chance that `drifts` ever
     becomes true is at most `level`.
     """
 
-    model: ModelId
     rows: int
     sides: dict[str, int]
     expected_shares: dict[str, float] = Field(description="expected shares of valid rows, from the band's percentiles")
@@ -292,6 +291,20 @@ class DriftAnswer(Answer):
     restarts: int = Field(
         description="number of restarts by POST /models/NAME/drift; each may spend a smaller part of `level`"
     )
+
+
+class KeyDriftAnswer(DriftMonitorAnswer):
+    """Drift monitor of the rows of one API key."""
+
+    key: str = Field(description="the key's id")
+    level: float = Field(description="the k-th key's part of the level that all keys share: level / (k (k + 1))")
+
+
+class DriftAnswer(DriftMonitorAnswer):
+    """Drift monitors of one model."""
+
+    model: ModelId
+    keys: list[KeyDriftAnswer] = Field(description="with API keys: the caller's own, or all for a key of scope admin")
 
 
 class DriftsAnswer(Answer):

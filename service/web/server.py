@@ -7,19 +7,24 @@ import ipaddress
 import logging
 import logging.config
 import math
+import os
 import signal
 import sys
+import threading
 import time
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from pythonjsonlogger.json import JsonFormatter
 
+from service.serving.batching import STOP_S
 from service.settings import Settings, SettingsError
-from service.web.app import create_app, reload
+from service.web.app import create_app
 from service.web.connection_limits import protocol_with
 from service.web.context import Service
 
+LAST_S = 10.0  # for what follows the last answer: the drift monitors' state, the threads' end
 log = logging.getLogger("vouch")
 
 
@@ -41,6 +46,8 @@ def run(settings: Settings) -> None:
         http=protocol_with(settings.max_header_bytes, settings.header_timeout_s),
         ws="none",
         log_config=None,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         access_log=False,  # ours has the request id and the timings
         server_header=False,
         timeout_keep_alive=30,
@@ -67,14 +74,15 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         """Start uvicorn, and handle SIGHUP."""
         await super().startup(sockets)
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(reload(self.service)))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.service.reload_requested.set)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM drains first; a second one, or SIGINT, does not wait. The exit status is 0."""
         if sig == signal.SIGTERM and self.started and not self.service.draining:
             self.service.draining = True
             self.drains_until = time.monotonic() + self.service.settings.drain_s
+            graceful_s = self.config.timeout_graceful_shutdown or 0
+            exit_after(self.service.settings.drain_s + graceful_s + STOP_S + LAST_S)
         else:
             self.force_exit = self.should_exit
             self.should_exit = True
@@ -84,6 +92,18 @@ class Server(uvicorn.Server):
         if self.drains_until is not None and time.monotonic() >= self.drains_until:
             self.should_exit = True
         return await super().on_tick(counter)
+
+
+def exit_after(seconds: float) -> None:
+    """End the process after so many seconds, whatever hangs in it."""
+
+    def end() -> None:
+        time.sleep(seconds)
+        log.error("the shutdown hangs: ending the process")
+        logging.shutdown()
+        os._exit(1)
+
+    threading.Thread(target=end, name="exit", daemon=True).start()
 
 
 def check_address(settings: Settings) -> None:
@@ -103,6 +123,17 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+class LineFormatter(JsonFormatter):
+    """One JSON object a line. A field of a message cannot replace the line's own: its level, for example."""
+
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+        """Add a message's fields; those that are called like the line's own get an underscore."""
+        for name in ("level", "logger", "time"):
+            if name in record.__dict__:
+                record.__dict__[f"{name}_"] = record.__dict__.pop(name)
+        super().add_fields(log_data, record, message_dict)
+
+
 def log_config(level: str) -> dict[str, Any]:
     """Logging configuration: one JSON object per line on stderr."""
     return {
@@ -110,7 +141,7 @@ def log_config(level: str) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {
             "json": {
-                "()": "pythonjsonlogger.json.JsonFormatter",
+                "()": "service.web.server.LineFormatter",
                 "format": "%(levelname)s %(name)s %(message)s",
                 "rename_fields": {"levelname": "level", "name": "logger"},
                 "timestamp": "time",

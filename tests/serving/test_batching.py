@@ -324,7 +324,7 @@ def test_a_shadow_takes_no_room_from_others_and_is_dropped_at_the_end(make):
             await stopped
         await answers(first)
         assert len(await answers(other)) == 9
-        assert inference.waiting_cost == inference.shadow_cost == 0
+        assert inference.waiting_cost == inference.shadow_room.total == 0
 
     asyncio.run(run())
 
@@ -392,5 +392,99 @@ def test_after_the_stop_nothing_is_taken_and_what_was_is_done(make):
         with pytest.raises(UnavailableError):
             inference.submit(recorder.task(), rows(1), 10)
         assert not inference.is_alive()
+
+    asyncio.run(run())
+
+
+# Callers
+
+
+class Dear:
+    """Computes rows that each cost what they say, in hundredths of a second, with a checkpoint after each."""
+
+    def __init__(self):
+        self.order = []
+
+    def __call__(self, batch, check_cancelled):
+        for cost in batch[:, 0]:
+            for _ in range(max(1, round(cost))):
+                time.sleep(0.01)
+                check_cancelled()
+        self.order.append(batch[:, 0].tolist())
+        return 1000.0 * batch
+
+    def task(self, most=32):
+        return Task(self, lambda answer, part: answer[part], "g", 100, most, costs=lambda answer: 0.1 * answer[:, 0])
+
+
+@pytest.mark.parametrize("caller", ["hostile", "honest"])
+def test_a_single_row_does_not_wait_for_rows_that_take_a_hundred_times_as_long(make, caller):
+    """Neither behind those of another caller, nor behind those of its own."""
+
+    async def run():
+        inference, compute = make(1, 10**9), Dear()
+        await answers(inference.submit(compute.task(), rows(1), 60, "warm"))  # so that the rate is known
+        long = [inference.submit(compute.task(), rows(*[20] * 10), 60, "hostile") for _ in range(4)]  # two seconds each
+        await asyncio.sleep(0.5)
+        started = time.perf_counter()
+        await answers(inference.submit(compute.task(), rows(1), 60, caller))
+        waited = time.perf_counter() - started
+        assert not any(job.future.done() for job in long)
+        for job in long:
+            await answers(job)
+        return waited
+
+    assert asyncio.run(run()) < 1.5  # 0.05 s on an idle machine; 7.5 s in the order of arrival
+
+
+def test_callers_take_turns_by_the_time_that_they_have_used(make):
+    async def run():
+        gate = threading.Event()
+        inference, compute = make(1, 10**9), Dear()
+        await blocked(inference, gate)
+        hostile = [inference.submit(compute.task(), rows(3), 60, "hostile") for _ in range(20)]
+        honest = [inference.submit(compute.task(), rows(2), 60, "honest") for _ in range(3)]
+        inference.waiting.costs.learn("hostile", "g", 3.0)
+        gate.set()
+        for job in (*honest, *hostile):
+            await answers(job)
+        order = [batch[0] for batch in compute.order]
+        assert max(index for index, cost in enumerate(order) if cost == 2) <= 6
+
+    asyncio.run(run())
+
+
+def test_rows_that_cost_much_more_are_not_computed_with_others(make):
+    async def run():
+        inference, compute = make(1, 10**6), Dear()
+        await answers(inference.submit(compute.task(), rows(2), 60, "hostile"))
+        assert inference.waiting.costs.of("hostile", "g") == pytest.approx(2.0)
+        gate = threading.Event()
+        await blocked(inference, gate)
+        jobs = [
+            inference.submit(compute.task(), rows(value), 60, who)
+            for value, who in ((5, "hostile"), (1, "a"), (1, "b"))
+        ]
+        assert inference.waiting_cost == 1 + 200 + 2 * 100  # charged as what they cost
+        gate.set()
+        for job in jobs:
+            await answers(job)
+        assert compute.order.count([2.0]) == 2
+        assert [1.0, 1.0] in compute.order
+
+    asyncio.run(run())
+
+
+def test_a_full_queue_still_takes_the_share_of_another_caller(make):
+    async def run():
+        gate = threading.Event()
+        inference, recorder = make(1, 100), Recorder()
+        await blocked(inference, gate)
+        inference.submit(recorder.task(), rows(*range(99)), 10, "hostile")
+        with pytest.raises(OverloadedError):
+            inference.submit(recorder.task(), rows(1), 10, "hostile")
+        job = inference.submit(recorder.task(), rows(1, 2), 10, "honest")
+        gate.set()
+        assert await answers(job) == [2.0, 4.0]
 
     asyncio.run(run())

@@ -1,11 +1,16 @@
 """The drift monitor: over a socket, over a restart, and with whatever state it finds."""
 
 import io
+import logging
+import os
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from service.scoring.drift_monitor import DriftMonitor
+from service.scoring.scores import rows_of
+from service.serving import drift
 from service.serving.drift import DriftMonitors
 from service.web import schemas
 from tests.models import digits
@@ -64,24 +69,106 @@ def test_noise_is_noticed_kept_over_a_restart_and_begun_anew_by_hand(tiny_store,
         assert drift_of(client).restarts == 1
 
 
+def restored(scorer, folder):
+    """Monitors that continue what was saved."""
+    monitors = DriftMonitors(0.01, folder)
+    monitors.restore(scorer)
+    return monitors
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def wrong_states(scorer):
+    """Archives that are whole and hold no monitor."""
+    good = DriftMonitor.of(scorer).arrays()
+    yield npz()
+    yield npz(**{name: array for name, array in good.items() if name != "sides"})
+    for name, array in (
+        ("sides", np.zeros(2, int)), ("sides", np.array([1, -1, 0])), ("sides", np.zeros(3)),
+        ("p_values", np.zeros((10, 1), int)),
+        ("counts", np.zeros(5, int)), ("counts", -good["counts"]), ("log_parts", np.full(5, np.nan)),
+        ("log_parts", np.full(5, np.inf)), ("log_parts", np.zeros(4)), ("grid", np.array([np.nan, 1.0])),
+        ("grid", np.array([0.0, 0.0])), ("grid", np.zeros(3)), ("numbers", np.array([-1, 0, 0])),
+        ("numbers", np.zeros(2, int)),
+        ("peak", np.array(np.inf)), ("peak", np.array("x")),
+    ):  # fmt: skip
+        yield npz(**good | {name: array})
+    yield npz(**good, more=np.zeros(2**27, dtype=np.uint8))  # 128 MiB from 128 KiB
+
+
 def test_a_state_that_cannot_be_read_is_put_aside(digit_scorer, tmp_path):
     path = tmp_path / "digits@1.npz"
-    for content in (b"", b"no zip", b"PK\x03\x04" + bytes(100)):
+    contents = [b"", b"no zip", b"PK\x03\x04" + bytes(100), *wrong_states(digit_scorer)]
+    tracemalloc.start()
+    for content in contents:
         path.write_bytes(content)
-        monitor = DriftMonitors(0.01, tmp_path)
-        assert monitor.document(digit_scorer)["rows"] == 0
+        monitors = restored(digit_scorer, tmp_path)
         assert (tmp_path / "digits@1.damaged").read_bytes() == content
-    monitor.add(digit_scorer, digit_scorer.score(digits()[:5]))
-    monitor.save()
-    assert DriftMonitors(0.01, tmp_path).document(digit_scorer)["rows"] == 5
+        monitors.add(digit_scorer, digit_scorer.score(digits()[:2]), key="a")
+        assert monitors.document(digit_scorer)["rows"] == 2
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+    monitors.save()
+    assert restored(digit_scorer, tmp_path).document(digit_scorer)["rows"] == 2
+
+
+def test_a_state_that_is_no_file_is_passed_over(digit_scorer, tmp_path):
+    os.mkfifo(tmp_path / "digits@1.npz")
+    assert restored(digit_scorer, tmp_path).document(digit_scorer)["rows"] == 0
 
 
 def test_the_state_of_another_version_is_not_taken_for_this_one_s(digit_scorer, tmp_path):
     monitors = DriftMonitors(0.01, tmp_path)
     monitors.add(digit_scorer, digit_scorer.score(digits()[:5]))
-    monitors.monitors[digit_scorer.published.reference].digest = "sha256:another"
+    monitors.versions[digit_scorer.published.reference].everything.digest = "sha256:another"
     monitors.save()
-    assert DriftMonitors(0.01, tmp_path).document(digit_scorer)["rows"] == 0
+    assert restored(digit_scorer, tmp_path).document(digit_scorer)["rows"] == 0
+
+
+def test_each_key_is_watched_by_itself_and_found_again(digit_scorer, tmp_path):
+    monitors, noise = DriftMonitors(0.01, tmp_path), np.random.default_rng(0).integers(0, 256, (200, 8, 8))
+    good = digit_scorer.score(digits()[:100])
+    bad = digit_scorer.score(noise)
+    for start in range(0, 100, 10):  # ten valid rows to each bad one hide it from the monitor of all
+        monitors.add(digit_scorer, good, None, "honest")
+        monitors.add(digit_scorer, rows_of(bad, slice(start, start + 10)), None, "hostile")
+    for one in (monitors, restored_after_save(monitors, digit_scorer, tmp_path)):
+        keys = {entry["key"]: entry for entry in one.document(digit_scorer, None)["keys"]}
+        assert {key: entry["drifts"] for key, entry in keys.items()} == {"honest": False, "hostile": True}
+        assert keys["honest"]["level"] == pytest.approx(0.01 / 2)
+        assert keys["hostile"]["level"] == pytest.approx(0.01 / 6)
+        assert keys["hostile"]["rows"] == 100
+        assert [entry["key"] for entry in one.document(digit_scorer, ["honest"])["keys"]] == ["honest"]
+        assert one.document(digit_scorer)["keys"] == []
+        assert one.alarms()[digit_scorer.published.reference][2] == 1
+
+
+def restored_after_save(monitors, scorer, folder):
+    monitors.save()
+    return restored(scorer, folder)
+
+
+def test_keys_are_bounded_and_a_forgotten_one_gets_nothing_back(digit_scorer, monkeypatch):
+    monkeypatch.setattr(drift, "MAX_KEYS", 2)
+    monitors, scores = DriftMonitors(0.01), digit_scorer.score(digits()[:2])
+    for key in ("a", "b", "c", "a"):
+        monitors.add(digit_scorer, scores, None, key)
+    levels = {entry["key"]: entry["level"] for entry in monitors.document(digit_scorer, None)["keys"]}
+    assert levels == {"c": pytest.approx(0.01 / 12), "a": pytest.approx(0.01 / 20)}
+
+
+def test_an_alarm_is_logged_as_a_warning_with_its_own_level(digit_scorer, caplog):
+    monitors, noise = DriftMonitors(0.01), np.random.default_rng(0).integers(0, 256, (60, 8, 8))
+    with caplog.at_level(logging.WARNING, "vouch"):
+        monitors.add(digit_scorer, digit_scorer.score(noise), None, "shop")
+    record = next(one for one in caplog.records if getattr(one, "key", None) == "shop")
+    assert record.levelname == "WARNING"
+    assert record.drift_level == pytest.approx(0.005)
+    assert not hasattr(record, "level")
 
 
 def test_a_folder_that_cannot_be_written_ends_no_request(digit_scorer, tmp_path):

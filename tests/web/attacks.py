@@ -19,7 +19,7 @@ JSON_BODIES = {
     "empty": ("", 400),
     "text": (SECRET, 400),
     "half": ('{"instances": [[1, 2', 400),
-    "deep": ('{"instances": ' + "[" * 100_000 + "]" * 100_000 + "}", 400),
+    "deep": ('{"instances": ' + "[" * 100_000 + "]" * 100_000 + "}", 413),
     "not UTF-8": (b'{"instances": [["\xff\xfe"]]}', 400),
     "a list": ("[[1, 2]]", 422),
     "null": ("null", 422),

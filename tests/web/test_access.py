@@ -3,14 +3,17 @@
 import hashlib
 import json
 import logging
+import os
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
 
 from service.errors import AccessError, ScopeError
+from service.serving.quotas import Quota
 from service.settings import Settings, SettingsError
-from service.web.access import SCOPES, KeyRing, Keys
+from service.web.access import SCOPES, KeyRing, Keys, check_scope, file_text, read_keys
 from service.web.app import Guard, create_app
 from tests.web.conftest import InProcess
 
@@ -88,11 +91,12 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER  ", None])
 def test_a_key_passes_where_its_scope_reaches_and_admin_reaches_everywhere(keys, scheme, key, scope):
     shown = (None, key) if scheme is None else (scheme + key, None)
+    found = keys.check(*shown)
     if key == "reader" and scope == "admin":
         with pytest.raises(ScopeError):
-            keys.check(*shown, scope)
+            check_scope(found, scope)
     else:
-        keys.check(*shown, scope)
+        check_scope(found, scope)
 
 
 @pytest.mark.parametrize(
@@ -118,18 +122,18 @@ def test_a_key_passes_where_its_scope_reaches_and_admin_reaches_everywhere(keys,
 )
 def test_a_caller_without_a_known_key_is_refused(keys, authorization, api_key):
     with pytest.raises(AccessError) as caught:
-        keys.check(authorization, api_key, "score")
+        keys.check(authorization, api_key)
     assert not isinstance(caught.value, ScopeError)
 
 
 def test_a_scheme_that_is_not_ours_leaves_the_other_header(keys):
-    keys.check("Basic dXNlcjpwYXNz", "reader", "score")
+    assert keys.check("Basic dXNlcjpwYXNz", "reader").id == digest("reader")[:12]
 
 
 def test_without_keys_everybody_may_do_everything():
     for scope in SCOPES:
-        Keys.read(None).check(None, None, scope)
-        Keys.read(None).check("Bearer anything", None, scope)
+        check_scope(Keys.read(None).check(None, None), scope)
+        check_scope(Keys.read(None).check("Bearer anything", None), scope)
 
 
 # Reading again
@@ -139,27 +143,97 @@ def test_a_ring_follows_its_file_and_keeps_its_keys_where_that_is_damaged(tmp_pa
     path = written(tmp_path / "keys", f"{digest('old')} score")
     ring = KeyRing(path)
     path.write_text(f"{digest('new')} score")
-    ring.keys.check(None, "old", "score")  # until it is read again
+    ring.keys.check(None, "old")  # until it is read again
     ring.reread()
-    ring.keys.check(None, "new", "score")
+    ring.keys.check(None, "new")
     with pytest.raises(AccessError):
-        ring.keys.check(None, "old", "score")
-    for damage in ("", "nonsense", None):
-        path.unlink(missing_ok=True)
-        if damage is not None:
-            path.write_text(damage)
+        ring.keys.check(None, "old")
+    for damage in ("", "nonsense", f"{digest('')} score"):
+        path.write_text(damage)
         with caplog.at_level(logging.ERROR, "vouch"):
             ring.reread()
-        assert "keeping the old keys" in caplog.text
-        ring.keys.check(None, "new", "score")
+        assert "the keys read before are used" in ring.problem
+        ring.keys.check(None, "new")
         with pytest.raises(AccessError):
-            ring.keys.check(None, None, "score")
+            ring.keys.check(None, None)
+    path.write_text(f"{digest('new')} score")
+    ring.reread()
+    assert ring.problem is None
+
+
+@pytest.mark.parametrize("gone", ["deleted", "a folder", "a pipe"])
+def test_where_the_file_is_gone_every_key_is_refused(tmp_path, gone):
+    path = written(tmp_path / "keys", f"{digest('old')} score")
+    ring = KeyRing(path)
+    path.unlink()
+    if gone == "a folder":
+        path.mkdir()
+    if gone == "a pipe":
+        os.mkfifo(path)
+    ring.reread()
+    assert ring.problem.startswith("every key is refused: VOUCH_API_KEYS_FILE: cannot be read")
+    for shown in ("old", None):
+        with pytest.raises(AccessError):
+            ring.keys.check(None, shown)
 
 
 def test_a_ring_without_a_file_never_asks():
     ring = KeyRing(None)
     ring.reread()
-    ring.keys.check(None, None, "admin")
+    assert ring.keys.check(None, None) is None
+
+
+# What a line may say
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\r\n"])
+def test_the_digest_of_an_empty_key_is_refused_by_name(tmp_path, text):
+    with pytest.raises(SettingsError, match="line 2: the digest of an empty key"):
+        Keys.read(written(tmp_path / "keys", f"{digest('key')} score\n{digest(text)} score"))
+
+
+@pytest.mark.parametrize("shown", [(None, ""), (None, "  "), ("Bearer ", None)])
+def test_an_empty_key_is_refused_by_name(keys, shown):
+    with pytest.raises(AccessError, match="the API key is empty"):
+        keys.check(*shown)
+
+
+def test_a_line_gives_a_key_its_id_models_quota_and_last_day(tmp_path):
+    day = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
+    line = f"{digest('k')} admin,score id=shop models=adult,mnist rows_per_s=2.5 concurrent_rows=7 expires={day}"
+    (key,) = read_keys(written(tmp_path / "keys", line))
+    assert (key.id, key.models, key.quota) == ("shop", ("adult", "mnist"), Quota(2.5, 7))
+    assert not key.is_expired()
+    assert key.line() == line
+    assert file_text([key]) == f"{line}\n"
+
+
+def test_an_expired_key_is_refused_and_was_good_on_its_last_day(tmp_path):
+    today = datetime.now(UTC).date()
+    for days, is_good in ((0, True), (-1, False)):
+        line = f"{digest('k')} score expires={today + timedelta(days=days)}"
+        keys = Keys.read(written(tmp_path / "keys", line))
+        if is_good:
+            keys.check(None, "k")
+        else:
+            with pytest.raises(AccessError, match="has expired"):
+                keys.check(None, "k")
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["id=", "id=a/b", "id=\x1b[31m", "rows_per_s=0", "rows_per_s=nan", "rows_per_s=inf", "rows_per_s=x",
+     "concurrent_rows=0", "concurrent_rows=1.5", "expires=tomorrow", "color=red", "id=a id"],
+)  # fmt: skip
+def test_an_option_that_is_none_is_refused(tmp_path, options):
+    with pytest.raises(SettingsError, match=r"line 1: expected 64 hex digits"):
+        Keys.read(written(tmp_path / "keys", f"{digest('k')} score {options}"))
+
+
+def test_two_lines_may_not_have_one_key_or_one_id(tmp_path):
+    for second in (f"{digest('a')} admin id=other", f"{digest('b')} score id=shop"):
+        with pytest.raises(SettingsError, match="line 2: its key or id is there already"):
+            Keys.read(written(tmp_path / "keys", f"{digest('a')} score id=shop\n{second}"))
 
 
 # Paths
@@ -167,7 +241,7 @@ def test_a_ring_without_a_file_never_asks():
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/v1/livez", "/v1/readyz"])
 def test_probes_ask_for_no_key(path):
-    assert Guard(None, KeyRing(None), ()).is_open(path)
+    assert Guard(None, KeyRing(None), Settings()).is_open(path)
 
 
 @pytest.mark.parametrize(
@@ -178,11 +252,11 @@ def test_probes_ask_for_no_key(path):
     ],
 )  # fmt: skip
 def test_no_other_path_is_open(path):
-    assert not Guard(None, KeyRing(None), ()).is_open(path)
+    assert not Guard(None, KeyRing(None), Settings()).is_open(path)
 
 
 def test_the_documentation_opens_what_its_page_needs_and_nothing_else():
-    guard = Guard(None, KeyRing(None), ("/docs",))
+    guard = Guard(None, KeyRing(None), Settings(open_paths=("/docs",)))
     for path in ("/docs", "/v1/docs", "/openapi.json", "/docs-assets/swagger-ui.css"):
         assert guard.is_open(path)
     for path in ("/score", "/docs/", "/docs-assets", "/openapi.json/", "/metrics"):

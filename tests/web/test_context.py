@@ -8,6 +8,7 @@ import pytest
 from starlette.responses import Response
 
 from service.errors import DeadlineError, InputError, MediaTypeError, OverloadedError, TooLargeError
+from service.serving.call import CallerLeftError
 from service.serving.engine import Engine
 from service.settings import Settings
 from service.web.access import KeyRing
@@ -101,7 +102,7 @@ def test_a_body_that_does_not_come_in_time_is_given_up(service):
 @pytest.mark.parametrize("chunks", [[], [b""], [b"abc"], [b"a", b"", b"bc"], [b"x" * 2048], [b"x" * 1024, b"y" * 1024]])
 def test_a_body_is_what_came_and_its_memory_is_given_back(service, chunks):
     assert body_of(request(service, chunks)) == b"".join(chunks)
-    assert service.held_bytes == 0
+    assert service.memory.total == 0
 
 
 def test_a_body_that_is_too_long_is_refused_as_soon_as_that_is_known(service):
@@ -120,7 +121,7 @@ def test_a_body_that_is_too_long_is_refused_as_soon_as_that_is_known(service):
         with pytest.raises(TooLargeError):
             body_of(request(service, endless(), [("content-length", declared)]))
     assert not taken
-    assert service.held_bytes == 0
+    assert service.memory.total == 0
 
 
 @pytest.mark.parametrize("declared", ["0", "7", "x", "-1", ""])
@@ -147,9 +148,12 @@ def test_bodies_of_all_requests_share_one_bound_and_one_always_goes_on(service):
     for context in (first, second, third):
         context.release()
         context.release()
-    assert service.held_bytes == 0
-    first.hold(10_000)  # alone, it is bounded by the largest body
-    assert service.held_bytes == 10_000
+    assert service.memory.total == 0
+    alone = request(service)
+    alone.hold(10_000)  # which is bounded by the largest body
+    assert service.memory.total == 10_000
+    with pytest.raises(CallerLeftError):
+        first.hold(1)  # what parses a body may be slower than its request's end
 
 
 def test_a_client_that_leaves_is_noticed_once_the_body_is_read(service):

@@ -193,8 +193,13 @@ def test_keys_are_read_again_on_sighup_and_a_damaged_file_changes_nothing(store,
         eventually(lambda: (check("old"), check("new")) == (401, 200))
         keys.write_text("nonsense\n")
         client.process.send_signal(signal.SIGHUP)
-        eventually(lambda: "keeping the old keys" in (tmp_path / "log").read_text())
+        eventually(lambda: "the keys read before are used" in (tmp_path / "log").read_text())
         assert (check("old"), check("new")) == (401, 200)
+        assert "line 1" in client.get("/readyz").json()["held_back"]["keys"]
+        keys.unlink()
+        client.process.send_signal(signal.SIGHUP)
+        eventually(lambda: (check("old"), check("new")) == (401, 401))
+        assert "every key is refused" in client.get("/readyz").json()["held_back"]["keys"]
 
 
 def serve(tmp_path, store, **settings):

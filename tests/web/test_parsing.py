@@ -16,7 +16,7 @@ from service.errors import InputError, MalformedError, MediaTypeError, TooLargeE
 from service.files.images import png
 from service.files.tables import read_table
 from service.web import parsing
-from service.web.parsing import parse_latents, parse_npy, parse_row, parse_rows, parse_simple_rows
+from service.web.parsing import Limits, parse_latents, parse_npy, parse_row, parse_rows, parse_simple_rows
 from service.web.problems import status_of
 from tests.models import COLUMNS, ROW, digits, made, write
 from tests.tools import npy, png_bomb
@@ -37,7 +37,9 @@ def people(tmp_path_factory):
 
 
 def parsed(body, kind=JSON, spec=IMAGES, max_rows=1000, max_pixels=4_000_000):
-    return parse_rows(body.encode() if isinstance(body, str) else body, kind, spec, spec.reader(), max_rows, max_pixels)
+    return parse_rows(
+        body.encode() if isinstance(body, str) else body, kind, spec, spec.reader(), Limits(max_rows, max_pixels)
+    )
 
 
 def refused(status, *arguments, **options):
@@ -142,7 +144,7 @@ def test_more_rows_than_the_deployment_accepts_are_refused_in_every_type():
     nested = instances(*np.ones((11, 8, 8)).tolist())
     refused(413, nested, max_rows=10)
     with pytest.raises(TooLargeError):
-        parse_latents(json.dumps({"latents": rows.tolist()}).encode(), JSON, 3, 10)
+        parse_latents(json.dumps({"latents": rows.tolist()}).encode(), JSON, 3, Limits(10))
 
 
 json_values = st.recursive(
@@ -333,8 +335,8 @@ def test_a_line_that_is_no_row_is_refused(line):
 def test_latents_are_read_from_json_and_npy():
     latents = np.array([[0.5, -1.0], [3.0, 1e10]])
     body = json.dumps({"latents": latents.tolist()}).encode()
-    np.testing.assert_array_equal(parse_latents(body, "application/json; charset=utf-8", 2, 10), latents)
-    np.testing.assert_array_equal(parse_latents(npy(latents), NPY, 2, 10), latents)
+    np.testing.assert_array_equal(parse_latents(body, "application/json; charset=utf-8", 2, Limits(10)), latents)
+    np.testing.assert_array_equal(parse_latents(npy(latents), NPY, 2, Limits(10)), latents)
 
 
 @pytest.mark.parametrize(
@@ -345,11 +347,11 @@ def test_latents_are_read_from_json_and_npy():
 )  # fmt: skip
 def test_latents_that_cannot_be_read_are_refused(body):
     with pytest.raises(InputError):
-        parse_latents(body.encode(), JSON, 2, 10)
+        parse_latents(body.encode(), JSON, 2, Limits(10))
     with pytest.raises(MediaTypeError):
-        parse_latents(body.encode(), CSV, 2, 10)
+        parse_latents(body.encode(), CSV, 2, Limits(10))
     with pytest.raises((MalformedError, InputError)):
-        parse_latents(body.encode(), NPY, 2, 10)
+        parse_latents(body.encode(), NPY, 2, Limits(10))
 
 
 def test_npy_holds_positions_of_text_categories_and_no_other_numbers(people):

@@ -1,0 +1,194 @@
+"""The jobs that wait, by the group of rows that can be computed together and by caller.
+
+Callers take turns by the time that their rows have used, so that dear rows, or many, harm only whoever sends them. Within a
+caller's jobs, one that has filled a batch goes back behind the others. What a row costs is learnt for each caller from the
+decoder evaluations of its earlier ones: jobs whose rows cost much more than another's are computed by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+from service.serving.jobs import Job, Share
+
+REMEMBERED = 10_000  # callers and groups whose rows' costs are remembered
+MEMORY = 0.7  # weight that earlier rows keep in a caller's cost, per batch
+DEAR = 2.0  # times the usual cost: such rows have batches of their own
+
+
+@dataclass
+class Costs:
+    """What rows cost, as a multiple of their task's `row_cost`, by caller and group; 1 until measured."""
+
+    learnt: OrderedDict[tuple[str, Hashable], float] = field(default_factory=OrderedDict)
+
+    def of(self, caller: str, group: Hashable) -> float:
+        return self.learnt.get((caller, group), 1.0)
+
+    def learn(self, caller: str, group: Hashable, ratio: float) -> None:
+        """Record that the rows of a batch cost `ratio` times as much as expected; a higher cost counts at once."""
+        key = (caller, group)
+        before = self.learnt.pop(key, ratio)
+        self.learnt[key] = max(ratio, MEMORY * before + (1 - MEMORY) * ratio)
+        if len(self.learnt) > REMEMBERED:
+            self.learnt.popitem(last=False)
+
+    def are_dear(self, job: Job) -> bool:
+        return self.of(job.caller, job.task.group) >= DEAR
+
+
+class Waiting:
+    """Jobs with rows that no thread has taken; not safe to share between threads without a lock."""
+
+    def __init__(self) -> None:
+        self.groups: dict[Hashable, dict[str, deque[Job]]] = {}
+        self.rows: dict[Hashable, int] = {}  # waiting, by group
+        self.costs = Costs()
+        self.used: dict[str, float] = {}  # seconds of computation by caller, since all of them were last idle
+        self.clock = 0.0  # what the caller had used who was last served: newcomers start there
+        self.active: dict[str, int] = {}  # jobs by caller, waiting or running
+        self.turns = count()
+
+    def __bool__(self) -> bool:
+        return bool(self.groups)
+
+    def __iter__(self) -> Iterator[Job]:
+        return (job for callers in self.groups.values() for jobs in callers.values() for job in jobs)
+
+    # Callers
+
+    def enter(self, caller: str) -> None:
+        """Count one more job of a caller; one who was away has saved nothing up meanwhile."""
+        if caller not in self.active:
+            self.used[caller] = max(self.used.get(caller, 0.0), self.clock)
+        self.active[caller] = self.active.get(caller, 0) + 1
+
+    def leave(self, caller: str) -> None:
+        """Count one job less."""
+        self.active[caller] -= 1
+        if not self.active[caller]:
+            del self.active[caller]
+            if not self.active:
+                self.used.clear()
+                self.clock = 0.0
+            elif len(self.used) > REMEMBERED:
+                self.used = {one: seconds for one, seconds in self.used.items() if one in self.active}
+
+    def charge(self, caller: str, seconds: float) -> None:
+        if caller in self.used:
+            self.used[caller] += seconds
+
+    # Jobs
+
+    def add(self, job: Job, is_new: bool = True) -> None:
+        """Put a job behind all others of its caller."""
+        job.turn = (job.task.is_shadow, next(self.turns))
+        group = job.task.group
+        self.groups.setdefault(group, {}).setdefault(job.caller, deque()).append(job)
+        if is_new:
+            self.rows[group] = self.rows.get(group, 0) + job.waiting_rows()
+
+    def remove(self, job: Job) -> int:
+        """Take out a job with its rows that nobody has taken; return how many these were."""
+        group, left = job.task.group, job.waiting_rows()
+        if left:
+            jobs = self.groups[group][job.caller]
+            jobs.remove(job)
+            self.rows[group] -= left
+            job.taken = len(job.rows)
+            self.forget_if_empty(group, job.caller)
+        return left
+
+    def forget_if_empty(self, group: Hashable, caller: str) -> None:
+        """Delete what is empty, so that requests that each name a new group leave nothing behind."""
+        if not self.groups[group][caller]:
+            del self.groups[group][caller]
+        if not self.groups[group]:
+            del self.groups[group], self.rows[group]
+
+    def first(self, group: Hashable) -> Job:
+        """The job of a group whose turn it is."""
+        return min((jobs[0] for jobs in self.groups[group].values()), key=self.rank)
+
+    def rank(self, job: Job) -> tuple[bool, float, int]:
+        """Jobs with the lowest rank go first: no shadows, then of the caller that has used the least."""
+        is_shadow, turn = job.turn
+        return is_shadow, self.used.get(job.caller, 0.0), turn
+
+    def returned(self, group: Hashable, since: float) -> int:
+        """Number of a group's jobs queued since a time."""
+        number = 0
+        for jobs in self.groups[group].values():
+            for job in reversed(jobs):
+                if job.queued_at < since:
+                    break
+                number += 1
+        return number
+
+    def take(self, job: Job, room: int, most: float = math.inf) -> list[Share]:
+        """Take at most `room` rows of the job's group, beginning with this job.
+
+        If the job alone fills the batch, it goes back behind its caller's others. Further jobs may cost `most` evaluations
+        each.
+        """
+        group, shares = job.task.group, []
+        self.clock = max(self.clock, self.used.get(job.caller, 0.0))
+        is_dear = self.costs.are_dear(job)
+        now = time.perf_counter()
+        chosen: Job | None = job
+        while room and chosen is not None:
+            job = chosen
+            jobs = self.groups[group][job.caller]
+            jobs.remove(job)
+            stop = min(job.taken + room, len(job.rows))
+            shares.append(Share(job, job.taken, stop))
+            room -= stop - job.taken
+            self.rows[group] -= stop - job.taken
+            job.taken = stop
+            job.pending += 1
+            job.started_at = job.started_at or now
+            if job.waiting_rows() and len(shares) == 1:
+                self.add(job, is_new=False)
+            elif job.waiting_rows():
+                jobs.appendleft(job)  # its remaining rows go first, or a split request would wait twice
+            self.forget_if_empty(group, job.caller)
+            if is_dear or group not in self.groups or job.waiting_rows():
+                break
+            chosen = self.companion(group, shares, most)
+        return shares
+
+    def companion(self, group: Hashable, shares: list[Share], most: float) -> Job | None:
+        """The next job for a batch: of the caller with the fewest jobs in it, who has used the least."""
+        counts: dict[str, int] = {}
+        for share in shares:
+            counts[share.job.caller] = counts.get(share.job.caller, 0) + 1
+        first = [jobs[0] for jobs in self.groups[group].values()]
+        fitting = [job for job in first if not self.costs.are_dear(job) and self.cost(job) <= most]
+        return min(fitting, key=lambda job: (counts.get(job.caller, 0), self.rank(job)), default=None)
+
+    def shortest(self, callers: dict[str, float], most: float, may_run: Callable[[Job], bool]) -> Job | None:
+        """The job with the lowest cost, of at most `most` evaluations, that may go between the work of these callers.
+
+        Args:
+            callers: and what each has used by now; others must not have used more.
+        """
+        limit = max(callers.values())
+        fitting = [
+            job
+            for job in self
+            if not job.task.is_shadow
+            and job.started_at is None
+            and callers.get(job.caller, self.used.get(job.caller, 0.0)) <= limit
+            and self.cost(job) <= most
+            and may_run(job)
+        ]
+        return min(fitting, key=self.cost, default=None)
+
+    def cost(self, job: Job) -> float:
+        """What a job's waiting rows will cost, in decoder evaluations."""
+        return job.waiting_rows() * job.task.row_cost * self.costs.of(job.caller, job.task.group)
