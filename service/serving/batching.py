@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ import torch
 from service.errors import DeadlineError, OverloadedError, UnavailableError, VouchError
 from service.serving.jobs import AbandonedError, Job, Share, Task, end_if_over, parted, raise_in, wake
 from service.serving.sharing import SharedRoom
-from service.serving.waiting import Waiting
+from service.serving.waiting import Waiting, always
 
 T = TypeVar("T")
 ASSUMED_RATE = 10_000.0  # decoder evaluations per second and thread, until measured
@@ -261,15 +260,15 @@ class InferenceThreads:
         own_s = running.own_s()
         if own_s < SLICE_S or running.depth >= MAX_DEPTH or running.paused_s > own_s or not self.waiting:
             return
-        callers = {share.job.caller for share in running.batch}
-        is_alone = running.batch[0].job.task.is_alone
         with self.changed:
-            used = {caller: self.waiting.used.get(caller, 0.0) + own_s for caller in callers}
-            most = SHORT * own_s * self.rate() / len(self.threads)
-            job = self.waiting.shortest(used, most, lambda job: not job.task.is_alone or self.alone_running <= is_alone)
+            fits = self.waiting.between(running.batch, own_s, SHORT * own_s * self.rate() / len(self.threads))
+            is_alone = running.batch[0].job.task.is_alone  # that it runs alone does not keep it from pausing
+            job = self.waiting.shortest(
+                lambda job: fits(job) and not (job.task.is_alone and self.alone_running > is_alone)
+            )
             if job is None:
                 return
-            batch = self.batch_of(job, most)
+            batch = self.batch_of(job, fits)
         start = time.perf_counter()
         self.run(Running(batch, running.depth + 1))
         running.paused_s += time.perf_counter() - start
@@ -304,18 +303,17 @@ class InferenceThreads:
         """Wait longer next time if all clients came back, shorter if not."""
         self.trust = min(MOST_TRUST, 2 * self.trust) if all_returned else max(LEAST_TRUST, self.trust / 2)
 
-    def batch_of(self, job: Job, most: float = math.inf) -> list[Share]:
-        """Take rows of a job, and of others of its group until the batch is full; leave a share to other idle threads.
+    def batch_of(self, job: Job, fits: Callable[[Job], bool] = always) -> list[Share]:
+        """Take rows of a job, and of others of its group that fit until the batch is full.
 
-        Args:
-            most: evaluations of each of the others.
+        Leave a share to other idle threads.
         """
         task, waiting = job.task, self.waiting.rows[job.task.group]
         threads = 1 if task.is_alone else 1 + self.idle
         sharing = min(threads, max(1, int(waiting / (START_SHARE * task.batch_rows))))
         self.running[task.group] += 1
         self.alone_running += task.is_alone
-        return self.waiting.take(job, min(task.batch_rows, -(-waiting // sharing)), most)
+        return self.waiting.take(job, min(task.batch_rows, -(-waiting // sharing)), fits)
 
     def compute(self, batch: list[Share], running: Running) -> int:
         """Compute a batch and hand each job its part; if it fails, compute each job alone, so that one harms no other.

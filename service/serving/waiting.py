@@ -7,7 +7,6 @@ decoder evaluations of its earlier ones: jobs whose rows cost much more than ano
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
@@ -18,7 +17,13 @@ from service.serving.jobs import Job, Share
 
 REMEMBERED = 10_000  # callers and groups whose rows' costs are remembered
 MEMORY = 0.7  # weight that earlier rows keep in a caller's cost, per batch
+SMALL = 1 / 8  # of a batch's expected cost
 DEAR = 2.0  # times the usual cost: such rows have batches of their own
+
+
+def always(job: Job) -> bool:
+    """Every job fits."""
+    return True
 
 
 @dataclass
@@ -130,11 +135,10 @@ class Waiting:
                 number += 1
         return number
 
-    def take(self, job: Job, room: int, most: float = math.inf) -> list[Share]:
-        """Take at most `room` rows of the job's group, beginning with this job.
+    def take(self, job: Job, room: int, fits: Callable[[Job], bool] = always) -> list[Share]:
+        """Take at most `room` rows of the job's group, beginning with this job, then of others that fit.
 
-        If the job alone fills the batch, it goes back behind its caller's others. Further jobs may cost `most` evaluations
-        each.
+        If the job alone fills the batch, it goes back behind its caller's others.
         """
         group, shares = job.task.group, []
         self.clock = max(self.clock, self.used.get(job.caller, 0.0))
@@ -159,35 +163,42 @@ class Waiting:
             self.forget_if_empty(group, job.caller)
             if is_dear or group not in self.groups or job.waiting_rows():
                 break
-            chosen = self.companion(group, shares, most)
+            chosen = self.companion(group, shares, fits)
         return shares
 
-    def companion(self, group: Hashable, shares: list[Share], most: float) -> Job | None:
+    def companion(self, group: Hashable, shares: list[Share], fits: Callable[[Job], bool]) -> Job | None:
         """The next job for a batch: of the caller with the fewest jobs in it, who has used the least."""
         counts: dict[str, int] = {}
         for share in shares:
             counts[share.job.caller] = counts.get(share.job.caller, 0) + 1
         first = [jobs[0] for jobs in self.groups[group].values()]
-        fitting = [job for job in first if not self.costs.are_dear(job) and self.cost(job) <= most]
+        fitting = [job for job in first if fits(job) and not self.costs.are_dear(job)]
         return min(fitting, key=lambda job: (counts.get(job.caller, 0), self.rank(job)), default=None)
 
-    def shortest(self, callers: dict[str, float], most: float, may_run: Callable[[Job], bool]) -> Job | None:
-        """The job with the lowest cost, of at most `most` evaluations, that may go between the work of these callers.
+    def between(self, batch: list[Share], own_s: float, most: float) -> Callable[[Job], bool]:
+        """Tells which jobs may go between the work of a batch.
+
+        Such a job has not begun, and its caller has not used more than the batch's callers. Of these callers themselves it
+        is a small one: what rows of theirs cost may not be known yet.
 
         Args:
-            callers: and what each has used by now; others must not have used more.
+            own_s: what the batch has used so far.
+            most: evaluations that the job may cost.
         """
-        limit = max(callers.values())
-        fitting = [
-            job
-            for job in self
-            if not job.task.is_shadow
-            and job.started_at is None
-            and callers.get(job.caller, self.used.get(job.caller, 0.0)) <= limit
-            and self.cost(job) <= most
-            and may_run(job)
-        ]
-        return min(fitting, key=self.cost, default=None)
+        small = min(most, SMALL * sum(share.cost for share in batch))
+        callers = {share.job.caller for share in batch}
+        limit = own_s + max(self.used.get(caller, 0.0) for caller in callers)
+
+        def fits(job: Job) -> bool:
+            if job.task.is_shadow or job.started_at is not None or self.used.get(job.caller, 0.0) > limit:
+                return False
+            return self.cost(job) <= (small if job.caller in callers else most)
+
+        return fits
+
+    def shortest(self, fits: Callable[[Job], bool]) -> Job | None:
+        """The job with the lowest cost among those that fit."""
+        return min(filter(fits, self), key=self.cost, default=None)
 
     def cost(self, job: Job) -> float:
         """What a job's waiting rows will cost, in decoder evaluations."""

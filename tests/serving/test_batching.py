@@ -463,7 +463,7 @@ def test_rows_that_cost_much_more_are_not_computed_with_others(make):
         await blocked(inference, gate)
         jobs = [
             inference.submit(compute.task(), rows(value), 60, who)
-            for value, who in ((5, "hostile"), (1, "a"), (1, "b"))
+            for value, who in ((2, "hostile"), (1, "a"), (1, "b"))
         ]
         assert inference.waiting_cost == 1 + 200 + 2 * 100  # charged as what they cost
         gate.set()
