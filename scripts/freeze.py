@@ -95,7 +95,7 @@ def rows_of(name: str) -> np.ndarray:
 
 def arrays_in(answer: Any) -> Answers:
     """An answer's arrays by name."""
-    values = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
+    values = {entry.name: getattr(answer, entry.name) for entry in fields(answer) if entry.name != "evaluations"}
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 

@@ -21,6 +21,7 @@ from service.scoring.calibration import Calibration, ReferenceRows
 from service.scoring.golden import Golden
 from service.scoring.statistics import KnownRows, ReferenceStatistics, weights_of
 from service.scoring.version import CalibrationCard, Card, Draft, Reference
+from service.store.plausible import check_calibration, check_weights
 from service.vae.network import VAE
 from service.validity.column_ranks import ColumnSketch
 from service.validity.combination import Combination
@@ -95,6 +96,7 @@ def load_networks(card: Card, content: bytes) -> list[VAE]:
         for member in reversed(range(card.members)):  # the first one, without a prefix, takes what is left
             prefix = prefix_of(member)
             own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+            check_weights(f"{card.name}@{card.version}", card.architecture, own)
             vae = VAE(card.architecture)
             vae.load_state_dict(own)
             vaes.append(vae.eval().requires_grad_(False))
@@ -131,6 +133,7 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.n
             f"{card.name}@{card.version}: the folds do not match the card's {card.members} networks"
         )
     calibration = Calibration(scores, card.calibration.percentiles, fingerprint, reference, sketch, statistics, folds)
+    check_calibration(f"{card.name}@{card.version}", card, calibration, golden)
     return calibration, all_starts, golden
 
 

@@ -32,10 +32,11 @@ from service.store.serialization import contents_of, first_line, load_calibratio
 from service.store.storage import MANIFEST, NAME, VERSION, LocalStorage, Storage, storage_of
 from service.system.frozen import Frozen
 
-FILES = ("card.json", "weights.safetensors", "calibration.safetensors")
+CARD = "card.json"
+FILES = (CARD, "weights.safetensors", "calibration.safetensors")
 ALIASES = "aliases.json"
 PRODUCTION = "production"  # the alias that a bare name means
-MAX_FILE_BYTES = 2**30
+MAX_FILE_BYTES, MAX_CARD = 2**30, 2**25
 MAX_MANIFEST = MAX_ALIASES = 2**20
 ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
@@ -309,10 +310,9 @@ def verified_files(storage: Storage, reference: Reference) -> tuple[dict[str, by
 
 def verified_file(storage: Storage, folder: str, name: str, entry: FileEntry, label: str) -> bytes:
     """A file's content; raise unless it has its entry's size and hash."""
-    if entry.size > MAX_FILE_BYTES:
-        raise DamagedModelError(
-            f"{label}: {MANIFEST} declares {entry.size} bytes for {name}, at most {MAX_FILE_BYTES} allowed"
-        )
+    most = MAX_CARD if name == CARD else MAX_FILE_BYTES
+    if entry.size > most:
+        raise DamagedModelError(f"{label}: {MANIFEST} declares {entry.size} bytes for {name}, at most {most} allowed")
     try:
         content = storage.read_hashed(f"{folder}/{name}", entry.sha256, entry.size)
     except OSError as error:

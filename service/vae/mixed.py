@@ -102,7 +102,7 @@ class Columns(Likelihood):
         for name in ("min_std", "offset", "center", "scale"):
             self.keep(f"count_{name}", torch.tensor([getattr(columns[at], name) for at in count]))
         self.keep("cell_counts", torch.tensor(cells, dtype=torch.long))
-        owner = torch.repeat_interleave(torch.arange(len(cells)), self.cell_counts)
+        owner = torch.repeat_interleave(torch.arange(len(cells)), self.cell_counts, output_size=self.cells)
         self.keep("owner", owner)  # the categorical column of each cell
         self.keep("first_cell", self.cell_counts.cumsum(0) - self.cell_counts)
         self.keep("members", torch.nn.functional.one_hot(owner, len(cells)).float() if cells else torch.zeros(0, 0))

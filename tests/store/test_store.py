@@ -1,19 +1,26 @@
 """The store: whole versions or none, every hash checked, and no way out of its folder."""
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError, UnavailableError
 from service.scoring.calibration import Calibration
 from service.scoring.scorer import Scorer
 from service.scoring.version import Draft, Reference
 from service.store.loading import load_scorer
-from service.store.store import FILES, MANIFEST, Store
+from service.store.store import CARD, FILES, MANIFEST, Store
 from tests.models import data_of, digits
+from tests.tools import REPOSITORY
 
 
 @pytest.fixture
@@ -105,16 +112,7 @@ def test_thresholds_of_another_estimator_are_refused(store, digit_scorer):
 
 
 def test_a_card_with_another_estimator_is_refused_though_its_hashes_fit(store):
-    import hashlib
-
-    folder = store.root / "digits" / "1"
-    card = json.loads((folder / "card.json").read_bytes())
-    card["estimator"]["max_samples"] = 512
-    content = json.dumps(card).encode()
-    (folder / "card.json").write_bytes(content)
-    manifest = json.loads((folder / MANIFEST).read_bytes())
-    manifest["files"]["card.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    rewritten(store, CARD, lambda card: card["estimator"].update(max_samples=512))
     with pytest.raises(CalibrationError, match="digits@1: the calibration does not match this network"):
         store.load(Reference("digits", "1"))
 
@@ -180,3 +178,103 @@ def test_too_few_calibration_rows_are_refused_before_they_are_scored(digit_score
     with pytest.raises(CalibrationError, match="need at least 99 validation rows, there are 50"):
         Calibration.fit(digit_scorer.model, rows, (1.0, 99.0))
     assert np.all(np.diff(Calibration.fit(digit_scorer.model, rows).scores) >= 0)
+
+
+# Versions that are intact and wrong
+
+
+def rewritten(store, name, change):
+    """Change the tensors of a file, or the card, and the manifest with it, as whoever writes to the store could."""
+    folder = store.root / "digits" / "1"
+    content = (folder / name).read_bytes()
+    if name == CARD:
+        card = json.loads(content)
+        change(card)
+        content = json.dumps(card).encode()
+    else:
+        with safe_open(folder / name, "pt") as file:
+            metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        change(tensors)
+        content = save(tensors, metadata)
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def filled(key, value):
+    def change(tensors):
+        tensors[key] = torch.full_like(tensors[key], value)
+
+    return change
+
+
+def altered(key, at, value):
+    def change(tensors):
+        tensors[key][at] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("calibration.safetensors", filled("scores", -100.0), "all validation scores are equal"),
+        ("calibration.safetensors", altered("scores", -1, float("inf")), "not finite|do not match"),
+        ("calibration.safetensors", lambda tensors: tensors["scores"].sub_(1.0), "the card's band is"),
+        ("calibration.safetensors", filled("evidence.weights", -0.1), "weights that are not positive"),
+        ("calibration.safetensors", altered("evidence.weights", 0, -1.0), "weights that are not positive"),
+        ("calibration.safetensors", altered("evidence.parts", (0, 0), float("nan")), "combined rule are not finite"),
+        ("calibration.safetensors", altered("evidence.combined", 0, 1e9), "combined rule are not ascending"),
+        (
+            "calibration.safetensors",
+            filled("evidence.combined", 1.0),
+            "combined statistics of validation rows are equal",
+        ),
+        ("calibration.safetensors", filled("evidence.usual", 0.0), "usual in columns"),
+        ("calibration.safetensors", filled("columns.values", float("nan")), "distributions are not finite"),
+        ("calibration.safetensors", altered("columns.values", 0, 1e9), "distributions are not ascending"),
+        ("calibration.safetensors", filled("golden.log_likelihood", float("nan")), "golden rows are not finite"),
+        (
+            "weights.safetensors",
+            filled("decoder.output.bias", float("nan")),
+            "decoder.output.bias has values that are not",
+        ),
+        (CARD, lambda card: card["calibration"].update(band=[-1e9, 1e9]), "the card's band is"),
+        (CARD, lambda card: card["architecture"].update(hidden=[30_000, 30_000]), "has shape .* the card means"),
+        (CARD, lambda card: card["architecture"].update(hidden=[16] * 500), "the card means"),
+        (CARD, lambda card: card["architecture"].update(hidden=[-1]), "cannot be built"),
+        (CARD, lambda card: card["architecture"].update(latents=10**15), "has shape|cannot be built"),
+        (CARD, lambda card: card.update(members=99), "has no"),
+        (CARD, lambda card: card["architecture"].update(features=10**15), "has shape|cannot be built"),
+    ],
+)
+def test_what_no_training_could_have_made_is_refused_by_name(store, name, change, problem):
+    rewritten(store, name, change)
+    with pytest.raises(DamagedModelError, match=f"digits@1: .*({problem})"):
+        store.load(Reference("digits", "1"))
+
+
+def test_a_network_of_the_card_s_size_is_not_allocated_before_it_is_known_to_be_there(store):
+    rewritten(store, CARD, lambda card: card["architecture"].update(hidden=[30_000, 30_000]))
+    code = (
+        "import resource, sys; from service.store.store import Store; from service.scoring.version import Reference\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "try: Store(sys.argv[1]).load(Reference('digits', '1'))\n"
+        "except Exception as error: print(type(error).__name__, peak() - before)"
+    )
+    command = [sys.executable, "-c", code, store.root]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    kind, kilobytes = found.stdout.split()
+    assert kind == "DamagedModelError"
+    assert int(kilobytes) < 200_000
+
+
+def test_golden_rows_check_the_combined_rule_as_well(store):
+    def change(tensors):  # still ascending, finite, and another distribution
+        tensors["evidence.parts"] -= 50.0
+
+    rewritten(store, "calibration.safetensors", change)
+    with pytest.raises(DamagedModelError, match="golden rows have other combined statistics"):
+        load_scorer(store, "digits", "cpu").warm_up()

@@ -1,0 +1,125 @@
+"""Whether a version can have come out of a training: what is intact by its hashes may still be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.errors import DamagedModelError
+from service.scoring.calibration import Calibration, ReferenceRows
+from service.scoring.golden import Golden
+from service.scoring.version import Card
+from service.vae.network import VAE, Architecture
+from service.validity.column_ranks import ColumnSketch
+from service.validity.combination import Combination
+
+WEIGHTS, CALIBRATION = "weights.safetensors", "calibration.safetensors"
+
+
+def check_weights(label: str, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless tensors are finite and those of the architecture: checked before anything of its size is allocated.
+
+    Raises:
+        DamagedModelError: names the first tensor that is not.
+    """
+    try:
+        with torch.device("meta"):  # shapes alone
+            expected = {name: tensor.shape for name, tensor in VAE(architecture).state_dict().items()}
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise DamagedModelError(f"{label}: the card's network cannot be built: {type(error).__name__}") from None
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors or name not in expected:
+            where = "the card" if name in tensors else WEIGHTS
+            raise DamagedModelError(f"{label}: {WEIGHTS} does not match the card: {where} has no {name}")
+        if tensors[name].shape != expected[name]:
+            shapes = f"{list(tensors[name].shape)}, the card means {list(expected[name])}"
+            raise DamagedModelError(f"{label}: {WEIGHTS} does not match the card: {name} has shape {shapes}")
+        if not tensors[name].isfinite().all():
+            raise DamagedModelError(f"{label}: {WEIGHTS}: {name} has values that are not finite")
+
+
+def check_calibration(label: str, card: Card, calibration: Calibration, golden: Golden | None) -> None:
+    """Raise if no calibration could have given these numbers.
+
+    Raises:
+        DamagedModelError: says what is wrong.
+    """
+    problem = (
+        scores_problem(calibration.scores)
+        or band_problem(card, calibration)
+        or (calibration.columns and sketch_problem(calibration.columns, card.input.features))
+        or (calibration.reference and reference_problem(calibration.reference, card.input.features))
+        or (calibration.statistics and combination_problem(calibration.statistics.combination))
+        or (
+            calibration.statistics
+            and known_problem(calibration.statistics.known.rows, calibration.statistics.known.usual)
+        )
+        or (golden and golden_problem(golden, card.input.features))
+    )
+    if problem:
+        raise DamagedModelError(f"{label}: {CALIBRATION}: {problem}")
+
+
+def scores_problem(scores: np.ndarray) -> str | None:
+    if not np.isfinite(scores).all():
+        return "some validation scores are not finite"
+    return "all validation scores are equal" if len(scores) > 1 and scores[0] == scores[-1] else None
+
+
+def band_problem(card: Card, calibration: Calibration) -> str | None:
+    band = calibration.band().ends_or_none
+    if tuple(card.calibration.band) != tuple(band):
+        return f"the card's band is {list(card.calibration.band)}, that of the validation scores is {list(band)}"
+    return None
+
+
+def sketch_problem(sketch: ColumnSketch, features: int) -> str | None:
+    shapes = sketch.suspect.shape, sketch.counts.shape, sketch.median.shape, sketch.values.shape[1:]
+    if set(shapes) != {(features,)}:
+        return "the columns' distributions have the wrong shapes"
+    if np.isnan(sketch.suspect).any() or not (np.isfinite(sketch.values).all() and np.isfinite(sketch.median).all()):
+        return "the columns' distributions are not finite"
+    observed = sketch.values[:, sketch.counts > 0]
+    if (sketch.counts < 0).any() or (np.diff(observed, axis=0) < 0).any():
+        return "the columns' distributions are not ascending"
+    return None
+
+
+def reference_problem(reference: ReferenceRows, features: int) -> str | None:
+    rows, missing = reference.rows, reference.missing
+    if rows.shape != missing.shape or rows.shape[1:] != (features,) or missing.dtype != bool:
+        return "the reference rows have the wrong shape"
+    return None if np.isfinite(rows).all() else "some reference rows are not finite"
+
+
+def combination_problem(combination: Combination) -> str | None:
+    arrays = (combination.parts, combination.combined, combination.weights, combination.scales)
+    if not all(np.isfinite(array).all() for array in arrays):
+        return "the statistics of the combined rule are not finite"
+    if (combination.weights < 0).any() or not combination.weights.any() or (combination.scales <= 0).any():
+        return "the statistics of the combined rule have weights that are not positive"
+    if not combination.parts.size or not combination.combined.size:
+        return "the statistics of the combined rule have no rows"
+    if (np.diff(combination.parts, axis=0) < 0).any() or (np.diff(combination.combined) < 0).any():
+        return "the statistics of the combined rule are not ascending"
+    if len(combination.combined) > 1 and combination.combined[0] == combination.combined[-1]:
+        return "all combined statistics of validation rows are equal"
+    return None
+
+
+def known_problem(rows: np.ndarray, usual: np.ndarray) -> str | None:
+    if not len(rows) or np.isinf(rows).any():
+        return "the known rows are not finite"
+    return None if np.isfinite(usual).all() and (usual[1] > 0).all() else "what is usual in columns is not finite"
+
+
+def golden_problem(golden: Golden, features: int) -> str | None:
+    count = len(golden.rows)
+    shapes = {array.shape for name, array in golden.arrays().items() if name != "rows"}
+    if not count or golden.rows.shape != (count, features) or not shapes <= {(count,), (count, 2)}:
+        return "the golden rows have the wrong shape"
+    finite = all(np.isfinite(array).all() for name, array in golden.arrays().items() if name != "rows")
+    return None if finite and not np.isinf(golden.rows).any() else "the golden rows are not finite"
