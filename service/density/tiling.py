@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -74,6 +75,18 @@ def one_thread() -> Iterator[None]:
 def worker_pool(threads: int) -> ThreadPoolExecutor:
     """Threads that score blocks of rows in parallel, each with one torch thread; shared by all scorers."""
     return ThreadPoolExecutor(threads, "scorer", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def after_fork() -> None:
+    """Make a forked child able to compute: its parent's threads, torch's own among them, do not exist in it.
+
+    GNU's OpenMP would wait for them without end.
+    """
+    worker_pool.cache_clear()
+    torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=after_fork)
 
 
 def padded(rows: np.ndarray, length: int) -> np.ndarray:

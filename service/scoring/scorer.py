@@ -6,6 +6,7 @@ Rows and results are in the units of the training data. Every result is a frozen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import fields
 from functools import cached_property, partial
 
@@ -47,8 +48,13 @@ class Scorer(Generator):
         self.band = self.calibration.band()
         for one in self.model.members:
             one.vae.to(device or torch.device("cpu"))
-        self.pool = worker_pool(threads) if threads > 1 else None
+        self.threads = threads
         self.patterns = MissingPatterns(self.model, self.calibration, self.assess)
+
+    @property
+    def pool(self) -> Executor | None:
+        """Threads that share the blocks of rows; a forked process has new ones."""
+        return worker_pool(self.threads) if self.threads > 1 else None
 
     def rows(self, rows: Rows) -> np.ndarray:
         """Check rows and cast them to the input's precision, shape (B, D)."""

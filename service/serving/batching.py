@@ -111,9 +111,14 @@ class InferenceThreads:
         self.trust = MOST_TRUST
         self.stopping = False
         self.changed = threading.Condition()
-        self.threads = [threading.Thread(target=self.loop, name=f"inference-{n}", daemon=True) for n in range(threads)]
+        self.count = threads
+        self.threads: list[threading.Thread] = []
 
     def start(self) -> None:
+        # Not made before: a fork would take threads that have not begun for ended ones.
+        self.threads = [
+            threading.Thread(target=self.loop, name=f"inference-{number}", daemon=True) for number in range(self.count)
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -131,7 +136,7 @@ class InferenceThreads:
 
     def is_alive(self) -> bool:
         """Whether every thread is running."""
-        return all(thread.is_alive() for thread in self.threads)
+        return bool(self.threads) and all(thread.is_alive() for thread in self.threads)
 
     def longest_s(self) -> float:
         """For how many seconds the longest batch has been running."""
@@ -151,7 +156,7 @@ class InferenceThreads:
     def rate(self) -> float:
         """Decoder evaluations per second, of all threads together, as measured recently."""
         evaluations, seconds = self.measured
-        return len(self.threads) * evaluations / seconds
+        return self.count * evaluations / seconds
 
     # Called by the event loop
 
@@ -246,7 +251,7 @@ class InferenceThreads:
             task, self.last = batch[0].job.task, Last.of(batch, seconds)
             if done:
                 evaluations, spent = self.measured
-                kept = len(self.threads) if task.is_alone else 1  # threads that could not do such work meanwhile
+                kept = self.count if task.is_alone else 1  # threads that could not do such work meanwhile
                 self.measured = (MEMORY * evaluations + done, MEMORY * spent + kept * max(busy_s, 1e-6))
             self.running -= Counter((task.group,))  # this drops counts of zero
             self.alone_running -= task.is_alone
@@ -261,7 +266,7 @@ class InferenceThreads:
         if own_s < SLICE_S or running.depth >= MAX_DEPTH or running.paused_s > own_s or not self.waiting:
             return
         with self.changed:
-            fits = self.waiting.between(running.batch, own_s, SHORT * own_s * self.rate() / len(self.threads))
+            fits = self.waiting.between(running.batch, own_s, SHORT * own_s * self.rate() / self.count)
             is_alone = running.batch[0].job.task.is_alone  # that it runs alone does not keep it from pausing
             job = self.waiting.shortest(
                 lambda job: fits(job) and not (job.task.is_alone and self.alone_running > is_alone)

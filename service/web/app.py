@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service._version import __version__
 from service.errors import AccessError, DeadlineError, ModelError, UnavailableError, VouchError
 from service.serving.engine import Engine
-from service.settings import Settings
+from service.settings import Settings, read_settings
 from service.web import inference_protocol, routes, routes_admin, routes_generate, routes_health, schemas
 from service.web.access import KeyRing, check_scope
 from service.web.browsers import HostRule
@@ -66,6 +66,14 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def application() -> FastAPI:
+    """An application with the settings of the environment, for other servers: `service.web.app:application()`.
+
+    They lack our limits on slow and large heads (`connection_limits.py`); `vouch serve` has them.
+    """
+    return create_app(read_settings())
+
+
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the inference threads, and load models and poll the store in the background; on exit, finish queued work.
@@ -91,7 +99,7 @@ async def follow_store(engine: Engine) -> None:
     # service for a tenth of a second.
     gc.collect()
     gc.freeze()
-    threads = len(engine.inference.threads)
+    threads = engine.inference.count
     log.info("started", extra={"models": engine.registry.status(), "threads": threads})
     while seconds := engine.settings.store_poll_s:
         await asyncio.sleep(seconds)
