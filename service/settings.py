@@ -122,8 +122,11 @@ class Settings(BaseSettings):
         return self.threads or cpu_quota()
 
     def cache(self) -> Path | None:
-        """The cache folder with `~` expanded, or None."""
-        return None if self.store_cache is None else self.store_cache.expanduser()
+        """The cache folder with `~` expanded, or None; also for a user without a home, which some platforms run as."""
+        try:
+            return None if self.store_cache is None else self.store_cache.expanduser()
+        except RuntimeError:
+            return None
 
 
 def read_settings() -> Settings:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,17 +56,26 @@ def free_port() -> int:
             return port
 
 
+SERVE = ("-m", "service.cli", "serve")
+
+
 @contextmanager
-def running_service(store: Path, log: Path, **settings: str):
-    """A real server process on loopback; gives a client. It is ended by its id."""
+def running_service(
+    store: Path, log: Path, command: Sequence[str] = SERVE, without: Sequence[str] = (), **settings: str
+):
+    """A real server process on loopback; gives a client. It is ended by its id.
+
+    Args:
+        command: arguments for Python.
+        without: environment variables that it does not get.
+    """
     port = free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("VOUCH_")}
     environment |= {"VOUCH_STORE": str(store), "VOUCH_PORT": str(port), "VOUCH_DRAIN_S": "0"}
     environment |= {f"VOUCH_{name.upper()}": value for name, value in settings.items()}
+    environment = {name: value for name, value in environment.items() if name not in without}
     with log.open("ab") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve"], env=environment, cwd=REPOSITORY, stderr=stderr
-        )
+        process = subprocess.Popen([sys.executable, *command], env=environment, cwd=REPOSITORY, stderr=stderr)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
                 wait_until_loaded(client, process)

@@ -11,6 +11,7 @@ import asyncio
 import math
 from typing import Any
 
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 TOO_LARGE = "431 Request Header Fields Too Large"
@@ -23,6 +24,7 @@ class LimitedProtocol(HttpToolsProtocol):
     max_header_bytes: int
     header_timeout_s: float
     head_bytes = 0
+    field_bytes = 0  # of the path and the headers of the head that is read
     reads_head = True
     head_timer: asyncio.TimerHandle | None = None
     rest_timer: asyncio.TimerHandle | None = None
@@ -64,11 +66,28 @@ class LimitedProtocol(HttpToolsProtocol):
         self.between_bytes = 0
         super().on_body(body)
 
+    def on_message_begin(self) -> None:
+        self.field_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self.field_bytes += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.field_bytes += len(name) + len(value) + 4  # of the colon and the line's end
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self.reads_head = False
         self.head_bytes = self.between_bytes = 0
         self.stop_timer()
+        # A whole head can come at once, before its bytes are compared with the limit.
+        app = self.app
+        if self.field_bytes > self.max_header_bytes:
+            self.app = head_too_large
         super().on_headers_complete()
+        self.app = app
 
     def on_message_complete(self) -> None:
         """Expect the next head; until it begins, uvicorn's own timeout for idle connections applies."""
@@ -125,6 +144,13 @@ class LimitedProtocol(HttpToolsProtocol):
             head = f"HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
             self.transport.write(head.encode())
         self.transport.close()
+
+
+async def head_too_large(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application for requests whose head is too large."""
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 431, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def protocol_with(max_header_bytes: int, header_timeout_s: float) -> type[LimitedProtocol]:

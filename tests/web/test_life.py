@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from service.scoring.version import Draft
+from service.settings import read_settings
 from service.store.store import Store
 from tests.models import ROWS, data_of, digits
 from tests.tools import REPOSITORY, check_problem, eventually, npy, post_npy, running_service, vouch
@@ -285,6 +286,67 @@ def test_a_head_that_is_too_large_or_too_slow_is_refused(tiny_store, tmp_path):
         assert raw(client, b"") == b""  # nobody said anything: hung up without a word
         assert b" 400 " in raw(client, b"nonsense\r\n\r\n")
         assert client.get("/livez", headers={"x-long": "a" * 10_000}).status_code == 200
+        for large in (b"X-Long: " + b"a" * 20_000, b"\r\n".join([b"X-Many: a"] * 2_000)):  # whole, in one piece
+            assert b" 431 " in raw(client, head + large + b"\r\n\r\n")
+        assert b" 431 " in raw(client, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+def test_a_request_names_the_service_once(tiny_store, tmp_path):
+    with running_service(tiny_store, tmp_path / "log") as client:
+        for hosts, status in (
+            (b"", 400), (b"Host: x\r\nHost: x\r\n", 400), (b"Host: x\r\nHost: y\r\n", 400), (b"Host: x\r\n", 200),
+            (b"Host: evil.example\r\n", 421), (b"Host: evil.example:8000\r\n", 421), (b"Host: EVIL.EXAMPLE.\r\n", 421),
+            (b"Host: 127.0.0.1.evil.example\r\n", 421), (b"Host: 10.1.2.3:8000\r\n", 200), (b"Host: [::1]:8000\r\n", 200),
+            (b"Host: localhost:1\r\n", 200), (b"Host: a.localhost\r\n", 200), (b"Host: vouch\r\n", 200),
+        ):  # fmt: skip
+            answer = raw(client, b"GET /models HTTP/1.1\r\n" + hosts + b"Connection: close\r\n\r\n")
+            assert f" {status} ".encode() in answer.splitlines()[0], hosts
+        probe = raw(client, b"GET /livez HTTP/1.1\r\nHost: balancer.example\r\nConnection: close\r\n\r\n")
+        assert b" 200 " in probe.splitlines()[0]
+    with running_service(tiny_store, tmp_path / "log", allowed_hosts='["vouch.example"]') as client:
+        for host, status in (
+            ("vouch.example", 200),
+            ("VOUCH.example:8000", 200),
+            ("localhost", 421),
+            ("x.example", 421),
+        ):
+            assert client.get("/models", headers={"host": host}).status_code == status
+
+
+LINKS = {
+    "SERVICE_HOST": "10.96.12.7", "SERVICE_PORT": "80", "SERVICE_PORT_HTTP": "80", "PORT_80_TCP": "tcp://10.96.12.7:80",
+    "PORT_80_TCP_PROTO": "tcp", "PORT_80_TCP_PORT": "80", "PORT_80_TCP_ADDR": "10.96.12.7",
+}  # fmt: skip
+
+
+def test_what_kubernetes_sets_for_a_service_called_vouch_is_passed_over(tiny_store, tmp_path, monkeypatch):
+    assert read_with(monkeypatch, PORT="tcp://10.96.12.7:80", **LINKS).port == 8000
+    assert read_with(monkeypatch, PORT="8001", **LINKS).port == 8001
+    with running_service(tiny_store, tmp_path / "log", **LINKS) as client:
+        assert client.get("/readyz").status_code == 200
+
+
+def test_a_user_without_a_home_or_a_name_can_start_it(tiny_store, tmp_path):
+    code = (
+        "import pwd, sys\n"
+        "def nobody(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = nobody\n"
+        "sys.argv = ['vouch', 'serve']\n"
+        "from service.cli.main import main; main()"
+    )
+    without = ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME")
+    with running_service(tiny_store, tmp_path / "log", ("-c", code), without) as client:
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/score", json=BODY).status_code == 200
+
+
+def read_with(monkeypatch, **variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(f"VOUCH_{name}", value)
+    settings = read_settings()
+    for name in variables:
+        monkeypatch.delenv(f"VOUCH_{name}")
+    return settings
 
 
 def sent_before_the_end(client, pieces, pause):
