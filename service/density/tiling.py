@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from service.system.processes import in_forked_child
 from service.vae.network import VAE
 
 # For a decoder with so many multiplications, tiles of 256 evaluations are large enough; smaller ones get up to four times.
@@ -77,16 +77,14 @@ def worker_pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "scorer", initializer=torch.set_num_threads, initargs=(1,))
 
 
-def after_fork() -> None:
+@in_forked_child
+def forget_threads() -> None:
     """Make a forked child able to compute: its parent's threads, torch's own among them, do not exist in it.
 
     GNU's OpenMP would wait for them without end.
     """
     worker_pool.cache_clear()
     torch.set_num_threads(1)
-
-
-os.register_at_fork(after_in_child=after_fork)
 
 
 def padded(rows: np.ndarray, length: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import gc
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 
@@ -22,6 +22,12 @@ def end_with_parent() -> None:
         os._exit(1)  # nothing reads an orphan's results, and it would get in the way of the next run
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def in_forked_child(do: Callable[[], None]) -> Callable[[], None]:
+    """Call a function in every child process that is forked from now on."""
+    os.register_at_fork(after_in_child=do)
+    return do
 
 
 @contextmanager

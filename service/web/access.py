@@ -6,8 +6,6 @@ import hashlib
 import hmac
 import logging
 import re
-import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -113,8 +111,8 @@ class Keys:
         """Read a key file; empty lines and # comments are skipped.
 
         Raises:
-            MissingKeysError: the file cannot be read.
-            SettingsError: a line is invalid, or there are no keys.
+            MissingKeysError: the file cannot be read, or has no keys.
+            SettingsError: a line is invalid.
         """
         return Keys({}, False) if path is None else Keys({key.digest: key for key in read_keys(path)})
 
@@ -150,14 +148,14 @@ def check_scope(key: Key | None, scope: str) -> None:
 
 
 class MissingKeysError(SettingsError):
-    """The key file is missing or cannot be read."""
+    """The key file is missing, cannot be read, or has no keys."""
 
 
 def read_keys(path: Path, may_be_empty: bool = False) -> list[Key]:
     """The keys of a file, in order.
 
     Raises:
-        MissingKeysError: it cannot be read.
+        MissingKeysError: it cannot be read, or has no keys.
         SettingsError: names the line that is invalid.
     """
     try:
@@ -166,7 +164,7 @@ def read_keys(path: Path, may_be_empty: bool = False) -> list[Key]:
         raise MissingKeysError(f"VOUCH_API_KEYS_FILE: cannot be read: {type(error).__name__}") from error
     keys: list[Key] = []
     for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
+        if not is_key(line):
             continue
         try:
             key = parse_line(line)
@@ -176,25 +174,20 @@ def read_keys(path: Path, may_be_empty: bool = False) -> list[Key]:
             raise SettingsError(f"VOUCH_API_KEYS_FILE: line {number}: its key or id is there already")
         keys.append(key)
     if not keys and not may_be_empty:
-        raise SettingsError("VOUCH_API_KEYS_FILE: no keys in the file")
+        raise MissingKeysError("VOUCH_API_KEYS_FILE: no keys in the file")
     return keys
 
 
-def file_text(keys: Sequence[Key]) -> str:
-    """The content of a file with these keys."""
-    return "".join(f"{key.line()}\n" for key in keys)
-
-
-def is_private(path: Path) -> bool:
-    """Whether only its owner may read or write a file."""
-    return not path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+def is_key(line: str) -> bool:
+    """Whether a line of the file is one of a key: neither empty nor a comment."""
+    return bool(line.strip()) and not line.lstrip().startswith("#")
 
 
 class KeyRing:
     """The keys of a file, as last read.
 
-    If the file is malformed, the last good keys stay. If it is gone or unreadable, every key is refused: whoever deletes
-    the file wants the keys to end. `problem` says so.
+    If the file is malformed, the last good keys stay. If it is gone, unreadable or without keys, every key is refused:
+    whoever deletes it, or its last line, wants the keys to end. `problem` says so.
     """
 
     def __init__(self, path: Path | None) -> None:
