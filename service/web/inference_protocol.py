@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Annotated, Any
 
 import msgspec
@@ -38,6 +39,7 @@ INPUT_TYPES = {
 OUTPUTS = {"log_likelihood": "FP64", "percentile": "FP64", "p_value": "FP64", "verdict": "BYTES"}
 NO_DATA = msgspec.Raw(b"null")
 MAX_DIMENSIONS = 3  # rows of images
+LISTS_PER_ROW = 100  # of a row's data
 # Accept only numbers: text among them could make numpy allocate any amount of memory.
 NUMBERS = [msgspec.json.Decoder(kind) for kind in (list[float], list[list[float]], list[list[list[float]]])]
 SIZE, BINARY, ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
@@ -245,7 +247,7 @@ def divided(text: bytes, limits: Limits) -> tuple[bytes, bytes | None]:
     cursor.step(b"{")
     while (key := cursor.key()) is not None:
         if key == "inputs" and cursor.sign() == b"[":
-            spans += data_spans(cursor)
+            spans += data_spans(cursor, LISTS_PER_ROW * limits.max_rows)
         else:
             cursor.value(CHUNK)
         if cursor.step(b",}") == b"}":
@@ -257,18 +259,24 @@ def divided(text: bytes, limits: Limits) -> tuple[bytes, bytes | None]:
     return text[:start] + b"null" + text[stop:], text[start:stop]
 
 
-def data_spans(cursor: Cursor) -> list[tuple[int, int]]:
-    """Move over the inputs of a request; where the data of each begin and end."""
+def data_spans(cursor: Cursor, most_lists: int) -> list[tuple[int, int]]:
+    """Move over the inputs of a request; where the data of each begin and end, of at most so many lists."""
     spans = []
     cursor.step(b"[")
-    while cursor.sign() == b"{":
+    for number in count():
+        if cursor.sign() != b"{":
+            break
+        if number:
+            raise InputError("the request has more than one input, the model reads one")
         cursor.step(b"{")
         while (key := cursor.key()) is not None:
             cursor.sign()
             start = cursor.at
-            cursor.value(len(cursor.text) if key == "data" else CHUNK)
             if key == "data":
+                cursor.value(len(cursor.text), most_lists)
                 spans.append((start, cursor.at))
+            else:
+                cursor.value(CHUNK)
             if cursor.step(b",}") == b"}":
                 break
         if cursor.sign() == b",":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from service.errors import InputError, MalformedError, TooLargeError
 from service.system.cancellation import CheckCancelled, never_cancelled
@@ -17,6 +18,8 @@ from service.system.cancellation import CheckCancelled, never_cancelled
 CHUNK = 65_536  # bytes; smaller bodies are one chunk
 MAX_ELEMENT = 2**20  # bytes of a row
 MAX_DEPTH = 8  # of lists and objects in a row
+MAX_SIGNS = 100_000  # texts, lists and objects in a row
+SIGNS_PER_CHECK = 4_096
 MAX_KEY = 1_000  # bytes
 SIGNS = re.compile(rb'["\[\]{}]')
 SPACE = re.compile(rb"[ \t\r\n]*")
@@ -64,27 +67,30 @@ class Cursor:
         self.step(b":")
         return found[1].decode("utf-8", "replace")
 
-    def value(self, most: int) -> None:
-        """Move over a value of at most so many bytes."""
+    def value(self, most: int, most_signs: int = MAX_SIGNS) -> None:
+        """Move over a value of at most so many bytes, with at most so many strings, lists and objects."""
         sign, stop = self.sign(), self.at + most
         if sign == b'"':
             self.string(stop)
         elif sign and sign in b"[{":
-            self.container(stop)
+            self.container(stop, most_signs)
         else:
             while self.text[self.at : self.at + 1] not in (b"", b",", b"]", b"}") and self.at < stop:
                 self.at += 1
 
-    def container(self, stop: int) -> None:
+    def container(self, stop: int, most_signs: int) -> None:
         """Move over a list or an object that ends before `stop`."""
         depth, start = 0, self.at
-        while True:
+        for number in count():
+            if number > 2 * most_signs:  # of a list, its beginning and its end
+                raise TooLargeError(f"the body has more than {most_signs:,} texts, lists and objects in one place")
+            if number % SIGNS_PER_CHECK == 0:
+                self.check()
             found = SIGNS.search(self.text, self.at, min(self.at + CHUNK, stop))
             if found is None:
                 self.at += CHUNK
                 if self.at >= min(stop, len(self.text)):
                     raise self.unended(start, stop)
-                self.check()
                 continue
             self.at, sign = found.end(), found.group()
             if sign == b'"':
@@ -128,7 +134,7 @@ class Cursor:
     def chunks(self, most: int, max_element: int = MAX_ELEMENT) -> Iterator[tuple[int, int]]:
         """Move over a list of at most `most` elements; yield the starts and ends of its chunks, of whole elements."""
         self.step(b"[")
-        count, sign = 0, self.sign()
+        elements, sign = 0, self.sign()
         first = self.at
         if sign == b"]":
             self.at += 1
@@ -136,10 +142,10 @@ class Cursor:
         while True:
             if self.sign() in (b"[", b"{", b'"'):
                 self.value(max_element)
-                count += 1
+                elements += 1
             else:
-                count += self.numbers()
-            if count > most:
+                elements += self.numbers()
+            if elements > most:
                 raise TooLargeError(f"the body has more than {most:,} rows or numbers, which is the limit")
             stop = self.at
             sign = self.step(b",]")
