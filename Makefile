@@ -46,6 +46,9 @@ fuzz: $(VENV)/test.done      ## thousands of requests of every kind, made from t
 loadtest: $(VENV)/test.done  ## half an hour: beside other model servers, and beyond what it can bear; makes their environments
 	cd benchmarks && ../$(BIN)/python -m load --venvs $(PEERS)
 
+attack: $(VENV)/test.done    ## ten minutes: bodies that are made to cost much, eight clients at a time, beside a prober
+	cd benchmarks && ../$(BIN)/python -m load --only attack
+
 # What follows needs the real data, in the folder DATA.
 
 evaluate: $(VENV)/test.done  ## the bundled models on test digits and on images of other things

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import typer
 
+from load.attack import attack, fair
 from load.changes import alias_swaps, end_under_load, killed_publishers
 from load.compare import compare
 from load.floor import floor
@@ -48,6 +49,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=1, help="of a load in the comparison")] = 5.0,
     overload_seconds: Annotated[float, typer.Option(max=600)] = 120.0,
     lines: Annotated[int, typer.Option(help="of the stream")] = 1_000_000,
+    attack_rounds: Annotated[int, typer.Option(min=1, max=9, help="of the attack")] = 3,
 ) -> None:
     """Run the load tests, and write their results down."""
     torch.set_num_threads(1)
@@ -70,6 +72,8 @@ def main(
             "strangers": (
                 "A well-behaved client beside others", lambda: strangers(store, model, work, 4 * seconds, threads)
             ),
+            "attack": ("Bodies that are made to cost much", lambda: attack(store, work, attack_rounds, threads)),
+            "fair": ("One row beside a hostile key", lambda: fair(store, model, work, 4 * seconds, threads)),
             "changes": (
                 "Changes under load",
                 lambda: [

@@ -196,7 +196,7 @@ def comments(lines: Sequence[str], dialect: Dialect) -> int:
     return count
 
 
-def decoded(content: bytes, encoding: str | None = None) -> tuple[str, str]:
+def decoded(content: bytes | bytearray, encoding: str | None = None) -> tuple[str, str]:
     """A file's text, and its encoding if it is neither given nor UTF-8.
 
     Raises:
@@ -216,7 +216,7 @@ def decoded(content: bytes, encoding: str | None = None) -> tuple[str, str]:
         raise DamagedTextError(f"line {line} is not {detected} text: see --encoding") from None
 
 
-def encoding_of(content: bytes) -> str:
+def encoding_of(content: bytes | bytearray) -> str:
     """The encoding that bytes are in: by their mark, or UTF-8 if they are, or by a detector.
 
     Raises:
@@ -251,7 +251,7 @@ def encoding_of(content: bytes) -> str:
     return min(LATIN, key=lambda name: strangeness(lines, name))
 
 
-def check_is_not_damaged(content: bytes) -> None:
+def check_is_not_damaged(content: bytes | bytearray) -> None:
     """Raise if bytes are UTF-8 but for a few.
 
     Raises:

@@ -24,7 +24,7 @@ class GreyImage:
 
 
 def read_image(
-    content: bytes,
+    content: bytes | bytearray,
     shape: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] = FORMATS,

@@ -24,7 +24,7 @@ JUDGED, DATED = 1_000, 100  # rows by which the header and the decimal mark are 
 
 
 def csv_table(
-    content: bytes,
+    content: bytes | bytearray,
     options: TextOptions = AS_SHOWN,
     columns: Sequence[str] | None = None,
     known: Collection[str] = (),

@@ -225,8 +225,10 @@ class RequestContext:
 
     # Body and answer
 
-    async def body(self, most: int | None = None) -> bytes:
+    async def body(self, most: int | None = None) -> bytearray:
         """Read the body; refuse it as soon as it exceeds the limit, whether or not its length was declared.
+
+        It comes into memory that grows with it: to join its pieces at the end would hold up everything else.
 
         Args:
             most: bytes; default: the deployment's limit.
@@ -243,20 +245,19 @@ class RequestContext:
         too_large = TooLargeError(f"the body has more than {limit:,} bytes, which is the limit")
         if declared.isdecimal() and int(declared[:20]) > limit:
             raise too_large
-        chunks, size = [], 0
+        body = bytearray()
         try:
             with self.timings.measured("body"):
                 async with asyncio.timeout(self.time_left_s()):
                     async for chunk in self.request.stream():
-                        size += len(chunk)
-                        if size > limit:
+                        if len(body) + len(chunk) > limit:
                             raise too_large
                         self.hold(len(chunk))
-                        chunks.append(chunk)
+                        body += chunk
         except TimeoutError:
             raise DeadlineError("the deadline passed before the body was read") from None
         self.hang_up()  # watch while the body is parsed, too
-        return b"".join(chunks)
+        return body
 
     def refuse_compressed(self) -> None:
         """Raise for a compressed body, which can hide any size."""

@@ -26,7 +26,7 @@ from service.web.answers import JSON
 from service.web.context import RequestContext
 from service.web.json_chunks import CHUNK, MAX_ELEMENT, Cursor
 from service.web.lean import LeanRoute
-from service.web.parsing import NUMBER_BYTES, Limits
+from service.web.parsing import NUMBER_BYTES, Body, Limits
 from service.web.problems import PROTOCOL as PREFIX
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -39,7 +39,6 @@ INPUT_TYPES = {
 OUTPUTS = {"log_likelihood": "FP64", "percentile": "FP64", "p_value": "FP64", "verdict": "BYTES"}
 NO_DATA = msgspec.Raw(b"null")
 MAX_DIMENSIONS = 3  # rows of images
-LISTS_PER_ROW = 100  # of a row's data
 # Accept only numbers: text among them could make numpy allocate any amount of memory.
 NUMBERS = [msgspec.json.Decoder(kind) for kind in (list[float], list[list[float]], list[list[list[float]]])]
 SIZE, BINARY, ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
@@ -215,9 +214,11 @@ def header_length(request: Request, size: int) -> int:
     return int(given)
 
 
-def read(body: bytes, length: int, scorer: Scorer, limits: Limits) -> Asked:
+def read(body: Body, length: int, scorer: Scorer, limits: Limits) -> Asked:
     """Read the rows and the requested outputs of a request."""
-    text, data = divided(body[:length] if length < len(body) else body, limits)
+    # Lists of a row: of an image, one for each of its lines.
+    lists = 1 + math.prod(scorer.model.input.shape[:-1])
+    text, data = divided(body[:length] if length < len(body) else body, lists, limits)
     asked = decoded(text)
     if len(asked.inputs) != 1:
         raise InputError(f"the request has {len(asked.inputs)} inputs, the model reads one")
@@ -234,8 +235,11 @@ def read(body: bytes, length: int, scorer: Scorer, limits: Limits) -> Asked:
     return Asked(rows, asked.id, outputs)
 
 
-def divided(text: bytes, limits: Limits) -> tuple[bytes, bytes | None]:
+def divided(text: Body, lists: int, limits: Limits) -> tuple[Body, Body | None]:
     """The JSON of a large request with null for the data of its input, and those data; a small one as it is.
+
+    Args:
+        lists: most lists for each row of the data.
 
     Raises:
         MalformedError: it is not JSON.
@@ -247,7 +251,7 @@ def divided(text: bytes, limits: Limits) -> tuple[bytes, bytes | None]:
     cursor.step(b"{")
     while (key := cursor.key()) is not None:
         if key == "inputs" and cursor.sign() == b"[":
-            spans += data_spans(cursor, LISTS_PER_ROW * limits.max_rows)
+            spans += data_spans(cursor, lists * limits.max_rows)
         else:
             cursor.value(CHUNK)
         if cursor.step(b",}") == b"}":
@@ -285,7 +289,7 @@ def data_spans(cursor: Cursor, most_lists: int) -> list[tuple[int, int]]:
     return spans
 
 
-def decoded(text: bytes) -> InferRequest:
+def decoded(text: Body) -> InferRequest:
     """Decode the JSON of a request."""
     try:
         return msgspec.json.decode(text, type=InferRequest)
@@ -295,7 +299,7 @@ def decoded(text: bytes) -> InferRequest:
         raise MalformedError("the body is not JSON") from None
 
 
-def array_of(given: Tensor, data: bytes | None, binary: memoryview, limits: Limits) -> np.ndarray:
+def array_of(given: Tensor, data: Body | None, binary: memoryview, limits: Limits) -> np.ndarray:
     """The numbers of a tensor, in its declared shape; its data are given apart if they are large."""
     if given.datatype not in INPUT_TYPES:
         raise InputError(f"unsupported datatype; expected one of {', '.join(INPUT_TYPES)}")
@@ -323,7 +327,7 @@ def binary_array(given: Tensor, binary: memoryview) -> np.ndarray:
     return np.frombuffer(binary, dtype).reshape(given.shape)
 
 
-def json_array(given: Tensor, data: bytes, limits: Limits) -> np.ndarray:
+def json_array(given: Tensor, data: Body, limits: Limits) -> np.ndarray:
     """The numbers of a tensor in JSON, flat or nested."""
     if bytes(data) == bytes(NO_DATA):
         raise InputError("the input has no data")
@@ -339,7 +343,7 @@ def json_array(given: Tensor, data: bytes, limits: Limits) -> np.ndarray:
         raise InputError("the data do not match the declared shape") from None
 
 
-def numbers_in(data: bytes) -> Any:
+def numbers_in(data: Body) -> Any:
     """Decode a flat or nested list of numbers."""
     for decoder in NUMBERS:
         try:

@@ -34,7 +34,7 @@ class Cursor:
     is not JSON, and TooLargeError where it is larger or deeper than allowed; they do not find everything that is wrong.
     """
 
-    text: bytes
+    text: bytes | bytearray
     check: CheckCancelled = never_cancelled
     at: int = 0
 
@@ -45,7 +45,7 @@ class Cursor:
             assert found is not None
             is_done, self.at = found.end() < self.at + CHUNK, found.end()
             if is_done:
-                return self.text[self.at : self.at + 1]
+                return bytes(self.text[self.at : self.at + 1])
 
     def step(self, signs: bytes) -> bytes:
         """Move over the next sign, which must be one of these."""
@@ -172,8 +172,12 @@ class Cursor:
 
 
 def field_chunks(
-    body: bytes, field: str, most: int, check: CheckCancelled = never_cancelled, max_element: int = MAX_ELEMENT
-) -> Iterator[tuple[bytes, int]]:
+    body: bytes | bytearray,
+    field: str,
+    most: int,
+    check: CheckCancelled = never_cancelled,
+    max_element: int = MAX_ELEMENT,
+) -> Iterator[tuple[bytes | bytearray, int]]:
     """A body `{field: [...]}` as smaller ones of the same form, and by how many bytes each is displaced.
 
     Raises:

@@ -61,6 +61,7 @@ class LatentsBody(msgspec.Struct, forbid_unknown_fields=True):
     latents: list[list[float]]
 
 
+Body = bytes | bytearray
 FLAT = msgspec.json.Decoder(FlatBody)
 NESTED = msgspec.json.Decoder(NestedBody)
 LATENTS = msgspec.json.Decoder(LatentsBody)
@@ -100,7 +101,7 @@ class Batch:
         return len(self.rows)
 
 
-def parse_rows(body: bytes, content_type: str, spec: InputSpec, reader: CellReader, limits: Limits) -> Batch:
+def parse_rows(body: Body, content_type: str, spec: InputSpec, reader: CellReader, limits: Limits) -> Batch:
     """Parse rows from a body of any supported type.
 
     Raises:
@@ -141,7 +142,7 @@ def with_warnings(batch: Batch, spec: InputSpec) -> Batch:
 # JSON
 
 
-def parse_json(body: bytes, spec: InputSpec, reader: CellReader, limits: Limits) -> Batch:
+def parse_json(body: Body, spec: InputSpec, reader: CellReader, limits: Limits) -> Batch:
     """The instances of a JSON body, with their ids if they have any; a chunk of the body at a time."""
     parts: list[np.ndarray] = []
     ids: list[Any] = []
@@ -161,7 +162,7 @@ def parse_json(body: bytes, spec: InputSpec, reader: CellReader, limits: Limits)
     return Batch(rows, ids if any(one is not None for one in ids) else None)
 
 
-def parse_numbers(body: bytes, spec: InputSpec, max_rows: int) -> np.ndarray | None:
+def parse_numbers(body: Body, spec: InputSpec, max_rows: int) -> np.ndarray | None:
     """The instances as an array, if they are lists of numbers of the right length; otherwise None."""
     if spec.has_text:
         return None
@@ -186,16 +187,14 @@ def check_row_count(rows: int, max_rows: int) -> None:
         raise TooLargeError(f"the request has {rows:,} rows, at most {max_rows:,} are accepted")
 
 
-def explained(
-    body: bytes, reader: CellReader, max_rows: int, displaced: int = 0
-) -> tuple[np.ndarray, list[Any] | None]:
+def explained(body: Body, reader: CellReader, max_rows: int, displaced: int = 0) -> tuple[np.ndarray, list[Any] | None]:
     """The slow path: parse rows with named columns, or raise what is wrong with which row."""
     instances = field_of(loaded(body, displaced), "instances")
     check_row_count(len(instances), max_rows)
     return reader.rows(instances), ids_of(instances, reader)
 
 
-def loaded(body: bytes, displaced: int = 0) -> Any:
+def loaded(body: Body, displaced: int = 0) -> Any:
     """Decode any JSON, including Python's NaN and Infinity, so that an error can name them."""
     try:
         return json.loads(body, parse_int=integer)
@@ -277,7 +276,7 @@ def parse_row(line: bytes, spec: InputSpec, reader: CellReader) -> tuple[np.ndar
     return np.array([cells], dtype=np.float64), ids[0] if ids else None
 
 
-def parse_latents(body: bytes, content_type: str, latents: int, limits: Limits) -> np.ndarray:
+def parse_latents(body: Body, content_type: str, latents: int, limits: Limits) -> np.ndarray:
     """Parse the latents of /decode, shape (B, L), float64, from JSON or npy."""
     kind = media_type(content_type)
     if kind == "application/x-npy":
@@ -291,7 +290,7 @@ def parse_latents(body: bytes, content_type: str, latents: int, limits: Limits) 
     return array
 
 
-def parse_json_latents(body: bytes, latents: int, limits: Limits) -> np.ndarray:
+def parse_json_latents(body: Body, latents: int, limits: Limits) -> np.ndarray:
     """The latents of a JSON body, a chunk of it at a time."""
     parts: list[np.ndarray] = []
     count = 0
@@ -313,7 +312,7 @@ def parse_json_latents(body: bytes, latents: int, limits: Limits) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def explained_latents(body: bytes, latents: int, displaced: int) -> np.ndarray:
+def explained_latents(body: Body, latents: int, displaced: int) -> np.ndarray:
     """The slow path for latents: read them as rows of unnamed numbers, or raise what is wrong with which row."""
     reader = CellReader((latents,), None, None, reads_text=False)
     return reader.rows(field_of(loaded(body, displaced), "latents"))
@@ -322,7 +321,7 @@ def explained_latents(body: bytes, latents: int, displaced: int) -> np.ndarray:
 # Arrays, images, tables
 
 
-def parse_npy(body: bytes, features: int, max_rows: int) -> np.ndarray:
+def parse_npy(body: Body, features: int, max_rows: int) -> np.ndarray:
     """Parse an npy file into an array that is a view of the body; pickled objects are refused.
 
     The header is checked against the body's length before anything is allocated.
@@ -353,7 +352,7 @@ def parse_npy(body: bytes, features: int, max_rows: int) -> np.ndarray:
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def parse_image(body: bytes, kind: str, spec: InputSpec, max_pixels: int) -> Batch:
+def parse_image(body: Body, kind: str, spec: InputSpec, max_pixels: int) -> Batch:
     """Decode an image into one row."""
     if spec.kind != "image" or len(spec.shape) != 2:
         raise MediaTypeError("the model does not read images; send application/json, application/x-npy or text/csv")
@@ -363,15 +362,23 @@ def parse_image(body: bytes, kind: str, spec: InputSpec, max_pixels: int) -> Bat
     return Batch(spec.rows(image.pixels[None]), None, warnings)
 
 
-def parse_table(body: bytes, reader: CellReader, limits: Limits) -> np.ndarray:
+def check_lines(body: Body, max_rows: int) -> None:
+    """Raise if a CSV body has too many lines, or one that is too long, before any of it is decoded."""
+    most, end = LINES[0] * max_rows + LINES[1], b"\n" if b"\n" in body else b"\r"
+    if body.count(end) > most:
+        raise TooLargeError(f"the body has more than {most:,} lines, at most {max_rows:,} rows are accepted")
+    at = 0
+    while at >= 0:
+        start, at = at, body.find(end, at + 1, at + MAX_ELEMENT)
+        if at < 0 and len(body) - start > MAX_ELEMENT:
+            raise TooLargeError(f"a line of the body has more than {MAX_ELEMENT:,} bytes")
+
+
+def parse_table(body: Body, reader: CellReader, limits: Limits) -> np.ndarray:
     """Parse a CSV body, whose header names the model's columns in any order, into numbers."""
     if reader.names is None:
         raise MediaTypeError("the model's columns have no names; send application/json or application/x-npy")
-    most_lines = LINES[0] * limits.max_rows + LINES[1]
-    if max(body.count(b"\n"), body.count(b"\r")) > most_lines:
-        raise TooLargeError(
-            f"the body has more than {most_lines:,} lines, at most {limits.max_rows:,} rows are accepted"
-        )
+    check_lines(body, limits.max_rows)
     try:
         table = csv_table(body, known=reader.names, as_text=bool(reader.reading.formats), check=limits.check)
         if unknown := reader.unknown(table.names):

@@ -121,7 +121,7 @@ def check_admin(context: RequestContext) -> None:
         raise MediaTypeError("unsupported content type; send application/json")
 
 
-def read_body(body: bytes, kind: type[B], refused: str) -> B:
+def read_body(body: bytearray, kind: type[B], refused: str) -> B:
     """Parse a small JSON body; `refused` is the error's text if its fields are wrong."""
     try:
         return kind.model_validate_json(body)

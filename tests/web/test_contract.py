@@ -316,7 +316,7 @@ def test_an_unreadable_image_is_refused(client):
 def test_a_table_body_with_a_huge_header_is_refused_at_once(client):
     start = time.monotonic()
     content = "," * 2_000_000 + "\n1\n"
-    check_problem(client.post("/score?model=wine", content=content, headers={"content-type": "text/csv"}), 422)
+    check_problem(client.post("/score?model=wine", content=content, headers={"content-type": "text/csv"}), 413)
     assert time.monotonic() - start < 20
 
 

@@ -322,8 +322,8 @@ def test_a_page_of_another_origin_changes_nothing(tiny_store, tmp_path):
     store = Store(tmp_path / "store")
     with running_service(tmp_path / "store", tmp_path / "log") as client:
         base = str(client.base_url).rstrip("/")
-        for at, (headers, status) in enumerate(PAGES):
-            headers = JSON | {name: value.format(base=base) for name, value in headers.items()}
+        for at, (given, status) in enumerate(PAGES):
+            headers = JSON | {name: value.format(base=base) for name, value in given.items()}
             for path, body in (("aliases", {"alias": f"a{at}", "version": "1"}), ("drift", {"restart": True})):
                 answer = client.post(f"/models/digits/{path}", content=json.dumps(body), headers=headers)
                 assert answer.status_code == status, headers
