@@ -31,7 +31,7 @@ from service.settings import Settings
 
 SERVE = [sys.executable, "-m", "service.cli", "serve"]
 README = Path("README.md")
-DOCS = Path("docs")
+DOCS, SECURITY = Path("docs"), Path("SECURITY.md")
 ANSWERED = (README, DOCS / "http.md")  # the pages whose curl lines have their answers below them
 COMMAND = re.compile(r"```sh\n(curl .*?)\n```\n(?:\n```json\n.*?\n```\n)?", re.DOTALL)
 WIDTH = 116
@@ -101,7 +101,7 @@ def pretty(value: Any, indent: int = 0) -> str:
 def put(name: str, content: str) -> None:
     """Replace what stands between the marks of a name, on whichever page has them."""
     pattern = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
-    pages = [page for page in (README, *sorted(DOCS.glob("*.md"))) if pattern.search(page.read_text())]
+    pages = [page for page in (README, SECURITY, *sorted(DOCS.glob("*.md"))) if pattern.search(page.read_text())]
     if not pages:
         raise DataError(f"no page has the marks <!-- {name} --> and <!-- /{name} -->")
     for page in pages:

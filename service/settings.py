@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     )
     threads: int = Field(0, ge=0, description="inference threads; 0: one per CPU of the container's quota")
     api_keys_file: Path | None = Field(
-        None, description="file of `sha256-of-key scope,scope` lines; without it no API key is required"
+        None, description="file of API keys (`vouch keys`); without it no key is required"
     )
     allow_anonymous: bool = Field(False, description="1: allow listening beyond loopback without API keys")
     open_paths: tuple[str, ...] = Field(
@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     max_held_bytes: int = Field(
         512 * 2**20,
         ge=1024,
-        description="most bytes of all request bodies in progress; parsing JSON needs several times as much memory",
+        description="most bytes that all requests in progress hold: bodies, their rows, their answers",
     )
     max_header_bytes: int = Field(64 * 2**10, ge=1024, description="largest request head")
     header_timeout_s: float = Field(
@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         0.01,
         gt=0,
         lt=1,
-        description="chance that a model's drift monitor ever raises a false alarm",
+        description="chance that a model's drift monitor ever raises a false alarm, and that any key's does",
     )
     drift_folder: Path | None = Field(
         None, description="folder for the drift monitors' state across restarts; one for each replica"

@@ -43,7 +43,7 @@ class CombinedRule:
                 f"a combined rate of {rate:g} needs at least {needed:,} validation rows in the calibrating half, there "
                 f"are {evidence.rows:,}"
             )
-        return CombinedRule(rate, evidence.rows, tuple(names_of(spec)))
+        return CombinedRule(rate, evidence.rows, tuple(names_of(spec, evidence.known.generation)))
 
     def are_valid(self, p_values: np.ndarray) -> np.ndarray:
         """Which rows the rule accepts, from their combined p-values: shape (B,), bool.

@@ -36,6 +36,7 @@ StatisticName = Literal[
     "nearest_encoding",
     "compressed_size",
     "discarded",
+    "discarded_apart",
 ]
 
 
@@ -43,7 +44,7 @@ StatisticName = Literal[
 class Statistic:
     """A test statistic of a row: large values are extreme, and with `both` also small ones.
 
-    `scale` is the size of a negligible difference.
+    `scale` is the size of a negligible difference. `since` is the first generation of versions that have it.
     """
 
     name: StatisticName
@@ -51,6 +52,8 @@ class Statistic:
     is_main: bool = False
     both: bool = False
     images_only: bool = False
+    black_and_white_only: bool = False
+    since: int = 1
 
 
 STATISTICS = (
@@ -61,8 +64,10 @@ STATISTICS = (
     Statistic("bound_gap", 0.01),
     Statistic("nearest_encoding", 0.01),
     Statistic("compressed_size", 0.01, both=True, images_only=True),
-    Statistic("discarded", 0.002, both=True, images_only=True),
+    Statistic("discarded", 0.002, both=True, images_only=True, black_and_white_only=True),
+    Statistic("discarded_apart", 0.0002, images_only=True, black_and_white_only=True, since=2),
 )
+GENERATION = 2  # of the statistics that new versions have
 LOG_LIKELIHOOD_SCALE = 0.01
 # On all data, a low likelihood and a large distance to all known rows are the most informative and have full weight. For
 # tables each of the others has weight 1/30: a value that one valid row in thirty shows then adds no more than the main two
@@ -75,11 +80,13 @@ ASIDE = {"table": 1.0 / 30.0, "image": 1.0 / 3.0}
 class KnownRows:
     """Rows that the networks were fitted to, shape (m, D), and typical values of valid rows' columns.
 
-    `usual` (2, D) is the median and the spread of E[log p(x_j | z)], nats.
+    `usual` (2, D) is the median and the spread of E[log p(x_j | z)], nats. `generation` says which statistics a version was
+    calibrated for.
     """
 
     rows: np.ndarray = field(repr=False)
     usual: np.ndarray = field(repr=False)
+    generation: int = GENERATION
 
     @staticmethod
     def of(rows: np.ndarray, features: int) -> KnownRows:
@@ -119,40 +126,52 @@ class ReferenceStatistics:
         """The p-value of each statistic alone, two-sided if both sides are extreme: (B, E), in the order of `names_of`."""
         parts = self.combination.part_p_values(statistics)
         columns, at = [], 0
-        for _, both in named(spec):
+        for _, both in named(spec, self.known.generation):
             one = parts[:, at]
             columns.append(np.minimum(1.0, 2.0 * np.minimum(one, parts[:, at + 1])) if both else one)
             at += 2 if both else 1
         return np.stack(columns, axis=1)
 
 
-def chosen_statistics(spec: InputSpec) -> list[Statistic]:
-    """The further statistics that apply to an input."""
+def chosen_statistics(spec: InputSpec, generation: int = GENERATION) -> list[Statistic]:
+    """The further statistics that apply to an input, of a generation."""
+    is_image, is_binary = spec.kind == "image", isinstance(spec.transform, Binary)
     return [
         one
         for one in STATISTICS
-        if not one.images_only
-        or (spec.kind == "image" and (one.name != "discarded" or isinstance(spec.transform, Binary)))
+        if one.since <= generation and is_image >= one.images_only and is_binary >= one.black_and_white_only
     ]
 
 
-def named(spec: InputSpec) -> list[tuple[StatisticName, bool]]:
+def named(spec: InputSpec, generation: int = GENERATION) -> list[tuple[StatisticName, bool]]:
     """The names of all statistics, and whether both sides are extreme."""
-    return [("log_likelihood", True), *((one.name, one.both) for one in chosen_statistics(spec))]
+    return [("log_likelihood", True), *((one.name, one.both) for one in chosen_statistics(spec, generation))]
 
 
-def names_of(spec: InputSpec) -> list[StatisticName]:
-    return [name for name, _ in named(spec)]
+def names_of(spec: InputSpec, generation: int = GENERATION) -> list[StatisticName]:
+    return [name for name, _ in named(spec, generation)]
 
 
-def weights_of(spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
+def weights_of(spec: InputSpec, generation: int = GENERATION) -> tuple[np.ndarray, np.ndarray]:
     """Weights and scales of all one-sided statistics, shape (K,) both."""
     aside = ASIDE[spec.kind]
     sides = [(FULL_WEIGHT, LOG_LIKELIHOOD_SCALE), (aside, LOG_LIKELIHOOD_SCALE)]  # unlikely; too likely
-    for one in chosen_statistics(spec):
+    for one in chosen_statistics(spec, generation):
         sides += [(FULL_WEIGHT if one.is_main else aside, one.scale)] * (2 if one.both else 1)
     weights, scales = zip(*sides, strict=True)
     return np.array(weights), np.array(scales)
+
+
+def generation_of(spec: InputSpec, sides: int) -> int:
+    """The newest generation with so many one-sided statistics.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for generation in range(GENERATION, 0, -1):
+        if len(weights_of(spec, generation)[0]) == sides:
+            return generation
+    raise ValueError(f"no version has {sides} statistics")
 
 
 class RowStatistics:
@@ -190,10 +209,11 @@ class RowStatistics:
             "bound_gap": lambda: np.arcsinh(by_draws.gap),
             "nearest_encoding": lambda: logarithm(by_draws.latent_distance),
             "compressed_size": lambda: logarithm(compressed_sizes(rows.reshape(-1, *self.spec.shape))),
-            "discarded": lambda: np.abs(rows - self.spec.decode(self.spec.encode(rows))).mean(axis=1) / WHITE,
+            "discarded": lambda: discarded(self.spec, rows).mean(axis=1),
+            "discarded_apart": lambda: discarded_apart(self.spec, rows),
         }
         columns = [-log_likelihood, log_likelihood]
-        for one in chosen_statistics(self.spec):
+        for one in chosen_statistics(self.spec, self.known.generation):
             value = values[one.name]()
             columns += [value, -value] if one.both else [value]
         return np.stack(columns, axis=1).astype(np.float64)
@@ -239,6 +259,25 @@ def categories(spec: InputSpec) -> np.ndarray:
         else:
             flags += [True, False] if column.atoms else [False]  # which atom, if any
     return np.array(flags)
+
+
+def discarded(spec: InputSpec, rows: np.ndarray) -> np.ndarray:
+    """What a threshold discards of each pixel: how far it is from black or white, whichever it becomes. (B, D), 0 to 1."""
+    return np.abs(rows - spec.decode(spec.encode(rows))) / WHITE
+
+
+def discarded_apart(spec: InputSpec, rows: np.ndarray) -> np.ndarray:
+    """What a threshold discards of pixels whose neighbours all become the same colour, in the mean of all: shape (B,).
+
+    The grey of an edge lies between black and white. What is drawn in grey on a plain ground does not, such as a faint
+    letter beside a digit, which the network never sees.
+    """
+    shape = (-1, *spec.shape)
+    black_and_white = spec.encode(rows).reshape(shape) > 0
+    padded = np.pad(black_and_white, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    is_plain = (around == black_and_white[..., None, None]).all(axis=(3, 4))
+    return np.where(is_plain, discarded(spec, rows).reshape(shape), 0.0).mean(axis=(1, 2))
 
 
 def compressed_sizes(images: np.ndarray) -> np.ndarray:

@@ -113,6 +113,10 @@ class Engine:
         """Whether calls of the default model can be answered."""
         return self.health.is_ready() and self.registry.default_is_ready()
 
+    def is_computing(self) -> bool:
+        """Whether any batch is computed at the moment."""
+        return bool(self.inference.computing)
+
     async def check_inference(self) -> None:
         """Try inference if it has failed several times in a row, or else note that it works."""
         await self.health.check(self.probe)

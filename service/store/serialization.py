@@ -19,7 +19,7 @@ from service.data.inputs import InputSpec
 from service.errors import DamagedModelError
 from service.scoring.calibration import Calibration, ReferenceRows
 from service.scoring.golden import Golden
-from service.scoring.statistics import KnownRows, ReferenceStatistics, weights_of
+from service.scoring.statistics import KnownRows, ReferenceStatistics, generation_of, weights_of
 from service.scoring.version import CalibrationCard, Card, Draft, Reference
 from service.store.plausible import check_calibration, check_weights
 from service.vae.network import VAE
@@ -186,9 +186,10 @@ def statistics_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> Referenc
     if "evidence.rows" not in tensors:
         return None
     arrays = {name: tensors[f"evidence.{name}"].numpy() for name in ("rows", "usual", *COMBINATION)}
-    known = KnownRows(arrays["rows"].astype(spec.dtype), arrays["usual"].astype(np.float64))
+    generation = generation_of(spec, len(arrays["weights"]))
+    known = KnownRows(arrays["rows"].astype(spec.dtype), arrays["usual"].astype(np.float64), generation)
     combination = Combination(*(arrays[name].astype(np.float64) for name in COMBINATION))
-    sides = len(weights_of(spec)[0])
+    sides = len(weights_of(spec, generation)[0])
     shapes = known.rows.shape[1:], known.usual.shape, combination.parts.shape[1:], combination.weights.shape
     if shapes != ((spec.features,), (2, spec.features), (sides,), (sides,)):
         raise ValueError("reference statistics have the wrong shapes")

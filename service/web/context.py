@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -26,13 +25,14 @@ from service.settings import Settings
 from service.system.threads import Worker
 from service.web.access import Key, KeyRing
 from service.web.answers import ModelId
+from service.web.pacing import Arrivals, Breaks
 from service.web.parsing import Limits
 from service.web.query import policy_of
 
 CONTEXT = "context"  # our only key in a request's state
 FEW = 500  # rows of scores, or numbers: fewer are encoded faster than another thread wakes up
 SMALL = 65_536  # bytes of a body: fewer are parsed faster than that
-PARSERS = 2  # threads that parse large bodies and encode large answers; more would wait for the interpreter
+LARGE = 2**20  # bytes: such a body must not keep others from the interpreter
 SPARE_BYTES = 4  # a fraction of `max_held_bytes`: what callers may hold beyond it who hold less than their share
 NUMBER_BYTES = 32  # of a number in an answer: in an array, and as text
 P = ParamSpec("P")
@@ -54,8 +54,8 @@ class Service:
         self.memory = SharedRoom(most, most // SPARE_BYTES)  # of all unanswered requests
         self.policy = policy_of(self.settings.policy)
         self.key_reader = Worker("keys")
-        # Not the event loop's own threads: those wait for files.
-        self.parsers = ThreadPoolExecutor(PARSERS, "parser")
+        self.parser, self.large_parser = Worker("parser"), Worker("large-parser")
+        self.arrivals = Arrivals()
 
     def is_ready(self) -> bool:
         """Whether the default model can answer and the service is not shutting down."""
@@ -254,6 +254,8 @@ class RequestContext:
                             raise too_large
                         self.hold(len(chunk))
                         body += chunk
+                        if len(body) > LARGE:
+                            await asyncio.sleep(self.service.arrivals.pause_s(self.caller, len(chunk)))
         except TimeoutError:
             raise DeadlineError("the deadline passed before the body was read") from None
         self.hang_up()  # watch while the body is parsed, too
@@ -285,34 +287,41 @@ class RequestContext:
     def limits(self) -> Limits:
         """The budgets of the request's body."""
         settings = self.settings
-        return Limits(settings.max_rows, settings.max_pixels, self.check_cancelled, self.hold)
+        check = (
+            Breaks(self.check_cancelled, self.engine.is_computing) if self.held_bytes > LARGE else self.check_cancelled
+        )
+        return Limits(settings.max_rows, settings.max_pixels, check, self.hold)
 
     async def parsed(self, size: int, parse: Callable[[], T], always_beside: bool = False) -> T:
-        """Parse a body of `size` bytes; large ones are parsed in a thread, off the event loop."""
+        """Parse a body of `size` bytes; all but small ones are parsed in a thread, off the event loop."""
         with self.timings.measured("parse"):
             if size < SMALL and not always_beside:
                 return parse()
-            try:
-                async with asyncio.timeout(self.time_left_s()):
-                    return await self.in_parser(parse)
-            except TimeoutError:
-                raise DeadlineError("the deadline passed before the body was parsed") from None
+            worker = self.service.parser if size < LARGE else self.service.large_parser
+            return await self.beside(worker, parse)
 
     async def encoded(self, size: int, encode: Callable[P, Response], *args: P.args, **kwargs: P.kwargs) -> Response:
         """Encode an answer of `size` rows or numbers; large ones are encoded in a thread, off the event loop."""
         with self.timings.measured("encode"):
             if size < FEW:
                 return encode(*args, **kwargs)
-            return await self.in_parser(partial(encode, *args, **kwargs))
+            return await self.beside(self.service.parser, partial(encode, *args, **kwargs))
 
-    async def in_parser(self, work: Callable[[], T]) -> T:
-        """Work in a parser's thread; if its turn comes too late, not at all."""
+    async def beside(self, worker: Worker, work: Callable[[], T]) -> T:
+        """Work in a thread; if its turn comes too late, not at all.
+
+        Raises:
+            DeadlineError: it was not done in time.
+        """
 
         def do() -> T:
             self.check_cancelled()
             return work()
 
-        return await asyncio.get_running_loop().run_in_executor(self.service.parsers, do)
+        try:
+            return await worker.run(do, max(0.0, self.time_left_s()), self.caller)
+        except TimeoutError:
+            raise DeadlineError(f"the deadline of {self.timeout_s():g} s passed") from None
 
 
 def model_id(scorer: Scorer) -> ModelId:

@@ -7,13 +7,15 @@ from typing import Any
 from service.web import schemas
 from service.web.answers import JSON, NPY
 
+EVERYWHERE = (400, 401, 403, 421, 504)  # the head, the key, the Host header, the deadline
+
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problem documents that an endpoint may answer with: these statuses, and 401, 403 and 422."""
+    """The problem documents that an endpoint may answer with: these statuses, and those of every endpoint."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {
         status: {"description": "problem document (RFC 9457)", "content": content}
-        for status in (401, 403, 422, *statuses)
+        for status in (*EVERYWHERE, 422, *statuses)
     }
 
 

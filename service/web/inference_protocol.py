@@ -24,6 +24,7 @@ from service.scoring.scores import Scores
 from service.web import answers, schemas
 from service.web.answers import JSON
 from service.web.context import RequestContext
+from service.web.documentation import EVERYWHERE
 from service.web.json_chunks import CHUNK, MAX_ELEMENT, Cursor
 from service.web.lean import LeanRoute
 from service.web.parsing import NUMBER_BYTES, Body, Limits
@@ -80,8 +81,8 @@ class Asked:
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors that an endpoint may answer with: these statuses, and 401 and 403."""
-    return {status: {"model": schemas.ProtocolError} for status in (401, 403, *statuses)}
+    """The errors that an endpoint may answer with: these statuses, and those of every endpoint."""
+    return {status: {"model": schemas.ProtocolError} for status in (*EVERYWHERE, *statuses)}
 
 
 router = APIRouter(prefix=PREFIX, route_class=LeanRoute, tags=["open inference protocol"])
