@@ -20,9 +20,14 @@ EVERY_S = 0.01
 def main() -> None:
     """Probe a port."""
     over = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.readline(), over.set()), daemon=True).start()
+
+    def wait_for_a_line() -> None:
+        sys.stdin.readline()
+        over.set()
+
+    threading.Thread(target=wait_for_a_line, daemon=True).start()
     probe = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=120)
-    times = []
+    times: list[float] = []
     print("begun", flush=True)
     while not over.is_set() or not times:
         start = time.perf_counter()

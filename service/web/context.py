@@ -218,8 +218,8 @@ class RequestContext:
 
     def release(self) -> None:
         """Release the memory of an answered request, and stop watching for a hang-up."""
-        self.service.memory.give_back(self.caller, self.held_bytes)
-        self.held_bytes, self.is_released = 0, True
+        self.give_back(self.held_bytes)
+        self.is_released = True
         if self.hang_up_task is not None:
             self.hang_up_task.cancel()
 
@@ -278,6 +278,11 @@ class RequestContext:
         if not self.service.memory.take(self.caller, size, self.held_bytes):
             raise OverloadedError("too many request bodies are in progress", 1.0)
         self.held_bytes += size
+
+    def give_back(self, size: int) -> None:
+        """Release a part of the request's memory."""
+        self.service.memory.give_back(self.caller, size)
+        self.held_bytes -= size
 
     def hold_answer(self, numbers: int) -> None:
         """Reserve memory for an answer of so many numbers, before it is computed."""

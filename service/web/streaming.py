@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -34,6 +34,7 @@ MAX_LINE = 2**20  # bytes
 BLOCK_ROWS = 256  # most lines that are answered together
 BLOCKS = 4  # most blocks in progress at a time
 ENCODER = msgspec.json.Encoder()
+T = TypeVar("T")
 
 
 async def scored_lines(context: RequestContext, scorer: Scorer, options: ScoreOptions) -> Response:
@@ -50,7 +51,7 @@ class Lines:
     def __init__(self, context: RequestContext, scorer: Scorer, options: ScoreOptions) -> None:
         self.context, self.scorer, self.options = context, scorer, options
         self.timeout_s = context.timeout_s()
-        self.started: set[asyncio.Task[bytes]] = set()
+        self.started: dict[asyncio.Task[bytes], int] = {}  # and the bytes of their lines
         self.room = asyncio.Semaphore(BLOCKS)
 
     async def answered(self) -> AsyncIterator[bytes]:
@@ -60,7 +61,7 @@ class Lines:
         try:
             while (task := await answers.get()) is not None:
                 yield await task
-                self.started.discard(task)
+                self.context.give_back(self.started.pop(task))
                 self.room.release()
             await reading
         except (ClientDisconnect, CallerLeftError):
@@ -81,8 +82,10 @@ class Lines:
         try:
             async for block in self.blocks():
                 await self.room.acquire()
+                size = sum(map(len, block))
+                await self.patiently(partial(self.hold, size))
                 task = asyncio.create_task(self.answers_to(block))
-                self.started.add(task)
+                self.started[task] = size
                 answers.put_nowait(task)
         finally:
             answers.put_nowait(None)
@@ -124,11 +127,17 @@ class Lines:
         return ENCODER.encode_lines(answers)
 
     async def score(self, rows: np.ndarray) -> Scores:
-        """Score rows. If the queue is full, wait instead of failing: meanwhile, backpressure slows the client down."""
+        return await self.patiently(lambda: self.context.engine.score(self.context, self.scorer, rows, self.options))
+
+    async def hold(self, size: int) -> None:
+        self.context.hold(size)
+
+    async def patiently(self, do: Callable[[], Awaitable[T]]) -> T:
+        """Do something that the service may be too busy for: wait instead of failing. Meanwhile the client is held back."""
         until = time.monotonic() + self.timeout_s
         while True:
             try:
-                return await self.context.engine.score(self.context, self.scorer, rows, self.options)
+                return await do()
             except OverloadedError as error:
                 pause = min(1.0, max(0.05, error.retry_after_s))
                 if time.monotonic() + pause > until:

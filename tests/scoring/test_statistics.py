@@ -1,14 +1,24 @@
 """The combined rule: from calibration through the store to verdicts, for images and tables, with holes and without."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from service.data.inputs import Binary, InputSpec, Standard
 from service.data.table import Table
 from service.density.estimator import Estimator
 from service.errors import CalibrationError
 from service.scoring.generator import Generator
 from service.scoring.options import Detail, ScoreOptions
-from service.scoring.statistics import compressed_sizes, names_of, weights_of
+from service.scoring.statistics import (
+    compressed_sizes,
+    discarded,
+    discarded_apart,
+    generation_of,
+    names_of,
+    weights_of,
+)
 from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.fit import FitOptions
@@ -143,3 +153,36 @@ def test_a_rate_of_the_band_can_be_asked_for_in_process(digit_scorer):
     assert low.band.percentiles == (10.0, 100.0)
     assert digit_scorer.score(rows, ScoreOptions(false_alarm=0.1)).band.percentiles == (5.0, 95.0)
     assert (low.valid == (low.low_p_value > 0.1 * (1 + 1e-12))).all()
+
+
+# What a threshold discards
+
+INK = InputSpec(kind="image", shape=(8, 8), transform=Binary(threshold=127.5, high=255.0))
+
+
+def test_grey_on_a_plain_ground_is_told_from_the_grey_of_an_edge():
+    image = np.zeros((8, 8))
+    image[1:4, 1:4] = 255
+    image[0, 1:4] = 120  # an edge
+    assert discarded_apart(INK, image.reshape(1, -1)) == 0
+    image[6, 6] = 51  # too faint for the threshold, and far from all ink
+    assert discarded_apart(INK, image.reshape(1, -1)) == pytest.approx(51 / 255 / 64)
+    inverted = 255 - image
+    assert discarded_apart(INK, inverted.reshape(1, -1)) == pytest.approx(51 / 255 / 64)
+    np.testing.assert_allclose(discarded(INK, image.reshape(1, -1)).sum(), (3 * 120 + 51) / 255)
+
+
+def test_older_versions_have_the_statistics_that_they_were_calibrated_for(digit_scorer):
+    for generation in (1, 2):
+        assert generation_of(INK, len(weights_of(INK, generation)[0])) == generation
+    assert set(names_of(INK, 2)) - set(names_of(INK, 1)) == {"discarded_apart"}
+    table = InputSpec(kind="table", shape=(3,), transform=Standard(center=(0.0,) * 3, scale=(1.0,) * 3))
+    assert names_of(table, 1) == names_of(table, 2)
+    with pytest.raises(ValueError, match="no version has 99 statistics"):
+        generation_of(INK, 99)
+    spec, known = digit_scorer.model.input, digit_scorer.calibration.statistics.known
+    rows = digit_scorer.rows(digits()[:5])
+    for generation in (1, 2):
+        statistics = digit_scorer.model.row_statistics(replace(known, generation=generation))
+        found = digit_scorer.model.assess(rows, statistics=statistics).statistics
+        assert found.shape == (5, len(weights_of(spec, generation)[0]))

@@ -361,3 +361,30 @@ def test_one_slow_reader_does_not_hold_the_memory_of_its_answers(tiny_store, tmp
             one.sendall(head)
         eventually(lambda: 'status="429"' in client.get("/metrics").text)
         eventually(lambda: client.get("/sample?num=8000&seed=1").status_code == 200, 30)
+
+
+STUCK = """
+import sys, time
+from service.scoring.scorer import Scorer
+usual = Scorer.score
+def score(self, rows, *arguments, **options):
+    if len(rows) == 7:
+        time.sleep(1000)
+    return usual(self, rows, *arguments, **options)
+Scorer.score = score
+sys.argv = ["vouch", "serve"]
+from service.cli.main import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_the_process_ends_though_inference_hangs(tiny_store, tmp_path):
+    settings = {"request_timeout_s": "1", "threads": "2"}
+    with running_service(tiny_store, tmp_path / "log", ("-c", STUCK), **settings) as client:
+        seven = {"instances": digits()[:7].reshape(7, -1).tolist()}
+        check_problem(client.post("/score", json=seven), 504)
+        started = time.monotonic()
+        client.process.terminate()
+        client.process.wait(60)
+        assert time.monotonic() - started < 40
