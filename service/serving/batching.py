@@ -370,8 +370,8 @@ class InferenceThreads:
             for share, cost in zip(batch, each.tolist(), strict=True):
                 self.waiting.charge(share.job.caller, seconds * cost / max(1.0, each.sum()))
                 if costs is not None:
-                    expected = task.row_cost * (share.stop - share.start)
-                    self.waiting.costs.learn(share.job.caller, task.group, cost / max(1, expected))
+                    rows = share.stop - share.start
+                    self.waiting.costs.learn(share.job.caller, task.group, cost / max(1, task.row_cost * rows), rows)
         return int(each.sum())
 
     def hand_over(self, batch: list[Share], parts: list[Any]) -> None:

@@ -2,7 +2,7 @@
 
 Callers take turns by the time that their rows have used, so that dear rows, or many, harm only whoever sends them. Within a
 caller's jobs, one that has filled a batch goes back behind the others. What a row costs is learnt for each caller from the
-decoder evaluations of its earlier ones: jobs whose rows cost much more than another's are computed by themselves.
+decoder evaluations of its earlier ones: rows that cost much more than usual are not computed with another caller's.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from itertools import count
 from service.serving.jobs import Job, Share
 
 REMEMBERED = 10_000  # callers and groups whose rows' costs are remembered
-MEMORY = 0.7  # weight that earlier rows keep in a caller's cost, per batch
+MEMORY = 0.97  # weight that earlier rows keep in a caller's cost, per row
 SMALL = 1 / 8  # of a batch's expected cost
-DEAR = 2.0  # times the usual cost: such rows have batches of their own
+DEAR = 2.0  # times the usual cost
 
 
 def always(job: Job) -> bool:
@@ -35,11 +35,10 @@ class Costs:
     def of(self, caller: str, group: Hashable) -> float:
         return self.learnt.get((caller, group), 1.0)
 
-    def learn(self, caller: str, group: Hashable, ratio: float) -> None:
-        """Record that the rows of a batch cost `ratio` times as much as expected; a higher cost counts at once."""
-        key = (caller, group)
-        before = self.learnt.pop(key, ratio)
-        self.learnt[key] = max(ratio, MEMORY * before + (1 - MEMORY) * ratio)
+    def learn(self, caller: str, group: Hashable, ratio: float, rows: int) -> None:
+        """Record that so many rows cost `ratio` times as much as expected."""
+        key, kept = (caller, group), MEMORY**rows
+        self.learnt[key] = kept * self.learnt.pop(key, 1.0) + (1 - kept) * ratio
         if len(self.learnt) > REMEMBERED:
             self.learnt.popitem(last=False)
 
@@ -142,7 +141,6 @@ class Waiting:
         """
         group, shares = job.task.group, []
         self.clock = max(self.clock, self.used.get(job.caller, 0.0))
-        is_dear = self.costs.are_dear(job)
         now = time.perf_counter()
         chosen: Job | None = job
         while room and chosen is not None:
@@ -161,18 +159,24 @@ class Waiting:
             elif job.waiting_rows():
                 jobs.appendleft(job)  # its remaining rows go first, or a split request would wait twice
             self.forget_if_empty(group, job.caller)
-            if is_dear or group not in self.groups or job.waiting_rows():
+            if group not in self.groups or job.waiting_rows():
                 break
             chosen = self.companion(group, shares, fits)
         return shares
 
     def companion(self, group: Hashable, shares: list[Share], fits: Callable[[Job], bool]) -> Job | None:
-        """The next job for a batch: of the caller with the fewest jobs in it, who has used the least."""
+        """The next job for a batch: of the caller with the fewest jobs in it, who has used the least.
+
+        Dear rows are computed with their caller's own, if any.
+        """
         counts: dict[str, int] = {}
         for share in shares:
             counts[share.job.caller] = counts.get(share.job.caller, 0) + 1
+        is_dear = self.costs.are_dear(shares[0].job)
         first = [jobs[0] for jobs in self.groups[group].values()]
-        fitting = [job for job in first if fits(job) and not self.costs.are_dear(job)]
+        fitting = [
+            job for job in first if fits(job) and (job.caller in counts or not (is_dear or self.costs.are_dear(job)))
+        ]
         return min(fitting, key=lambda job: (counts.get(job.caller, 0), self.rank(job)), default=None)
 
     def between(self, batch: list[Share], own_s: float, most: float) -> Callable[[Job], bool]:

@@ -25,7 +25,7 @@ from service.training.fit import FitOptions
 from service.training.recipe import Recipe
 from service.training.train import recalibrate_on, train_table
 from tests.models import digits
-from tests.tools import detected_cells
+from tests.tools import REPOSITORY, detected_cells
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +186,19 @@ def test_older_versions_have_the_statistics_that_they_were_calibrated_for(digit_
         statistics = digit_scorer.model.row_statistics(replace(known, generation=generation))
         found = digit_scorer.model.assess(rows, statistics=statistics).statistics
         assert found.shape == (5, len(weights_of(spec, generation)[0]))
+
+
+def test_a_letter_that_is_too_faint_for_the_threshold_is_seen_beside_a_digit():
+    """Under the bundled model, which reads black and white, and for which both images are the same."""
+    scorer = load_scorer(Store(REPOSITORY / "model_store"), "mnist", "cpu")
+    plain = np.load(REPOSITORY / "examples" / "digits.npy")[:10].reshape(-1, 28, 28).astype(float)
+    marked = plain.copy()
+    for image in marked:
+        letter = image[1:11, 1:9]
+        letter[:, :2] = letter[:2] = letter[4:6, :6] = 100.0
+    marked = np.maximum(plain, marked)
+    options = ScoreOptions("combined", false_alarm=0.02)
+    digits_alone, with_letters = scorer.score(plain, options), scorer.score(marked, options)
+    assert np.array_equal(digits_alone.log_likelihood, with_letters.log_likelihood)
+    assert digits_alone.valid.sum() >= 9
+    assert with_letters.valid.sum() <= 1

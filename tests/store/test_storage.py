@@ -1,5 +1,7 @@
 """Stores at URLs: whole versions or none, kept by digest, and as much said of what is wrong as in a folder."""
 
+import errno
+import fcntl
 import os
 import time
 import uuid
@@ -9,9 +11,11 @@ import pytest
 
 from service.errors import DamagedModelError, DataError, ModelConflictError, ModelNotFoundError, UnavailableError
 from service.scoring.version import Draft, Reference
+from service.store import storage
 from service.store.loading import load_scorer
 from service.store.storage import LocalStorage, RemoteStorage
 from service.store.store import FILES, Store
+from service.system import files
 from tests.models import digits
 
 
@@ -122,3 +126,30 @@ def test_what_killed_writers_left_is_removed_after_an_hour(tmp_path, digit_score
     assert young.exists()
     assert isinstance(store.storage, LocalStorage)
     assert store.versions("digits") == ["1", "2"]
+
+
+def test_a_full_disk_leaves_the_old_aliases_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "mnist" / "1").mkdir(parents=True)
+    (tmp_path / "mnist" / "1" / "manifest.json").write_text("{}")
+    store = Store(tmp_path)
+    store.set_alias("mnist", "old", "1")
+    before = (tmp_path / "aliases.json").read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UnavailableError, match="cannot be written"):
+        store.set_alias("mnist", "new", "1")
+    assert (tmp_path / "aliases.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "aliases.json", "mnist"]
+
+
+def test_a_lock_that_another_writer_holds_is_not_waited_for_without_end(tmp_path, monkeypatch):
+    (tmp_path / "mnist" / "1").mkdir(parents=True)
+    (tmp_path / "mnist" / "1" / "manifest.json").write_text("{}")
+    monkeypatch.setattr(storage, "LOCK_S", 0.2)
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UnavailableError, match="another writer has the store locked"):
+            Store(tmp_path).set_alias("mnist", "new", "1")
