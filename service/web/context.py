@@ -323,9 +323,14 @@ class RequestContext:
             self.check_cancelled()
             return work()
 
+        dropped = self.engine.metrics.dropped
         try:
             return await worker.run(do, max(0.0, self.time_left_s()), self.caller)
-        except TimeoutError:
+        except CallerLeftError:
+            dropped.labels("disconnect").inc()
+            raise
+        except (TimeoutError, DeadlineError):
+            dropped.labels("deadline").inc()
             raise DeadlineError(f"the deadline of {self.timeout_s():g} s passed") from None
 
 
