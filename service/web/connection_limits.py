@@ -29,6 +29,7 @@ class LimitedProtocol(HttpToolsProtocol):
     head_timer: asyncio.TimerHandle | None = None
     rest_timer: asyncio.TimerHandle | None = None
     reader_timer: asyncio.TimerHandle | None = None
+    resumed = 0  # how often there was room for more of an answer again
     between_bytes = 0  # since the last part of a body: chunk sizes, their extensions, trailers
 
     def connection_made(self, transport: Any) -> None:
@@ -102,14 +103,27 @@ class LimitedProtocol(HttpToolsProtocol):
             self.reader_timer.cancel()
         self.watch_reader(math.inf)
 
-    def watch_reader(self, before: float) -> None:
-        """Hang up on a client that reads nothing of its answer for `header_timeout_s`."""
+    def pause_writing(self) -> None:
+        """Watch the client read, too, while more of an answer waits for that."""
+        super().pause_writing()
+        if self.reader_timer is None:
+            self.watch_reader(math.inf)
+
+    def resume_writing(self) -> None:
+        self.resumed += 1
+        super().resume_writing()
+
+    def watch_reader(self, before: float, resumed: int = 0) -> None:
+        """Hang up on a client that reads nothing of its answer for `header_timeout_s`.
+
+        It has read something if less of it is unread than before, or if there was room for more meanwhile.
+        """
         self.reader_timer = None
         unread = self.transport.get_write_buffer_size()
-        if unread >= before:
+        if unread >= before and self.resumed == resumed:
             self.transport.abort()
         elif unread:
-            self.reader_timer = self.loop.call_later(self.header_timeout_s, self.watch_reader, unread)
+            self.reader_timer = self.loop.call_later(self.header_timeout_s, self.watch_reader, unread, self.resumed)
 
     def is_busy(self) -> bool:
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
