@@ -54,7 +54,7 @@ def add(
     known = read_keys(file, may_be_empty=True) if file.exists() else []
     if any(other.id == key_id for other in known):
         stop(f"{file}: there is a key of that id already")
-    text = file.read_text() if known or file.exists() else ""
+    text = file.read_text() if file.exists() else ""
     write(file, text + ("" if text.endswith("\n") or not text else "\n") + entry.line() + "\n")
     err.print(f"{key_id}: added to {file}; send SIGHUP to a running service. The key, which is not stored:")
     print(key)

@@ -98,9 +98,8 @@ class InferenceThreads:
         self.max_cost, self.delay_s, self.on_batch, self.on_drop = max_cost, delay_s, on_batch, on_drop
         self.waiting = Waiting()
         self.room = SharedRoom(max_cost, max_cost)
-        self.shadow_room = SharedRoom(
-            max_cost, 0
-        )  # shadow work runs on idle threads only, and takes no room from other
+        # Shadow work runs on idle threads only, and takes no room from other work.
+        self.shadow_room = SharedRoom(max_cost, 0)
         self.measured = (ASSUMED_RATE, 1.0)  # evaluations, and the thread-seconds that they took
         self.idle = 0
         self.running: Counter[Hashable] = Counter()  # batches, by group

@@ -38,6 +38,7 @@ TINY = 2**13
 FEW_ROWS = 100  # rows: the drift monitor counts fewer of them faster than another thread wakes up
 A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
+Compute = Callable[[np.ndarray, CheckCancelled], A]
 
 
 class Engine:
@@ -193,25 +194,17 @@ class Engine:
             group = (scorer, "reference", options.detail)
             scorer.patterns.remember(pattern, await self.computed(call, scorer, reference, compute, group, extra))
 
-    async def on_rows(
-        self,
-        call: Call,
-        scorer: Scorer,
-        rows: np.ndarray,
-        compute: Callable[[np.ndarray, CheckCancelled], A],
-        group: Any,
-        extra: int = 0,
-    ) -> A:
+    async def on_rows(self, call: Call, scorer: Scorer, rows: np.ndarray, compute: Compute[A], group: Any) -> A:
         """Compute on a caller's rows, shape (B, D), within its quota; as `computed`."""
         with self.quotas.admitted(call.caller, call.quota, len(rows)):
-            return await self.computed(call, scorer, rows, compute, group, extra)
+            return await self.computed(call, scorer, rows, compute, group)
 
     async def computed(
         self,
         call: Call,
         scorer: Scorer,
         rows: np.ndarray,
-        compute: Callable[[np.ndarray, CheckCancelled], A],
+        compute: Compute[A],
         group: Any,
         extra: int = 0,
     ) -> A:
@@ -244,7 +237,7 @@ class Engine:
     def row_task(
         self,
         scorer: Scorer,
-        compute: Callable[[np.ndarray, CheckCancelled], A],
+        compute: Compute[A],
         group: Any,
         extra: int = 0,
         is_shadow: bool = False,

@@ -19,7 +19,7 @@ from service.data.inputs import InputSpec
 from service.errors import DamagedModelError
 from service.scoring.calibration import Calibration, ReferenceRows
 from service.scoring.golden import Golden
-from service.scoring.statistics import KnownRows, ReferenceStatistics, generation_of, weights_of
+from service.scoring.statistics import KnownRows, ReferenceStatistics, generation_of
 from service.scoring.version import CalibrationCard, Card, Draft, Reference
 from service.store.plausible import check_calibration, check_weights
 from service.vae.network import VAE
@@ -125,7 +125,7 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.n
         )
     for starts in all_starts:
         shape = (max(1, len(starts)), card.architecture.latents)
-        if starts.shape != shape or not (np.isfinite(starts).all() and np.isfinite(scores).all()):
+        if starts.shape != shape or not np.isfinite(starts).all():
             raise DamagedModelError(f"{card.name}@{card.version}: the search starts do not match the card")
     folds = tensors["folds"].numpy() if "folds" in tensors else None
     if folds is not None and (folds.shape != scores.shape or set(folds.tolist()) != set(range(card.members))):
@@ -186,10 +186,10 @@ def statistics_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> Referenc
     if "evidence.rows" not in tensors:
         return None
     arrays = {name: tensors[f"evidence.{name}"].numpy() for name in ("rows", "usual", *COMBINATION)}
-    generation = generation_of(spec, len(arrays["weights"]))
+    sides = len(arrays["weights"])
+    generation = generation_of(spec, sides)
     known = KnownRows(arrays["rows"].astype(spec.dtype), arrays["usual"].astype(np.float64), generation)
     combination = Combination(*(arrays[name].astype(np.float64) for name in COMBINATION))
-    sides = len(weights_of(spec, generation)[0])
     shapes = known.rows.shape[1:], known.usual.shape, combination.parts.shape[1:], combination.weights.shape
     if shapes != ((spec.features,), (2, spec.features), (sides,), (sides,)):
         raise ValueError("reference statistics have the wrong shapes")
