@@ -204,7 +204,7 @@ def assessed_by_bundled(folder: Path, store: str, count: int) -> Iterator[Assess
     mnist, adult = (load(name, store, "cpu") for name in ("mnist", "adult"))
     yield Assessed.of("mnist", mnist.model, mnist.row_statistics, digits_of(folder)[:count])
     rows = adult.model.input.array(read_table(folder / "mixed" / "adult.csv"))
-    held_back = Split.shuffled(rows, Recipe()).calibration  # as it was when the model was trained
+    held_back = rows[Split.shuffled(len(rows), Recipe()).calibration]  # as it was when the model was trained
     yield Assessed.of("adult", adult.model, adult.row_statistics, held_back[:count])
 
 

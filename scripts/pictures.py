@@ -175,7 +175,8 @@ def draw_rules(scorer: Scorer, data: Path, path: Path) -> None:
         "digits, 10 x 10 pixels blackened": digits[1300:1600].copy(),
     }
     sets["digits, 10 x 10 pixels blackened"][:, 9:19, 9:19] = 0
-    path.write_bytes(drawn_rules(evaluated(scorer, digits[:1000], sets)))
+    invalid = {name: scorer.read(one) for name, one in sets.items()}
+    path.write_bytes(drawn_rules(evaluated(scorer, scorer.read(digits[:1000]), invalid)))
 
 
 def draw_verdicts(store: Path, path: Path) -> None:

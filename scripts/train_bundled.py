@@ -20,6 +20,7 @@ from mnist import DATA, load_mnist
 
 from service.cli.console import fail_in_one_line, progress_bar
 from service.cli.report import print_report
+from service.data.domains import Domains
 from service.errors import DataError
 from service.files.readers import Rows
 from service.files.tables import read_table
@@ -66,12 +67,15 @@ def again(
     store: Store, published: Published, pilot: np.ndarray, rows: np.ndarray, known: np.ndarray, digest: str
 ) -> Reference:
     """The same network, calibrated anew."""
-    return store.publish(published.reference.name, recalibrate_on(published, pilot, rows, digest, known=known))
+    domains = Domains.learnt(published.model.input, known)
+    draft = recalibrate_on(published, pilot, rows, digest, known=known, domains=domains)
+    return store.publish(published.reference.name, draft)
 
 
 def publish(store: Store, name: str, trained: Trained, description: str, started: float) -> None:
     """Publish a model that is trained, and report on it."""
-    reference = store.publish(name, replace(trained.draft, description=description))
+    # A checkout keeps no permissions, so that anybody could read the fingerprints.
+    reference = store.publish(name, replace(trained.draft, description=description, fingerprints=None))
     print_report(reference, trained, time.monotonic() - started)
 
 
@@ -96,7 +100,7 @@ def main(
         if recalibrate:
             published = Store(store).load(Store(store).resolve(name))
             rows = published.model.input.array(table)
-            split = Split.shuffled(rows, recipe)  # as it was when the network was trained
+            split = Split.shuffled(len(rows), recipe).map(rows.__getitem__)  # as it was when the network was trained
             digest = published.card.calibration.data["digest"]
             print(again(Store(store), published, split.validation, split.calibration, split.train, digest))
             continue

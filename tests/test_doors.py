@@ -38,12 +38,12 @@ READABLE = {
     "padded text": {"city": "  Basel ", "age": " 26"},
     "numbers as text": {"income": "11174.42", "grade": "3", "age": "2.6e1"},
     "a number for text": {"city": 7},
-    "text for a grade": {"grade": "good"},
     "a city that was never seen": {"city": "Atlantis"},
     "columns that training ignored": {"visited": "2024-05-06", "serial": 17},
 }
 UNREADABLE = {
     "text for a number": {"age": "old"},
+    "text for a grade": {"grade": "good"},
     "a boolean for a number": {"age": False},
     "infinity": {"income": "-inf"},
     "more than a float32 holds": {"income": "1e39"},
@@ -91,9 +91,9 @@ def as_parquet(row, path):
     pq.write_table(pa.table({name: pa.array([cell], kinds[name]) for name, cell in row.items()}), path)
 
 
-def http(client, body, content_type):
+def http(client, body, content_type, query=""):
     """The score of a body's only row, or its first fault."""
-    answer = client.post("/score", content=body, headers={"content-type": content_type})
+    answer = client.post(f"/score{query}", content=body, headers={"content-type": content_type})
     document = json.loads(answer.text)
     if content_type != "application/x-ndjson":
         if answer.status_code == 200:
@@ -106,7 +106,11 @@ def http(client, body, content_type):
 
 
 def score_of(document):
-    return tuple(document[name] for name in ("verdict", "log_likelihood", "std_error", "p_value"))
+    numbers = tuple(document[name] for name in ("verdict", "log_likelihood", "std_error", "p_value"))
+    told = document.get("violations")
+    if isinstance(told, list):
+        told = "; ".join(f"{one['column']}: {one['message']}" if one["column"] else one["message"] for one in told)
+    return *numbers, told
 
 
 def vouch(*command):
@@ -116,38 +120,39 @@ def vouch(*command):
     return None if done.exit_code == 0 else done.stderr
 
 
-def scored(path, store):
+def scored(path, store, *options):
     """By `vouch score`."""
     out = path.with_name(f"{path.name}-scored.jsonl")
-    return vouch("score", path, "--model", "people", "--store", store, "--out", out) or score_of(
+    return vouch("score", path, "--model", "people", "--store", store, "--out", out, *options) or score_of(
         json.loads(out.read_text())
     )
 
 
-def filtered(path, store):
+def filtered(path, store, *options):
     """By `vouch filter`."""
     out = path.with_name(f"{path.name}-filtered")
-    command = "filter", path, "--out", out, "--model", "people", "--store", store, "--workers", 1
+    command = "filter", path, "--out", out, "--model", "people", "--store", store, "--workers", 1, *options
     if error := vouch(*command):
         return error
     (file,) = (out / "scores").iterdir()
     return score_of(pq.read_table(file).to_pylist()[0])
 
 
-def through_every_door(client, store, folder, row):
+def through_every_door(client, store, folder, row, is_strict=False):
+    query, strict = ("?strict=1", ["--strict"]) if is_strict else ("", [])
     files = {kind: folder / f"row.{kind}" for kind in ("csv", "jsonl", "parquet")}
     files["csv"].write_text(as_csv(row))
     files["jsonl"].write_text(json.dumps(row) + "\n")
     as_parquet(row, files["parquet"])
     return {
-        "HTTP JSON": http(client, json.dumps({"instances": [row]}), "application/json"),
-        "HTTP NDJSON": http(client, json.dumps(row), "application/x-ndjson"),
-        "HTTP CSV": http(client, as_csv(row), "text/csv"),
-        "filter .jsonl": filtered(files["jsonl"], store),
-        "filter .csv": filtered(files["csv"], store),
-        "filter .parquet": filtered(files["parquet"], store),
-        "score .csv": scored(files["csv"], store),
-        "score .parquet": scored(files["parquet"], store),
+        "HTTP JSON": http(client, json.dumps({"instances": [row]}), "application/json", query),
+        "HTTP NDJSON": http(client, json.dumps(row), "application/x-ndjson", query),
+        "HTTP CSV": http(client, as_csv(row), "text/csv", query),
+        "filter .jsonl": filtered(files["jsonl"], store, *strict),
+        "filter .csv": filtered(files["csv"], store, *strict),
+        "filter .parquet": filtered(files["parquet"], store, *strict),
+        "score .csv": scored(files["csv"], store, *strict),
+        "score .parquet": scored(files["parquet"], store, *strict),
     }
 
 
@@ -160,8 +165,22 @@ def test_a_row_scores_alike_through_every_door(client, store, tmp_path, change):
 
 
 @pytest.mark.parametrize("change", UNREADABLE.values(), ids=list(UNREADABLE))
-def test_an_unreadable_cell_is_the_same_error_at_every_door(client, store, tmp_path, change):
+def test_an_unreadable_cell_makes_its_row_invalid_at_every_door(client, store, scorer, tmp_path, change):
     answers = through_every_door(client, store, tmp_path, USUAL | change)
+    assert len(set(answers.values())) == 1, answers
+    verdict, log_likelihood, _, p_value, told = answers["HTTP JSON"]
+    (name,) = change
+    assert verdict == "invalid"
+    assert told.startswith(f"{name}: ")
+    assert "a number was expected" in told
+    readable = scorer.score([USUAL | {name: None}])  # its log p(x) is that of the cells that can be read
+    assert log_likelihood == readable.log_likelihood[0]
+    assert p_value == 2 / (scorer.band.rows + 1)
+
+
+@pytest.mark.parametrize("change", UNREADABLE.values(), ids=list(UNREADABLE))
+def test_an_unreadable_cell_is_the_same_error_at_every_strict_door(client, store, tmp_path, change):
+    answers = through_every_door(client, store, tmp_path, USUAL | change, is_strict=True)
     expected = answers["HTTP JSON"]
     assert isinstance(expected, str)
     for door, answer in answers.items():

@@ -83,7 +83,7 @@ DOORS = {
 
 @pytest.mark.parametrize("door", DOORS)
 def test_rows_score_alike_in_every_form(door, some, scorer):
-    expected = scorer.score(array_of(some, scorer.reader), RULE)
+    expected = scorer.score_read(array_of(some, scorer.reader), RULE)
     found = scorer.score(DOORS[door](some), RULE)
     np.testing.assert_array_equal(found.log_likelihood, expected.log_likelihood)
     np.testing.assert_array_equal(found.combined_p_value, expected.combined_p_value)
@@ -95,9 +95,8 @@ def test_files_and_http_score_as_frames_do(some, scorer, store, tmp_path):
     pq.write_table(pa.Table.from_pandas(some), tmp_path / "rows.parquet")
     for name in ("rows.csv", "rows.parquet"):
         raw = read_raw(tmp_path / name, known=scorer.reader.names)
-        np.testing.assert_array_equal(
-            scorer.score(scorer.reader.table(raw), RULE).log_likelihood, expected.log_likelihood
-        )
+        rows = scorer.model.input.read(scorer.reader.table(raw), scorer.reader)
+        np.testing.assert_array_equal(scorer.score_read(rows, RULE).log_likelihood, expected.log_likelihood)
     with running_service(store, tmp_path / "log") as http:
         for content, kind in (
             (json.dumps({"instances": lists_of(some)}).encode(), "application/json"),
@@ -126,7 +125,7 @@ def test_columns_that_are_missing_unknown_or_nested_are_named(some, scorer):
         (pl.from_pandas(some).lazy(), "expected an array, a data frame in memory"),
     ):
         with pytest.raises(InputError, match=message):
-            scorer.score(data)
+            scorer.score(data, ScoreOptions(strict=True))
 
 
 def test_what_training_ignored_may_be_there(scorer, some):
@@ -135,7 +134,7 @@ def test_what_training_ignored_may_be_there(scorer, some):
 
 
 def test_every_call_takes_frames(scorer, some):
-    np.testing.assert_array_equal(scorer.encode(some).mean, scorer.encode(array_of(some, scorer.reader)).mean)
+    np.testing.assert_array_equal(scorer.encode(some).mean, scorer.encode(scorer.rows(some)).mean)
     assert scorer.reconstruct(some[:2]).mean.shape == (2, len(KINDS))
 
 

@@ -136,7 +136,7 @@ def test_a_file_with_other_columns_is_refused_and_more_columns_are_left_out(tmp_
     more = written(tmp_path / "more.csv", ["extra", *HEADER], [["1", *row] for row in rows(20)])
     assert CliRunner().invoke(app, ["score", str(more), *arguments]).exit_code == 0
     text = written(tmp_path / "text.csv", HEADER, [["x", *row[1:]] for row in rows(20)])
-    done = CliRunner().invoke(app, ["score", str(text), *arguments])
+    done = CliRunner().invoke(app, ["score", str(text), *arguments, "--strict"])
     assert done.exit_code == 2
     assert "text.csv: line 2, column 'a': text, expected a number" in done.output
 

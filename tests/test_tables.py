@@ -156,7 +156,7 @@ def test_a_null_is_a_hole_and_an_unseen_category_no_error(client, scorer):
 def test_what_no_column_can_read_is_refused_with_its_place(client):
     anything = "text or a number"
     for cell, expected in (({"age": "old"}, "a number"), ({"city": [3]}, anything), ({"age": {"of": 3}}, anything)):
-        problem = check_problem(client.post("/score", json={"instances": [ROW, {**ROW, **cell}]}), 422)
+        problem = check_problem(client.post("/score?strict=1", json={"instances": [ROW, {**ROW, **cell}]}), 422)
         (fault,) = problem.errors
         assert (fault.row, fault.column, fault.expected) == (1, next(iter(cell)), expected)
     check_problem(client.post("/score", json={"instances": [{**ROW, "extra": 1}]}), 422)

@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from service.cli.console import err, naming
-from service.cli.options import TableOptions, split_names
+from service.cli.options import RepeatOptions, TableOptions, split_names
+from service.data.table import MISSING, is_missing
 from service.errors import DataError
 
 if TYPE_CHECKING:
     from service.data.cells import CellReader, RawTable
+    from service.data.inputs import InputSpec
     from service.data.kinds import Schema
     from service.data.survey import Survey
     from service.files.dialect import TextOptions
     from service.files.readers import Rows
     from service.scoring.scorer import Scorer
+    from service.scoring.version import Reference
     from service.store.store import Store
+    from service.training.repeats import Repeats
 
 
 def scorer_of(store: str, model: str | None, device: str) -> Scorer:
@@ -44,15 +48,16 @@ def existing(root: str) -> Store:
 
 @dataclass(frozen=True)
 class FileRows:
-    """A file's rows in the model's order of columns, shape (N, ...), and its raw table if it is one."""
+    """A file's rows as a model's reader has read them, shape (N, D + C) or (N, ...), and its raw table if it is one."""
 
     rows: Rows
+    reader: CellReader
     raw: RawTable | None = None
 
-    def of_model(self, path: Path, scorer: Scorer) -> np.ndarray:
-        """The rows as the model reads them; errors name the file."""
+    def of_model(self, path: Path, spec: InputSpec) -> np.ndarray:
+        """The rows, checked (`Scorer.read`); errors name the file."""
         with naming(path, self.raw):
-            return scorer.rows(self.rows.array)
+            return spec.read(self.rows.array, self.reader)
 
 
 def rows_for(reader: CellReader, path: Path, key: str | None, text: TextOptions | None = None) -> FileRows:
@@ -63,12 +68,43 @@ def rows_for(reader: CellReader, path: Path, key: str | None, text: TextOptions 
     from service.system.processes import without_garbage_collection
 
     if key is not None or not is_table(path):
-        return FileRows(read(path, key))
+        rows = read(path, key)
+        return FileRows(Rows(reader.padded(rows.array), rows.columns), reader)
     with without_garbage_collection():
         raw = read_raw(path, options=text or AS_SHOWN, known=reader.names or (), as_text=bool(reader.reading.formats))
     tell(path, raw)
     with naming(path, raw):
-        return FileRows(Rows(reader.table(raw), reader.names), raw)
+        return FileRows(Rows(reader.table(raw), reader.names), reader, raw)
+
+
+def group_cells(path: Path, name: str, raw: RawTable | None) -> np.ndarray:
+    """The cells of the column that says which rows belong together, as text; None where there is none."""
+    if raw is None or name not in raw.names:
+        raise DataError(f"{path}: has no column {name!r}")
+    cells = raw.column(name)
+    listed = cells.tolist() if isinstance(cells, np.ndarray) else cells
+    texts = (None if is_missing(cell) else str(cell).strip() for cell in listed)
+    return np.array([text if text and text.lower() not in MISSING else None for text in texts], dtype=object)
+
+
+def repeated(path: Path, rows: np.ndarray, spec: InputSpec, options: RepeatOptions, raw: RawTable | None) -> Repeats:
+    """Which rows of a file, shape (N, D), are not a draw of their own."""
+    from service.training.repeats import Repeats
+
+    if options.group is None:
+        return Repeats.of(rows, options.repeats, spec.kind == "image")
+    if options.repeats != "auto":
+        raise DataError("--group and --repeats: use one of them, not both")
+    return Repeats.by_column(group_cells(path, options.group, raw))
+
+
+def check_unseen(models: Store, reference: Reference, rows: np.ndarray, trained_rows: str) -> None:
+    """Raise if rows, shape (N, D), are among those that a version was trained on, unless that is allowed."""
+    fingerprints = models.fingerprints(reference)
+    if fingerprints is None:
+        err.print(f"note: {reference} keeps no fingerprints: whether it was trained on these rows cannot be told")
+    elif trained_rows == "refuse":
+        fingerprints.check_unseen(rows, str(reference))
 
 
 def tell(path: Path, raw: RawTable) -> None:

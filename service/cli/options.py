@@ -40,6 +40,12 @@ TailOption = Annotated[
 ]
 KeyOption = Annotated[str | None, typer.Option("--key", help="name of the array in an .npz file")]
 ColumnsOption = Annotated[str | None, typer.Option("--columns", help="columns of a table to use: a,b,c")]
+TrainedRowsOption = Annotated[
+    Literal["refuse", "allow"],
+    typer.Option(
+        "--trained-rows", help="whether rows that the network was trained on are refused, or used all the same"
+    ),
+]
 DataArgument = Annotated[
     Path,
     typer.Argument(
@@ -87,11 +93,17 @@ class TextFileOptions:
     header: Annotated[
         bool | None, typer.Option("--header/--no-header", help="whether the first line names the columns")
     ] = None
+    on_bad_row: Annotated[
+        Literal["stop", "skip"],
+        typer.Option(
+            "--on-bad-row", help="stop at lines that are not divided as the header is, with a list, or pass over them"
+        ),
+    ] = "stop"
 
     def text_options(self) -> TextOptions:
         from service.files.dialect import TextOptions
 
-        return TextOptions(self.sep, self.decimal, self.encoding, self.header)
+        return TextOptions(self.sep, self.decimal, self.encoding, self.header, self.on_bad_row)
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,24 @@ class TableOptions(TextFileOptions):
 
     def kept(self) -> list[str]:
         return split_names(self.keep) or []
+
+
+@dataclass(frozen=True)
+class RepeatOptions:
+    """Options that say which rows are not a draw of their own."""
+
+    repeats: Annotated[
+        Literal["auto", "copies", "natural"],
+        typer.Option(
+            "--repeats",
+            help="rows that repeat another: copies are kept on one side of each split, and one of each calibrates; natural "
+            "ones count as they come; auto: copies if they agree in a number too fine for chance",
+        ),
+    ] = "auto"
+    group: Annotated[
+        str | None,
+        typer.Option("--group", help="column that says which rows belong together: one of each group calibrates"),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -162,11 +192,14 @@ class JudgeOptions(BandOptions):
         typer.Option(help="mark discoveries: at most this share of them is valid, in expectation, such as 0.05"),
     ] = None
     explain: Annotated[int, typer.Option(min=0, help="number of most suspicious columns to report for each row")] = 0
+    strict: Annotated[
+        bool, typer.Option("--strict", help="stop at a cell that cannot be read; by default its row is invalid")
+    ] = False
 
     def score_options(self) -> ScoreOptions:
         from service.scoring.options import ScoreOptions
 
-        return ScoreOptions(self.rule, self.pair(), self.false_alarm, self.tail, self.fdr, self.explain)
+        return ScoreOptions(self.rule, self.pair(), self.false_alarm, self.tail, self.fdr, self.explain, self.strict)
 
 
 def split_names(columns: str | None) -> list[str] | None:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from service.cli.app import app
 from service.cli.console import accepted, drawn_rules, err, fail_in_one_line, interval, naming, row_bar, write
-from service.cli.inputs import rows_for, scorer_of
+from service.cli.inputs import check_unseen, existing, rows_for, scorer_of
 from service.cli.options import (
     DataArgument,
     DeviceOption,
@@ -26,6 +26,7 @@ from service.cli.options import (
     ModelOption,
     StoreOption,
     TextFileOptions,
+    TrainedRowsOption,
     named_file,
     split_names,
     takes_options,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from service.scoring.options import ScoreOptions
     from service.scoring.scorer import Scorer
     from service.scoring.scores import Samples, Scores
+    from service.scoring.tables import Origin
     from service.validity.conformal import Discoveries
 
 ROWS_A_STEP = 1_024
@@ -79,8 +81,9 @@ def score(
     scorer = scorer_of(store, model, device)
     scorer.check(options)
     with choosing(scorer, model, data):
-        source = rows_for(scorer.reader, data, key, text.text_options())
-        rows = source.of_model(data, scorer)[: listing.limit]
+        reader = replace(scorer.reader, is_strict=options.strict)
+        source = rows_for(reader, data, key, text.text_options())
+        rows = source.of_model(data, scorer.model.input)[: listing.limit]
     with naming(data):
         origin = Origin.of(source.raw, len(rows), split_names(listing.keep) or (), listing.full)
     scores = scored(scorer, rows, options)
@@ -88,12 +91,12 @@ def score(
     is_json = output is not None and output.suffix == ".jsonl"
     with naming(data):
         listed = file_scores_json_lines if is_json else file_scores_csv
-        content = listed(scores, scorer.model.input, origin, discoveries)
+        content = listed(scores, origin, discoveries)
     if output is None:
         sys.stdout.write(content)
     else:
         write(output, content.encode())
-    print_scores(str(scorer.published.reference), scores, discoveries)
+    print_scores(str(scorer.published.reference), scores, origin, discoveries)
 
 
 @contextlib.contextmanager
@@ -121,13 +124,15 @@ def scored(scorer: Scorer, rows: np.ndarray, options: ScoreOptions) -> Scores:
     parts = []
     with row_bar("scored", len(rows)) as on_batch:
         for start in range(0, max(1, len(rows)), ROWS_A_STEP):
-            parts.append(scorer.score(rows[start : start + ROWS_A_STEP], options))
+            parts.append(scorer.score_read(rows[start : start + ROWS_A_STEP], options))
             on_batch(len(parts[-1]), int((~parts[-1].valid).sum()))
     return concatenated(parts)
 
 
-def print_scores(reference: str, scores: Scores, discoveries: Discoveries | None) -> None:
-    """Print how many rows are invalid, and by which rule."""
+def print_scores(reference: str, scores: Scores, origin: Origin, discoveries: Discoveries | None) -> None:
+    """Print how many rows are invalid, by which rule, and what could not be read."""
+    from service.scoring.tables import violation_texts
+
     invalid = int((~scores.valid).sum())
     judged_by = f"band {interval(scores.band.ends)} nats, accepts {accepted(scores.band.accepted)}"
     if scores.rule is not None:
@@ -135,6 +140,16 @@ def print_scores(reference: str, scores: Scores, discoveries: Discoveries | None
     err.print(
         f"{len(scores):,} rows, {invalid:,} invalid ({100 * invalid / len(scores):.1f} %); {reference}, {judged_by}"
     )
+    if scores.unreadable.any():
+        at = int(scores.unreadable.argmax())
+        err.print(
+            f"{int(scores.unreadable.sum()):,} rows have a cell that cannot be read, or no value, and are invalid; first "
+            f"{origin.key} {origin.keys[at]}, {violation_texts(scores)[at]}",
+            markup=False,
+            highlight=False,
+        )
+    if warning := scores.warning():
+        err.print(f"warning: {warning}")
     if discoveries is not None:
         found = int(discoveries.chosen.sum())
         err.print(
@@ -156,6 +171,7 @@ def evaluate(
     picture: Annotated[
         Path | None, typer.Option(help="PNG file to write: share caught against false alarms, one panel per set")
     ] = None,
+    trained_rows: TrainedRowsOption = "refuse",
     device: DeviceOption = "auto",
 ) -> None:
     """Compare the rules on valid and invalid rows, and recommend one."""
@@ -169,9 +185,11 @@ def evaluate(
         raise DataError(f"{picture}: expected a name that ends in .png")
 
     def read_rows(path: Path) -> np.ndarray:
-        return rows_for(scorer.reader, path, None).of_model(path, scorer)[:limit]
+        return rows_for(scorer.reader, path, None).of_model(path, scorer.model.input)[:limit]
 
-    results = evaluated(scorer, read_rows(valid), {name: read_rows(path) for name, path in sets.items()})
+    good = read_rows(valid)
+    check_unseen(existing(store), scorer.published.reference, good[:, : scorer.model.input.features], trained_rows)
+    results = evaluated(scorer, good, {name: read_rows(path) for name, path in sets.items()})
     heads = [f"{100 * rate:g} %" for rate in RATES]
     table = Table("invalid set", "rule", "AUROC", "AUPRC", *(f"caught at {head}" for head in heads), "false alarms")
     for one in results:

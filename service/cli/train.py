@@ -21,16 +21,18 @@ from service.cli.console import (
     schema_table,
     write,
 )
-from service.cli.inputs import existing, rows_for, schema_in, table_from
+from service.cli.inputs import check_unseen, existing, group_cells, repeated, rows_for, schema_in, table_from
 from service.cli.options import (
     BandOptions,
     ColumnsOption,
     DataArgument,
     DeviceOption,
     KeyOption,
+    RepeatOptions,
     StoreOption,
     TableOptions,
     TextFileOptions,
+    TrainedRowsOption,
     split_names,
     takes_options,
     widths,
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DataOptions(TableOptions):
+class DataOptions(RepeatOptions, TableOptions):
     """Options that choose the training data, and say how it is read."""
 
     key: KeyOption = None
@@ -212,6 +214,10 @@ def check_options(
     path = Path(source)
     if hold_out.folds is not None and (network.ensemble > 1 or hold_out.calibration_share is not None):
         raise DataError("--folds cannot be combined with --ensemble or --calibration-share")
+    if data.group is not None and (data.repeats != "auto" or not is_table(path)):
+        raise DataError("--group needs a table with named columns, and no --repeats")
+    if data.stream and (data.group is not None or data.repeats == "copies"):
+        raise DataError("--stream splits rows as they come: leave out --group and --repeats copies")
     if data.stream and (hold_out.folds is not None or data.key is not None or fitting.augment):
         raise DataError("--stream reads tables only; leave out --folds, --key and --augment")
     is_mixed = (data.stream or is_table(path)) and network.likelihood is None and network.threshold is None
@@ -271,13 +277,16 @@ def trained_on(source: str, data: DataOptions, recipe: Recipe, is_mixed: bool, k
         return trained_on_stream(source, data, recipe, Hooks(on_schema=on_schema, checkpoints=kept))
     if is_mixed:
         raw, survey = table_from(path, data, data.columns, data.schema)
+        group = None
+        if data.group is not None:
+            survey, group = survey.without(data.group), group_cells(path, data.group, raw)
         with progress_bar() as on_progress, naming(path, raw):
             hooks = Hooks(on_progress, on_schema, kept)
-            return train_table(survey.table, recipe, survey.schema, hooks, survey.reading)
+            return train_table(survey.table, recipe, survey.schema, hooks, survey.reading, data.repeats, group)
     rows = read(path, data.key, split_names(data.columns), data.text_options())
     err.print(f"{path}: {len(rows.array):,} rows of {' x '.join(map(str, rows.array.shape[1:]))}")
     with progress_bar() as on_progress, naming(path):
-        return train_rows(rows, recipe, Hooks(on_progress, checkpoints=kept))
+        return train_rows(rows, recipe, Hooks(on_progress, checkpoints=kept), data.repeats)
 
 
 def trained_on_stream(source: str, data: DataOptions, recipe: Recipe, hooks: Hooks) -> Trained:
@@ -330,8 +339,10 @@ def calibrate(
     data: DataArgument,
     band: BandOptions,
     text: TextFileOptions,
+    repeats: RepeatOptions,
     store: StoreOption = "model_store",
     key: KeyOption = None,
+    trained_rows: TrainedRowsOption = "refuse",
     estimator: Annotated[
         Literal["fast", "standard", "thorough"] | None,
         typer.Option(help="how log p(x) is estimated; default: unchanged"),
@@ -347,9 +358,13 @@ def calibrate(
     published = models.load(models.resolve(model))
     published.model.vae.to(torch_device(device))
     chosen = None if estimator is None else Estimator.of(estimator)
-    rows = rows_for(published.card.input.reader(published.card.reading), data, key, text.text_options())
+    rows = rows_for(published.card.reader(), data, key, text.text_options())
+    cells = rows.of_model(data, published.card.input)[:, : published.card.input.features]
+    check_unseen(models, published.reference, cells, trained_rows)
+    found = repeated(data, cells, published.card.input, repeats, rows.raw)
     with progress_bar() as on_progress:
-        draft = recalibrate(published, rows.rows, chosen, band.chosen(), on_progress)
+        draft = recalibrate(published, rows.rows, chosen, band.chosen(), on_progress, found.groups)
+    draft = replace(draft, fingerprints=models.fingerprints(published.reference))
     reference = models.publish(published.reference.name, draft)
     fitted = draft.calibration.band()
     used, pilot = fitted.rows, draft.calibration_data["pilot_rows"]
@@ -357,7 +372,9 @@ def calibrate(
         f"published {reference}: band {interval(fitted.ends)} nats, percentiles {fitted.percentiles[0]:g} to "
         f"{fitted.percentiles[1]:g} of {fitted.rows:,} rows, accepts {accepted(fitted.accepted)}"
     )
-    total = len(rows.rows.array)
+    if found.note:
+        err.print(f"note: {found.note}")
+    total = len(rows.rows.array) if found.groups is None else len(set(found.groups.tolist()))
     err.print(
         f"{used:,} of {total:,} rows calibrate; {pilot:,} were used to set the estimator (the pilot)"
         + (f"; the other {total - used - pilot:,} would tell no more" if total > used + pilot else "")

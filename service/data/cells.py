@@ -4,6 +4,10 @@
 
 The training data decides what a cell means. The text of a trained category is that category; text that meant a missing
 cell in the training file means one in every format; text that parses as a number is that number.
+
+A cell that cannot be read, such as text in a column of numbers, makes its row invalid: it becomes a NaN that says so
+(`data.table.unreadable_cells`). It is a fault only where the reader is strict, or where the model's rows have no missing
+cells, since nothing can be said of them without the cell.
 """
 
 from __future__ import annotations
@@ -16,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from service.data.columns import NO_VALUE, CategoryColumn, NumberColumn
+from service.data.columns import NO_VALUE, CategoryColumn, NumberColumn, place_among
 from service.data.numbers import CURRENCIES, PLAIN, Decimal, NumberFormat, format_of, plain_number
-from service.data.table import FORMER_MISSING, MAX_TEXT, Table, is_index, is_missing
+from service.data.table import FORMER_MISSING, IS_TEXT, MAX_TEXT, Table, is_index, is_missing
 from service.errors import DataError, Fault, InputError, first_fault, summary
 from service.system.frozen import Frozen
 
@@ -90,6 +94,9 @@ class CellReader:
         columns: learnt columns of a mixed table, None for a model of plain numbers.
         reads_text: whether text may be parsed as a number, as in a table; pixels must be numbers.
         refuses_unknown: whether extra columns in a row are a fault; files may have any.
+        is_strict: whether a cell that cannot be read is a fault.
+        constants: columns that held one value in all training rows, by name, and that value. Rows have a further number
+            for each (`data.domains.Domains`).
     """
 
     shape: tuple[int, ...]
@@ -98,6 +105,8 @@ class CellReader:
     reads_text: bool
     reading: Reading = field(default=USUAL)
     refuses_unknown: bool = True
+    is_strict: bool = False
+    constants: tuple[tuple[str, str | float], ...] = ()
 
     @property
     def features(self) -> int:
@@ -144,6 +153,10 @@ class CellReader:
             return column.place(number) if isinstance(column, CategoryColumn) and column.is_text else number
         return Fault(kind_of(value), expected="text or a number" if self.reads_text else NUMBER)
 
+    def unreadable(self, message: str, expected: str = NUMBER) -> float | Fault:
+        """What stands for a cell that cannot be read."""
+        return Fault(message, expected=expected) if self.is_strict or self.columns is None else IS_TEXT
+
     def text(self, position: int, text: str, decimal: Decimal | None = None) -> float | Fault:
         """The number that stands for stripped text, or the fault; `decimal` is the decimal mark, if the source tells."""
         if not self.reads_text:
@@ -158,7 +171,8 @@ class CellReader:
             return len(category.values)  # never seen
         number = self.number(position, text, decimal)
         if number is None:
-            return Fault("text", expected=NUMBER) if category is None else NO_VALUE
+            # Of a category whose values are numbers, any text is a value that was never seen.
+            return self.unreadable("text") if category is None or category.kind != "category" else NO_VALUE
         return self.missing() if number in self.missing_numbers else number
 
     def number(self, position: int, text: str, decimal: Decimal | None) -> float | None:
@@ -176,6 +190,21 @@ class CellReader:
         other, is_sure = format_of([text], known, style)
         return other.read(text) if is_sure and other.unit in (style.unit, *CURRENCIES) else None
 
+    def constant(self, name: str, value: str | float, cell: Any) -> float:
+        """0 if a cell of a constant column has the column's value, 1 if it has another, NaN if it is missing."""
+        if isinstance(cell, bool | np.bool_):
+            cell = "true" if cell else "false"
+        text = cell.strip() if isinstance(cell, str) else None
+        if text is not None and text[:MAX_TEXT].lower() == str(value).lower():
+            return 0.0
+        if is_missing(cell) or (text is not None and text.lower() in self.missing_words):
+            return math.nan
+        number = as_float(cell) if text is None else self.reading.formats.get(name, PLAIN).read(text)
+        if number in self.missing_numbers:
+            return math.nan
+        wanted = plain_number(value) if isinstance(value, str) else value
+        return 1.0 if number is None or wanted is None else float(place_among((wanted,), np.array([number]))[0])
+
     def missing(self) -> float | Fault:
         if self.columns is not None:
             return math.nan
@@ -184,7 +213,7 @@ class CellReader:
     # Rows
 
     def rows(self, instances: Sequence[Any]) -> np.ndarray:
-        """JSON rows as numbers, shape (B, D), float64.
+        """JSON rows as numbers, shape (B, D + C), float64.
 
         Raises:
             InputError: lists the first faults.
@@ -212,7 +241,25 @@ class CellReader:
                     break
                 number = 0.0
             numbers.append(number)
+        if self.constants:
+            named = instance if isinstance(instance, Mapping) else {}
+            numbers += [
+                self.constant(name, value, named[name]) if name in named else 0.0 for name, value in self.constants
+            ]
         return numbers
+
+    def padded(self, array: np.ndarray) -> np.ndarray:
+        """An array of the model's columns, shape (B, D), as rows without a word of the constants, (B, D + C).
+
+        Raises:
+            InputError: it has another shape.
+        """
+        if not self.constants:
+            return array
+        if array.ndim != 2 or array.shape[1] != self.features:
+            shape = tuple(map(int, array.shape))
+            raise InputError(f"the array has shape {shape}, the model reads (rows, {self.features})")
+        return np.concatenate([array, np.zeros((len(array), len(self.constants)), array.dtype)], axis=1)
 
     def in_order(self, instance: Any, index: int, faults: list[Fault]) -> list[Any]:
         """A row's cells in the model's order; an empty list, and a fault, if its shape is wrong."""
@@ -263,7 +310,7 @@ class CellReader:
     # Columns
 
     def table(self, table: Table | RawTable) -> np.ndarray:
-        """The rows of a table, columns matched by name: shape (N, D), float64; extra columns are dropped.
+        """The rows of a table, columns matched by name: shape (N, D + C), float64; extra columns are dropped.
 
         Raises:
             DataError: a column is absent.
@@ -284,7 +331,18 @@ class CellReader:
         if faults:
             first = min(faults, key=lambda fault: fault.row or 0)
             raise first_fault(InputError("some cells cannot be read", [first]))
+        for name, value in self.constants:
+            cells = table.columns[table.names.index(name)] if name in table.names else None
+            columns.append(self.constant_column(name, value, cells, len(table)))
         return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
+
+    def constant_column(self, name: str, value: str | float, cells: Cells | None, rows: int) -> np.ndarray:
+        """What `constant` says of each cell of a column, shape (N,); 0 if the column is not there."""
+        if cells is None:
+            return np.zeros(rows)
+        listed = cells.tolist() if isinstance(cells, np.ndarray) else cells
+        known = {(type(cell), cell): self.constant(name, value, cell) for cell in set(listed)}
+        return np.array([known[type(cell), cell] for cell in listed], np.float64)
 
     def column(self, position: int, cells: Cells, faults: list[Fault], decimal: Decimal | None = None) -> np.ndarray:
         """A column's cells as numbers, shape (N,), float64; appends the column's first fault to `faults`."""

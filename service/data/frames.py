@@ -19,7 +19,7 @@ Rows = Any  # an array, a data frame of any library, a dict, a list of dicts or 
 
 
 def array_of(rows: Rows, reader: CellReader) -> np.ndarray:
-    """Rows as numbers in the model's order of columns, shape (B, D), still to be checked by `InputSpec.rows`.
+    """Rows as numbers in the model's order of columns, shape (B, D + C), still to be checked by `InputSpec.read`.
 
     Raises:
         InputError: names columns that are missing or unknown, and cells that cannot be read.
@@ -34,10 +34,10 @@ def array_of(rows: Rows, reader: CellReader) -> np.ndarray:
             raise InputError(
                 "not rows of numbers: expected an array, a data frame in memory, a dict or a list of dicts"
             )
-        return array
+        return reader.padded(array)
     if not any(isinstance(row, Mapping) for row in rows):
         try:
-            return np.array(rows, dtype=np.float64)
+            return reader.padded(np.array(rows, dtype=np.float64))
         except (TypeError, ValueError):
             pass  # text or None among the numbers, or rows of different lengths
     return reader.rows(

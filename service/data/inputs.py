@@ -7,6 +7,7 @@ else, so that it scores the same however it was sent. The network's units are th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from pydantic import Field
 
 from service.data.cells import USUAL, CellReader, Reading
 from service.data.columns import CategoryColumn, LearntColumn, NumberColumn, plain
-from service.data.table import FLOAT32_MAX, Table
+from service.data.table import FLOAT32_MAX, IS_INFINITE, Table
 from service.errors import Fault, InputError
 from service.system.frozen import Frozen
 
@@ -152,10 +153,13 @@ class InputSpec(Frozen):
         """A column's name, or its position if columns have no names."""
         return index if self.columns is None else self.columns[index]
 
-    def reader(self, reading: Reading = USUAL) -> CellReader:
-        """A reader of cells for a model with this input, by the rules that its training file was read with."""
+    def reader(self, reading: Reading = USUAL, constants: tuple[tuple[str, str | float], ...] = ()) -> CellReader:
+        """A reader of cells for a model with this input, by the rules that its training file was read with.
+
+        `constants` are the columns that held one value in the training file, which the network does not read.
+        """
         columns = self.transform.columns if isinstance(self.transform, Mixed) else None
-        return CellReader(self.shape, self.columns, columns, self.kind == "table", reading)
+        return CellReader(self.shape, self.columns, columns, self.kind == "table", reading, constants=constants)
 
     def array(self, table: Table) -> np.ndarray:
         """The rows of a training table as numbers, shape (N, D), float64, still to be checked by `rows`.
@@ -163,7 +167,7 @@ class InputSpec(Frozen):
         Raises:
             DataError: a column is absent, or a cell cannot be read.
         """
-        return self.reader().table(table)
+        return replace(self.reader(), is_strict=True).table(table)
 
     def rows(self, array: np.ndarray) -> np.ndarray:
         """Check external numbers of shape (B, D) or (B, *shape), and cast them to rows, shape (B, D).
@@ -178,12 +182,32 @@ class InputSpec(Frozen):
             raise InputError(f"the array has shape {shape_text(array.shape)}, the model reads {self.expected()}")
         if array.dtype.kind in "iu" and array.dtype.itemsize == 1:
             return self.in_range(array.astype(self.dtype))
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows = array.astype(self.dtype)
-            finite = np.isfinite(rows.astype(np.float32)) | (np.isnan(rows) & self.reads_missing)
+        rows, finite = self.cast(array)
         if not finite.all():
             raise InputError("some values cannot be scored", self.faults(array, ~finite))
         return self.in_range(rows)
+
+    def cast(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """An array in the rows' precision, and which of its cells are finite in float32, or may be missing."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = array.astype(self.dtype)
+            return rows, np.isfinite(rows.astype(np.float32)) | (np.isnan(rows) & self.reads_missing)
+
+    def read(self, array: np.ndarray, reader: CellReader) -> np.ndarray:
+        """Check what a reader has read, shape (B, D + C), like `rows`: (B, D + C).
+
+        Unless the reader is strict, numbers that are not finite are cells that cannot be read, if the model's rows may
+        have missing cells.
+        """
+        aside = len(reader.constants)
+        if aside:
+            return np.concatenate(
+                [self.read(array[:, :-aside], replace(reader, constants=())), array[:, -aside:]], axis=1
+            )
+        if not reader.is_strict and self.reads_missing and array.dtype.kind == "f":
+            finite = self.cast(array)[1]
+            array = array if finite.all() else np.where(finite, array, IS_INFINITE)
+        return self.rows(array)
 
     def in_range(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows; raise if a pixel is outside 0..255, or a text category has no such position."""

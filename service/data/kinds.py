@@ -16,6 +16,7 @@ from service.data.table import Kind, Table, is_index
 from service.errors import DataError
 from service.system.frozen import Frozen
 
+IS_CONSTANT = "constant"  # why a column is ignored that holds one value
 FEW_VALUES = 20  # numbers with no more distinct values are ordinal
 MAX_STEPS = 1_000  # of a count; with more, a density fits as well, on any scale
 STEP_NOISE = 0.1  # of a step: tolerance for float32 rounding
@@ -131,7 +132,7 @@ def text_kind(cells: np.ndarray) -> tuple[Kind, str]:
     known = list(dict.fromkeys(values))
     distinct = len(known)
     if distinct <= 1:
-        return "ignored", "empty" if not distinct else "constant"
+        return "ignored", "empty" if not distinct else IS_CONSTANT
     if dates := date_reason(known):
         return "ignored", dates
     if distinct == len(values) and distinct > FEW_VALUES:
@@ -152,7 +153,7 @@ def number_kind(cells: np.ndarray, name: str = "") -> tuple[Kind, str]:
         return continuous_kind(values)
     distinct = np.unique(values)
     if len(distinct) <= 1:
-        return "ignored", "empty" if not len(distinct) else "constant"
+        return "ignored", "empty" if not len(distinct) else IS_CONSTANT
     if whole and len(distinct) == len(values) > FEW_VALUES and (reason := identifier_reason(values, distinct, name)):
         return "ignored", reason
     if whole and (dates := number_date_reason(name, distinct)):

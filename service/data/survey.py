@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from service.data.cells import RawTable, Reading
 from service.data.detect import Detection, detect
-from service.data.kinds import Schema, infer_detected
+from service.data.kinds import ColumnKind, Schema, infer_detected
 from service.data.table import Table
 
 
@@ -18,6 +18,14 @@ class Survey:
     table: Table
     schema: Schema
     reading: Reading
+
+    def without(self, name: str) -> Survey:
+        """The survey with a column left out, as one that says who a row is and not how."""
+        kinds = (
+            one if one.name != name else ColumnKind(name=name, kind="ignored", why="says which rows belong together")
+            for one in self.schema.columns
+        )
+        return replace(self, schema=Schema(columns=tuple(kinds)))
 
 
 def surveyed(

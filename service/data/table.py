@@ -36,6 +36,10 @@ MISSING = FORMER_MISSING | {
 INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|")
 MAX_TEXT = 200  # characters of a category's value; longer ones are cut
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+# Cells that cannot be read are NaNs with bits of their own: whatever computes with rows takes them for missing cells, and
+# who asks still sees the difference, in float64 as in float32. R tells NA from NaN in the same way.
+UNREADABLE = {"text": 0x7FFD_5A80_0000_0000, "infinite": 0x7FFD_5AC0_0000_0000}
+IS_TEXT, IS_INFINITE = (float(np.array(bits, np.uint64).view(np.float64)) for bits in UNREADABLE.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,15 @@ class Table:
 def is_missing(cell: Any) -> bool:
     """Whether a cell is missing: None or NaN."""
     return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def unreadable_cells(rows: np.ndarray, why: str) -> np.ndarray:
+    """Which cells of rows, shape (B, D), could not be read, because they were `text` or `infinite`: (B, D), bool."""
+    bits = UNREADABLE[why]
+    if rows.dtype == np.float32:
+        single = np.array(bits, np.uint64).view(np.float64).astype(np.float32).view(np.uint32)
+        return np.asarray(np.ascontiguousarray(rows).view(np.uint32) == single)
+    return np.asarray(np.ascontiguousarray(rows, np.float64).view(np.uint64) == np.uint64(bits))
 
 
 def is_index(name: str) -> bool:

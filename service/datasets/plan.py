@@ -47,6 +47,7 @@ class RunOptions(Frozen):
     tail: Literal["low", "both"] = "both"
     explain: int = 0
     fdr: float | None = None
+    strict: bool = False
     key: str | None = None
     write: Write = "split"
     shard_rows: int
@@ -71,6 +72,7 @@ class RunOptions(Frozen):
             false_alarm=options.false_alarm if combined else None,
             explain=options.explain,
             fdr=options.fdr,
+            strict=options.strict,
             key=key,
             write=write,
             shard_rows=shard_rows or usual_shard_rows(scorer.model.input.features),
@@ -78,8 +80,9 @@ class RunOptions(Frozen):
         )
 
     def key_text(self) -> str:
-        """The options as JSON, for the keys of shards; unchanged for runs from before there were options of text."""
-        return self.model_dump_json(exclude={"text"} if self.text is None else None)
+        """The options as JSON, for the keys of shards; unchanged for runs from before an option was there."""
+        usual = {"text": None, "strict": False}
+        return self.model_dump_json(exclude={name for name, value in usual.items() if getattr(self, name) == value})
 
     @property
     def score_options(self) -> ScoreOptions:
@@ -90,6 +93,7 @@ class RunOptions(Frozen):
             None if self.combined or self.false_alarm is None else self.tail,
             self.fdr,
             self.explain,
+            self.strict,
         )
 
     def difference(self, other: RunOptions) -> str | None:
@@ -208,7 +212,7 @@ def planned(
     Raises:
         DataError: a file is damaged or does not suit the model, and `on_bad_file` is "stop".
     """
-    wanted = ReadRequest(spec, options.key, options.shard_rows, options.text or AS_SHOWN)
+    wanted = ReadRequest(spec, options.key, options.shard_rows, options.text or AS_SHOWN, on_bad_file == "stop")
     known = {one.name: one for one in before.files} if before is not None else {}
 
     def looked_at(file: InputFile) -> PlannedFile:

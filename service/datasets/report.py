@@ -168,6 +168,8 @@ class Tally:
         complete = np.ones(len(scores), dtype=bool)
         if "missing" in scores.column_names:
             complete = scores.column("missing").to_numpy() == 0
+            unreadable = scores.column("unreadable").to_numpy()
+            log_likelihood = np.where(unreadable, -np.inf, log_likelihood)
         before, chosen = self.monitor.watched, np.flatnonzero(complete)
         if self.monitor.bet(log_likelihood[chosen], self.random.random(len(chosen)), DRIFT_LEVEL):
             assert self.monitor.alarm_row is not None

@@ -105,7 +105,7 @@ class Run:
         for shard in shards:
             found_here = scores_of(shard, self.out, [column]).column(column).to_numpy()
             values, counts = merged(values, counts, *np.unique(found_here, return_counts=True))
-        known = self.scorer.combined_rule().rows if options.combined else self.scorer.band.rows
+        known = self.scorer.combined_rule().finest if options.combined else self.scorer.band.rows
         assert options.fdr is not None
         return RejectionLimit.of(values, counts, options.fdr, "low", known)
 
@@ -120,6 +120,11 @@ class Run:
         """What has no results: whole files and single shards."""
         files = [
             NotDone(file=file.name, rows="all", reason=file.bad) for file in self.plan.files if file.bad is not None
+        ]
+        files += [
+            NotDone(file=file.name, rows="some", reason=file.scan.skipped)
+            for file in self.plan.files
+            if file.scan is not None and file.scan.skipped is not None
         ]
         shards = [
             NotDone(

@@ -87,10 +87,11 @@ class Worker:
 
     def score_rows(self, shard: Shard, raw: pa.Table, on_batch: OnBatch = lambda rows, invalid: None) -> ShardResult:
         """Score a shard whose raw rows have been read."""
-        reader = replace(self.scorer.reader, refuses_unknown=False)
+        options = self.options.score_options
+        reader = replace(self.scorer.reader, refuses_unknown=False, is_strict=options.strict)
         try:
             cells = shard.file_format.cells(raw, shard.header, reader)
-            scores = score_table(self.scorer, cells, self.options.score_options, on_batch)
+            scores = score_table(self.scorer, cells, options, on_batch)
             is_valid = np.array(scores.column("verdict").to_pylist()) == "valid"
             if self.options.fdr is None:
                 self.write_rows(shard, raw, scores, is_valid)

@@ -57,12 +57,14 @@ class TextOptions:
         decimal: the decimal mark.
         encoding: such as cp1252.
         header: whether the first line names the columns.
+        bad_rows: whether a file with rows that are not divided as its header is refused, or these rows are passed over.
     """
 
     separator: str | None = None
     decimal: Decimal | None = None
     encoding: str | None = None
     header: bool | None = None
+    bad_rows: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         if self.separator is not None:

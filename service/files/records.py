@@ -36,12 +36,16 @@ MOST_SHARED = 50_000  # different texts of a column that are kept only once
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A file's first record, the others by column, some of them again as text, and the line in which each begins."""
+    """A file's first record, the others by column, some of them again as text, and the line in which each begins.
+
+    `skipped` are the lines that are not divided as the first record is, each with its number of cells.
+    """
 
     first: list[str]
     columns: list[Cells]
     sample: list[tuple[str, ...]]
     lines: np.ndarray
+    skipped: list[tuple[int, int]] = field(default_factory=list)
 
 
 def read_records(
@@ -51,6 +55,7 @@ def read_records(
     as_text: bool,
     drops_blank: bool = False,
     check: CheckCancelled = never_cancelled,
+    skips_ragged: bool = False,
 ) -> Records:
     """Read all records.
 
@@ -59,14 +64,29 @@ def read_records(
         as_text: whether all columns stay text.
         drops_blank: whether rows of several cells, all of them empty, are dropped as blank lines are.
         check: called for every thousand records; raises to end the work.
+        skips_ragged: whether lines that are not divided as the first record is are passed over.
 
     Raises:
         DataError: lists the lines that are not divided as the first record is.
     """
-    first, sample, columns, lines = one_pass(text, dialect, has_header, None if as_text else (), drops_blank, check)
-    if again := {at for at, column in enumerate(columns) if column.is_broken}:
-        first, sample, columns, lines = one_pass(text, dialect, has_header, again, drops_blank, check)
-    return Records(first, [column.cells() for column in columns], sample, lines)
+    found = one_pass(text, dialect, has_header, None if as_text else (), drops_blank, check)
+    if again := {at for at, column in enumerate(found.columns) if column.is_broken}:
+        found = one_pass(text, dialect, has_header, again, drops_blank, check)
+    if found.wrong and not skips_ragged:
+        raise DataError(ragged(found.wrong, len(found.first)))
+    columns = [column.cells() for column in found.columns]
+    return Records(found.first, columns, found.sample, found.lines, found.wrong)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass over the records found: as `Records`, with columns that may have to be read again."""
+
+    first: list[str]
+    sample: list[tuple[str, ...]]
+    columns: list[Column]
+    lines: np.ndarray
+    wrong: list[tuple[int, int]]
 
 
 def one_pass(
@@ -76,7 +96,7 @@ def one_pass(
     as_text: Collection[int] | None,
     drops_blank: bool,
     check: CheckCancelled,
-) -> tuple[list[str], list[tuple[str, ...]], list[Column], np.ndarray]:
+) -> Pass:
     """Read all records; the columns `as_text`, or all if None, stay text."""
     source = io.StringIO(text, newline="")
     for _ in range(dialect.skipped):
@@ -117,20 +137,26 @@ def one_pass(
                 column.add(cells)
     except csv.Error as error:
         raise DamagedTextError(f"line {dialect.skipped + reader.line_num}: {reason_of(error)}") from None
-    if wrong:
-        raise DataError(ragged(wrong, len(first)))
-    return first, sample, columns, np.concatenate(lines) if lines else np.zeros(0, dtype=np.int64)
+    return Pass(first, sample, columns, np.concatenate(lines) if lines else np.zeros(0, dtype=np.int64), wrong)
 
 
 def ragged(wrong: Sequence[tuple[int, int]], expected: int) -> str:
     """The lines with another number of cells than the header, in words."""
     (line, cells), others = wrong[0], wrong[1:]
-    shown = ", ".join(str(one) for one, _ in others[: ODD_LINES - 1])
-    more = f" ({len(others):,} more such lines: {shown}{', ...' if len(others) >= ODD_LINES else ''})" if others else ""
+    more = f" ({len(others):,} more such lines: {listed_lines(others, ODD_LINES - 1)})" if others else ""
     return (
         f"line {line} has {cells} cells, the header has {expected}{more}: correct the file, or say what separates its "
-        "cells by --sep"
+        "cells by --sep, or pass over such lines by --on-bad-row skip"
     )
+
+
+def skipped(wrong: Sequence[tuple[int, int]]) -> str:
+    """The lines that were passed over, in words."""
+    return f"{len(wrong):,} lines passed over that are not divided as the header is: {listed_lines(wrong, ODD_LINES)}"
+
+
+def listed_lines(wrong: Sequence[tuple[int, int]], most: int) -> str:
+    return ", ".join(str(line) for line, _ in wrong[:most]) + (", ..." if len(wrong) > most else "")
 
 
 def reason_of(error: csv.Error) -> str:

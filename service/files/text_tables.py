@@ -15,7 +15,7 @@ from service.data.numbers import Decimal, decimal_of, parts_of, plain_number
 from service.data.table import MISSING, is_index
 from service.errors import DataError
 from service.files.dialect import AS_SHOWN, Dialect, TextOptions, decoded
-from service.files.records import MAX_COLUMNS, Records, is_blank, read_records
+from service.files.records import MAX_COLUMNS, Records, is_blank, read_records, skipped
 from service.system.cancellation import CheckCancelled, never_cancelled
 
 HEAD = 2**22  # characters
@@ -52,7 +52,9 @@ def csv_table(
     if decimal is None and dialect.separator == "," and not known:
         decimal = "."  # decimal commas would be in quotes, and would have shown
     may_be_grouped = decimal == "," or (decimal is None and dialect.separator != ",")
-    found = read_records(text, dialect, has_header, as_text or may_be_grouped, not known, check)
+    found = read_records(
+        text, dialect, has_header, as_text or may_be_grouped, not known, check, options.bad_rows == "skip"
+    )
     check_is_divided(found, text, dialect)
     body, sample = list(found.columns), list(found.sample)
     if has_header:
@@ -67,6 +69,8 @@ def csv_table(
     chosen = chosen_columns(names, columns)
     if str(dialect):
         notes.append(str(dialect))
+    if found.skipped:
+        notes.append(skipped(found.skipped))
     cells = tuple(body[names.index(name)] for name in chosen)
     return RawTable(tuple(chosen), cells, lines=found.lines, decimal=decimal, notes=tuple(notes), is_text=True)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from service.data.domains import Domains, has_missing, is_lowest
 from service.data.inputs import InputSpec
 from service.density import starts
 from service.density.block import END_TOLERANCE, Estimates
@@ -21,6 +22,7 @@ from service.scoring.statistics import KnownRows, ReferenceStatistics
 from service.vae.network import VAE
 from service.validity.band import Band
 from service.validity.column_ranks import ColumnSketch
+from service.validity.violations import ViolationReference
 
 FEWER_TIMES = 4  # ratio of the pilot's two numbers of samples
 DECAYS = (0.5, 3.0)
@@ -37,12 +39,14 @@ class ReferenceRows:
     """Validation rows to compare rows with missing cells against.
 
     `rows` are of the input's precision and `missing` is a mask of the cells that were missing, both (m, D). Missing cells
-    are imputed by draws from p(missing cells | observed cells). `folds` (m,) is each row's fold, if there are folds.
+    are imputed by draws from p(missing cells | observed cells). `folds` (m,) is each row's fold, if there are folds. Among
+    the validation rows that they were taken from, `unreadable` more rank below every number.
     """
 
     rows: np.ndarray
     missing: np.ndarray
     folds: np.ndarray | None = None
+    unreadable: int = 0
 
     @staticmethod
     def of(model: Model, rows: np.ndarray, pace: Pace | None = None) -> ReferenceRows:
@@ -54,9 +58,17 @@ class ReferenceRows:
             filled[incomplete] = np.where(missing[incomplete], imputed(model, rows[incomplete], pace), rows[incomplete])
         return ReferenceRows(filled, missing)
 
-    def first(self, count: int) -> ReferenceRows:
-        """The first `count` rows, which are a random subset because the rows are in random order."""
-        return ReferenceRows(self.rows[:count], self.missing[:count])
+    def first(self, count: int, unreadable: np.ndarray | None = None) -> ReferenceRows:
+        """The first `count` rows, which are a random subset because the rows are in random order.
+
+        Args:
+            unreadable: which of the rows that these were taken from rank below every number, shape (n,).
+        """
+        among = 0
+        if unreadable is not None and unreadable.any():
+            last = np.flatnonzero(~unreadable)[:count][-1]
+            among = int(unreadable[: last + 1].sum())
+        return ReferenceRows(self.rows[:count], self.missing[:count], unreadable=among)
 
     def with_missing(self, pattern: np.ndarray) -> np.ndarray:
         """The rows with the cells of a mask, shape (D,), hidden: shape (k, D).
@@ -68,6 +80,10 @@ class ReferenceRows:
     def folds_with_missing(self, pattern: np.ndarray) -> np.ndarray | None:
         """The fold of each row of `with_missing`, shape (k,); None without folds."""
         return None if self.folds is None else self.folds[self.usable(pattern)]
+
+    def unreadable_among(self, used: int) -> int:
+        """How many validation rows rank below every number, for so many of these rows: their share, rounded up."""
+        return -(-self.unreadable * used // max(1, len(self.rows)))
 
     def usable(self, pattern: np.ndarray) -> np.ndarray:
         """A mask of the rows that `with_missing` uses, shape (m,)."""
@@ -96,10 +112,12 @@ def imputed(model: Model, rows: np.ndarray, pace: Pace | None = None) -> np.ndar
 class Calibration:
     """Scores of complete validation rows, ascending, with the default band and the fingerprint of the scoring model.
 
-    `reference` holds some of the rows, for models that accept missing cells. `columns` is the distribution of log p(x_j |
-    x_-j) by column, and `statistics` that of further test statistics; older versions lack both. `folds` (n,), 0 to K - 1,
-    is the fold of each score, if each was computed by the network fitted without that fold
-    (`service.validity.cross_conformal`).
+    Rows that cannot be read, or have no value, rank below every number: their scores are -inf. `reference` holds some of
+    the rows, for models that accept missing cells. `columns` is the distribution of log p(x_j | x_-j) by column, and
+    `statistics` that of further test statistics; older versions lack both. `folds` (n,), 0 to K - 1, is the fold of each
+    score, if each was computed by the network fitted without that fold (`service.validity.cross_conformal`). `violations`
+    are those of the rows, if their columns' domains are known. `complete` (n,) says which rows had no missing cell; None if
+    that is not known.
     """
 
     scores: np.ndarray
@@ -109,6 +127,8 @@ class Calibration:
     columns: ColumnSketch | None = None
     statistics: ReferenceStatistics | None = None
     folds: np.ndarray | None = None
+    violations: ViolationReference | None = None
+    complete: np.ndarray | None = None
 
     @staticmethod
     def fit(
@@ -119,25 +139,30 @@ class Calibration:
         suspect: np.ndarray | None = None,
         known: KnownRows | None = None,
         pace: Pace | None = None,
+        domains: Domains | None = None,
     ) -> Calibration:
-        """Score valid rows that were not trained on, shape (n, D), with the estimator that will serve.
+        """Score valid rows that were not trained on, shape (n, D + C), with the estimator that will serve.
 
         Args:
             suspect: log p(x_j | x_-j) below which a cell is estimated with more care, shape (D,), from other rows
                 (`suspects`); by default every cell is.
             known: known rows for the further statistics; without them there are no further statistics.
             pace: counts the rows.
+            domains: the columns' domains, and the constants behind them; by default none are known, and C is 0.
 
         Raises:
-            CalibrationError: too few rows for the percentiles.
+            CalibrationError: too few rows for the percentiles, or too many that cannot be read.
         """
         pace = pace or Pace()
         execution = pace.counting(execution)
-        Band.fit(np.zeros(len(rows)), percentiles)  # too few rows are refused before they are scored
+        check_rows(model.input, rows, percentiles)  # before they are scored
+        codes = (domains or Domains.unknown(model.input)).codes(model.input, rows)
+        unreadable = is_lowest(codes, model.input.features)
+        rows = rows[~unreadable, : model.input.features]
         reference, missing = None, np.isnan(rows)
         if model.input.reads_missing:
             whole = ReferenceRows.of(model, rows, pace)
-            rows, reference = whole.rows, whole.first(REFERENCE_ROWS)
+            rows, reference = whole.rows, whole.first(REFERENCE_ROWS, unreadable)
         if suspect is None:
             suspect = np.full(rows.shape[1], np.inf)
         some = max(MIN_COLUMN_ROWS, COLUMN_CELLS // rows.shape[1])
@@ -145,15 +170,26 @@ class Calibration:
         pace.begin("calibration", len(rows) * len(model.members), f"calibrating on {len(rows):,} rows")
         first = model.assess(rows[:some], (), suspect, row_statistics, execution)
         rest = model.assess(rows[some:], (), None, row_statistics, execution)
-        scores = np.sort(np.concatenate([part.estimates.log_likelihood for part in (first, rest)]))
+        scores = np.full(len(unreadable), -np.inf)
+        scores[~unreadable] = np.concatenate([part.estimates.log_likelihood for part in (first, rest)])
+        order = np.argsort(scores, kind="stable")
         assert first.columns is not None
         sketch = ColumnSketch.fit(np.where(missing[:some], np.nan, first.columns.log_likelihood), suspect)
         statistics = None
         if first.statistics is not None and rest.statistics is not None and known is not None:
-            statistics = ReferenceStatistics.fit(
-                known, np.concatenate([first.statistics, rest.statistics]), model.input
-            )
-        return Calibration(scores, percentiles, model.fingerprint, reference, sketch, statistics)
+            of_all = np.full((len(unreadable), first.statistics.shape[1]), np.inf)
+            of_all[~unreadable] = np.concatenate([first.statistics, rest.statistics])
+            statistics = ReferenceStatistics.fit(known, of_all, model.input)
+        return Calibration(
+            scores[order],
+            percentiles,
+            model.fingerprint,
+            reference,
+            sketch,
+            statistics,
+            violations=None if domains is None else ViolationReference.of(codes, unreadable),
+            complete=None if reference is None else ~has_missing(codes, model.input.features)[order],
+        )
 
     def band(self, percentiles: tuple[float, float] | None = None) -> Band:
         """The band between the default percentiles, or between other ones."""
@@ -187,6 +223,7 @@ def calibrated(
     execution: Execution = DIRECT,
     known: np.ndarray | None = None,
     pace: Pace | None = None,
+    domains: Domains | None = None,
 ) -> tuple[Model, Calibration]:
     """Networks made ready to score as one: with search starts, the ends at which the estimator stops, and a calibration.
 
@@ -195,28 +232,53 @@ def calibrated(
 
     Args:
         pilot: valid rows that the networks were not fitted to and that are not among `rows`, shape (m, D).
-        rows: valid rows to calibrate on, shape (n, D).
+        rows: valid rows to calibrate on, shape (n, D + C).
         known: valid rows that the networks were fitted to, shape (m, D), among which to look for nearest neighbours; by
             default the pilot rows.
         pace: counts the rows; if the time is limited, fewer pilot rows and calibration rows are used, the first of them.
+        domains: the columns' domains, and the constants behind them.
 
     Raises:
-        CalibrationError: too few rows for the percentiles.
+        CalibrationError: too few rows for the percentiles, or too many that cannot be read.
     """
-    Band.fit(np.zeros(len(rows)), percentiles)  # too few rows are refused before any are scored
+    check_rows(spec, rows, percentiles)  # before any are scored
+    pilot = readable(spec, pilot)
     pace = pace or Pace()
     execution = pace.counting(execution)
     pilot = pilot[: pace.pilot_rows(len(pilot), len(vaes))]
-    incomplete = int(np.isnan(rows).any(axis=1).sum()) if spec.reads_missing else 0
+    incomplete = int(np.isnan(readable(spec, rows)).any(axis=1).sum()) if spec.reads_missing else 0
     pace.plan(len(pilot), len(rows), len(vaes), incomplete)
     model = ready(vaes, spec, estimator, [pilot] * len(vaes))
     if len(pilot):
         model = replace(model, estimator=piloted(model, pilot, percentiles, execution, pace))
-    near = known_rows(model, pilot if known is None else known, pilot, execution, pace)
+    near = known_rows(model, pilot if known is None else readable(spec, known), pilot, execution, pace)
     suspect = suspects(model, pilot, execution, pace)
     if pace.is_limited:
         rows = rows[: affordable(model, pilot, rows, suspect, near, execution, pace)]
-    return model, Calibration.fit(model, rows, percentiles, execution, suspect, near, pace)
+    return model, Calibration.fit(model, rows, percentiles, execution, suspect, near, pace, domains)
+
+
+def readable(spec: InputSpec, rows: np.ndarray) -> np.ndarray:
+    """The rows that can be read and have a value, without what lies behind the input's columns: (n, D + C) to (m, D)."""
+    codes = Domains.unknown(spec).codes(spec, rows[:, : spec.features])
+    return rows[~is_lowest(codes, spec.features), : spec.features]
+
+
+def check_rows(spec: InputSpec, rows: np.ndarray, percentiles: tuple[float, float]) -> None:
+    """Raise if a band cannot be calibrated on rows, shape (n, D + C).
+
+    Raises:
+        CalibrationError: there are too few, or more of them cannot be read than the band refuses as unlikely.
+    """
+    allowed = Band.fit(np.zeros(len(rows)), percentiles).outside[0]
+    unreadable = len(rows) - len(readable(spec, rows))
+    if unreadable > allowed:
+        share = 100.0 * unreadable / len(rows)
+        raise CalibrationError(
+            f"{unreadable:,} of {len(rows):,} calibration rows ({share:.3g} %) have a cell that cannot be read, or no "
+            f"value. Such rows are invalid, and the band may refuse {percentiles[0]:g} % as unlikely: correct the cells, "
+            "or say what means a missing cell"
+        )
 
 
 def ready(vaes: Sequence[VAE], spec: InputSpec, estimator: Estimator, pilots: Sequence[np.ndarray]) -> Model:

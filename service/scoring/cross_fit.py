@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from service.data.domains import Domains, is_lowest
 from service.data.inputs import InputSpec
 from service.density.estimate import DIRECT, Execution
 from service.density.estimator import Estimator
@@ -18,14 +19,15 @@ from service.scoring.calibration import (
     Calibration,
     ReferenceRows,
     affordable,
+    check_rows,
     piloted,
+    readable,
     ready,
     suspects,
 )
 from service.scoring.model import Model
 from service.scoring.pace import SUSPECT_ROWS, Pace
 from service.vae.network import VAE
-from service.validity.band import Band
 from service.validity.column_ranks import ColumnSketch
 
 
@@ -49,11 +51,12 @@ def calibrated_by_folds(
     Raises:
         CalibrationError: too few rows for the percentiles.
     """
-    Band.fit(np.zeros(sum(map(len, folds))), percentiles)
+    check_rows(spec, np.concatenate(folds), percentiles)
     pace, rows, networks = pace or Pace(), sum(map(len, folds)), len(vaes)
     execution = pace.counting(execution)
-    pilots = [pilot[: pace.pilot_rows(len(pilot), networks)] for pilot in pilots]
-    pace.plan(len(pilots[0]), rows, imputed=sum(int(np.isnan(fold).any(axis=1).sum()) for fold in folds))
+    pilots = [readable(spec, pilot)[: pace.pilot_rows(len(pilot), networks)] for pilot in pilots]
+    incomplete = (np.isnan(readable(spec, fold)).any(axis=1) for fold in folds)
+    pace.plan(len(pilots[0]), rows, imputed=sum(int(one.sum()) for one in incomplete))
     pace.planned |= {"known": 0, "suspects": sum(min(len(pilot), SUSPECT_ROWS) for pilot in pilots)}
     model = ready(vaes, spec, estimator, pilots)
     model = replace(model, estimator=piloted(model, pilots[0], percentiles, execution, pace))
@@ -62,22 +65,39 @@ def calibrated_by_folds(
     if pace.is_limited:
         few = affordable(alone[0], pilots[0], np.concatenate(folds), suspect, None, execution, pace)
         folds = [fold[: -(-few // networks)] for fold in folds]
-    references = [ReferenceRows.of(one, fold, pace) for one, fold in zip(alone, folds, strict=True)]
-    rows = sum(map(len, folds))
+    return model, calibration_of(model, folds, suspect, percentiles, execution, pace)
+
+
+def calibration_of(
+    model: Model,
+    folds: Sequence[np.ndarray],
+    suspect: np.ndarray,
+    percentiles: tuple[float, float],
+    execution: Execution,
+    pace: Pace,
+) -> Calibration:
+    """The calibration on folds, each scored by the network that was fitted without it."""
+    spec, rows = model.input, sum(map(len, folds))
+    alone = [model.alone(number) for number in range(len(folds))]
+    unreadable = [is_lowest(Domains.unknown(spec).codes(spec, fold), spec.features) for fold in folds]
+    of_folds = zip(alone, folds, unreadable, strict=True)
+    references = [ReferenceRows.of(one, fold[~without], pace) for one, fold, without in of_folds]
     pace.begin("calibration", rows, f"calibrating on {rows:,} rows")
     found = [
         one.assess(given.rows, suspect=suspect, execution=execution)
         for one, given in zip(alone, references, strict=True)
     ]
-    scores = np.concatenate([one.estimates.log_likelihood for one in found])
+    scores = np.full(rows, -np.inf)
+    scores[~np.concatenate(unreadable)] = np.concatenate([one.estimates.log_likelihood for one in found])
     columns = [
         np.where(given.missing, np.nan, one.columns.log_likelihood)
         for given, one in zip(references, found, strict=True)
         if one.columns is not None
     ]
     order, of_fold = np.argsort(scores, kind="stable"), numbered(folds)
-    some = [given.first(REFERENCE_ROWS // len(folds)) for given in references]
-    calibration = Calibration(
+    few = REFERENCE_ROWS // len(folds)
+    some = [given.first(few, without) for given, without in zip(references, unreadable, strict=True)]
+    return Calibration(
         scores[order],
         percentiles,
         model.fingerprint,
@@ -85,7 +105,6 @@ def calibrated_by_folds(
         ColumnSketch.fit(np.concatenate(columns), suspect),
         folds=of_fold[order],
     )
-    return model, calibration
 
 
 def all_reference_rows(parts: Sequence[ReferenceRows]) -> ReferenceRows:
@@ -93,6 +112,7 @@ def all_reference_rows(parts: Sequence[ReferenceRows]) -> ReferenceRows:
         np.concatenate([one.rows for one in parts]),
         np.concatenate([one.missing for one in parts]),
         numbered([one.rows for one in parts]),
+        sum(one.unreadable for one in parts),
     )
 
 

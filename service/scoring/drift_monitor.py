@@ -19,9 +19,9 @@ BINS = 10
 class DriftMonitor:
     """Drift monitor of one version: rows scored, by side of its band and by p-value, and the test martingale.
 
-    `watched` counts the monitored rows: complete ones, of versions without folds, since only their scores can be ranked
-    among each other. `alarm_row` is the monitored row at which the martingale raised its alarm since the last start;
-    `restarts` is how often it was restarted.
+    `watched` counts the monitored rows: those without missing cells, of versions without folds, since only their scores can
+    be ranked among each other; a row with a cell that cannot be read is the lowest of all. `alarm_row` is the monitored row
+    at which the martingale raised its alarm since the last start; `restarts` is how often it was restarted.
     """
 
     digest: str
@@ -40,7 +40,9 @@ class DriftMonitor:
         golden = scorer.published.golden
         drawn = np.zeros(1) if golden is None else golden.log_likelihood
         ranks = Ranks(float(np.median(drawn)), float(drawn.std()) or 1.0)
-        ranks.add(ranks.cells(scorer.calibration.scores))
+        calibration = scorer.calibration
+        chosen = slice(None) if calibration.complete is None else calibration.complete
+        ranks.add(ranks.cells(calibration.scores[chosen]))
         return DriftMonitor(scorer.published.digest, ranks)
 
     def add(self, scorer: Scorer, scores: Scores, uniforms: np.ndarray, level: float) -> bool:
@@ -49,7 +51,8 @@ class DriftMonitor:
         self.sides += np.bincount(scores.sides_of(scorer.band.percentiles) + 1, minlength=len(SIDES))
         self.p_values += p_value_counts(scores.p_value, BINS)
         complete = (scores.missing == 0) & (scores.band.folds == 1)
-        return self.bet(scores.log_likelihood[complete], uniforms[complete], level)
+        ranked = np.where(scores.unreadable, -np.inf, scores.log_likelihood)
+        return self.bet(ranked[complete], uniforms[complete], level)
 
     def bet(self, log_likelihood: np.ndarray, uniforms: np.ndarray, level: float) -> bool:
         """Bet on complete rows, shape (N,) both; whether this call raises the alarm."""

@@ -50,16 +50,16 @@ def evaluated(scorer: Scorer, valid: np.ndarray, invalid: dict[str, np.ndarray])
     """Evaluate every rule that the model supports on each set of invalid rows.
 
     Args:
-        valid: valid rows that the model has not seen, shape (B, D).
-        invalid: sets of invalid rows by name, each (N, D).
+        valid: valid rows that the model has not seen, as read for it, shape (B, D + C).
+        invalid: sets of invalid rows by name, each (N, D + C).
     """
     can_combine = scorer.calibration.statistics is not None
     rules = [rule for rule in RULES if can_combine or rule != "combined"]
     options = ScoreOptions("combined" if can_combine else "band")
-    good = scorer.score(valid, options)
+    good = scorer.score_read(valid, options)
     results = []
     for name, rows in invalid.items():
-        bad = scorer.score(rows, options)
+        bad = scorer.score_read(rows, options)
         for rule in rules:
             p_valid, p_invalid = RULES[rule](good), RULES[rule](bad)
             results.append(RuleOnSet(rule, name, shares(p_valid), shares(p_invalid), *ranking(p_valid, p_invalid)))

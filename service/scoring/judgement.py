@@ -14,6 +14,7 @@ from service.scoring.scores import CombinedRule
 from service.validity.band import Band, margins
 from service.validity.conformal import ScoreRanks
 from service.validity.cross_conformal import leads, ranks_by_folds
+from service.validity.violations import ViolationReference
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +50,38 @@ class CombinedJudgement:
     p_values: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class Violations:
+    """What is wrong with the cells of B rows: codes (B, D + C), and which rows rank below every number, (B,)."""
+
+    codes: np.ndarray
+    lowest: np.ndarray
+    reference: ViolationReference | None = None
+
+
 def judge_by_band(
-    band: Band, assessment: Assessment, everything: Comparison, compared: Sequence[Compared]
+    band: Band, assessment: Assessment, everything: Comparison, compared: Sequence[Compared], lowest: np.ndarray
 ) -> BandJudgement:
-    """Judge B rows by a band: all are compared with `everything`, except those listed in `compared`."""
-    size = len(assessment.estimates.log_likelihood)
-    judged = judged_by_band(everything, band, assessment, np.full(size, True))
+    """Judge B rows by a band: all are compared with `everything`, except those listed in `compared`.
+
+    `lowest` rows, (B,), rank below every number: they are below any band, for certain.
+    """
+    judged = judged_by_band(everything, band, assessment, np.full(len(lowest), True), lowest)
     for one in compared:
         own_band = Band.fit(one.comparison.scores, band.percentiles, band.folds)
-        theirs = judged_by_band(one.comparison, own_band, assessment, one.rows)
+        theirs = judged_by_band(one.comparison, own_band, assessment, one.rows, lowest)
         for whole, some in zip(judged, theirs, strict=True):
             whole[one.rows] = some
+    sides, certain = judged[0], judged[1]
+    sides[lowest], certain[lowest] = -1, True
     return BandJudgement(*judged)
 
 
 def judged_by_band(
-    comparison: Comparison, band: Band, assessment: Assessment, rows: np.ndarray
+    comparison: Comparison, band: Band, assessment: Assessment, rows: np.ndarray, lowest: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     """The arrays of a `BandJudgement` for the rows in a mask of shape (B,)."""
-    log_likelihood = assessment.estimates.log_likelihood[rows]
+    log_likelihood = np.where(lowest, -np.inf, assessment.estimates.log_likelihood)[rows]
     if comparison.folds is None:
         ranks = ScoreRanks.of(comparison.scores, log_likelihood)
         certain = band.certain(
@@ -75,14 +89,14 @@ def judged_by_band(
         )
         low, high = np.full(len(log_likelihood), band.low), np.full(len(log_likelihood), band.high)
     else:
-        by_each = np.stack([one.log_likelihood[rows] for one in assessment.by_member])  # (V, B)
+        by_each = np.stack([np.where(lowest, -np.inf, one.log_likelihood)[rows] for one in assessment.by_member])
         margin = np.stack([margins(one.std_error[rows], one.reliable[rows]) for one in assessment.by_member])
         ranks, less, more = (
             ranks_by_folds(comparison.scores, comparison.folds, by_each + shift) for shift in (0.0, -margin, margin)
         )
         certain = band.sides_of(less) == band.sides_of(more)
-        lower, higher = leads(comparison.scores, comparison.folds, by_each, band.outside)
-        low, high = log_likelihood - lower, log_likelihood + higher
+        lower, higher = leads(comparison.scores, comparison.folds, np.nan_to_num(by_each), band.outside)
+        low, high = (np.where(lowest[rows], band.low, log_likelihood - lower), log_likelihood + higher)
     return (
         band.sides_of(ranks),
         certain,
@@ -95,25 +109,35 @@ def judged_by_band(
 
 
 def judge_combined(
-    rule: CombinedRule, spec: InputSpec, assessment: Assessment, everything: Comparison, compared: Sequence[Compared]
+    rule: CombinedRule,
+    spec: InputSpec,
+    assessment: Assessment,
+    everything: Comparison,
+    compared: Sequence[Compared],
+    violations: Violations,
 ) -> CombinedJudgement:
     """Judge B rows by the combined rule: all are compared with `everything`, except those listed in `compared`."""
     assert assessment.statistics is not None
+    of_all = np.where(violations.lowest[:, None], np.inf, assessment.statistics)
+    of_violations = np.ones(len(of_all))
+    if violations.reference is not None:
+        of_violations = violations.reference.p_values(violations.codes, violations.lowest)
     width = margins(assessment.estimates.std_error, assessment.estimates.reliable)
     others = np.logical_or.reduce([one.rows for one in compared]) if compared else np.zeros(len(width), dtype=bool)
     p_value, certain = np.ones(len(width)), np.ones(len(width), dtype=bool)
     p_values = np.ones((len(width), len(rule.statistics)))
+    if rule.violation_rows:
+        p_values[:, -1] = of_violations
     for one in (Compared(~others, everything), *compared):
         reference = one.comparison.statistics
         assert reference is not None
-        statistics = assessment.statistics[one.rows]
-        p_value[one.rows] = reference.combination.p_value(statistics)
-        p_values[one.rows] = reference.p_values(statistics, spec)
-        less, more = (
-            rule.are_valid(reference.combination.p_value(shifted(statistics, sign * width[one.rows])))
-            for sign in (-1, 1)
-        )
-        certain[one.rows] = less == more
+        statistics, beside = of_all[one.rows], of_violations[one.rows]
+        p_value[one.rows] = rule.p_values(reference.combination.p_value(statistics), beside)
+        of_each = reference.p_values(assessment.statistics[one.rows], spec)
+        p_values[one.rows, : of_each.shape[1]] = of_each
+        moved = (shifted(statistics, sign * width[one.rows]) for sign in (-1, 1))
+        less, more = (rule.are_valid(rule.p_values(reference.combination.p_value(other), beside)) for other in moved)
+        certain[one.rows] = (less == more) | violations.lowest[one.rows]
     return CombinedJudgement(p_value, certain, p_values)
 
 

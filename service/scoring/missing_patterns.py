@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from service.density.estimate import DIRECT, Execution
-from service.scoring.calibration import Calibration
+from service.scoring.calibration import Calibration, readable
 from service.scoring.model import Assessment, Model
 from service.scoring.options import PLAIN, Detail
 from service.scoring.scores import ReferenceEstimates
@@ -60,10 +60,13 @@ class MissingPatterns:
         self.lock = threading.Lock()
 
     def unknown(self, rows: np.ndarray, detail: Detail = PLAIN) -> list[np.ndarray]:
-        """Masks of missing cells, shape (D,), in checked rows, (B, D), whose comparison is not cached in full."""
+        """Masks of missing cells, shape (D,), in checked rows, (B, D + C), whose comparison is not cached in full.
+
+        Rows that cannot be read, or have no value, need no comparison.
+        """
         return [
             pattern
-            for pattern in distinct_patterns(np.isnan(rows))
+            for pattern in distinct_patterns(np.isnan(readable(self.model.input, rows)))
             if not self.known.get(pattern.tobytes(), NOTHING).has(detail)
         ]
 
@@ -84,11 +87,14 @@ class MissingPatterns:
 
     def remember(self, pattern: np.ndarray, found: ReferenceEstimates) -> Comparison:
         """Cache a pattern's comparison, and drop the least recently used patterns."""
-        calibration = self.calibration
-        assert calibration.reference is not None
-        scores, folds = found.log_likelihood, calibration.reference.folds_with_missing(pattern)
+        calibration, reference = self.calibration, self.calibration.reference
+        assert reference is not None
+        scores, folds = found.log_likelihood, reference.folds_with_missing(pattern)
+        unreadable = reference.unreadable_among(len(scores))
         if folds is not None:
             scores = np.take_along_axis(found.by_member, folds[:, None], axis=1)[:, 0]
+            folds = np.append(np.zeros(unreadable, folds.dtype), folds)  # below every number by any network
+        scores = np.append(np.full(unreadable, -np.inf), scores)
         order = np.argsort(scores, kind="stable")
         columns = statistics = None
         if found.columns.size:
@@ -96,7 +102,9 @@ class MissingPatterns:
             columns = ColumnSketch.fit(found.columns, calibration.columns.suspect)
         if found.statistics.size:
             assert calibration.statistics is not None
-            statistics = ReferenceStatistics.fit(calibration.statistics.known, found.statistics, self.model.input)
+            statistics = ReferenceStatistics.fit(
+                calibration.statistics.known, found.statistics, self.model.input, unreadable
+            )
         with self.lock:
             before = self.known.get(pattern.tobytes(), NOTHING)
             comparison = Comparison(

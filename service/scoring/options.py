@@ -41,6 +41,7 @@ class ScoreOptions:
             too likely.
         fdr: mark discoveries so that the expected share of valid rows among them is at most this.
         explain: for each row, name so many of its most suspicious columns.
+        strict: a cell that cannot be read is an error, instead of making its row invalid.
 
     Raises:
         InputError: the options contradict each other, or a share is not between 0 and 1.
@@ -52,6 +53,7 @@ class ScoreOptions:
     tail: Tail | None = None
     fdr: float | None = None
     explain: int = 0
+    strict: bool = False
 
     def __post_init__(self) -> None:
         for name in ("false_alarm", "fdr"):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property, partial
 
 import numpy as np
 import torch
 
+from service.data.domains import MISSING, Domains, is_lowest, num_unreadable
 from service.data.frames import Rows, array_of
 from service.density.conditionals import ColumnDraws, ColumnEstimates
 from service.density.estimate import DIRECT, Execution
@@ -20,7 +21,7 @@ from service.density.tiling import worker_pool
 from service.errors import CalibrationError, DamagedModelError, InputError
 from service.scoring.expected import MemberDraws, expected_cells
 from service.scoring.generator import Generator
-from service.scoring.judgement import Compared, judge_by_band, judge_combined
+from service.scoring.judgement import Compared, Violations, judge_by_band, judge_combined
 from service.scoring.missing_patterns import Comparison, MissingPatterns, distinct_patterns
 from service.scoring.model import Assessment
 from service.scoring.options import DEFAULT, PLAIN, Detail, ScoreOptions
@@ -43,7 +44,8 @@ class Scorer(Generator):
         super().__init__(published.model)
         self.published = published
         self.calibration = published.calibration
-        self.reader = published.card.input.reader(published.card.reading)
+        self.domains = published.card.domains or Domains.unknown(published.card.input)
+        self.reader = published.card.reader()
         self.calibration.check_belongs_to(self.model)
         self.band = self.calibration.band()
         for one in self.model.members:
@@ -57,9 +59,17 @@ class Scorer(Generator):
         return worker_pool(self.threads) if self.threads > 1 else None
 
     def rows(self, rows: Rows) -> np.ndarray:
-        """Check rows and cast them to the input's precision, shape (B, D)."""
+        """Check rows without unreadable cells and cast them to the input's precision, shape (B, D)."""
+        return self.read(rows, is_strict=True)[:, : self.model.input.features]
+
+    def read(self, rows: Rows, is_strict: bool = False) -> np.ndarray:
+        """Check rows for `score_read`, shape (B, D + C): C further cells say whether columns that were constant still are.
+
+        Unless `is_strict`, a cell that cannot be read makes its row invalid, if the model's rows may have missing cells.
+        """
+        reader = replace(self.reader, is_strict=is_strict)
         is_numbers = isinstance(rows, np.ndarray) and rows.dtype != object
-        return self.model.input.rows(rows if is_numbers else array_of(rows, self.reader))
+        return self.model.input.read(reader.padded(rows) if is_numbers else array_of(rows, reader), reader)
 
     def warm_up(self) -> None:
         """Score some rows, so that the first request does not pay for torch's one-time setup.
@@ -106,28 +116,37 @@ class Scorer(Generator):
             InputError: rows that cannot be read.
             CalibrationError: as for `check`.
         """
+        return self.score_read(self.read(rows, options.strict), options, check_cancelled)
+
+    def score_read(
+        self, rows: np.ndarray, options: ScoreOptions = DEFAULT, check_cancelled: CheckCancelled = never_cancelled
+    ) -> Scores:
+        """The scores of rows that have been checked (`read`), shape (B, D + C)."""
         execution, detail = Execution(self.pool, check_cancelled), options.detail
         percentiles = options.band_percentiles
         band = self.band if percentiles is None else self.calibration.band(percentiles)
         rule = self.combined_rule(options.false_alarm) if options.rule == "combined" else None
-        rows = self.rows(rows)
+        spec = self.model.input
+        codes = self.domains.codes(spec, rows)
+        lowest, rows = is_lowest(codes, spec.features), rows[:, : spec.features]
         missing = np.isnan(rows)
         # Rows stop once clear of the pilot band's ends; this band's ends differ a little and must be cleared as well.
         assessment = self.assess(rows, detail, execution, band.ends)
         compared = [
-            Compared((missing == pattern).all(axis=1), self.patterns.comparison(pattern, detail, execution))
-            for pattern in distinct_patterns(missing)
+            Compared((missing == pattern).all(axis=1) & ~lowest, self.patterns.comparison(pattern, detail, execution))
+            for pattern in distinct_patterns(missing[~lowest])
         ]
         everything = Comparison(
             self.calibration.scores, self.calibration.folds, self.calibration.columns, self.calibration.statistics
         )
-        judged, estimates = judge_by_band(band, assessment, everything, compared), assessment.estimates
+        judged, estimates = judge_by_band(band, assessment, everything, compared, lowest), assessment.estimates
         valid, certain = judged.sides == 0, judged.certain
         combined_p_value, evidence = np.full(len(rows), np.nan), np.zeros((len(rows), 0))
         if rule is not None:
-            combined = judge_combined(rule, self.model.input, assessment, everything, compared)
+            violations = Violations(codes, lowest, self.calibration.violations)
+            combined = judge_combined(rule, spec, assessment, everything, compared, violations)
             combined_p_value, certain, evidence = combined.p_value, combined.certain, combined.p_values
-            valid = rule.are_valid(combined_p_value)
+            valid = rule.are_valid(combined_p_value) & ~lowest
         scores = Scores(
             band=band,
             rule=rule,
@@ -144,11 +163,15 @@ class Scorer(Generator):
             percentile=judged.percentile,
             p_value=judged.p_value,
             low_p_value=judged.low_p_value,
-            missing=missing.sum(axis=1),
+            missing=missing.sum(axis=1) - num_unreadable(codes),
             low=judged.low,
             high=judged.high,
             combined_p_value=combined_p_value,
             evidence=evidence,
+            unreadable=lowest,
+            codes=codes,
+            domains=self.domains,
+            spec=spec,
         )
         if assessment.columns is None:
             return scores
@@ -183,7 +206,7 @@ class Scorer(Generator):
         Raises:
             CalibrationError: this version has no statistics to combine, or too few rows for that rate.
         """
-        return CombinedRule.of(self.reference_statistics(), self.model.input, false_alarm)
+        return CombinedRule.of(self.reference_statistics(), self.model.input, false_alarm, self.calibration.violations)
 
     @cached_property
     def row_statistics(self) -> RowStatistics:
@@ -218,12 +241,13 @@ class Scorer(Generator):
         `compared` lists the rows that are not compared with all validation rows.
         """
         p_values = self.column_sketch().p_values(columns.log_likelihood)
-        chosen = self.column_sketch().most_suspicious(columns.log_likelihood, p_values, count)  # (B, N)
+        wrong = scores.codes[:, : rows.shape[1]] > MISSING if scores.codes.size else np.zeros(rows.shape, dtype=bool)
+        chosen = self.column_sketch().most_suspicious(columns.log_likelihood, p_values, count, wrong)  # (B, N)
         for one in compared:
-            assert one.comparison.columns is not None
-            given = columns.log_likelihood[one.rows]
-            p_values[one.rows] = one.comparison.columns.p_values(given)
-            chosen[one.rows] = one.comparison.columns.most_suspicious(given, p_values[one.rows], count)
+            sketch, given = one.comparison.columns, columns.log_likelihood[one.rows]
+            assert sketch is not None
+            p_values[one.rows] = sketch.p_values(given)
+            chosen[one.rows] = sketch.most_suspicious(given, p_values[one.rows], count, wrong[one.rows])
         members = [
             MemberDraws(one.vae.likelihood, partial(self.decoded, one.vae), drawn)
             for one, drawn in zip(self.model.members, draws, strict=True)

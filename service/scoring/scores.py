@@ -4,46 +4,80 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from service.data.domains import MISSING, Domains, Violation, num_unreadable
 from service.data.inputs import InputSpec
 from service.errors import CalibrationError
 from service.scoring.statistics import ReferenceStatistics, names_of
 from service.validity.band import SIDES, Band, Side, Verdict, exact, rank
-from service.validity.conformal import Acceptance, Discoveries, Tail, check_share
+from service.validity.conformal import Acceptance, Discoveries, Tail, check_share, places_refused
+from service.validity.violations import ViolationReference
 
 USUAL_FALSE_ALARM = 0.01  # of the combined rule
+# How a combined rate is split between the statistics and the violations. Half of the validation rows rank the statistics,
+# and all of them the violations: with these shares both need the same number of rows for a rate.
+STATISTICS_SHARE, VIOLATIONS_SHARE = Fraction(2, 3), Fraction(1, 3)
+VIOLATIONS = "violations"  # the name of their p-value among those of the statistics
+CERTAIN = Acceptance(1.0, (1.0, 1.0), 1.0)  # everything is accepted
 
 
 @dataclass(frozen=True, slots=True)
 class CombinedRule:
     """The combined rule of several test statistics: a row is invalid if its combined p-value is at most `false_alarm`.
 
-    `rows` is the number of validation rows behind a combined p-value, and `statistics` the names of the test statistics.
+    `rows` is the number of validation rows that rank the combined statistic, and `statistics` the names of the p-values
+    behind it. If the version knows how often valid rows violate domains, the last of them is that of a row's violations and
+    missing cells, among `violation_rows` validation rows; the rate is then split between them and the statistics, and the
+    combined p-value is the smaller of the two after its share. `accepted` is the share of valid rows that the rule accepts.
     """
 
     false_alarm: float
     rows: int
     statistics: tuple[str, ...]
+    accepted: Acceptance
+    violation_rows: int = 0
 
     @staticmethod
-    def of(evidence: ReferenceStatistics, spec: InputSpec, false_alarm: float | None = None) -> CombinedRule:
+    def of(
+        evidence: ReferenceStatistics,
+        spec: InputSpec,
+        false_alarm: float | None = None,
+        violations: ViolationReference | None = None,
+    ) -> CombinedRule:
         """The rule at a false-alarm rate; by default USUAL_FALSE_ALARM, or the smallest that so many rows allow.
 
         Raises:
             CalibrationError: unless 0 < false_alarm < 1, or too few rows for this rate.
         """
-        rate = max(USUAL_FALSE_ALARM, 1.0 / (evidence.rows + 1)) if false_alarm is None else false_alarm
+        share = STATISTICS_SHARE if violations is not None else Fraction(1)
+        smallest = 1 / (share * (evidence.rows + 1))
+        rate = max(USUAL_FALSE_ALARM, float(smallest)) if false_alarm is None else false_alarm
         check_share("false alarm rate", rate)
-        if false_alarm is not None and rank(evidence.rows, 100 * exact(rate)) < 1:
-            needed = -(-1 // exact(rate)) - 1
+        places = rank(evidence.rows, 100 * exact(rate) * share)
+        if false_alarm is not None and places < 1:
+            needed = -(-1 // (exact(rate) * share)) - 1
             raise CalibrationError(
                 f"a combined rate of {rate:g} needs at least {needed:,} validation rows in the calibrating half, there "
                 f"are {evidence.rows:,}"
             )
-        return CombinedRule(rate, evidence.rows, tuple(names_of(spec, evidence.known.generation)))
+        accepted = accepts(evidence.rows, places_refused(evidence.combination.combined, max(1, places)))
+        names = tuple(names_of(spec, evidence.known.generation))
+        if violations is None:
+            return CombinedRule(rate, evidence.rows, names, accepted)
+        refused = violations.places_refused(rank(violations.rows, 100 * exact(rate) * VIOLATIONS_SHARE))
+        accepted = accepted.both(accepts(violations.rows, refused))
+        return CombinedRule(rate, evidence.rows, (*names, VIOLATIONS), accepted, violations.rows)
+
+    def p_values(self, statistics: np.ndarray, violations: np.ndarray) -> np.ndarray:
+        """The combined p-values of rows from those of their statistics and of their violations, (B,) both: (B,)."""
+        if not self.violation_rows:
+            return statistics
+        smaller = np.minimum(statistics / float(STATISTICS_SHARE), violations / float(VIOLATIONS_SHARE))
+        return np.minimum(smaller, 1.0)
 
     def are_valid(self, p_values: np.ndarray) -> np.ndarray:
         """Which rows the rule accepts, from their combined p-values: shape (B,), bool.
@@ -53,9 +87,16 @@ class CombinedRule:
         return p_values > self.false_alarm * (1.0 + 1e-12)
 
     @property
-    def accepted(self) -> Acceptance:
-        """The share of valid rows that the rule accepts."""
-        return Acceptance.of(self.rows + 1 - max(1, rank(self.rows, 100 * exact(self.false_alarm))), self.rows)
+    def finest(self) -> int:
+        """The number of validation rows whose smallest p-value is that of the rule."""
+        if not self.violation_rows:
+            return self.rows
+        return max(int((self.rows + 1) * STATISTICS_SHARE), int((self.violation_rows + 1) * VIOLATIONS_SHARE)) - 1
+
+
+def accepts(rows: int, refused: int) -> Acceptance:
+    """The share of valid rows that is accepted if a new row is refused at so many of its n + 1 places among the rows."""
+    return Acceptance.of(max(1, rows + 1 - refused), rows) if refused else CERTAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +109,9 @@ class Scores:
     `evidence` has shape (B, 0). `missing` counts a row's missing cells. A row with missing cells is compared with
     validation rows that have the same cells hidden: `low` and `high` are the ends of its own band. With folds every row has
     a band of its own. `evaluations` is what the estimate cost, in decoder evaluations.
+
+    Rows that are `unreadable` have a cell that cannot be read, or no value: they rank below every number, and are always
+    invalid. `codes` (B, D + C) tell what is wrong with each cell by the columns' `domains`; `violations` puts it in words.
     """
 
     band: Band
@@ -90,6 +134,10 @@ class Scores:
     high: np.ndarray
     combined_p_value: np.ndarray
     evidence: np.ndarray
+    unreadable: np.ndarray
+    codes: np.ndarray
+    domains: Domains
+    spec: InputSpec
 
     def __len__(self) -> int:
         return len(self.log_likelihood)
@@ -103,7 +151,7 @@ class Scores:
             CalibrationError: unless 0 < level < 1.
         """
         if self.rule is not None:
-            return Discoveries.of(self.combined_p_value, level, "low", self.rule.rows)
+            return Discoveries.of(self.combined_p_value, level, "low", self.rule.finest)
         p_values = self.low_p_value if tail == "low" else self.p_value
         return Discoveries.of(p_values, level, tail, self.band.rows)
 
@@ -115,7 +163,33 @@ class Scores:
         low, high = percentiles[0] / 100.0, 1.0 - percentiles[1] / 100.0
         is_low = self.low_p_value <= low * (1.0 + 1e-12)
         is_high = (self.p_value <= 2.0 * high * (1.0 + 1e-12)) & (self.p_value < 2.0 * self.low_p_value)
-        return is_high.astype(int) - is_low.astype(int)
+        return np.where(self.unreadable, -1, is_high.astype(int) - is_low.astype(int))
+
+    def violations(self) -> list[list[Violation]]:
+        """What is wrong with each row, by its cells' domains."""
+        found: list[list[Violation]] = [[] for _ in range(len(self))]
+        for row in np.flatnonzero(self.unreadable | (self.codes > MISSING).any(axis=1)).tolist():
+            found[row] = self.domains.violations(self.spec, self.codes[row])
+        return found
+
+    @property
+    def num_violations(self) -> np.ndarray:
+        """How many violations each row has, shape (B,)."""
+        empty = self.unreadable & (num_unreadable(self.codes) == 0)
+        return np.asarray((self.codes > MISSING).sum(axis=1) + empty)
+
+    def warning(self) -> str | None:
+        """A warning if valid rows are refused more often than was asked for, since too many cannot be read; else None."""
+        band, rule = self.band, self.rule
+        accepted, refused = (
+            (band.accepted, sum(band.outside) / (band.rows + 1)) if rule is None else (rule.accepted, rule.false_alarm)
+        )
+        if accepted.interval is None or accepted.expected > 1.0 - refused - 1e-6:
+            return None
+        return (
+            f"only {100 * accepted.expected:.3g} % of valid rows are accepted: more validation rows than the rate allows "
+            "have a cell that cannot be read"
+        )
 
     @property
     def side(self) -> list[Side]:

@@ -111,11 +111,16 @@ class ReferenceStatistics:
     combination: Combination
 
     @staticmethod
-    def fit(known: KnownRows, statistics: np.ndarray, spec: InputSpec) -> ReferenceStatistics | None:
-        """Fit to validation rows' statistics, shape (n, K), in random order; None if there are too few rows."""
-        if len(statistics) < MIN_ROWS:
+    def fit(
+        known: KnownRows, statistics: np.ndarray, spec: InputSpec, unreadable: int = 0
+    ) -> ReferenceStatistics | None:
+        """Fit to validation rows' statistics, shape (n, K), in random order; None if there are too few rows.
+
+        Rows that rank below every number have infinite statistics; there are `unreadable` more of them.
+        """
+        if np.isfinite(statistics[: len(statistics) // 2]).all(axis=1).sum() < MIN_ROWS // 2:
             return None
-        return ReferenceStatistics(known, Combination.fit(statistics, *weights_of(spec)))
+        return ReferenceStatistics(known, Combination.fit(statistics, *weights_of(spec), -(-unreadable // 2)))
 
     @property
     def rows(self) -> int:

@@ -60,12 +60,14 @@ def blamed_column(
     }
 
 
-def score_lists(
-    scores: Scores, spec: InputSpec, discoveries: Discoveries | None = None
-) -> tuple[list[str], Iterator[list[Any]]]:
-    """Names of a score's fields, and their values by row, None for NaN; with `missing` if the model accepts such cells."""
-    names = [*SCORE_COLUMNS, *(["missing"] if spec.reads_missing else [])]
-    columns = [getattr(scores, name) for name in names]
+def score_lists(scores: Scores, discoveries: Discoveries | None = None) -> tuple[list[str], Iterator[list[Any]]]:
+    """Names of a score's fields, and their values by row, None for NaN.
+
+    With `missing` and `violations` if the model accepts missing cells.
+    """
+    names, columns = list(SCORE_COLUMNS), [getattr(scores, name) for name in SCORE_COLUMNS]
+    if scores.spec.reads_missing:
+        names, columns = [*names, "missing", "violations"], [*columns, scores.missing, violation_texts(scores)]
     if scores.rule is not None:
         names = [*names, "combined_p_value", *(f"p_value_{name}" for name in scores.rule.statistics)]
         columns = [*columns, scores.combined_p_value, *scores.evidence.T]
@@ -76,17 +78,23 @@ def score_lists(
     return names, ([None if value != value else value for value in row] for row in zip(*lists, strict=True))  # noqa: PLR0124
 
 
-def scores_csv(
-    scores: Scores, spec: InputSpec, ids: Sequence[Any] | None = None, discoveries: Discoveries | None = None
-) -> str:
+def violation_texts(scores: Scores) -> list[str | None]:
+    """What is wrong with each row, in words: column and message of each violation; None if nothing is."""
+    return [
+        "; ".join(f"{one.column}: {one.message}" if one.column else one.message for one in found) or None
+        for found in scores.violations()
+    ]
+
+
+def scores_csv(scores: Scores, ids: Sequence[Any] | None = None, discoveries: Discoveries | None = None) -> str:
     """The scores as CSV, with each row's index or id, and five fields for each suspicious column."""
-    names, rows = score_lists(scores, spec, discoveries)
+    names, rows = score_lists(scores, discoveries)
     header, keys = ["row" if ids is None else "id", *names], range(len(scores)) if ids is None else ids
     table = ([key, *row] for key, row in zip(keys, rows, strict=True))
     if isinstance(scores, ExplainedScores):
         number = scores.columns.shape[1]
         header += [f"blamed_{rank}_{name}" for rank in range(1, number + 1) for name in BLAMED_COLUMNS]
-        blamed = blamed_columns(scores, spec)
+        blamed = blamed_columns(scores, scores.spec)
         table = (row + blamed_cells(columns, number) for row, columns in zip(table, blamed, strict=True))
     return as_csv(header, table)
 
@@ -141,11 +149,9 @@ class Origin:
         kept = {name: [kept_cell(cell) for cell in found[name]] for name in keep}
         return Origin("row" if raw.lines is None else "line", keys, kept, texts, is_full)
 
-    def listed(
-        self, scores: Scores, spec: InputSpec, discoveries: Discoveries | None
-    ) -> tuple[list[str], Iterator[list[Any]]]:
+    def listed(self, scores: Scores, discoveries: Discoveries | None) -> tuple[list[str], Iterator[list[Any]]]:
         """Names of a row's fields, and their values by row."""
-        names, rows = score_lists(scores, spec, discoveries)
+        names, rows = score_lists(scores, discoveries)
         shown = [at for at, name in enumerate(names) if self.is_full or name not in DIAGNOSTICS]
         if twice := [name for name in self.kept if name in names or name == self.key]:
             raise DataError(f"cannot keep column {twice[0]!r}: a column of the scores has the same name")
@@ -155,9 +161,9 @@ class Origin:
             [key, *more, *(row[at] for at in shown)] for key, more, row in zip(self.keys, kept, rows, strict=True)
         )
 
-    def blamed(self, scores: ExplainedScores, spec: InputSpec) -> list[list[dict[str, Any]]]:
+    def blamed(self, scores: ExplainedScores) -> list[list[dict[str, Any]]]:
         """The most suspicious columns of each row, text as the file has it."""
-        found = blamed_columns(scores, spec)
+        found = blamed_columns(scores, scores.spec)
         for row, columns in enumerate(found):
             for one in columns:
                 text = self.texts.get(str(one["name"]), ())
@@ -173,25 +179,23 @@ def kept_cell(cell: Any) -> Any:
     return plain(float(cell)) if isinstance(cell, float) else cell
 
 
-def file_scores_csv(scores: Scores, spec: InputSpec, origin: Origin, discoveries: Discoveries | None = None) -> str:
+def file_scores_csv(scores: Scores, origin: Origin, discoveries: Discoveries | None = None) -> str:
     """The scores of a file as CSV, with seven fields for each suspicious column."""
-    header, table = origin.listed(scores, spec, discoveries)
+    header, table = origin.listed(scores, discoveries)
     if isinstance(scores, ExplainedScores):
         number, fields = scores.columns.shape[1], (*BLAMED_COLUMNS, *INTERVAL)
         header += [f"blamed_{rank}_{name}" for rank in range(1, number + 1) for name in fields]
-        blamed = origin.blamed(scores, spec)
+        blamed = origin.blamed(scores)
         table = (row + blamed_cells(columns, number, True) for row, columns in zip(table, blamed, strict=True))
     return as_csv(header, table)
 
 
-def file_scores_json_lines(
-    scores: Scores, spec: InputSpec, origin: Origin, discoveries: Discoveries | None = None
-) -> str:
+def file_scores_json_lines(scores: Scores, origin: Origin, discoveries: Discoveries | None = None) -> str:
     """The scores of a file as JSON lines."""
-    names, rows = origin.listed(scores, spec, discoveries)
+    names, rows = origin.listed(scores, discoveries)
     documents = [dict(zip(names, row, strict=True)) for row in rows]
     if isinstance(scores, ExplainedScores):
-        for document, columns in zip(documents, origin.blamed(scores, spec), strict=True):
+        for document, columns in zip(documents, origin.blamed(scores), strict=True):
             document["columns"] = columns
     return "".join(json.dumps(document) + "\n" for document in documents)
 

@@ -9,11 +9,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from service._version import __version__
-from service.data.cells import USUAL, Reading
+from service.data.cells import USUAL, CellReader, Reading
+from service.data.domains import Domains
 from service.data.inputs import InputSpec
 from service.data.kinds import ColumnKind
 from service.density.estimator import Estimator
 from service.scoring.calibration import Calibration
+from service.scoring.fingerprints import Fingerprints
 from service.scoring.golden import Golden
 from service.scoring.model import Model
 from service.system.frozen import Frozen
@@ -27,7 +29,7 @@ class CalibrationCard(Frozen):
 
     rows: int
     percentiles: tuple[float, float]
-    band: tuple[float, float | None]  # None for no high end
+    band: tuple[float | None, float | None]  # None for no end
     data: dict[str, Any] = {}
 
 
@@ -48,6 +50,12 @@ class Card(Frozen):
     training: dict[str, Any] = {}
     reading: Reading = USUAL  # absent in older cards, whose data was read with the default
     kinds: tuple[ColumnKind, ...] = ()  # what each column of the training file was taken for, and why
+    domains: Domains | None = None  # what the training rows never held; None where that was not learnt
+
+    def reader(self) -> CellReader:
+        """A reader of cells for the version's rows."""
+        constants = () if self.domains is None else self.domains.constants
+        return self.input.reader(self.reading, tuple((one.name, one.value) for one in constants))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,8 @@ class Draft:
         calibration_data: the card's entry on the calibration rows.
         reading: how the cells of the training file were read.
         kinds: what each column of the training file was taken for.
+        domains: what its rows never held.
+        fingerprints: of the rows that the networks were fitted to; None if they are not kept.
     """
 
     model: Model
@@ -79,6 +89,8 @@ class Draft:
     description: str = ""
     reading: Reading = USUAL
     kinds: tuple[ColumnKind, ...] = ()
+    domains: Domains | None = None
+    fingerprints: Fingerprints | None = None
 
 
 @dataclass(frozen=True)

@@ -126,9 +126,9 @@ class Engine:
         """Score a row of the default model's own in the inference threads."""
         rows = scorer.sample(1, seed=0).samples
         task = self.row_task(
-            scorer, lambda batch, check_cancelled: scorer.score(batch, DEFAULT, check_cancelled), "probe"
+            scorer, lambda batch, check_cancelled: scorer.score_read(batch, DEFAULT, check_cancelled), "probe"
         )
-        await self.inference.submit(task, scorer.rows(rows), self.settings.request_timeout_s, "probe").future
+        await self.inference.submit(task, scorer.read(rows), self.settings.request_timeout_s, "probe").future
 
     async def scorer(self, name: str | None) -> Scorer:
         """The named model; one that is not in memory is loaded and verified off the event loop.
@@ -148,10 +148,10 @@ class Engine:
         self.inference.check_room(call.caller, scorer.model.row_cost)
 
     async def score(self, call: Call, scorer: Scorer, rows: np.ndarray, options: ScoreOptions = DEFAULT) -> Scores:
-        """Score checked rows, shape (B, D), in batches with those of other calls, and count them."""
+        """Score rows that were read for the scorer, shape (B, D + C), in batches with those of other calls; count them."""
 
         def compute(batch: np.ndarray, check_cancelled: CheckCancelled) -> Scores:
-            scores = scorer.score(batch, options, check_cancelled)
+            scores = scorer.score_read(batch, options, check_cancelled)
             self.metrics.count_scores(str(scorer.published.reference), scores)  # once for all calls of the batch
             return scores
 
@@ -226,11 +226,11 @@ class Engine:
         """Score rows that no caller waits for, when nothing else waits."""
         task = self.row_task(
             scorer,
-            lambda batch, check_cancelled: scorer.score(batch, options, check_cancelled),
+            lambda batch, check_cancelled: scorer.score_read(batch, options, check_cancelled),
             (scorer, options),
             is_shadow=True,
         )
-        job = self.inference.submit(task, scorer.rows(rows), self.settings.request_timeout_s)
+        job = self.inference.submit(task, scorer.read(rows), self.settings.request_timeout_s)
         answer: Scores = concatenated((await job.future).answers)
         return answer
 

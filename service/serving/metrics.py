@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from service.data.domains import KINDS, MISSING
 from service.scoring.scores import Scores
 from service.validity.band import SIDES
 
@@ -49,6 +50,7 @@ class Metrics:
         self.rate = self.gauge("vouch_evaluations_per_second", "Decoder evaluations per second, as measured recently")
         self.dropped = self.counter("vouch_dropped_requests", "Requests dropped before they were computed", "reason")
         self.rows = self.counter("vouch_rows", "Scored rows by side of the band: inside is valid", "model", "side")
+        self.violations = self.counter("vouch_violations", "Cells that break their column's domain", "model", "kind")
         self.unreliable = self.counter("vouch_unreliable_rows", "Scored rows whose estimate is not reliable", "model")
         self.log_likelihood = RowHistogram("vouch_log_likelihood", "log p(x) of scored rows, nats", NATS)
         self.p_value = RowHistogram("vouch_p_value", "p_value of scored rows; uniform if nothing drifts", TENTHS)
@@ -93,6 +95,9 @@ class Metrics:
         for side, number in zip(SIDES, np.bincount(scores.sides + 1, minlength=len(SIDES)).tolist(), strict=True):
             self.at(self.rows, model, side).inc(number)
         self.at(self.unreliable, model).inc(int((~scores.reliable).sum()))
+        codes, counts = np.unique(scores.codes[scores.codes > MISSING], return_counts=True)
+        for code, number in zip(codes.tolist(), counts.tolist(), strict=True):
+            self.at(self.violations, model, KINDS[code][0]).inc(number)
         self.log_likelihood.observe((model,), scores.log_likelihood)
         self.p_value.observe((model,), scores.p_value)
 

@@ -58,7 +58,8 @@ class Shadow:
             scorer = await self.load(self.reference)
             if scorer is served:
                 return
-            other = await self.score(scorer, rows, ScoreOptions(percentiles=scores.band.percentiles))
+            cells = rows[:, : served.model.input.features]  # without the constants that the served version knows of
+            other = await self.score(scorer, cells, ScoreOptions(percentiles=scores.band.percentiles))
         except VouchError as error:
             self.metrics.shadow_skipped.inc()
             log.warning("the shadow could not score", extra={"model": self.reference, "error": str(error)})

@@ -15,6 +15,7 @@ from service.scoring.version import Card
 from service.vae.network import VAE, Architecture
 from service.validity.column_ranks import ColumnSketch
 from service.validity.combination import Combination
+from service.validity.violations import CODES, ViolationReference
 
 WEIGHTS, CALIBRATION = "weights.safetensors", "calibration.safetensors"
 
@@ -53,6 +54,8 @@ def check_calibration(label: str, card: Card, calibration: Calibration, golden: 
         or (calibration.columns and sketch_problem(calibration.columns, card.input.features))
         or (calibration.reference and reference_problem(calibration.reference, card.input.features))
         or (calibration.statistics and combination_problem(calibration.statistics.combination))
+        or domains_problem(card, calibration)
+        or (calibration.violations and violations_problem(calibration.violations, calibration))
         or (
             calibration.statistics
             and known_problem(calibration.statistics.known.rows, calibration.statistics.known.usual)
@@ -64,9 +67,11 @@ def check_calibration(label: str, card: Card, calibration: Calibration, golden: 
 
 
 def scores_problem(scores: np.ndarray) -> str | None:
-    if not np.isfinite(scores).all():
+    """Rows that rank below every number have -inf."""
+    if np.isnan(scores).any() or np.isposinf(scores).any() or not np.isfinite(scores).any():
         return "some validation scores are not finite"
-    return "all validation scores are equal" if len(scores) > 1 and scores[0] == scores[-1] else None
+    finite = scores[np.isfinite(scores)]
+    return "all validation scores are equal" if len(finite) > 1 and finite[0] == finite[-1] else None
 
 
 def band_problem(card: Card, calibration: Calibration) -> str | None:
@@ -96,17 +101,43 @@ def reference_problem(reference: ReferenceRows, features: int) -> str | None:
 
 
 def combination_problem(combination: Combination) -> str | None:
-    arrays = (combination.parts, combination.combined, combination.weights, combination.scales)
+    readable = combination.combined[combination.combined < np.inf]  # others rank below every number
+    arrays = (combination.parts, readable, combination.weights, combination.scales)
     if not all(np.isfinite(array).all() for array in arrays):
         return "the statistics of the combined rule are not finite"
     if (combination.weights < 0).any() or not combination.weights.any() or (combination.scales <= 0).any():
         return "the statistics of the combined rule have weights that are not positive"
-    if not combination.parts.size or not combination.combined.size:
+    if not combination.parts.size or not readable.size:
         return "the statistics of the combined rule have no rows"
-    if (np.diff(combination.parts, axis=0) < 0).any() or (np.diff(combination.combined) < 0).any():
+    if (np.diff(combination.parts, axis=0) < 0).any() or (combination.combined[1:] < combination.combined[:-1]).any():
         return "the statistics of the combined rule are not ascending"
-    if len(combination.combined) > 1 and combination.combined[0] == combination.combined[-1]:
+    if len(readable) > 1 and readable[0] == readable[-1]:
         return "all combined statistics of validation rows are equal"
+    return None
+
+
+def domains_problem(card: Card, calibration: Calibration) -> str | None:
+    """Why the card's domains are not those of its columns, or are not what calibrates the violations."""
+    if card.domains is None:
+        return None if calibration.violations is None else "violations are calibrated, and the card has no domains"
+    if not card.input.reads_missing or len(card.domains.columns) != card.input.features:
+        return "the card's domains are not those of its columns"
+    names = [one.name for one in card.domains.constants]
+    if len(set(names)) < len(names) or set(names) & set(card.input.columns or ()):
+        return "the card's constants are not columns of their own"
+    width = len(card.domains.columns) + len(names)
+    violations = calibration.violations
+    return (
+        None if violations is None or violations.codes.shape[1:] == (width,) else "the violations have the wrong shape"
+    )
+
+
+def violations_problem(violations: ViolationReference, calibration: Calibration) -> str | None:
+    codes, counts = violations.codes, violations.counts
+    if codes.dtype != np.uint8 or codes.ndim != 2 or counts.shape != codes.shape[:1] or (codes >= CODES).any():
+        return "the violations have the wrong shape"
+    if (counts < 1).any() or violations.lowest < 0 or violations.rows != len(calibration.scores):
+        return "the violations are not those of the validation rows"
     return None
 
 

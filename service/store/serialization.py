@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from service.data.inputs import InputSpec
 from service.errors import DamagedModelError
 from service.scoring.calibration import Calibration, ReferenceRows
+from service.scoring.fingerprints import Fingerprints
 from service.scoring.golden import Golden
 from service.scoring.statistics import KnownRows, ReferenceStatistics, generation_of
 from service.scoring.version import CalibrationCard, Card, Draft, Reference
@@ -25,7 +26,9 @@ from service.store.plausible import check_calibration, check_weights
 from service.vae.network import VAE
 from service.validity.column_ranks import ColumnSketch
 from service.validity.combination import Combination
+from service.validity.violations import ViolationReference
 
+FINGERPRINTS = "fingerprints.safetensors"
 COMBINATION = ("parts", "combined", "weights", "scales")
 SKETCH = ("suspect", "counts", "values", "median")
 
@@ -54,9 +57,12 @@ def contents_of(reference: Reference, draft: Draft) -> dict[str, bytes]:
                 **reference_tensors(calibration.reference),
                 **sketch_tensors(calibration.columns),
                 **statistics_tensors(calibration.statistics),
+                **violation_tensors(calibration.violations),
+                **({} if calibration.complete is None else {"complete": torch.from_numpy(calibration.complete)}),
             },
             metadata={"fingerprint": calibration.fingerprint},
         ),
+        **({} if draft.fingerprints is None else {FINGERPRINTS: fingerprint_bytes(draft.fingerprints)}),
     }
 
 
@@ -81,6 +87,7 @@ def card_of(reference: Reference, draft: Draft) -> Card:
         training=draft.training,
         reading=draft.reading,
         kinds=draft.kinds,
+        domains=draft.domains,
     )
 
 
@@ -117,9 +124,11 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.n
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         fingerprint = header["__metadata__"]["fingerprint"]
         reference, sketch, statistics = reference_of(tensors), sketch_of(tensors), statistics_of(tensors, card.input)
+        violations = violations_of(tensors)
+        complete = tensors["complete"].numpy() if "complete" in tensors else None
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DamagedModelError(f"{card.name}@{card.version}: calibration.safetensors cannot be read") from error
-    if scores.shape != (card.calibration.rows,) or not len(scores) or not (np.diff(scores) >= 0).all():
+    if scores.shape != (card.calibration.rows,) or not len(scores) or (scores[1:] < scores[:-1]).any():
         raise DamagedModelError(
             f"{card.name}@{card.version}: expected {card.calibration.rows} validation scores, ascending"
         )
@@ -132,7 +141,17 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.n
         raise DamagedModelError(
             f"{card.name}@{card.version}: the folds do not match the card's {card.members} networks"
         )
-    calibration = Calibration(scores, card.calibration.percentiles, fingerprint, reference, sketch, statistics, folds)
+    calibration = Calibration(
+        scores,
+        card.calibration.percentiles,
+        fingerprint,
+        reference,
+        sketch,
+        statistics,
+        folds,
+        violations,
+        complete,
+    )
     check_calibration(f"{card.name}@{card.version}", card, calibration, golden)
     return calibration, all_starts, golden
 
@@ -142,6 +161,7 @@ def reference_tensors(reference: ReferenceRows | None) -> dict[str, torch.Tensor
     if reference is None:
         return {}
     arrays = {"rows": reference.rows, "holes": reference.missing, "folds": reference.folds}
+    arrays["unreadable"] = np.array([reference.unreadable]) if reference.unreadable else None
     return {f"reference.{name}": torch.tensor(array) for name, array in arrays.items() if array is not None}
 
 
@@ -149,7 +169,8 @@ def reference_of(tensors: dict[str, torch.Tensor]) -> ReferenceRows | None:
     if "reference.rows" not in tensors:
         return None
     folds = tensors["reference.folds"].numpy() if "reference.folds" in tensors else None
-    return ReferenceRows(tensors["reference.rows"].numpy(), tensors["reference.holes"].numpy(), folds)
+    unreadable = int(tensors["reference.unreadable"]) if "reference.unreadable" in tensors else 0
+    return ReferenceRows(tensors["reference.rows"].numpy(), tensors["reference.holes"].numpy(), folds, unreadable)
 
 
 def sketch_tensors(sketch: ColumnSketch | None) -> dict[str, torch.Tensor]:
@@ -194,6 +215,46 @@ def statistics_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> Referenc
     if shapes != ((spec.features,), (2, spec.features), (sides,), (sides,)):
         raise ValueError("reference statistics have the wrong shapes")
     return ReferenceStatistics(known, combination)
+
+
+def violation_tensors(reference: ViolationReference | None) -> dict[str, torch.Tensor]:
+    """Tensors of the calibration rows' violations; empty if the columns' domains are not known."""
+    if reference is None:
+        return {}
+    arrays = {"codes": reference.codes, "counts": reference.counts, "lowest": np.array([reference.lowest])}
+    return {f"violations.{name}": torch.tensor(array) for name, array in arrays.items()}
+
+
+def violations_of(tensors: dict[str, torch.Tensor]) -> ViolationReference | None:
+    if "violations.codes" not in tensors:
+        return None
+    codes, counts = tensors["violations.codes"].numpy(), tensors["violations.counts"].numpy()
+    return ViolationReference(codes, counts, int(tensors["violations.lowest"]))
+
+
+def fingerprint_bytes(fingerprints: Fingerprints) -> bytes:
+    """The file of a version's fingerprints."""
+    own = np.array([fingerprints.calibration_rows, fingerprints.calibration_seen])
+    tensors = {
+        "key": torch.tensor(list(fingerprints.key), dtype=torch.uint8),
+        "values": torch.from_numpy(fingerprints.values.view(np.int64)),
+        "own": torch.tensor(own),
+    }
+    return save_tensors(tensors)
+
+
+def fingerprints_in(content: bytes) -> Fingerprints:
+    """The fingerprints in a file.
+
+    Raises:
+        ValueError: these are none.
+    """
+    try:
+        tensors = {name: tensor.numpy() for name, tensor in load_tensors(content).items()}
+        rows, seen = tensors["own"].tolist()
+        return Fingerprints(bytes(tensors["key"]), np.ascontiguousarray(tensors["values"]).view(np.uint64), rows, seen)
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError("no fingerprints") from error
 
 
 def golden_tensors(golden: Golden) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ from service.system.files import as_os_error, is_url, read_regular, sync_folder,
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
+PRIVATE = {"fingerprints.safetensors": 0o600}  # files of a version that only their owner may read
 LOCK_S = 30.0  # how long to wait for another writer
 ABANDONED_S = 3600.0  # after which a half-written folder counts as abandoned
 log = logging.getLogger("vouch")
@@ -118,7 +119,7 @@ class LocalStorage:
         try:
             temporary.chmod(0o755)  # mkdtemp's 0700 would hide the version from a service that runs as another user
             for file, content in {**contents, MANIFEST: manifest}.items():
-                write_synced(temporary / file, content)
+                write_synced(temporary / file, content, PRIVATE.get(file))
             sync_folder(temporary)
             try:
                 temporary.rename(folder / version)

@@ -3,6 +3,7 @@
     STORE/NAME/VERSION/card.json                 what the model is
                        weights.safetensors       the network
                        calibration.safetensors   the validation scores, the search starts, and the golden rows
+                       fingerprints.safetensors  of the training rows, for `vouch calibrate`; readable by its owner alone
                        manifest.json             sha256 and size of each, written last
     STORE/aliases.json                           the default model, and names for versions
 
@@ -26,9 +27,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.density.estimate import Member
 from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError, UnavailableError
+from service.scoring.fingerprints import Fingerprints
 from service.scoring.model import Model
 from service.scoring.version import Card, Draft, Published, Reference
-from service.store.serialization import contents_of, first_line, load_calibration, load_networks
+from service.store.serialization import (
+    FINGERPRINTS,
+    contents_of,
+    fingerprints_in,
+    first_line,
+    load_calibration,
+    load_networks,
+)
 from service.store.storage import MANIFEST, NAME, VERSION, LocalStorage, Storage, storage_of
 from service.system.frozen import Frozen
 
@@ -230,6 +239,27 @@ class Store:
         except CalibrationError as error:
             raise CalibrationError(f"{reference}: {error}") from error
         return Published(reference, digest, card, model, calibration, golden)
+
+    def fingerprints(self, reference: Reference) -> Fingerprints | None:
+        """The fingerprints of the rows that a version was trained on; None if it keeps none.
+
+        Raises:
+            DamagedModelError: they are damaged.
+        """
+        folder = f"{reference.name}/{reference.version}"
+        with self.calling():
+            manifest = Manifest.model_validate_json(self.storage.read(f"{folder}/{MANIFEST}", MAX_MANIFEST))
+            if FINGERPRINTS not in manifest.files:
+                return None
+            try:
+                self.storage.read(f"{folder}/{FINGERPRINTS}", 1)
+            except FileNotFoundError:
+                return None  # a store that only serves needs none
+            content = verified_file(self.storage, folder, FINGERPRINTS, manifest.files[FINGERPRINTS], str(reference))
+        try:
+            return fingerprints_in(content)
+        except ValueError as error:
+            raise DamagedModelError(f"{reference}: {FINGERPRINTS} cannot be read") from error
 
     def publish(self, name: str, draft: Draft) -> Reference:
         """Publish a new version of a model under the next number; existing versions are untouched.

@@ -217,10 +217,18 @@ class ParquetFeed:
                 raise DataError("too few rows for so many processes: one has no rows to fit to")
 
     def encoded(self, piece: Piece, rows: pa.Table) -> Tensor:
+        return torch.from_numpy(self.spec.encode(self.train_rows(piece, rows)))
+
+    def train_rows(self, piece: Piece, rows: pa.Table) -> np.ndarray:
+        """The training rows among those of a piece, shape (n, D)."""
         role, _ = self.source.draws(piece)
         with placed(piece):
-            array = self.spec.rows(self.reader.table(raw_of(rows)))
-        return torch.from_numpy(self.spec.encode(array[role == TRAIN]))
+            return self.spec.read(self.reader.table(raw_of(rows)), self.reader)[role == TRAIN]
+
+    def training_rows(self) -> Iterator[np.ndarray]:
+        """All training rows once more, a piece at a time."""
+        for piece, rows in self.source.read(self.source.pieces):
+            yield self.train_rows(piece, rows)
 
     def state(self) -> dict[str, Any]:
         """Empty: a pass depends only on its number."""

@@ -12,6 +12,7 @@ import numpy as np
 from service.density.estimator import Estimator
 from service.errors import CalibrationError, DataError
 from service.training.fit import FitOptions
+from service.training.repeats import one_of_each
 from service.vae.network import ActivationName, LikelihoodName
 from service.validity.band import Band, check_percentiles
 
@@ -84,33 +85,50 @@ class Split:
     pilot: np.ndarray | None = None
 
     @staticmethod
-    def shuffled(rows: np.ndarray, recipe: Recipe) -> Split:
-        """Random disjoint parts of the rows, shape (N, ...), of the recipe's sizes."""
-        _, validation, calibration = sizes_of(len(rows), recipe)
-        order = np.random.default_rng(recipe.fit.seed).permutation(len(rows))
-        parts = np.split(rows[order], [calibration, calibration + validation])
+    def shuffled(number: int, recipe: Recipe) -> Split:
+        """Random disjoint parts of so many rows, by their numbers, of the recipe's sizes."""
+        _, validation, calibration = sizes_of(number, recipe)
+        order = np.random.default_rng(recipe.fit.seed).permutation(number)
+        parts = np.split(order, [calibration, calibration + validation])
         return Split(train=parts[2], validation=parts[1], calibration=parts[0])
 
     @staticmethod
-    def by_folds(rows: np.ndarray, recipe: Recipe) -> list[Split]:
-        """One split per fold: the fold is for calibration, the other rows, in random order, for fitting.
+    def by_folds(number: int, recipe: Recipe) -> list[Split]:
+        """One split per fold, of so many rows: the fold is for calibration, the others, in random order, for fitting.
 
-        Rows have shape (N, ...). Folds have equal sizes; leftover rows, up to K - 1 of them or those beyond
-        MOST_CALIBRATION, are not used for calibration.
+        Folds have equal sizes; leftover rows, up to K - 1 of them or those beyond MOST_CALIBRATION, are not used for
+        calibration.
         """
-        generator, (_, validation, size) = np.random.default_rng(recipe.fit.seed), sizes_of(len(rows), recipe)
-        order = generator.permutation(len(rows))
+        generator, (_, validation, size) = np.random.default_rng(recipe.fit.seed), sizes_of(number, recipe)
+        order = generator.permutation(number)
         splits = []
         for fold in range(recipe.folds):
             held = slice(fold * size, (fold + 1) * size)
             rest = generator.permutation(np.delete(order, held))
-            splits.append(Split(rows[rest[validation:]], rows[rest[:validation]], rows[order[held]]))
+            splits.append(Split(rest[validation:], rest[:validation], order[held]))
         return splits
 
     @staticmethod
-    def all_of(rows: np.ndarray, recipe: Recipe) -> list[Split]:
-        """One split for each network that is calibrated on its own."""
-        return Split.by_folds(rows, recipe) if recipe.folds > 1 else [Split.shuffled(rows, recipe)]
+    def all_of(number: int, recipe: Recipe, groups: np.ndarray | None = None) -> list[Split]:
+        """The rows, by number, of one split for each network that is calibrated on its own.
+
+        Args:
+            groups: which rows belong together, by numbers from 0 to G - 1, shape (N,). They stay on one side of each split,
+                and a random one of each group is for validation or calibration.
+        """
+        several = recipe.folds > 1
+        if groups is None:
+            return Split.by_folds(number, recipe) if several else [Split.shuffled(number, recipe)]
+        count = int(groups.max()) + 1
+        splits = Split.by_folds(count, recipe) if several else [Split.shuffled(count, recipe)]
+        some = one_of_each(groups, np.random.default_rng(recipe.fit.seed))
+        chosen = np.empty(count, dtype=np.int64)
+        chosen[groups[some]] = some
+        order = np.random.default_rng(recipe.fit.seed).permutation(number)
+        return [
+            Split(order[np.isin(groups[order], one.train)], chosen[one.validation], chosen[one.calibration])
+            for one in splits
+        ]
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Split:
         """Apply a function to each part."""
@@ -179,7 +197,7 @@ def calibration_needed(recipe: Recipe) -> int:
     low, high = recipe.percentiles
     for rows in count(max(1, int(100.0 / min(low, 100.0 - high or low)) - 2)):  # with fewer, the band has no ends
         try:
-            accepted = Band.fit(np.zeros(rows), recipe.percentiles).accepted
+            accepted = Band.fit(np.arange(rows, dtype=np.float64), recipe.percentiles).accepted
         except CalibrationError:
             continue
         assert accepted.interval is not None

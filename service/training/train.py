@@ -15,24 +15,25 @@ import numpy as np
 
 from service.data.cells import Reading
 from service.data.detect import Detection
+from service.data.domains import Constant, Domains
 from service.data.inputs import InputSpec
-from service.data.kinds import Schema, infer
+from service.data.kinds import IS_CONSTANT, Schema, infer
 from service.data.survey import surveyed
-from service.data.table import MISSING, Table
+from service.data.table import MISSING, Table, is_missing
 from service.density.estimate import Execution
 from service.density.estimator import Estimator
 from service.density.tiling import worker_pool
 from service.errors import DataError
 from service.files.readers import Rows
-from service.scoring.calibration import Calibration, calibrated
+from service.scoring.calibration import Calibration, calibrated, readable
 from service.scoring.cross_fit import calibrated_by_folds
+from service.scoring.fingerprints import Fingerprints
 from service.scoring.model import Model
 from service.scoring.pace import PREPARING
 from service.scoring.version import Draft, Published
 from service.system.cpus import cpu_quota
 from service.training.checkpoints import Checkpoints
 from service.training.course import Course, TrainingProgress, seconds_a_row
-from service.training.feeds import Feed
 from service.training.fit import FitOptions, FitReport
 from service.training.inputs import architecture_of, input_of, mixed_input, network_rows
 from service.training.networks import fitted, pilot_of
@@ -45,10 +46,11 @@ from service.training.recipe import (
     fitted_rows,
     least_calibration,
 )
+from service.training.repeats import Repeats, RepeatsName, numbered, one_of_each
 from service.vae.network import VAE, Architecture
 
 if TYPE_CHECKING:
-    from service.training.parquet_source import Source  # it needs an extra
+    from service.training.parquet_source import ParquetFeed, Source  # it needs an extra
 
 NEW_READING = Reading(missing=tuple(sorted(MISSING)))
 PILOT_SHARE = 0.1
@@ -88,6 +90,13 @@ class Trained:
     left_out: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
+    def with_repeats(self, repeats: Repeats) -> Trained:
+        """A copy that says what was found of rows that repeat, or belong together."""
+        if repeats.kind == "none":
+            return self
+        data = self.draft.calibration_data | {"repeats": repeats.kind}
+        return replace(self, draft=replace(self.draft, calibration_data=data), notes=(repeats.note, *self.notes))
+
     def of_table(self, reading: Reading, kinds: Schema, names: Sequence[str]) -> Trained:
         """A copy that says how the cells of the training file were read, and which of its columns were left out."""
         ignored = [(one.name, one.why or "ignored") for one in kinds.columns if one.kind == "ignored"]
@@ -97,15 +106,17 @@ class Trained:
         return replace(self, draft=draft, left_out=(*ignored, *absent))
 
 
-def train(data: Rows, recipe: Recipe, hooks: Hooks = NO_HOOKS) -> Trained:
+def train(data: Rows, recipe: Recipe, hooks: Hooks = NO_HOOKS, repeats: RepeatsName = "auto") -> Trained:
     """Split the rows, fit and calibrate.
 
     Raises:
         DataError, TrainingError, CalibrationError.
     """
     course = Course(hooks.on_progress, recipe.fit.minutes)
-    splits = Split.all_of(data.array, recipe)
-    return train_on_splits(splits, data.columns, recipe, data.digest(), hooks, course)
+    found = Repeats.of(data.array, repeats, is_image=data.array.ndim == 3)
+    parts = Split.all_of(len(data.array), recipe, found.groups)
+    splits = [split.map(lambda chosen: data.array[chosen]) for split in parts]
+    return train_on_splits(splits, data.columns, recipe, data.digest(), hooks, course).with_repeats(found)
 
 
 def train_table(
@@ -114,10 +125,15 @@ def train_table(
     schema: Schema | None = None,
     hooks: Hooks = NO_HOOKS,
     reading: Reading = NEW_READING,
+    repeats: RepeatsName = "auto",
+    group: np.ndarray | None = None,
 ) -> Trained:
     """Train on a table of mixed columns, which may have missing cells; by default the schema is inferred.
 
-    `reading` is how the table's cells were read, for the card.
+    Args:
+        reading: how the table's cells were read, for the card.
+        repeats: whether rows that repeat another are copies of it; by default that is found out.
+        group: a cell for each row, shape (N,): rows with the same one belong together.
 
     Raises:
         DataError, TrainingError, CalibrationError.
@@ -125,16 +141,18 @@ def train_table(
     course = Course(hooks.on_progress, recipe.fit.minutes)
     course.enter(LEARNING)
     table.check_range()
-    parts = Split.all_of(np.arange(len(table)), recipe)
-    check_sizes(parts, recipe)
+    check_sizes(Split.all_of(len(table), recipe), recipe)
     kinds = schema or infer(table)
-    spec, architecture, reading = mixed_input(
-        table, table.select(fitted_rows(parts)), recipe, kinds, hooks.on_schema, reading
-    )
+    found = Repeats.by_column(group) if group is not None else Repeats.of(table_rows(table, kinds), repeats)
+    parts = Split.all_of(len(table), recipe, found.groups)
+    check_sizes(parts, recipe)
+    fitted_table = table.select(fitted_rows(parts))
+    spec, architecture, reading = mixed_input(table, fitted_table, recipe, kinds, hooks.on_schema, reading)
     rows = spec.array(table)
     splits = [split.map(lambda chosen: rows[chosen]) for split in parts]
-    trained = fit_and_calibrate(splits, spec, architecture, recipe, table.digest(), hooks, course)
-    return trained.of_table(reading, kinds, table.names)
+    domains = Domains.learnt(spec, rows[fitted_rows(parts)], constants_of(kinds, fitted_table))
+    trained = fit_and_calibrate(splits, spec, architecture, recipe, table.digest(), hooks, course, domains=domains)
+    return trained.of_table(reading, kinds, table.names).with_repeats(found)
 
 
 def train_stream(
@@ -169,13 +187,15 @@ def train_stream(
     else:
         spec, likelihood = input_of(Rows(survey.table.numbers(), survey.table.names), recipe)
         architecture, reading = architecture_of(spec.features, likelihood, recipe), survey.reading
-    parts, reader = (found.sample, found.validation, found.calibration), spec.reader(reading)
+    reader = replace(spec.reader(reading), is_strict=detection is None or detection.bad_cells == "stop")
+    parts = found.sample, found.validation, found.calibration
     split = Split(*(reader.table(raw) if len(raw) else np.zeros((0, spec.features)) for raw in parts))
     # Rows come in the files' order, and which of those held back are used for what depends on their place.
-    split = split.map(np.random.default_rng(recipe.fit.seed).permutation)
+    split = split.map(lambda rows: spec.read(rows, reader)).map(np.random.default_rng(recipe.fit.seed).permutation)
     check_sizes([split], recipe)
     feed = ParquetFeed(source, spec, reader, recipe.fit.batch_size, found.train_rows, network_rows(spec, split.train))
-    trained = fit_and_calibrate([split], spec, architecture, recipe, source.digest, hooks, course, feed)
+    domains = Domains.learnt(spec, split.train, constants_of(survey.schema, survey.table))
+    trained = fit_and_calibrate([split], spec, architecture, recipe, source.digest, hooks, course, feed, domains)
     return trained if recipe.likelihood is not None else trained.of_table(reading, survey.schema, source.names)
 
 
@@ -204,16 +224,18 @@ def fit_and_calibrate(
     data_digest: str,
     hooks: Hooks,
     course: Course,
-    feed: Feed | None = None,
+    feed: ParquetFeed | None = None,
+    domains: Domains | None = None,
 ) -> Trained:
     """Fit networks to rows of a known input spec, or to a feed of more such rows, and calibrate them."""
     checkpoints = hooks.checkpoints
     if checkpoints is not None:
-        key = hashlib.sha256(f"{data_digest}\n{recipe}\n{architecture}\n{spec.fingerprint_text()}".encode()).hexdigest()
-        checkpoints = checkpoints.start(key)
+        key = hashlib.sha256(f"{data_digest}\n{recipe}\n{architecture}\n{spec.fingerprint_text()}".encode())
+        key.update(np.ascontiguousarray(splits[0].train).data)  # which rows these are, does not follow from the recipe
+        checkpoints = checkpoints.start(key.hexdigest())
         course.until -= sum(checkpoints.seconds().values())
     vaes, report, bounds = fitted(spec, splits, architecture, recipe, course, checkpoints, feed)
-    model, calibration = calibrated_on(splits, vaes, spec, recipe, course)
+    model, calibration = calibrated_on(splits, vaes, spec, recipe, course, domains)
     by_folds = {"folds": recipe.folds} if recipe.folds > 1 else {}
     training = training_record(splits[0], recipe.fit, report, data_digest, feed)
     draft = Draft(
@@ -221,13 +243,20 @@ def fit_and_calibrate(
         calibration,
         training=training | {"validation_bounds": bounds} | by_folds,
         calibration_data={"digest": data_digest, "rows": len(calibration.scores), "held_back": True} | by_folds,
+        domains=domains,
+        fingerprints=fingerprints_of(spec, splits, feed),
     )
     course.end()
     return Trained(draft, report, notes=tuple(course.notes))
 
 
 def calibrated_on(
-    splits: Sequence[Split], vaes: Sequence[VAE], spec: InputSpec, recipe: Recipe, course: Course
+    splits: Sequence[Split],
+    vaes: Sequence[VAE],
+    spec: InputSpec,
+    recipe: Recipe,
+    course: Course,
+    domains: Domains | None = None,
 ) -> tuple[Model, Calibration]:
     """Calibrate fitted networks on the rows held back from them, within the time that is left."""
     pilots, calibrating = [spec.rows(pilot_of(one)) for one in splits], [spec.rows(one.calibration) for one in splits]
@@ -240,8 +269,9 @@ def calibrated_on(
         )
     else:
         known = spec.rows(splits[0].train)
+        rows = with_constants(calibrating[0], domains)
         model, calibration = calibrated(
-            vaes, spec, recipe.estimator, pilots[0], calibrating[0], percentiles, execution, known, pace
+            vaes, spec, recipe.estimator, pilots[0], rows, percentiles, execution, known, pace, domains
         )
     used, held_back = len(calibration.scores), sum(map(len, calibrating))
     if used < held_back:
@@ -249,8 +279,39 @@ def calibrated_on(
     return model, calibration
 
 
+def with_constants(rows: np.ndarray, domains: Domains | None) -> np.ndarray:
+    """Training rows, shape (n, D), with the constants that all of them have behind their columns: (n, D + C)."""
+    constants = 0 if domains is None else len(domains.constants)
+    return np.concatenate([rows, np.zeros((len(rows), constants), rows.dtype)], axis=1) if constants else rows
+
+
+def fingerprints_of(spec: InputSpec, splits: Sequence[Split], feed: ParquetFeed | None) -> Fingerprints:
+    """Fingerprints of the rows that the networks were fitted to, or that ended their fit."""
+    return Fingerprints.of(
+        (
+            [spec.rows(split.validation), *([spec.rows(split.train)] if feed is None else feed.training_rows())],
+            spec.rows(split.calibration),
+        )
+        for split in splits
+    )
+
+
+def constants_of(kinds: Schema, table: Table) -> list[Constant]:
+    """The columns of a table that are left out because they are constant."""
+    names = [one.name for one in kinds.columns if one.kind == "ignored" and one.why == IS_CONSTANT]
+    cells = [(name, table.column(name)) for name in names if name in table.names]
+    return [Constant.of(name, column) for name, column in cells if not all(map(is_missing, column.tolist()))]
+
+
+def table_rows(table: Table, kinds: Schema) -> np.ndarray:
+    """The columns of a table that a model would read, as numbers in which equal cells are equal: shape (N, D)."""
+    columns = [table.column(one.name) for one in kinds.columns if one.kind != "ignored"]
+    numbers = [numbered(one.astype(str))[0] if one.dtype == object else one for one in columns]
+    return np.stack(numbers or [np.arange(len(table))], axis=1)
+
+
 def training_record(
-    split: Split, options: FitOptions, report: FitReport, data_digest: str, feed: Feed | None = None
+    split: Split, options: FitOptions, report: FitReport, data_digest: str, feed: ParquetFeed | None = None
 ) -> dict[str, Any]:
     """What the card records about the training."""
     rows = len(split.train) if feed is None else feed.rows
@@ -267,13 +328,19 @@ def recalibrate(
     estimator: Estimator | None = None,
     percentiles: tuple[float, float] | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
+    groups: np.ndarray | None = None,
 ) -> Draft:
     """The same network, calibrated on other rows, or for another estimator or band.
 
     A random tenth of the rows are the pilot rows, and the rest calibrate, both up to the most that count
     (`service.training.recipe`).
+
+    Args:
+        data: rows as the version's reader reads them, shape (N, D + C).
+        groups: which rows belong together, shape (N,): one of each is used.
     """
-    order = np.random.default_rng(0).permutation(len(data.array))
+    generator = np.random.default_rng(0)
+    order = generator.permutation(len(data.array)) if groups is None else one_of_each(groups, generator)
     pilot, rest = np.split(order, [min(MOST_VALIDATION, round(PILOT_SHARE * len(order)))])
     rows = data.array[rest[:MOST_CALIBRATION]]
     digest = data.digest()
@@ -289,20 +356,22 @@ def recalibrate_on(
     percentiles: tuple[float, float] | None = None,
     known: np.ndarray | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
+    domains: Domains | None = None,
 ) -> Draft:
     """Recalibrate on pilot rows and calibration rows that are already split.
 
     `known` are rows that the network was fitted to, among which neighbours are searched; default: those of the old
-    calibration.
+    calibration. `domains` are those of the rows that it was fitted to; default: the version's.
     """
     old, statistics = published.model, published.calibration.statistics
     if known is None and statistics is not None:
         known = statistics.known.rows
-    pilot, rows = old.input.rows(pilot), old.input.rows(rows)
+    domains, reader = domains or published.card.domains, published.card.reader()
+    pilot, rows = (old.input.read(one, reader) for one in (pilot, rows))
     course, chosen = Course(on_progress), estimator or old.estimator
     course.enter(PREPARING)
     if course.is_followed and len(pilot):
-        course.seconds_a_row = seconds_a_row(old.vae, old.input, chosen, pilot)
+        course.seconds_a_row = seconds_a_row(old.vae, old.input, chosen, readable(old.input, pilot))
     model, calibration = calibrated(
         [one.vae for one in old.members],
         old.input,
@@ -313,6 +382,7 @@ def recalibrate_on(
         Execution(worker_pool(cpu_quota())),
         None if known is None else old.input.rows(known),
         course.pace(old.vae, len(rows)),
+        domains,
     )
     course.end()
     return Draft(
@@ -328,4 +398,5 @@ def recalibrate_on(
         description=published.card.description,
         reading=published.card.reading,
         kinds=published.card.kinds,
+        domains=domains,
     )

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from service.errors import CalibrationError
-from service.validity.conformal import Acceptance, ScoreRanks, Tail, check_share
+from service.validity.conformal import Acceptance, ScoreRanks, Tail, check_share, places_refused
 from service.validity.cross_conformal import accepted_by_folds
 
 Side = Literal["below", "inside", "above"]
@@ -31,8 +31,9 @@ class Band:
     """The closed interval [low, high] of log p(x), nats, between two percentiles of the validation scores.
 
     If the second percentile is 100, there is no high end (`percentiles_of` a rate). A new row may take n + 1 ranks among
-    the n validation `rows`; `outside` counts the lowest and the highest ranks that lie outside. With several `folds` the
-    band is only typical: each row has a band of its own (`service.validity.cross_conformal`).
+    the n validation `rows`; `outside` counts the lowest and the highest ranks that lie outside, and `refused` those at
+    which a row is refused: fewer if scores are equal, more if more validation rows than that cannot be read (-inf). With
+    several `folds` the band is only typical: each row has a band of its own (`service.validity.cross_conformal`).
     """
 
     percentiles: tuple[float, float]
@@ -41,6 +42,7 @@ class Band:
     outside: tuple[int, int]
     rows: int
     folds: int = 1
+    refused: tuple[int, int] | None = None
 
     @staticmethod
     def fit(sorted_scores: np.ndarray, percentiles: tuple[float, float], folds: int = 1) -> Band:
@@ -70,6 +72,7 @@ class Band:
             (from_below, from_above),
             n,
             folds,
+            (places_refused(-sorted_scores[::-1], from_below), places_refused(sorted_scores, from_above)),
         )
 
     @property
@@ -78,9 +81,10 @@ class Band:
         return tuple(end for end in self.ends_or_none if end is not None)
 
     @property
-    def ends_or_none(self) -> tuple[float, float | None]:
-        """Low and high end; None for no high end."""
-        return self.low, self.high if math.isfinite(self.high) else None
+    def ends_or_none(self) -> tuple[float | None, float | None]:
+        """Low and high end; None for no end among numbers."""
+        low, high = (end if math.isfinite(end) else None for end in (self.low, self.high))
+        return low, high
 
     @property
     def tail(self) -> Tail:
@@ -92,7 +96,7 @@ class Band:
         """The share of valid rows that the band accepts."""
         if self.folds > 1:
             return accepted_by_folds(self.outside, self.rows, self.folds)
-        return Acceptance.of(self.rows + 1 - sum(self.outside), self.rows)
+        return Acceptance.of(max(1, self.rows + 1 - sum(self.refused or self.outside)), self.rows)
 
     def sides_of(self, places: ScoreRanks) -> np.ndarray:
         """-1 below, 0 inside, 1 above, from the ranks of scores: shape (B,), int."""

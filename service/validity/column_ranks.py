@@ -50,10 +50,16 @@ class ColumnSketch:
         p_values = np.maximum(worst / (self.counts + 1.0), 1.0 / (usual.min() + 1.0))
         return np.where(np.isnan(given), np.nan, p_values)
 
-    def most_suspicious(self, log_likelihood: np.ndarray, p_values: np.ndarray, count: int) -> np.ndarray:
-        """The columns with the smallest p-values, ties broken by distance below the median: (B, count); -1 for none."""
+    def most_suspicious(
+        self, log_likelihood: np.ndarray, p_values: np.ndarray, count: int, violated: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The columns with the smallest p-values, ties broken by distance below the median: (B, count); -1 for none.
+
+        Columns whose domain is `violated`, (B, D), come first.
+        """
         short = self.median - log_likelihood
-        order = np.lexsort((-short, p_values), axis=1)[:, :count]  # NaN last
+        later = np.isnan(p_values).astype(int) - (0 if violated is None else violated)
+        order = np.lexsort((-short, p_values, later), axis=1)[:, :count]  # NaN last
         return np.where(np.isnan(np.take_along_axis(p_values, order, axis=1)), -1, order)
 
 

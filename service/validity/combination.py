@@ -27,6 +27,8 @@ MIN_ROWS = 8
 class Combination:
     """Reference distributions of K test statistics: `parts` (n, K), and `combined` (m,) of other rows, both ascending.
 
+    Rows that rank below every number have infinite statistics: they are no `parts`, and infinite in `combined`.
+
     The larger a statistic, the more extreme a row. `weights` (K,) say how much each counts. `scales` (K,) are lower bounds
     on the mean excess in the tail: smaller differences do not count as such.
     """
@@ -37,12 +39,18 @@ class Combination:
     scales: np.ndarray
 
     @staticmethod
-    def fit(statistics: np.ndarray, weights: np.ndarray, scales: np.ndarray) -> Combination:
-        """Fit to validation rows in random order, shape (n, K), at least MIN_ROWS: the first half gives `parts`."""
+    def fit(statistics: np.ndarray, weights: np.ndarray, scales: np.ndarray, infinite: int = 0) -> Combination:
+        """Fit to validation rows in random order, shape (n, K), at least MIN_ROWS: the first half gives `parts`.
+
+        `infinite` further rows rank below every number.
+        """
         half = len(statistics) // 2
-        parts = np.sort(statistics[:half], axis=0)
+        first, second = (rows[np.isfinite(rows).all(axis=1)] for rows in (statistics[:half], statistics[half:]))
+        parts = np.sort(first, axis=0)
         nothing = Combination(parts, np.zeros(0), weights, scales)
-        return Combination(parts, np.sort(nothing.combine(statistics[half:])), weights, scales)
+        infinite += len(statistics) - half - len(second)
+        combined = np.append(nothing.combine(second), np.full(infinite, np.inf))
+        return Combination(parts, np.sort(combined), weights, scales)
 
     def surprise(self, statistics: np.ndarray) -> np.ndarray:
         """-log of the share of valid rows at least as extreme, smoothed: shape (B, K), at least 0.
@@ -62,7 +70,9 @@ class Combination:
 
     def p_value(self, statistics: np.ndarray) -> np.ndarray:
         """(1 + rows of the second half at least as extreme) / (their number + 1), by the combined statistic: (B,)."""
-        return p_values(self.combined, self.combine(statistics))
+        infinite = np.isinf(statistics).any(axis=1)
+        combined = np.where(infinite, np.inf, self.combine(np.where(infinite[:, None], 0.0, statistics)))
+        return p_values(self.combined, combined)
 
     def part_p_values(self, statistics: np.ndarray) -> np.ndarray:
         """The p-value of each statistic alone, among the first half: shape (B, K)."""

@@ -52,6 +52,19 @@ class ScoreRanks:
         return np.minimum(1.0, 2.0 * (1 + fewer) / (self.rows + 1))
 
 
+def places_refused(ascending: np.ndarray, rank: int) -> int:
+    """Of the n + 1 places of a new value among n, how many are refused if only the `rank` highest are to be.
+
+    Equal values share their fate: if so many of them are equal that not all may be refused, none is. Infinite ones, which
+    cannot be read, are always refused.
+    """
+    infinite = len(ascending) - int(np.searchsorted(ascending, np.inf))
+    if rank < 1:
+        return infinite
+    end = ascending[len(ascending) - rank]
+    return max(len(ascending) - int(np.searchsorted(ascending, end, side="right")) + 1, infinite)
+
+
 def smallest_p_value(rows: int, tail: Tail) -> float:
     """The smallest p-value that so many validation rows can give."""
     return min(1.0, (1.0 if tail == "low" else 2.0) / (rows + 1))
@@ -71,14 +84,16 @@ def check_share(name: str, value: float) -> None:
 class Acceptance:
     """The share of valid rows that a rule accepts.
 
-    `expected` is its mean over all sets of this many validation rows; ties make it larger. For the given validation rows
-    the share is some unknown number inside `interval` with probability CONFIDENCE (Vovk, 2012). With folds no interval is
-    known: `expected` is typical, not proved, and `proven` is a proved lower bound (`service.validity.cross_conformal`).
+    `expected` is its mean over all sets of this many validation rows, in which equal scores are counted as they are judged,
+    together. For the given validation rows the share is some unknown number inside `interval` with probability CONFIDENCE
+    (Vovk, 2012). With folds no interval is known: `expected` is typical, not proved, and `proven` is a proved lower bound
+    (`service.validity.cross_conformal`). If it `is_bound`, the share may be larger than `expected` (`both`).
     """
 
     expected: float
     interval: tuple[float, float] | None
     proven: float
+    is_bound: bool = False
 
     @staticmethod
     @lru_cache(1024)
@@ -87,6 +102,14 @@ class Acceptance:
         tail = (1.0 - CONFIDENCE) / 2.0
         low, high = (beta_quantile(between, rows + 1 - between, level) for level in (tail, 1.0 - tail))
         return Acceptance(between / (rows + 1), (low, high), between / (rows + 1))
+
+    def both(self, other: Acceptance) -> Acceptance:
+        """What is known of a rule that accepts what two rules accept: the shares that they refuse at most add up."""
+        assert self.interval is not None
+        assert other.interval is not None
+        expected = max(0.0, self.expected + other.expected - 1.0)
+        low = max(0.0, self.interval[0] + other.interval[0] - 1.0)
+        return Acceptance(expected, (low, min(self.interval[1], other.interval[1])), expected, is_bound=True)
 
 
 def beta_quantile(a: int, b: int, level: float) -> float:

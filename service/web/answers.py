@@ -18,6 +18,7 @@ from service.scoring.scores import CombinedRule, Encodings, ExplainedScores, Man
 from service.scoring.tables import blamed_columns, rows_csv, scores_csv
 from service.validity.band import Band
 from service.validity.conformal import CONFIDENCE, Acceptance, Discoveries
+from service.web.parsing import Batch
 
 JSON, NPY, PNG, NDJSON = "application/json", "application/x-npy", "image/png", "application/x-ndjson"
 CSV = "text/csv"
@@ -46,6 +47,8 @@ class Score(msgspec.Struct, omit_defaults=True):
     percentile: float
     p_value: float
     missing: int | msgspec.UnsetType = msgspec.UNSET
+    violations: Any = msgspec.UNSET
+    line: int | msgspec.UnsetType = msgspec.UNSET
     band: tuple[float, float] | msgspec.UnsetType = msgspec.UNSET
     columns: Any = msgspec.UNSET
     id: Any = msgspec.UNSET
@@ -150,9 +153,12 @@ def csv_response(text: str, headers: dict[str, str] | None = None) -> Response:
 
 
 def score_list(
-    scores: Scores, ids: list[Any] | None, spec: InputSpec, discoveries: Discoveries | None = None
+    scores: Scores, ids: list[Any] | None, discoveries: Discoveries | None = None, lines: np.ndarray | None = None
 ) -> list[Score]:
-    unset = [msgspec.UNSET] * len(scores)
+    """The scores for JSON, with the lines of rows with violations, if lines are numbered."""
+    unset, violations = [msgspec.UNSET] * len(scores), scores.violations()
+    numbers = unset if lines is None else lines.tolist()
+    missing, ends = missing_fields(scores)
     columns = zip(
         scores.verdict,
         scores.side,
@@ -165,8 +171,11 @@ def score_list(
         scores.num_samples.tolist(),
         scores.percentile.tolist(),
         scores.p_value.tolist(),
-        *missing_fields(scores),
-        blamed_columns(scores, spec) if isinstance(scores, ExplainedScores) else unset,
+        missing,
+        [found or msgspec.UNSET for found in violations],
+        [line if found else msgspec.UNSET for line, found in zip(numbers, violations, strict=True)],
+        ends,
+        blamed_columns(scores, scores.spec) if isinstance(scores, ExplainedScores) else unset,
         unset if ids is None else [msgspec.UNSET if one is None else one for one in ids],
         unset if discoveries is None else discoveries.chosen.tolist(),
         unset if scores.rule is None else evidence_of(scores, scores.rule),
@@ -181,29 +190,22 @@ def missing_fields(scores: Scores) -> tuple[list[Any], list[Any]]:
     Both are unset for complete rows, except that with folds every row has its own band.
     """
     missing = [number or msgspec.UNSET for number in scores.missing.tolist()]
-    has_own = ((scores.missing > 0) | (scores.band.folds > 1)).tolist()
+    has_own = (((scores.missing > 0) & ~scores.unreadable) | (scores.band.folds > 1)).tolist()
     ends = zip(has_own, scores.low.tolist(), scores.high.tolist(), strict=True)
     return missing, [(low, high) if own else msgspec.UNSET for own, low, high in ends]
 
 
-def scores_answer(
-    kind: str,
-    model: ModelId,
-    scores: Scores,
-    ids: list[Any] | None,
-    spec: InputSpec,
-    warnings: Sequence[str],
-    discoveries: Discoveries | None,
-) -> Response:
+def scores_answer(kind: str, model: ModelId, scores: Scores, batch: Batch, discoveries: Discoveries | None) -> Response:
     """Answer POST /score with JSON, npy records or CSV."""
+    warnings = [*batch.warnings, *filter(None, [scores.warning()])]
     if kind == NPY:
         return scores_npy_response(model, scores, discoveries)
     if kind == CSV:
-        return csv_response(scores_csv(scores, spec, ids, discoveries), model_headers(model))
+        return csv_response(scores_csv(scores, batch.ids, discoveries), model_headers(model))
     document = {
         "model": model,
         "band": band_document(scores.band),
-        "scores": score_list(scores, ids, spec, discoveries),
+        "scores": score_list(scores, batch.ids, discoveries, batch.lines),
     }
     if scores.rule is not None:
         rule = scores.rule
@@ -242,6 +244,7 @@ def accepts(accepted: Acceptance, rows: int) -> dict[str, Any]:
         "interval": accepted.interval,
         "confidence": CONFIDENCE,
         "rows": rows,
+        **({"bound": True} if accepted.is_bound else {}),
     }
 
 
@@ -285,6 +288,9 @@ def scores_npy_response(model: ModelId, scores: Scores, discoveries: Discoveries
     if discoveries is not None:
         dtype = np.dtype([*dtype.descr, ("discovery", "?")])
         columns["discovery"] = discoveries.chosen
+    if scores.codes.size:
+        dtype = np.dtype([*dtype.descr, ("violations", "i4")])
+        columns["violations"] = scores.num_violations
     records = np.zeros(len(scores), dtype)
     for name in dtype.names or ():
         records[name] = columns[name] if name in columns else getattr(scores, name)

@@ -22,7 +22,15 @@ from service._version import __version__
 from service.errors import AccessError, DeadlineError, ModelError, UnavailableError, VouchError
 from service.serving.engine import Engine
 from service.settings import Settings, read_settings
-from service.web import inference_protocol, routes, routes_admin, routes_generate, routes_health, schemas
+from service.web import (
+    inference_protocol,
+    protocol_schemas,
+    routes,
+    routes_admin,
+    routes_generate,
+    routes_health,
+    schemas,
+)
 from service.web.access import KeyRing, check_scope
 from service.web.browsers import HostRule
 from service.web.context import RequestContext, Service
@@ -189,7 +197,7 @@ def document_bodies(app: FastAPI, service: Service) -> None:
                 schemas.AliasBody,
                 schemas.RestartBody,
                 schemas.Problem,
-                schemas.ProtocolRequest,
+                protocol_schemas.ProtocolRequest,
             ):
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 components |= schema.pop("$defs", {})

@@ -21,7 +21,8 @@ from service.errors import InputError, MalformedError, TooLargeError
 from service.scoring.options import DEFAULT
 from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
-from service.web import answers, schemas
+from service.web import answers
+from service.web import protocol_schemas as schemas
 from service.web.answers import JSON
 from service.web.context import RequestContext
 from service.web.documentation import EVERYWHERE
@@ -94,14 +95,22 @@ async def server(request: Request) -> Response:
     return answers.json_response({"name": "vouch", "version": __version__, "extensions": ["binary_tensor_data"]})
 
 
-@router.get("/health/live", response_model=schemas.ProtocolLive, responses={503: {"model": schemas.ProtocolLive}})
+@router.get(
+    "/health/live",
+    response_model=schemas.ProtocolLive,
+    responses={503: {"model": schemas.ProtocolLive}},
+)
 async def live(request: Request) -> Response:
     """Alive: the event loop answers and every inference thread runs."""
     alive = RequestContext.of(request).engine.is_alive()
     return answers.json_response({"live": alive}, None, 200 if alive else 503)
 
 
-@router.get("/health/ready", response_model=schemas.ProtocolReady, responses={503: {"model": schemas.ProtocolReady}})
+@router.get(
+    "/health/ready",
+    response_model=schemas.ProtocolReady,
+    responses={503: {"model": schemas.ProtocolReady}},
+)
 async def ready(request: Request) -> Response:
     """Ready: the default model is in memory, and the service is not shutting down."""
     is_ready = RequestContext.of(request).service.is_ready()
@@ -128,7 +137,9 @@ async def model_ready(request: Request, name: str) -> Response:
 
 
 @router.get(
-    "/models/{name}/versions/{version}/ready", response_model=schemas.ProtocolModelReady, responses=errors(404, 503)
+    "/models/{name}/versions/{version}/ready",
+    response_model=schemas.ProtocolModelReady,
+    responses=errors(404, 503),
 )
 async def version_ready(request: Request, name: str, version: str) -> Response:
     """Whether a version can be served."""
@@ -231,7 +242,7 @@ def read(body: Body, length: int, scorer: Scorer, limits: Limits) -> Asked:
         raise InputError("output requested twice")
     outputs = [(output.name, output.parameters.get(BINARY, all_binary) is True) for output in wanted]
     array = array_of(asked.inputs[0], data, memoryview(body)[length:], limits)
-    rows = scorer.rows(array)
+    rows = scorer.read(array)
     limits.hold(rows.nbytes)
     return Asked(rows, asked.id, outputs)
 

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -91,11 +91,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Checked rows, shape (B, D), with their ids and warnings."""
+    """Checked rows, shape (B, D + C), with their ids and warnings; `lines` (B,) are those of a CSV body, from 1."""
 
     rows: np.ndarray
     ids: list[Any] | None = None
     warnings: tuple[str, ...] = ()
+    lines: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -111,11 +112,12 @@ def parse_rows(body: Body, content_type: str, spec: InputSpec, reader: CellReade
         case "application/json":
             return with_warnings(parse_json(body, spec, reader, limits), spec)
         case "application/x-npy":
-            batch = Batch(spec.rows(parse_npy(body, spec.features, limits.max_rows)))
+            array = parse_npy(body, spec.features, limits.max_rows)
+            batch = Batch(spec.read(reader.padded(array), reader))
         case "image/png" | "image/jpeg" as kind:
             return parse_image(body, kind, spec, limits.max_pixels)
         case "text/csv":
-            batch = Batch(spec.rows(parse_table(body, reader, limits)))
+            batch = parse_table(body, spec, reader, limits)
         case _:
             raise MediaTypeError(
                 "unsupported content type; send application/json, application/x-npy, image/png, image/jpeg, "
@@ -135,7 +137,7 @@ def with_warnings(batch: Batch, spec: InputSpec) -> Batch:
     """Add a warning if pixels look wrongly scaled."""
     if spec.kind == "image" and 0 < batch.rows.max(initial=0) <= 1:
         warning = "all values are at most 1; pixels should be 0 to 255"
-        return Batch(batch.rows, batch.ids, (*batch.warnings, warning))
+        return replace(batch, warnings=(*batch.warnings, warning))
     return batch
 
 
@@ -150,8 +152,11 @@ def parse_json(body: Body, spec: InputSpec, reader: CellReader, limits: Limits) 
     for chunk, displaced in field_chunks(body, "instances", limits.max_rows, limits.check, largest):
         try:
             array = parse_numbers(chunk, spec, limits.max_rows)
-            array, some = explained(chunk, reader, limits.max_rows, displaced) if array is None else (array, None)
-            parts.append(spec.rows(array))
+            if array is None:
+                array, some = explained(chunk, reader, limits.max_rows, displaced)
+            else:
+                array, some = reader.padded(array), None
+            parts.append(spec.read(array, reader))
         except InputError as error:
             raise error.after(len(ids)) from None
         limits.hold(parts[-1].nbytes)
@@ -263,17 +268,17 @@ def parse_simple_rows(lines: Sequence[bytes], spec: InputSpec) -> np.ndarray | N
 
 
 def parse_row(line: bytes, spec: InputSpec, reader: CellReader) -> tuple[np.ndarray, Any]:
-    """Parse one JSON row, shape (1, D), and its id; errors call it row 0."""
+    """Parse one JSON row, shape (1, D + C), and its id; errors call it row 0."""
     simple = parse_simple_rows([line], spec)
     if simple is not None:
-        return simple, None
+        return spec.read(reader.padded(simple), reader), None
     instance = loaded(line)
     faults: list[Fault] = []
     cells = reader.row(instance, 0, faults)
     if faults:
         raise InputError(summary(faults), faults)
     ids = ids_of([instance], reader)
-    return np.array([cells], dtype=np.float64), ids[0] if ids else None
+    return spec.read(np.array([cells], dtype=np.float64), reader), ids[0] if ids else None
 
 
 def parse_latents(body: Body, content_type: str, latents: int, limits: Limits) -> np.ndarray:
@@ -374,8 +379,8 @@ def check_lines(body: Body, max_rows: int) -> None:
             raise TooLargeError(f"a line of the body has more than {MAX_ELEMENT:,} bytes")
 
 
-def parse_table(body: Body, reader: CellReader, limits: Limits) -> np.ndarray:
-    """Parse a CSV body, whose header names the model's columns in any order, into numbers."""
+def parse_table(body: Body, spec: InputSpec, reader: CellReader, limits: Limits) -> Batch:
+    """Parse a CSV body, whose header names the model's columns in any order."""
     if reader.names is None:
         raise MediaTypeError("the model's columns have no names; send application/json or application/x-npy")
     check_lines(body, limits.max_rows)
@@ -387,7 +392,7 @@ def parse_table(body: Body, reader: CellReader, limits: Limits) -> np.ndarray:
                 f"unknown column {shortened(unknown[0])!r}; expected {known}",
                 [Fault("unknown column", None, shortened(name), known) for name in some],
             )
-        return reader.table(table)
+        return Batch(spec.read(reader.table(table), reader), lines=table.lines)
     except DamagedTextError as error:
         raise MalformedError(f"the body is not a CSV table: {error}") from None
     except RowError as error:

@@ -49,11 +49,14 @@ class ScoreQuery(msgspec.Struct):
         None
     )
     explain: Annotated[Count, described("number of most suspicious columns to report for each row")] = 0
+    strict: Annotated[
+        bool, described("1: a cell that cannot be read is an error; by default it makes its row invalid")
+    ] = False
 
     def options(self) -> ScoreOptions:
         """The query as options of the scorer."""
         percentiles = None if self.percentiles is None else parse_percentiles(self.percentiles)
-        return ScoreOptions(self.rule, percentiles, self.false_alarm, self.tail, self.fdr, self.explain)
+        return ScoreOptions(self.rule, percentiles, self.false_alarm, self.tail, self.fdr, self.explain, self.strict)
 
 
 JUDGING = ("rule", "percentiles", "false_alarm", "tail")  # how a row is judged; the rest is what is told of it
@@ -86,8 +89,8 @@ def under_policy(query: ScoreQuery, policy: ScoreOptions | None) -> ScoreOptions
     asked = query.options()
     if policy is None:
         return asked
-    ruled = replace(policy, explain=asked.explain, fdr=asked.fdr)
-    if asked not in (ruled, ScoreOptions(explain=asked.explain, fdr=asked.fdr)):
+    ruled = replace(policy, explain=asked.explain, fdr=asked.fdr, strict=asked.strict)
+    if asked not in (ruled, ScoreOptions(explain=asked.explain, fdr=asked.fdr, strict=asked.strict)):
         raise ScopeError(f"this deployment sets the rule for all callers: leave out {', '.join(JUDGING)}")
     return ruled
 
@@ -99,6 +102,7 @@ EXPECTED = {
     "tail": "low or both",
     "rule": "band or combined",
     "explain": "an integer of at least 0",
+    "strict": "0 or 1",
 }
 
 

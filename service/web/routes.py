@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
@@ -38,7 +39,7 @@ async def score(request: Request) -> Response:
     kind = answers.negotiate(context.accept, (JSON, NPY, CSV))
     scorer = await context.scorer(query.model)
     scorer.check(wanted)
-    batch = await batch_of(context, scorer)
+    batch = await batch_of(context, scorer, wanted.strict)
     limited("rows times explain", len(batch) * wanted.explain, context.settings.max_rows)
     scores = await context.engine.score(context, scorer, batch.rows, wanted)
     discoveries = None if wanted.fdr is None else scores.discoveries(wanted.fdr, wanted.tail or "low")
@@ -48,18 +49,17 @@ async def score(request: Request) -> Response:
         kind,
         model_id(scorer),
         scores,
-        batch.ids,
-        scorer.model.input,
-        batch.warnings,
+        batch,
         discoveries,
     )
 
 
-async def batch_of(context: RequestContext, scorer: Scorer) -> Batch:
-    """Read and parse the rows of a request."""
+async def batch_of(context: RequestContext, scorer: Scorer, is_strict: bool = True) -> Batch:
+    """Read and parse the rows of a request; if `is_strict`, a cell that cannot be read is an error."""
     context.engine.check_room(context, scorer)
     body = await context.body()
-    parse = partial(parse_rows, body, context.content_type, scorer.model.input, scorer.reader, context.limits())
+    reader = replace(scorer.reader, is_strict=is_strict)
+    parse = partial(parse_rows, body, context.content_type, scorer.model.input, reader, context.limits())
     return await context.parsed(len(body), parse, always_beside=context.content_type.startswith("image/"))
 
 

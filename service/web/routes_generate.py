@@ -39,10 +39,11 @@ async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -
     kind = answers.negotiate(context.accept, array_types(scorer))
     limited("draws", draws, context.settings.max_draws)
     batch = await batch_of(context, scorer)
+    rows = batch.rows[:, : scorer.model.input.features]
     limited("rows times draws", len(batch) * draws, context.settings.max_rows)
-    context.hold_answer(batch.rows.size * (2 + draws))
+    context.hold_answer(rows.size * (2 + draws))
     answer = await context.engine.on_rows(
-        context, scorer, batch.rows, lambda rows, _: scorer.reconstruct(rows, draws), ("reconstruct", scorer, draws)
+        context, scorer, rows, lambda rows, _: scorer.reconstruct(rows, draws), ("reconstruct", scorer, draws)
     )
     return await context.encoded(
         answer.mean.size,
@@ -66,12 +67,13 @@ async def encode(request: Request, model: Model = None, draws: Draws = 0, member
     scorer.member(member)
     limited("draws", draws, context.settings.max_draws)
     batch = await batch_of(context, scorer)
+    rows = batch.rows[:, : scorer.model.input.features]
     limited("rows times draws", len(batch) * draws, context.settings.max_rows)
     context.hold_answer(len(batch) * scorer.latents * (2 + draws))
     answer = await context.engine.on_rows(
         context,
         scorer,
-        batch.rows,
+        rows,
         lambda rows, _: scorer.encode(rows, draws, member),
         ("encode", scorer, draws, member),
     )

@@ -6,9 +6,11 @@ Requests are parsed by `parsing.py` and answers written by `answers.py`. pydanti
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from service.data.domains import ViolationKind
 
 
 class Answer(BaseModel):
@@ -26,7 +28,7 @@ class ModelId(Answer):
 
 
 class AcceptsAnswer(Answer):
-    """The share of valid rows that the band or rule accepts; ties make it larger."""
+    """The share of valid rows that the band or rule accepts, with equal scores counted as they are judged."""
 
     expected: float = Field(
         description="expected share, over all sets of this many validation rows; with folds it is typical, not proved"
@@ -39,6 +41,7 @@ class AcceptsAnswer(Answer):
         "folds",
     )
     confidence: float | None = Field(None, description="probability that `interval` contains the share")
+    bound: bool | None = Field(None, description="true if the share is at least this, and may be larger")
     folds: int | None = Field(
         None, description="number of networks that serve together, each calibrated on rows it did not see"
     )
@@ -50,7 +53,7 @@ class BandAnswer(Answer):
     percentiles: tuple[float, float] = Field(
         description="percentiles of the band; 100 with a null end means no upper limit"
     )
-    log_likelihood: tuple[float, float | None]
+    log_likelihood: tuple[float | None, float | None]
     accepts: AcceptsAnswer
 
 
@@ -81,6 +84,14 @@ class BlamedAnswer(Answer):
     expected: ExpectedNumber | ExpectedCategory
 
 
+class ViolationAnswer(Answer):
+    """What is wrong with a cell, by what the training rows never held, or that it cannot be read."""
+
+    column: str | None = Field(description="null if it is the whole row: it has no value")
+    kind: ViolationKind
+    message: str
+
+
 class ScoreAnswer(Answer):
     """The verdict on one row."""
 
@@ -103,6 +114,12 @@ class ScoreAnswer(Answer):
     percentile: float = Field(description="share of validation rows that are less likely, 0 to 100")
     p_value: float = Field(description="two-sided conformal p-value; not the probability that the row is valid")
     missing: int | None = Field(None, description="number of missing cells, if any")
+    violations: list[ViolationAnswer] | None = Field(
+        None,
+        description="what is wrong with the row's cells, if anything; a row with a cell that cannot be read, or without "
+        "any value, ranks below every number and is always invalid",
+    )
+    line: int | None = Field(None, description="for a row of a CSV body with violations, the line in which it begins")
     band: tuple[float, float] | None = Field(
         None, description="the row's own band, if it has one: that of validation rows with the same missing cells"
     )
@@ -331,102 +348,6 @@ class Problem(Answer):
     detail: str
     errors: list[FaultAnswer] = []
     request_id: str | None
-
-
-class ProtocolError(Answer):
-    """An error of the Open Inference Protocol."""
-
-    error: str
-
-
-class ProtocolServer(Answer):
-    """Answer to GET /v2."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class ProtocolLive(Answer):
-    """Answer to GET /v2/health/live."""
-
-    live: bool
-
-
-class ProtocolReady(Answer):
-    """Answer to GET /v2/health/ready."""
-
-    ready: bool
-
-
-class ProtocolModelReady(Answer):
-    """Answer to GET /v2/models/{name}/ready."""
-
-    name: str
-    ready: bool
-
-
-class ProtocolTensorInfo(Answer):
-    """Name, type and shape of a tensor; -1 stands for any number of rows."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class ProtocolModel(Answer):
-    """Answer to GET /v2/models/{name}."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[ProtocolTensorInfo]
-    outputs: list[ProtocolTensorInfo]
-
-
-class ProtocolOutput(Answer):
-    """A tensor for one part of the score; if it has no data, its bytes follow the JSON."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-    data: list[float] | list[str] | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class ProtocolAnswer(Answer):
-    """Answer to POST /v2/models/{name}/infer."""
-
-    model_name: str
-    model_version: str
-    id: str | None = None
-    outputs: list[ProtocolOutput]
-
-
-class ProtocolInput(BaseModel):
-    """The tensor of rows."""
-
-    name: str
-    shape: list[Annotated[int, Field(ge=0)]]
-    datatype: Literal["FP16", "FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"]
-    data: list[Any] | None = None
-    parameters: dict[str, Any] = {}
-
-
-class ProtocolWanted(BaseModel):
-    """A requested output."""
-
-    name: Literal["log_likelihood", "percentile", "p_value", "verdict"]
-    parameters: dict[str, Any] = {}
-
-
-class ProtocolRequest(BaseModel):
-    """Body of POST /v2/models/{name}/infer."""
-
-    id: str | None = None
-    inputs: list[ProtocolInput] = Field(min_length=1, max_length=1)
-    outputs: list[ProtocolWanted] = []
-    parameters: dict[str, Any] = {}
 
 
 class Instances(BaseModel):

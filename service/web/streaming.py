@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -119,9 +120,11 @@ class Lines:
     async def answers_to(self, block: list[bytes]) -> bytes:
         """Score the valid lines, and put the problems of the others in their places."""
         size = sum(map(len, block))
-        answers, rows, ids, places = await self.context.parsed(size, partial(read_block, self.scorer, block))
+        answers, rows, ids, places = await self.context.parsed(
+            size, partial(read_block, self.scorer, block, self.options.strict)
+        )
         if len(rows):
-            scores = score_list(await self.score(rows), ids, self.scorer.model.input)
+            scores = score_list(await self.score(rows), ids)
             for place, score in zip(places, scores, strict=True):
                 answers[place] = score
         return ENCODER.encode_lines(answers)
@@ -171,23 +174,26 @@ class LinesResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def read_block(scorer: Scorer, block: list[bytes]) -> tuple[list[Any], np.ndarray, list[Any] | None, list[int]]:
+def read_block(
+    scorer: Scorer, block: list[bytes], is_strict: bool = False
+) -> tuple[list[Any], np.ndarray, list[Any] | None, list[int]]:
     """Parse lines: the problems of invalid ones in their places, and the rows, ids and places of the others."""
-    spec = scorer.model.input
+    spec, reader = scorer.model.input, replace(scorer.reader, is_strict=is_strict)
     try:
         simple = parse_simple_rows(block, spec)
         if simple is not None:
-            return [None] * len(block), spec.rows(simple), None, list(range(len(block)))
+            rows = spec.read(reader.padded(simple), reader)
+            return [None] * len(block), rows, None, list(range(len(block)))
     except InputError:
         pass  # the loop below finds out in which line
     answers: list[Any] = [None] * len(block)
-    rows, ids, places = [], [], []
+    found, ids, places = [], [], []
     for place, line in enumerate(block):
         try:
-            row, one_id = parse_row(line, spec, scorer.reader)
-            rows.append(spec.rows(row))
+            row, one_id = parse_row(line, spec, reader)
+            found.append(row)
             ids.append(one_id)
             places.append(place)
         except InputError as error:
             answers[place] = error_document(error)
-    return answers, np.concatenate(rows) if rows else np.zeros((0, spec.features)), ids, places
+    return answers, np.concatenate(found) if found else np.zeros((0, spec.features)), ids, places

@@ -22,7 +22,8 @@ def test_areas_are_those_of_scikit_learn(digits_after_point):
 
 def test_every_rule_is_judged_on_every_set(digit_scorer):
     sets = {"inverted": 255 - digits()[:50], "blank": np.zeros((50, 8, 8))}
-    results = evaluated(digit_scorer, digits()[:100], sets)
+    read = {name: digit_scorer.read(rows) for name, rows in sets.items()}
+    results = evaluated(digit_scorer, digit_scorer.read(digits()[:100]), read)
     assert [(one.name, one.rule) for one in results] == [(name, rule) for name in sets for rule in RULES]
     scores = digit_scorer.score(digits()[:100], ScoreOptions("combined"))
     assert results[2].alarms == tuple((scores.combined_p_value <= rate).mean() for rate in RATES)
@@ -40,6 +41,10 @@ def test_the_command_prints_and_draws(tiny_store, tmp_path):
     np.save(tmp_path / "valid.npy", digits()[:60])
     np.save(tmp_path / "inverted.npy", 255 - digits()[:60])
     options = ["--store", str(tiny_store), "--model", "digits", "--valid", str(tmp_path / "valid.npy")]
+    refused = vouch("evaluate", *options, "--invalid", f"inverted={tmp_path / 'inverted.npy'}")
+    assert refused.returncode == 2
+    assert "of 60 rows are among those that digits@1 was trained on" in refused.stderr
+    options += ["--trained-rows", "allow"]
     done = vouch(
         "evaluate", *options, "--invalid", f"inverted={tmp_path / 'inverted.npy'}", "--picture", str(tmp_path / "p.png")
     )

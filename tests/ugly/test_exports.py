@@ -135,7 +135,7 @@ def test_a_models_own_format_holds_where_the_file_does_not_tell():
         reader = CellReader((1,), ("n",), (column,), True, reading)
         raw = csv_table(text, known=("n",), as_text=bool(reading.formats))
         assert reader.table(raw).tolist() == [[number]]
-    reader = CellReader((1,), ("n",), (column,), True, Reading())
+    reader = CellReader((1,), ("n",), (column,), True, Reading(), is_strict=True)
     with pytest.raises(DataError, match="text, expected a number"):
         reader.table(csv_table(b"n;x\n1,234;1\n", known=("n",)))
 

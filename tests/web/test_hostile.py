@@ -211,12 +211,12 @@ import os, sys
 from service.scoring.scorer import Scorer
 from service.web import app
 app.CHECK_S = 0.1
-usual = Scorer.score
+usual = Scorer.score_read
 def score(self, *arguments, **options):
     if os.path.exists(os.environ["FAIL"]):
         raise RuntimeError("the device is gone")
     return usual(self, *arguments, **options)
-Scorer.score = score
+Scorer.score_read = score
 sys.argv = ["vouch", "serve"]
 from service.cli.main import main
 main()
@@ -366,12 +366,12 @@ def test_one_slow_reader_does_not_hold_the_memory_of_its_answers(tiny_store, tmp
 STUCK = """
 import sys, time
 from service.scoring.scorer import Scorer
-usual = Scorer.score
+usual = Scorer.score_read
 def score(self, rows, *arguments, **options):
     if len(rows) == 7:
         time.sleep(1000)
     return usual(self, rows, *arguments, **options)
-Scorer.score = score
+Scorer.score_read = score
 sys.argv = ["vouch", "serve"]
 from service.cli.main import main
 main()

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,9 +38,8 @@ def people(tmp_path_factory):
 
 
 def parsed(body, kind=JSON, spec=IMAGES, max_rows=1000, max_pixels=4_000_000):
-    return parse_rows(
-        body.encode() if isinstance(body, str) else body, kind, spec, spec.reader(), Limits(max_rows, max_pixels)
-    )
+    reader, limits = replace(spec.reader(), is_strict=True), Limits(max_rows, max_pixels)
+    return parse_rows(body.encode() if isinstance(body, str) else body, kind, spec, reader, limits)
 
 
 def refused(status, *arguments, **options):

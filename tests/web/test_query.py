@@ -48,6 +48,7 @@ WRONG = {
     "tail": ["", "high", "LOW", "low,both", SECRET, "null"],
     "rule": ["", "Band", "all", SECRET, "null"],
     "explain": ["", "-1", "1.5", "x", "nan", "99999999999999999999", "null", SECRET, "0x10"],
+    "strict": ["", "2", "yes", "null", SECRET],
 }
 
 

@@ -24,6 +24,7 @@ from service.system.frozen import Frozen
 
 RECORD = "record"  # the column of raw rows that are text records
 VECTOR = "row"  # the column of rows that are arrays
+READ = "vouch.read"  # the column of rows that a model's reader has read, with what it found of constants behind them
 
 
 class RowRange(NamedTuple):
@@ -40,22 +41,35 @@ class RowRange(NamedTuple):
 
 
 class Scan(Frozen):
-    """What is known about a file before scoring; `header` is what its format needs to read and write rows."""
+    """What is known about a file before scoring; `header` is what its format needs to read and write rows.
+
+    `skipped` says which rows are passed over, and why.
+    """
 
     rows: int
     digest: str
     header: str = ""
     ranges: tuple[RowRange, ...] = Field(alias="cuts")  # the field's name in run.json of unfinished runs
+    skipped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """What to read: a model's input, the array of an .npz file, the maximum number of rows per range, a text's dialect."""
+    """What to read.
+
+    Attributes:
+        spec: the model's input.
+        key: the array of an .npz file.
+        rows: maximum number of rows per range.
+        text: a text's dialect.
+        checks_rows: whether rows of text that are not divided as the header is are an error now, not when they are read.
+    """
 
     spec: InputSpec
     key: str | None
     rows: int
     text: TextOptions = AS_SHOWN
+    checks_rows: bool = True
 
     def check_columns(self, names: list[str]) -> None:
         """Raise if the file lacks a column of the model.

@@ -19,9 +19,10 @@ from service.data.cells import CellReader
 from service.data.numbers import Decimal
 from service.errors import DataError, Fault, InputError, RowError, first_fault
 from service.files.dialect import Dialect, TextOptions, decoded, encoding_of
-from service.files.formats.base import RECORD, VECTOR, Reader, ReadRequest, RowRange, Scan, readable
+from service.files.formats.base import READ, RECORD, Reader, ReadRequest, RowRange, Scan, readable
+from service.files.formats.text_records import cells_of, lines_of, records_in, rows_in
 from service.files.locations import CHUNK, InputFile
-from service.files.records import has_one_more
+from service.files.records import has_one_more, ragged, skipped
 from service.files.tables import DECIMAL
 from service.files.text_tables import check_header, check_is_header, mark_of, named
 from service.system.frozen import Frozen
@@ -40,6 +41,7 @@ class TextHead(Frozen):
         record: the header with its line end; empty if the file has none.
         names: of the columns.
         decimal: the decimal mark of the file's numbers, if it shows.
+        skips: whether records with another number of cells are passed over.
     """
 
     record: str
@@ -47,6 +49,7 @@ class TextHead(Frozen):
     dialect: Dialect = Dialect()
     encoding: str = "utf-8"
     decimal: Decimal | None = None
+    skips: bool = False
 
     @staticmethod
     def of(header: str) -> TextHead:
@@ -87,7 +90,7 @@ class Csv:
 
     def reader(self, file: InputFile, header: str) -> Reader:
         head = TextHead.of(header)
-        return LineReader(head.source(file), head.dialect)
+        return LineReader(head.source(file), head.dialect, head if head.skips else None)
 
     def cells(self, raw: pa.Table, header: str, reader: CellReader) -> pa.Table:
         """The columns that the model reads, as text."""
@@ -153,8 +156,9 @@ class JsonLines:
         rows = [reader.row(json_value(row, line), row, faults) for row, line in enumerate(lines) if not faults]
         if faults:
             raise first_fault(InputError("some rows cannot be read", faults))
-        values = np.array(rows, dtype=np.float64).reshape(len(rows), reader.features)
-        return pa.table({VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), reader.features)})
+        width = reader.features + len(reader.constants)
+        values = np.array(rows, dtype=np.float64).reshape(len(rows), width)
+        return pa.table({READ: pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)})
 
     def write(self, raw: pa.Table, header: str) -> bytes:
         return b"".join(ended(raw, "\n"))
@@ -178,16 +182,19 @@ class JsonLines:
 
 
 class LineReader:
-    """Reads the records of a text file by their byte ranges."""
+    """Reads the records of a text file by their byte ranges; with a head, only those that are divided as it is."""
 
-    def __init__(self, source: IO[bytes], dialect: Dialect | None) -> None:
-        self.source, self.dialect = source, dialect
+    def __init__(self, source: IO[bytes], dialect: Dialect | None, head: TextHead | None = None) -> None:
+        self.source, self.dialect, self.head = source, dialect, head
 
     def rows(self, row_range: RowRange) -> pa.Table:
         with readable(f"rows from {row_range.first} on"):
             self.source.seek(row_range.offset)
             text = self.source.read(row_range.size)
         found = records_in(text, self.dialect, is_last=True)
+        if self.head is not None:
+            counts = cells_of(text, found, self.head.dialect, self.head.encoding)
+            found = found.only(counts == len(self.head.names))
         if len(found.starts) != row_range.rows:
             raise DataError(f"rows from {row_range.first} on cannot be read: the file changed since it was planned")
         records = [text[start:end] for start, end in zip(found.starts.tolist(), found.ends.tolist(), strict=True)]
@@ -197,87 +204,52 @@ class LineReader:
         self.source.close()
 
 
-# Records among bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """Where records start and end in some bytes, shape (N,) each, without blank lines.
-
-    The first `used` bytes hold whole records.
-    """
-
-    starts: np.ndarray
-    ends: np.ndarray
-    used: int
-
-
-def records_in(text: bytes, dialect: Dialect | None, is_last: bool) -> Records:
-    """Find CSV records, whose quoted cells may hold line ends, or lines if `dialect` is None.
-
-    An unfinished record is left for the next bytes; at the end of the file it counts as a record.
-    """
-    if dialect is None or dialect.quote.encode() not in text:
-        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
-    else:
-        ends = np.array(quoted_ends(text, dialect), dtype=np.int64)
-    used = int(ends[-1]) if len(ends) else 0
-    if is_last and used < len(text):
-        used, ends = len(text), np.append(ends, len(text))
-    starts = np.concatenate([ends[:0], [0], ends[:-1]])[: len(ends)]
-    there = ends - starts > 2
-    for at in np.flatnonzero(~there).tolist():
-        there[at] = bool(text[starts[at] : ends[at]].strip(b"\r\n"))
-    return Records(starts[there], ends[there], used)
-
-
-def quoted_ends(text: bytes, dialect: Dialect) -> list[int]:
-    """Offsets at which records end, found by the same parser that will read them."""
-    lines = text.split(b"\n")[:-1]
-    up_to = np.cumsum([len(line) + 1 for line in lines]).tolist()
-    ends: list[int] = []
-    at = 0
-    while at < len(lines):
-        rest = (lines[line].decode("latin-1") + "\n" for line in range(at, len(lines)))
-        reader = dialect.reader(rest)
-        try:
-            for _ in reader:
-                ends.append(up_to[at + reader.line_num - 1])
-            break
-        except csv.Error:
-            at += reader.line_num
-            if at == len(lines):  # perhaps inside a quoted cell that ends in the next bytes
-                break
-            # Not valid CSV: what was read becomes a record of its own, refused later with its row number.
-            ends.append(up_to[at - 1])
-    return ends
-
-
 def scanned_lines(file: InputFile, request: ReadRequest, head: TextHead | None, start: int) -> Scan:
-    """Find the byte range of each row range, and hash the file. Rows begin after `start` bytes."""
+    """Find the byte range of each row range, and hash the file. Rows begin after `start` bytes.
+
+    Raises:
+        DataError: lists the records that are not divided as the head is, unless these are passed over.
+    """
     content = hashlib.sha256()
     begins: list[int] = []
+    wrong: list[tuple[int, int]] = []  # line, number of cells
     dialect = None if head is None else head.dialect
-    rows, offset, rest = 0, start, b""
+    rows, offset, rest, line = 0, start, b"", 1
     with file.open() if head is None else head.source(file) as source:
         chunk = source.read(CHUNK)
         content.update(chunk)
         if head is None and chunk.startswith(BOM):
             offset = len(BOM)
+        line += chunk.count(b"\n", 0, offset)
         chunk = chunk[offset:]
         while chunk or rest:
             text = rest + chunk
             following = source.read(CHUNK)
             content.update(following)
             found = records_in(text, dialect, is_last=not following)
+            used = found.used
+            if head is not None and (head.skips or request.checks_rows):
+                counts = cells_of(text, found, head.dialect, head.encoding)
+                if (is_wrong := counts != len(head.names)).any():
+                    lines = lines_of(text, found, line)[is_wrong].tolist()
+                    wrong += zip(lines, counts[is_wrong].tolist(), strict=True)
+                    found = found.only(~is_wrong)
+                line += text.count(b"\n", 0, used)
             begins += (offset + found.starts[-rows % request.rows :: request.rows]).tolist()
-            rows, offset, rest, chunk = rows + len(found.starts), offset + found.used, text[found.used :], following
+            rows, offset, rest, chunk = rows + len(found.starts), offset + used, text[used:], following
+    if wrong and head is not None and not head.skips:
+        raise DataError(ragged(wrong, len(head.names)))
     ranges = tuple(
         RowRange(row_range.first, row_range.rows, begin, end - begin)
         for row_range, begin, end in zip(request.ranges(rows), begins or [offset], [*begins[1:], offset], strict=True)
     )
-    digest = f"sha256:{content.hexdigest()}" if file.is_local else file.version()
-    return Scan(rows=rows, digest=digest, header="" if head is None else head.model_dump_json(), ranges=ranges)
+    return Scan(
+        rows=rows,
+        digest=f"sha256:{content.hexdigest()}" if file.is_local else file.version(),
+        header="" if head is None else head.model_dump_json(),
+        ranges=ranges,
+        skipped=skipped(wrong) if wrong else None,
+    )
 
 
 def ended(raw: pa.Table, end: str) -> Iterator[bytes]:
@@ -329,15 +301,15 @@ def head_of(file: InputFile, options: TextOptions, known: Collection[str]) -> tu
         if options.header is None and not set(known) & set(names):
             check_is_header(names, list(zip(*rows[1:], strict=False)))
     decimal = options.decimal or mark_of([*zip(*(row for row in rows[1:] if len(row) == len(names)), strict=True)])
-    return TextHead(record=record, names=tuple(names), dialect=dialect, encoding=encoding, decimal=decimal), start
-
-
-def rows_in(record: str, dialect: Dialect) -> list[list[str]]:
-    """A record's cells; nothing if it is damaged, which is said when it is scored."""
-    try:
-        return [cells for cells in dialect.reader(io.StringIO(record, newline="")) if cells]
-    except csv.Error:
-        return []
+    head = TextHead(
+        record=record,
+        names=tuple(names),
+        dialect=dialect,
+        encoding=encoding,
+        decimal=decimal,
+        skips=options.bad_rows == "skip",
+    )
+    return head, start
 
 
 def parsed(records: Sequence[bytes], head: TextHead) -> list[list[str]]:

@@ -1,0 +1,138 @@
+"""Rows that repeat: copies of a row, or rows that come again by themselves; and rows that belong together.
+
+Copies on both sides of the split between training and calibration break every promise: the network has seen the rows that
+it is calibrated on. They are kept on one side, and one of each calibrates. Rows of a table with few values repeat by
+themselves, new valid rows as well: to keep those on one side would make the calibration rows too strange. What they are
+is seen in the columns: if rows that repeat agree in a number too fine to be drawn twice, they are copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from service.data.columns import MAX_DECIMALS
+
+RepeatsName = Literal["auto", "copies", "natural"]
+FEWEST = 20  # distinct rows that tell how fine a column is
+BY_CHANCE = 0.01  # largest share of the pairs of equal rows that chance may explain, if they are copies
+NOISE = 1e-9  # of a column's spread: finer differences are rounding
+MOST = 0.9  # share of a column's values that show with how many decimals it is written
+MIX = np.array(
+    [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64
+)  # splitmix64 (Steele et al., 2014)
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """Which rows belong together, by number, shape (N,), or None if each is by itself; and what was found, in words."""
+
+    groups: np.ndarray | None = None
+    note: str = ""
+    kind: Literal["none", "natural", "copies", "group"] = "none"
+
+    @staticmethod
+    def of(rows: np.ndarray, repeats: RepeatsName, is_image: bool = False) -> Repeats:
+        """Of rows in the model's columns, shape (N, ...)."""
+        flat = rows.reshape(len(rows), -1)
+        groups, counts = numbered(hashes(flat))
+        repeated = len(rows) - len(counts)
+        if not repeated:
+            return Repeats()
+        share = f"{repeated:,} of {len(rows):,} rows ({100 * repeated / len(rows):.2g} %) repeat another"
+        column = None if repeats != "auto" or is_image else fine_column(flat, groups, counts)
+        if repeats == "natural" or (repeats == "auto" and not is_image and column is None):
+            other = "" if repeats == "natural" else "; if they are copies, say --repeats copies"
+            return Repeats(None, f"{share}: taken for rows that come again by themselves{other}", "natural")
+        other = "" if repeats == "copies" else "; if they come again by themselves, say --repeats natural"
+        kept = "kept on one side of each split, and one of each calibrates"
+        return Repeats(groups, f"{share}: taken for copies, {kept}{other}", "copies")
+
+    @staticmethod
+    def by_column(cells: np.ndarray) -> Repeats:
+        """Rows with the same cell in a column, shape (N,), belong together; without a cell, a row is by itself."""
+        listed: list[Any] = cells.tolist()
+        known: dict[Any, int] = {}
+        groups = np.array([
+            len(known) if cell is None or cell != cell else known.setdefault(cell, len(known))  # noqa: PLR0124  # NaN
+            for cell in listed
+        ])  # fmt: skip
+        alone = np.array([cell is None or cell != cell for cell in listed])  # noqa: PLR0124
+        groups[alone] = len(known) + np.arange(int(alone.sum()))
+        groups, counts = numbered(groups)
+        return Repeats(groups, f"{len(cells):,} rows in {len(counts):,} groups: one row of each calibrates", "group")
+
+
+def numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Equal values as numbers from 0, shape (N,), and how often each comes, (G,)."""
+    _, groups, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return groups, counts
+
+
+def one_of_each(groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A random row of each group, in random order: shape (G,)."""
+    order = generator.permutation(len(groups))
+    _, first = np.unique(groups[order], return_index=True)
+    return order[generator.permutation(first)]
+
+
+def hashes(rows: np.ndarray) -> np.ndarray:
+    """A hash of each row of numbers, shape (N, D), by its values: shape (N,), uint64."""
+    values = np.where(np.isnan(rows), np.nan, rows + 0.0) if rows.dtype.kind == "f" else rows
+    found = np.zeros(len(rows), np.uint64)
+    for column in values.T:
+        found = mixed(found ^ mixed(np.ascontiguousarray(column, np.float64).view(np.uint64)))
+    return found
+
+
+def mixed(values: np.ndarray) -> np.ndarray:
+    """Spread 64 bits, so that every bit of the result depends on all of them."""
+    with np.errstate(over="ignore"):
+        values = values + MIX[0]
+        values = (values ^ (values >> np.uint64(30))) * MIX[1]
+        values = (values ^ (values >> np.uint64(27))) * MIX[2]
+        return np.asarray(values ^ (values >> np.uint64(31)))
+
+
+def fine_column(rows: np.ndarray, groups: np.ndarray, counts: np.ndarray) -> int | None:
+    """A column in which two rows agree so seldom by chance that rows which are equal are copies; None if there is none.
+
+    Of all pairs of rows, a share of sum(p(v)**2) agree in a column. Among rows that are distinct it is counted; and of a
+    number written in steps, it is at least that of a normal in such steps.
+    """
+    if len(counts) < FEWEST:
+        return None
+    _, first = np.unique(groups, return_index=True)
+    distinct = rows[first].astype(np.float64)
+    equal_pairs = float((counts * (counts - 1.0)).sum())
+    all_pairs = float(len(rows)) * (len(rows) - 1.0)
+    for at, column in enumerate(distinct.T):
+        if all_pairs * chance_of_equal(column[~np.isnan(column)]) < BY_CHANCE * equal_pairs:
+            return at
+    return None
+
+
+def chance_of_equal(values: np.ndarray) -> float:
+    """The probability that two draws of a number are equal, by values of distinct rows, shape (U,)."""
+    if len(values) < FEWEST:
+        return 1.0
+    low, high = np.percentile(values, (25, 75))
+    spread = float(high - low) / 1.349  # of a normal, its standard deviation
+    if not spread > 0:
+        return 1.0
+    steps = np.rint(values / (NOISE * spread))
+    found, counts = np.unique(steps, return_counts=True)
+    together = float((counts * (counts - 1.0)).sum()) / (len(values) * (len(values) - 1.0))
+    step = max(float(np.diff(found).min()) * NOISE * spread, decimal_step(values)) if len(found) > 1 else np.inf
+    return max(together, min(1.0, step / (2.0 * np.sqrt(np.pi) * spread)))
+
+
+def decimal_step(values: np.ndarray) -> float:
+    """10**-d, if most of the numbers are written with at most d decimals; 0 if with more than MAX_DECIMALS."""
+    for decimals in range(MAX_DECIMALS):
+        scaled = values * 10.0**decimals
+        if (np.abs(scaled - np.rint(scaled)) <= 1e-6 * np.maximum(1.0, np.abs(scaled) * NOISE)).mean() >= MOST:
+            return float(10.0**-decimals)
+    return 0.0
