@@ -7,7 +7,7 @@ import functools
 import io
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
@@ -142,10 +142,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def interval(ends: Iterable[float]) -> str:
-    """A band as text: both ends, or only the lower one."""
-    shown = [f"{end:.2f}" for end in ends]
-    return " to ".join(shown) if len(shown) > 1 else f"from {shown[0]}"
+def interval(ends: tuple[float | None, float | None]) -> str:
+    """A band as text: both ends, or the only one."""
+    low, high = ends
+    if high is None:
+        return "everything" if low is None else f"from {low:.2f}"
+    return f"up to {high:.2f}" if low is None else f"{low:.2f} to {high:.2f}"
 
 
 def accepted(share: Acceptance) -> str:
@@ -153,7 +155,8 @@ def accepted(share: Acceptance) -> str:
     if share.interval is None:
         return f"about {100 * share.expected:.4g} % of valid rows (proved: at least {100 * share.proven:.4g} %)"
     low, high = share.interval
-    return f"{100 * share.expected:.4g} % of valid rows ({100 * low:.4g} to {100 * high:.4g})"
+    least = "at least " if share.is_bound else ""
+    return f"{least}{100 * share.expected:.4g} % of valid rows ({100 * low:.4g} to {100 * high:.4g})"
 
 
 def schema_table(kinds: Schema, data: TableData) -> Table:

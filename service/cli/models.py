@@ -47,7 +47,7 @@ def models(
                 card.architecture.likelihood,
                 str(card.architecture.latents),
                 card.estimator.setting,
-                interval(end for end in card.calibration.band if end is not None),
+                interval(card.calibration.band),
                 f"{card.calibration.rows:,} rows",
                 ", ".join(notes),
             )

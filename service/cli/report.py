@@ -97,8 +97,8 @@ def known(share: Acceptance, rows: int) -> str:
     if share.interval is None:
         return accepted(share)
     low, high = share.interval
-    likely = f"{100 * low:.3g} to {100 * high:.3g} %"
-    return f"{100 * share.expected:.3g} % of valid rows; as far as {rows:,} rows tell, {likely}"
+    likely, least = f"{100 * low:.3g} to {100 * high:.3g} %", "at least " if share.is_bound else ""
+    return f"{least}{100 * share.expected:.3g} % of valid rows; as far as {rows:,} rows tell, {likely}"
 
 
 def some_of(left_out: Sequence[tuple[str, str]]) -> str:

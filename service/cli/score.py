@@ -134,7 +134,7 @@ def print_scores(reference: str, scores: Scores, origin: Origin, discoveries: Di
     from service.scoring.tables import violation_texts
 
     invalid = int((~scores.valid).sum())
-    judged_by = f"band {interval(scores.band.ends)} nats, accepts {accepted(scores.band.accepted)}"
+    judged_by = f"band {interval(scores.band.ends_or_none)} nats, accepts {accepted(scores.band.accepted)}"
     if scores.rule is not None:
         judged_by = f"{100 * scores.rule.false_alarm:.4g} % false alarms, accepts {accepted(scores.rule.accepted)}"
     err.print(
@@ -143,13 +143,13 @@ def print_scores(reference: str, scores: Scores, origin: Origin, discoveries: Di
     if scores.unreadable.any():
         at = int(scores.unreadable.argmax())
         err.print(
-            f"{int(scores.unreadable.sum()):,} rows have a cell that cannot be read, or no value, and are invalid; first "
-            f"{origin.key} {origin.keys[at]}, {violation_texts(scores)[at]}",
+            f"{int(scores.unreadable.sum()):,} rows are invalid because a cell cannot be read, or there is no value; the "
+            f"first is {origin.key} {origin.keys[at]}, {violation_texts(scores)[at]}",
             markup=False,
             highlight=False,
         )
-    if warning := scores.warning():
-        err.print(f"warning: {warning}")
+    for note in scores.warnings():
+        err.print(f"warning: {note}", markup=False, highlight=False)
     if discoveries is not None:
         found = int(discoveries.chosen.sum())
         err.print(

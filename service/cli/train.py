@@ -369,7 +369,7 @@ def calibrate(
     fitted = draft.calibration.band()
     used, pilot = fitted.rows, draft.calibration_data["pilot_rows"]
     err.print(
-        f"published {reference}: band {interval(fitted.ends)} nats, percentiles {fitted.percentiles[0]:g} to "
+        f"published {reference}: band {interval(fitted.ends_or_none)} nats, percentiles {fitted.percentiles[0]:g} to "
         f"{fitted.percentiles[1]:g} of {fitted.rows:,} rows, accepts {accepted(fitted.accepted)}"
     )
     if found.note:

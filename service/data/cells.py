@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from service.data.columns import NO_VALUE, CategoryColumn, NumberColumn, place_among
+from service.data.beside import Beside
+from service.data.columns import NO_VALUE, CategoryColumn, NumberColumn
 from service.data.numbers import CURRENCIES, PLAIN, Decimal, NumberFormat, format_of, plain_number
 from service.data.table import FORMER_MISSING, IS_TEXT, MAX_TEXT, Table, is_index, is_missing
 from service.errors import DataError, Fault, InputError, first_fault, summary
@@ -95,8 +96,7 @@ class CellReader:
         reads_text: whether text may be parsed as a number, as in a table; pixels must be numbers.
         refuses_unknown: whether extra columns in a row are a fault; files may have any.
         is_strict: whether a cell that cannot be read is a fault.
-        constants: columns that held one value in all training rows, by name, and that value. Rows have a further number
-            for each (`data.domains.Domains`).
+        beside: columns that the network does not read, each with a number in rows all the same (`data.beside`).
     """
 
     shape: tuple[int, ...]
@@ -106,7 +106,7 @@ class CellReader:
     reading: Reading = field(default=USUAL)
     refuses_unknown: bool = True
     is_strict: bool = False
-    constants: tuple[tuple[str, str | float], ...] = ()
+    beside: tuple[Beside, ...] = ()
 
     @property
     def features(self) -> int:
@@ -190,20 +190,10 @@ class CellReader:
         other, is_sure = format_of([text], known, style)
         return other.read(text) if is_sure and other.unit in (style.unit, *CURRENCIES) else None
 
-    def constant(self, name: str, value: str | float, cell: Any) -> float:
-        """0 if a cell of a constant column has the column's value, 1 if it has another, NaN if it is missing."""
-        if isinstance(cell, bool | np.bool_):
-            cell = "true" if cell else "false"
-        text = cell.strip() if isinstance(cell, str) else None
-        if text is not None and text[:MAX_TEXT].lower() == str(value).lower():
-            return 0.0
-        if is_missing(cell) or (text is not None and text.lower() in self.missing_words):
-            return math.nan
-        number = as_float(cell) if text is None else self.reading.formats.get(name, PLAIN).read(text)
-        if number in self.missing_numbers:
-            return math.nan
-        wanted = plain_number(value) if isinstance(value, str) else value
-        return 1.0 if number is None or wanted is None else float(place_among((wanted,), np.array([number]))[0])
+    def found_beside(self, one: Beside, cell: Any) -> float:
+        """What a cell of a column beside the input is (`data.beside`)."""
+        style = self.reading.formats.get(one.name, PLAIN)
+        return one.found(cell, self.missing_words, self.missing_numbers, style)
 
     def missing(self) -> float | Fault:
         if self.columns is not None:
@@ -241,25 +231,23 @@ class CellReader:
                     break
                 number = 0.0
             numbers.append(number)
-        if self.constants:
+        if self.beside:
             named = instance if isinstance(instance, Mapping) else {}
-            numbers += [
-                self.constant(name, value, named[name]) if name in named else 0.0 for name, value in self.constants
-            ]
+            numbers += [self.found_beside(one, named[one.name]) if one.name in named else 0.0 for one in self.beside]
         return numbers
 
     def padded(self, array: np.ndarray) -> np.ndarray:
-        """An array of the model's columns, shape (B, D), as rows without a word of the constants, (B, D + C).
+        """An array of the model's columns, shape (B, D), as rows without a word of those beside, (B, D + C).
 
         Raises:
             InputError: it has another shape.
         """
-        if not self.constants:
+        if not self.beside:
             return array
         if array.ndim != 2 or array.shape[1] != self.features:
             shape = tuple(map(int, array.shape))
             raise InputError(f"the array has shape {shape}, the model reads (rows, {self.features})")
-        return np.concatenate([array, np.zeros((len(array), len(self.constants)), array.dtype)], axis=1)
+        return np.concatenate([array, np.zeros((len(array), len(self.beside)), array.dtype)], axis=1)
 
     def in_order(self, instance: Any, index: int, faults: list[Fault]) -> list[Any]:
         """A row's cells in the model's order; an empty list, and a fault, if its shape is wrong."""
@@ -331,17 +319,17 @@ class CellReader:
         if faults:
             first = min(faults, key=lambda fault: fault.row or 0)
             raise first_fault(InputError("some cells cannot be read", [first]))
-        for name, value in self.constants:
-            cells = table.columns[table.names.index(name)] if name in table.names else None
-            columns.append(self.constant_column(name, value, cells, len(table)))
+        for one in self.beside:
+            cells = table.columns[table.names.index(one.name)] if one.name in table.names else None
+            columns.append(self.column_beside(one, cells, len(table)))
         return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
 
-    def constant_column(self, name: str, value: str | float, cells: Cells | None, rows: int) -> np.ndarray:
-        """What `constant` says of each cell of a column, shape (N,); 0 if the column is not there."""
+    def column_beside(self, one: Beside, cells: Cells | None, rows: int) -> np.ndarray:
+        """What `found_beside` says of each cell of a column, shape (N,); 0 if the column is not there."""
         if cells is None:
             return np.zeros(rows)
         listed = cells.tolist() if isinstance(cells, np.ndarray) else cells
-        known = {(type(cell), cell): self.constant(name, value, cell) for cell in set(listed)}
+        known = {(type(cell), cell): self.found_beside(one, cell) for cell in set(listed)}
         return np.array([known[type(cell), cell] for cell in listed], np.float64)
 
     def column(self, position: int, cells: Cells, faults: list[Fault], decimal: Decimal | None = None) -> np.ndarray:

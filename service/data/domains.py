@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from service.data.beside import IS_CHANGED, IS_LATER, Beside, LastDate
 from service.data.columns import CategoryColumn, LearntColumn, NumberColumn, place_among, plain
 from service.data.inputs import InputSpec, Mixed
 from service.data.table import unreadable_cells
@@ -21,10 +22,9 @@ from service.system.frozen import Frozen
 
 FEWEST_ROWS = 20  # that tell what is never there
 MOST_AT_END = 10  # rows that hold the least or the largest number, if it is a limit and not the last one drawn so far
-# What may be told of a cell, by its code. A constant column's cell has the code FINE, CONSTANT_CHANGED or NEVER_MISSING.
-FINE, MISSING, UNREADABLE, NOT_FINITE, NEVER_MISSING, NEGATIVE, NOT_AN_INTEGER, OUT_OF_RANGE, UNSEEN, CHANGED = range(
-    10
-)
+# What may be told of a cell, by its code. Those above MISSING are violations.
+FINE, LATER, MISSING = range(3)
+UNREADABLE, NOT_FINITE, NEVER_MISSING, NEGATIVE, NOT_AN_INTEGER, OUT_OF_RANGE, UNSEEN, CHANGED = range(3, 11)
 # fmt: off
 ViolationKind = Literal[
     "unreadable", "never_missing", "negative", "not_an_integer", "out_of_range", "unseen_category", "constant_changed",
@@ -83,41 +83,21 @@ class ColumnDomain(Frozen):
         )
 
 
-class Constant(Frozen):
-    """A column that held one value, as text or as a number, in all training rows; the network does not read it."""
-
-    name: str
-    value: str | float
-    never_missing: bool
-
-    @staticmethod
-    def of(name: str, cells: np.ndarray) -> Constant:
-        """A constant column of the training table: float64 with NaN, or text with None."""
-        is_text = cells.dtype == object
-        there = [cell for cell in cells.tolist() if cell is not None and cell == cell]  # noqa: PLR0124  # not NaN
-        return Constant(
-            name=name, value=str(there[0]) if is_text else float(there[0]), never_missing=len(there) == len(cells)
-        )
-
-
 class Domains(Frozen):
-    """The domains of an input's columns, and its constants. In rows, constants come behind the input's columns.
-
-    A cell of a constant is 0 if it has its value, or was not sent; 1 if it has another; NaN if it is missing.
-    """
+    """The domains of an input's columns, and the columns beside it, which come behind the input's columns in rows."""
 
     columns: tuple[ColumnDomain, ...]
-    constants: tuple[Constant, ...] = ()
+    beside: tuple[Beside, ...] = ()
 
     @staticmethod
-    def learnt(spec: InputSpec, rows: np.ndarray, constants: Sequence[Constant] = ()) -> Domains | None:
+    def learnt(spec: InputSpec, rows: np.ndarray, beside: Sequence[Beside] = ()) -> Domains | None:
         """The domains of the rows that a network was fitted to, shape (m, D); None unless its columns are of kinds."""
         if not isinstance(spec.transform, Mixed):
             return None
         columns = tuple(
             ColumnDomain.of(column, cells) for column, cells in zip(spec.transform.columns, rows.T, strict=True)
         )
-        return Domains(columns=columns, constants=tuple(constants))
+        return Domains(columns=columns, beside=tuple(beside))
 
     @staticmethod
     def unknown(spec: InputSpec) -> Domains:
@@ -139,7 +119,7 @@ class Domains(Frozen):
         of_values[limits.integers & (values != np.rint(values))] = NOT_AN_INTEGER
         of_values[limits.never_negative & (values < 0)] = NEGATIVE
         aside = rows[:, width:]
-        codes[:, width:] = np.where(aside > 0, CHANGED, FINE)
+        codes[:, width:] = np.select([aside == IS_CHANGED, aside == IS_LATER], [CHANGED, LATER], FINE)
         if (missing := np.isnan(rows)).any():
             codes[missing] = np.broadcast_to(limits.missing, rows.shape)[missing]
             of_values[unreadable_cells(values, "text")] = UNREADABLE
@@ -155,20 +135,33 @@ class Domains(Frozen):
             integers=np.array([one.integers for one in self.columns], dtype=bool),
             never_negative=np.array([one.never_negative for one in self.columns], dtype=bool),
             missing=np.where(
-                [one.never_missing for one in self.columns] + [one.never_missing for one in self.constants],
+                [one.never_missing for one in self.columns] + [one.never_missing for one in self.beside],
                 np.uint8(NEVER_MISSING),
                 np.uint8(MISSING),
             ),
         )
 
     def violations(self, spec: InputSpec, codes: np.ndarray) -> list[Violation]:
-        """What is wrong with a row, by the codes of its cells, shape (D + C,): first what cannot be read."""
-        names = [*map(str, spec.columns or range(spec.features)), *(one.name for one in self.constants)]
-        found = [
+        """What is wrong with a row, by the codes of its cells, shape (D + C,): first what cannot be read.
+
+        Of a row without any value, that alone is told.
+        """
+        if has_no_value(codes[None], len(self.columns))[0]:
+            return [Violation(None, *NO_VALUE)]
+        names = [*map(str, spec.columns or range(spec.features)), *(one.name for one in self.beside)]
+        return [
             Violation(names[at], KINDS[codes[at]][0], self.message(at, codes[at]))
             for at in sorted(np.flatnonzero(codes > MISSING).tolist(), key=lambda at: codes[at] > NOT_FINITE)
         ]
-        return [*found, Violation(None, *NO_VALUE)] if has_no_value(codes[None], len(self.columns))[0] else found
+
+    def notes(self, codes: np.ndarray) -> list[str]:
+        """What is worth telling of rows, by their codes, (B, D + C), and is no violation."""
+        later = (codes[:, len(self.columns) :] == LATER).sum(axis=0).tolist()
+        return [
+            f"{count:,} rows have a later {one.name!r} than all training rows, of which the last has {one.latest}"
+            for one, count in zip(self.beside, later, strict=False)
+            if count and isinstance(one, LastDate)
+        ]
 
     def message(self, at: int, code: int) -> str:
         """A violation in words, with the range that a number is outside of."""
@@ -183,7 +176,7 @@ class Domains(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Domains of D columns, (D,) each, and the code of a missing cell in each column and constant, (D + C,)."""
+    """Domains of D columns, (D,) each, and the code of a missing cell in each of them and of those beside, (D + C,)."""
 
     low: np.ndarray
     high: np.ndarray
@@ -204,6 +197,11 @@ def unseen(column: CategoryColumn, values: np.ndarray) -> np.ndarray:
     if column.is_text:
         return values >= len(column.values)
     return ~np.isnan(values) & (place_among(column.values, values) == len(column.values))
+
+
+def counted(codes: np.ndarray) -> np.ndarray:
+    """Codes for what is counted: dates that are later than those of the training rows are only told of."""
+    return np.where(codes == LATER, np.uint8(FINE), codes)
 
 
 def is_lowest(codes: np.ndarray, features: int) -> np.ndarray:

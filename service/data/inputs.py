@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from service.data.beside import Beside
 from service.data.cells import USUAL, CellReader, Reading
 from service.data.columns import CategoryColumn, LearntColumn, NumberColumn, plain
 from service.data.table import FLOAT32_MAX, IS_INFINITE, Table
@@ -153,13 +154,13 @@ class InputSpec(Frozen):
         """A column's name, or its position if columns have no names."""
         return index if self.columns is None else self.columns[index]
 
-    def reader(self, reading: Reading = USUAL, constants: tuple[tuple[str, str | float], ...] = ()) -> CellReader:
+    def reader(self, reading: Reading = USUAL, beside: tuple[Beside, ...] = ()) -> CellReader:
         """A reader of cells for a model with this input, by the rules that its training file was read with.
 
-        `constants` are the columns that held one value in the training file, which the network does not read.
+        `beside` are columns that the network does not read, of which something is told all the same.
         """
         columns = self.transform.columns if isinstance(self.transform, Mixed) else None
-        return CellReader(self.shape, self.columns, columns, self.kind == "table", reading, constants=constants)
+        return CellReader(self.shape, self.columns, columns, self.kind == "table", reading, beside=beside)
 
     def array(self, table: Table) -> np.ndarray:
         """The rows of a training table as numbers, shape (N, D), float64, still to be checked by `rows`.
@@ -199,11 +200,9 @@ class InputSpec(Frozen):
         Unless the reader is strict, numbers that are not finite are cells that cannot be read, if the model's rows may
         have missing cells.
         """
-        aside = len(reader.constants)
+        aside = len(reader.beside)
         if aside:
-            return np.concatenate(
-                [self.read(array[:, :-aside], replace(reader, constants=())), array[:, -aside:]], axis=1
-            )
+            return np.concatenate([self.read(array[:, :-aside], replace(reader, beside=())), array[:, -aside:]], axis=1)
         if not reader.is_strict and self.reads_missing and array.dtype.kind == "f":
             finite = self.cast(array)[1]
             array = array if finite.all() else np.where(finite, array, IS_INFINITE)

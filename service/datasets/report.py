@@ -226,8 +226,12 @@ def rule_text(scorer: Scorer, plan: Plan) -> str:
         rule = scorer.combined_rule(options.false_alarm)
         return f"the combined rule at a false-alarm rate of {rule.false_alarm:g}"
     band = scorer.calibration.band(options.score_options.band_percentiles)
-    low, high = band.ends_or_none
-    return f"log p(x) outside the band from {low:.2f}" + (" nats upwards" if high is None else f" to {high:.2f} nats")
+    low, high = ("any" if end is None else f"{end:.2f}" for end in band.ends_or_none)
+    return (
+        f"log p(x) outside the band from {low} to {high} nats"
+        if high != "any"
+        else (f"log p(x) outside the band from {low} nats upwards")
+    )
 
 
 def blamed_text(scores: pa.Table, row: int, explain: int) -> Iterator[str]:

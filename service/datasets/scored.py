@@ -89,7 +89,7 @@ def rows_of(scorer: Scorer, table: pa.Table, raw: RawTable | None, reader: CellR
         array = reader.table(raw)
     elif len(lists) == 1:
         is_read = table.column_names[lists[0]] == READ
-        array = array_of_lists(table.column(lists[0]), spec.features + (len(reader.constants) if is_read else 0))
+        array = array_of_lists(table.column(lists[0]), spec.features + (len(reader.beside) if is_read else 0))
         array = array if is_read else reader.padded(array)
     else:
         raise DataError(f"has {len(lists)} columns of lists, expected one")

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from service.datasets.plan import OnBadFile, RunOptions, Shard
 from service.datasets.scored import p_value_column, score_table
 from service.errors import DataError, RowError
+from service.files.formats.base import LINE
 from service.files.formats.registry import Reader
 from service.files.locations import OutFolder
 from service.scoring.scorer import Scorer
@@ -92,6 +93,8 @@ class Worker:
         try:
             cells = shard.file_format.cells(raw, shard.header, reader)
             scores = score_table(self.scorer, cells, options, on_batch)
+            lines = raw.column(LINE) if LINE in raw.column_names else pa.nulls(len(raw), pa.int64())
+            scores = scores.append_column("line", lines)
             is_valid = np.array(scores.column("verdict").to_pylist()) == "valid"
             if self.options.fdr is None:
                 self.write_rows(shard, raw, scores, is_valid)

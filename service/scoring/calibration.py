@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from service.data.domains import Domains, has_missing, is_lowest
+from service.data.domains import Domains, counted, has_missing, is_lowest
 from service.data.inputs import InputSpec
 from service.density import starts
 from service.density.block import END_TOLERANCE, Estimates
@@ -148,7 +148,7 @@ class Calibration:
                 (`suspects`); by default every cell is.
             known: known rows for the further statistics; without them there are no further statistics.
             pace: counts the rows.
-            domains: the columns' domains, and the constants behind them; by default none are known, and C is 0.
+            domains: the columns' domains, and the columns beside the input; by default none are known, and C is 0.
 
         Raises:
             CalibrationError: too few rows for the percentiles, or too many that cannot be read.
@@ -187,7 +187,7 @@ class Calibration:
             reference,
             sketch,
             statistics,
-            violations=None if domains is None else ViolationReference.of(codes, unreadable),
+            violations=None if domains is None else ViolationReference.of(counted(codes), unreadable),
             complete=None if reference is None else ~has_missing(codes, model.input.features)[order],
         )
 
@@ -236,7 +236,7 @@ def calibrated(
         known: valid rows that the networks were fitted to, shape (m, D), among which to look for nearest neighbours; by
             default the pilot rows.
         pace: counts the rows; if the time is limited, fewer pilot rows and calibration rows are used, the first of them.
-        domains: the columns' domains, and the constants behind them.
+        domains: the columns' domains, and the columns beside the input.
 
     Raises:
         CalibrationError: too few rows for the percentiles, or too many that cannot be read.

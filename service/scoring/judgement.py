@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.data.domains import counted
 from service.data.inputs import InputSpec
 from service.scoring.missing_patterns import Comparison
 from service.scoring.model import Assessment
@@ -121,7 +122,7 @@ def judge_combined(
     of_all = np.where(violations.lowest[:, None], np.inf, assessment.statistics)
     of_violations = np.ones(len(of_all))
     if violations.reference is not None:
-        of_violations = violations.reference.p_values(violations.codes, violations.lowest)
+        of_violations = violations.reference.p_values(counted(violations.codes), violations.lowest)
     width = margins(assessment.estimates.std_error, assessment.estimates.reliable)
     others = np.logical_or.reduce([one.rows for one in compared]) if compared else np.zeros(len(width), dtype=bool)
     p_value, certain = np.ones(len(width)), np.ones(len(width), dtype=bool)

@@ -69,7 +69,8 @@ class CombinedRule:
         if violations is None:
             return CombinedRule(rate, evidence.rows, names, accepted)
         refused = violations.places_refused(rank(violations.rows, 100 * exact(rate) * VIOLATIONS_SHARE))
-        accepted = accepted.both(accepts(violations.rows, refused))
+        # Rows that cannot be read are refused at infinite statistics already.
+        accepted = accepted.both(accepts(violations.rows, refused - violations.lowest))
         return CombinedRule(rate, evidence.rows, (*names, VIOLATIONS), accepted, violations.rows)
 
     def p_values(self, statistics: np.ndarray, violations: np.ndarray) -> np.ndarray:
@@ -175,10 +176,14 @@ class Scores:
     @property
     def num_violations(self) -> np.ndarray:
         """How many violations each row has, shape (B,)."""
-        empty = self.unreadable & (num_unreadable(self.codes) == 0)
-        return np.asarray((self.codes > MISSING).sum(axis=1) + empty)
+        is_empty = self.unreadable & (num_unreadable(self.codes) == 0)  # of which that alone is told
+        return np.where(is_empty, 1, (self.codes > MISSING).sum(axis=1))
 
-    def warning(self) -> str | None:
+    def warnings(self) -> list[str]:
+        """What to tell beside the verdicts: later dates, and a rate that cannot be kept since too many cannot be read."""
+        return [*self.domains.notes(self.codes), *filter(None, [self.rate_warning()])]
+
+    def rate_warning(self) -> str | None:
         """A warning if valid rows are refused more often than was asked for, since too many cannot be read; else None."""
         band, rule = self.band, self.rule
         accepted, refused = (

@@ -54,8 +54,7 @@ class Card(Frozen):
 
     def reader(self) -> CellReader:
         """A reader of cells for the version's rows."""
-        constants = () if self.domains is None else self.domains.constants
-        return self.input.reader(self.reading, tuple((one.name, one.value) for one in constants))
+        return self.input.reader(self.reading, () if self.domains is None else self.domains.beside)
 
 
 @dataclass(frozen=True, slots=True)

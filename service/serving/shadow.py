@@ -58,7 +58,7 @@ class Shadow:
             scorer = await self.load(self.reference)
             if scorer is served:
                 return
-            cells = rows[:, : served.model.input.features]  # without the constants that the served version knows of
+            cells = rows[:, : served.model.input.features]  # without what stands beside the served version's input
             other = await self.score(scorer, cells, ScoreOptions(percentiles=scores.band.percentiles))
         except VouchError as error:
             self.metrics.shadow_skipped.inc()

@@ -122,9 +122,9 @@ def domains_problem(card: Card, calibration: Calibration) -> str | None:
         return None if calibration.violations is None else "violations are calibrated, and the card has no domains"
     if not card.input.reads_missing or len(card.domains.columns) != card.input.features:
         return "the card's domains are not those of its columns"
-    names = [one.name for one in card.domains.constants]
+    names = [one.name for one in card.domains.beside]
     if len(set(names)) < len(names) or set(names) & set(card.input.columns or ()):
-        return "the card's constants are not columns of their own"
+        return "the columns beside the card's input are not columns of their own"
     width = len(card.domains.columns) + len(names)
     violations = calibration.violations
     return (

@@ -126,8 +126,7 @@ def mixed_input(
     spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform, precision="float64")
     others = [name for name in table.names if name not in names]
     ignored = dict.fromkeys((*others, *reading.ignored))
-    formats = {name: one for name, one in reading.formats.items() if name in names}
-    reading = reading.model_copy(update={"ignored": tuple(ignored), "formats": formats})
+    reading = reading.model_copy(update={"ignored": tuple(ignored)})
     return spec, table_architecture(transform, recipe), reading
 
 

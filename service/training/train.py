@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from service.data.beside import Beside, Constant, LastDate
 from service.data.cells import Reading
 from service.data.detect import Detection
-from service.data.domains import Constant, Domains
+from service.data.domains import Domains
 from service.data.inputs import InputSpec
 from service.data.kinds import IS_CONSTANT, Schema, infer
 from service.data.survey import surveyed
-from service.data.table import MISSING, Table, is_missing
+from service.data.table import MISSING, Table
 from service.density.estimate import Execution
 from service.density.estimator import Estimator
 from service.density.tiling import worker_pool
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 NEW_READING = Reading(missing=tuple(sorted(MISSING)))
 PILOT_SHARE = 0.1
 LEARNING = "learning what the columns are"
+DATES = "dates", "times, as "  # how reasons begin for which columns of dates are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ def train_table(
     spec, architecture, reading = mixed_input(table, fitted_table, recipe, kinds, hooks.on_schema, reading)
     rows = spec.array(table)
     splits = [split.map(lambda chosen: rows[chosen]) for split in parts]
-    domains = Domains.learnt(spec, rows[fitted_rows(parts)], constants_of(kinds, fitted_table))
+    domains = Domains.learnt(spec, rows[fitted_rows(parts)], columns_beside(kinds, fitted_table))
     trained = fit_and_calibrate(splits, spec, architecture, recipe, table.digest(), hooks, course, domains=domains)
     return trained.of_table(reading, kinds, table.names).with_repeats(found)
 
@@ -194,7 +196,7 @@ def train_stream(
     split = split.map(lambda rows: spec.read(rows, reader)).map(np.random.default_rng(recipe.fit.seed).permutation)
     check_sizes([split], recipe)
     feed = ParquetFeed(source, spec, reader, recipe.fit.batch_size, found.train_rows, network_rows(spec, split.train))
-    domains = Domains.learnt(spec, split.train, constants_of(survey.schema, survey.table))
+    domains = Domains.learnt(spec, split.train, columns_beside(survey.schema, survey.table))
     trained = fit_and_calibrate([split], spec, architecture, recipe, source.digest, hooks, course, feed, domains)
     return trained if recipe.likelihood is not None else trained.of_table(reading, survey.schema, source.names)
 
@@ -269,7 +271,7 @@ def calibrated_on(
         )
     else:
         known = spec.rows(splits[0].train)
-        rows = with_constants(calibrating[0], domains)
+        rows = with_beside(calibrating[0], domains)
         model, calibration = calibrated(
             vaes, spec, recipe.estimator, pilots[0], rows, percentiles, execution, known, pace, domains
         )
@@ -279,10 +281,10 @@ def calibrated_on(
     return model, calibration
 
 
-def with_constants(rows: np.ndarray, domains: Domains | None) -> np.ndarray:
-    """Training rows, shape (n, D), with the constants that all of them have behind their columns: (n, D + C)."""
-    constants = 0 if domains is None else len(domains.constants)
-    return np.concatenate([rows, np.zeros((len(rows), constants), rows.dtype)], axis=1) if constants else rows
+def with_beside(rows: np.ndarray, domains: Domains | None) -> np.ndarray:
+    """Training rows, shape (n, D), with the columns beside them, which are as ever: (n, D + C)."""
+    width = 0 if domains is None else len(domains.beside)
+    return np.concatenate([rows, np.zeros((len(rows), width), rows.dtype)], axis=1) if width else rows
 
 
 def fingerprints_of(spec: InputSpec, splits: Sequence[Split], feed: ParquetFeed | None) -> Fingerprints:
@@ -296,11 +298,17 @@ def fingerprints_of(spec: InputSpec, splits: Sequence[Split], feed: ParquetFeed 
     )
 
 
-def constants_of(kinds: Schema, table: Table) -> list[Constant]:
-    """The columns of a table that are left out because they are constant."""
-    names = [one.name for one in kinds.columns if one.kind == "ignored" and one.why == IS_CONSTANT]
-    cells = [(name, table.column(name)) for name in names if name in table.names]
-    return [Constant.of(name, column) for name, column in cells if not all(map(is_missing, column.tolist()))]
+def columns_beside(kinds: Schema, table: Table) -> list[Beside]:
+    """The columns of a table that are left out because they are constant, or dates."""
+    found: list[Beside | None] = []
+    for one in kinds.columns:
+        if one.kind != "ignored" or one.name not in table.names:
+            continue
+        if one.why == IS_CONSTANT:
+            found.append(Constant.of(one.name, table.column(one.name)))
+        elif one.why.startswith(DATES):
+            found.append(LastDate.of(one.name, table.column(one.name)))
+    return [one for one in found if one is not None]
 
 
 def table_rows(table: Table, kinds: Schema) -> np.ndarray:

@@ -197,7 +197,7 @@ def missing_fields(scores: Scores) -> tuple[list[Any], list[Any]]:
 
 def scores_answer(kind: str, model: ModelId, scores: Scores, batch: Batch, discoveries: Discoveries | None) -> Response:
     """Answer POST /score with JSON, npy records or CSV."""
-    warnings = [*batch.warnings, *filter(None, [scores.warning()])]
+    warnings = [*batch.warnings, *scores.warnings()]
     if kind == NPY:
         return scores_npy_response(model, scores, discoveries)
     if kind == CSV:

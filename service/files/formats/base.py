@@ -23,17 +23,21 @@ from service.files.locations import InputFile
 from service.system.frozen import Frozen
 
 RECORD = "record"  # the column of raw rows that are text records
+LINE = "vouch.line"  # the column of raw rows that says in which line of a text file each begins
 VECTOR = "row"  # the column of rows that are arrays
-READ = "vouch.read"  # the column of rows that a model's reader has read, with what it found of constants behind them
+READ = (
+    "vouch.read"  # the column of rows that a model's reader has read, with what it found beside the input behind them
+)
 
 
 class RowRange(NamedTuple):
-    """A range of a file's rows and, in a text file, the bytes that hold them."""
+    """A range of a file's rows and, in a text file, the bytes that hold them and the line in which they begin, from 1."""
 
     first: int
     rows: int
     offset: int = 0
     size: int = 0
+    line: int = 0
 
     def __str__(self) -> str:
         """The text that goes into a shard's key; unchanged, so that unfinished runs can resume."""

@@ -19,7 +19,7 @@ from service.data.cells import CellReader
 from service.data.numbers import Decimal
 from service.errors import DataError, Fault, InputError, RowError, first_fault
 from service.files.dialect import Dialect, TextOptions, decoded, encoding_of
-from service.files.formats.base import READ, RECORD, Reader, ReadRequest, RowRange, Scan, readable
+from service.files.formats.base import LINE, READ, RECORD, Reader, ReadRequest, RowRange, Scan, readable
 from service.files.formats.text_records import cells_of, lines_of, records_in, rows_in
 from service.files.locations import CHUNK, InputFile
 from service.files.records import has_one_more, ragged, skipped
@@ -156,7 +156,7 @@ class JsonLines:
         rows = [reader.row(json_value(row, line), row, faults) for row, line in enumerate(lines) if not faults]
         if faults:
             raise first_fault(InputError("some rows cannot be read", faults))
-        width = reader.features + len(reader.constants)
+        width = reader.features + len(reader.beside)
         values = np.array(rows, dtype=np.float64).reshape(len(rows), width)
         return pa.table({READ: pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)})
 
@@ -198,7 +198,10 @@ class LineReader:
         if len(found.starts) != row_range.rows:
             raise DataError(f"rows from {row_range.first} on cannot be read: the file changed since it was planned")
         records = [text[start:end] for start, end in zip(found.starts.tolist(), found.ends.tolist(), strict=True)]
-        return pa.table({RECORD: pa.array(records, pa.large_binary())})
+        table = pa.table({RECORD: pa.array(records, pa.large_binary())})
+        if not row_range.line:  # of a run that was planned by an older version
+            return table
+        return table.append_column(LINE, pa.array(lines_of(text, found, row_range.line), pa.int64()))
 
     def close(self) -> None:
         self.source.close()
@@ -211,7 +214,7 @@ def scanned_lines(file: InputFile, request: ReadRequest, head: TextHead | None, 
         DataError: lists the records that are not divided as the head is, unless these are passed over.
     """
     content = hashlib.sha256()
-    begins: list[int] = []
+    begins: list[tuple[int, int]] = []  # byte, line
     wrong: list[tuple[int, int]] = []  # line, number of cells
     dialect = None if head is None else head.dialect
     rows, offset, rest, line = 0, start, b"", 1
@@ -234,14 +237,18 @@ def scanned_lines(file: InputFile, request: ReadRequest, head: TextHead | None, 
                     lines = lines_of(text, found, line)[is_wrong].tolist()
                     wrong += zip(lines, counts[is_wrong].tolist(), strict=True)
                     found = found.only(~is_wrong)
-                line += text.count(b"\n", 0, used)
-            begins += (offset + found.starts[-rows % request.rows :: request.rows]).tolist()
+            chosen = found.only(slice(-rows % request.rows, None, request.rows))
+            begins += zip((offset + chosen.starts).tolist(), lines_of(text, chosen, line).tolist(), strict=True)
+            line += text.count(b"\n", 0, used)
             rows, offset, rest, chunk = rows + len(found.starts), offset + used, text[used:], following
     if wrong and head is not None and not head.skips:
         raise DataError(ragged(wrong, len(head.names)))
+    begins, end = begins or [(offset, line)], (offset, line)
     ranges = tuple(
-        RowRange(row_range.first, row_range.rows, begin, end - begin)
-        for row_range, begin, end in zip(request.ranges(rows), begins or [offset], [*begins[1:], offset], strict=True)
+        RowRange(row_range.first, row_range.rows, begin, after - begin, at_line)
+        for row_range, (begin, at_line), (after, _) in zip(
+            request.ranges(rows), begins, [*begins[1:], end], strict=True
+        )
     )
     return Scan(
         rows=rows,

@@ -22,8 +22,8 @@ class Records:
     ends: np.ndarray
     used: int
 
-    def only(self, chosen: np.ndarray) -> Records:
-        """Some of the records, by a mask of shape (N,)."""
+    def only(self, chosen: np.ndarray | slice) -> Records:
+        """Some of the records, by a mask of shape (N,), or a slice."""
         return replace(self, starts=self.starts[chosen], ends=self.ends[chosen])
 
 
