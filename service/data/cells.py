@@ -130,8 +130,8 @@ class CellReader:
 
     @cached_property
     def accepted(self) -> frozenset[str]:
-        """The columns that a row may have: the model's, and those that training ignored."""
-        return frozenset((*(self.names or ()), *self.reading.ignored))
+        """The columns that a row may have: the model's, those beside it, and those that training ignored."""
+        return frozenset((*(self.names or ()), *(one.name for one in self.beside), *self.reading.ignored))
 
     # Cells
 

@@ -85,9 +85,8 @@ def judged_by_band(
     log_likelihood = np.where(lowest, -np.inf, assessment.estimates.log_likelihood)[rows]
     if comparison.folds is None:
         ranks = ScoreRanks.of(comparison.scores, log_likelihood)
-        certain = band.certain(
-            log_likelihood, assessment.estimates.std_error[rows], assessment.estimates.reliable[rows]
-        )
+        estimates = assessment.estimates
+        certain = band.certain(estimates.log_likelihood[rows], estimates.std_error[rows], estimates.reliable[rows])
         low, high = np.full(len(log_likelihood), band.low), np.full(len(log_likelihood), band.high)
     else:
         by_each = np.stack([np.where(lowest, -np.inf, one.log_likelihood)[rows] for one in assessment.by_member])

@@ -19,6 +19,7 @@ RepeatsName = Literal["auto", "copies", "natural"]
 FEWEST = 20  # distinct rows that tell how fine a column is
 BY_CHANCE = 0.01  # largest share of the pairs of equal rows that chance may explain, if they are copies
 NOISE = 1e-9  # of a column's spread: finer differences are rounding
+OFTEN = 0.05  # share of the differences between neighbours that the most frequent has, if numbers come in steps
 MOST = 0.9  # share of a column's values that show with how many decimals it is written
 MIX = np.array(
     [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64
@@ -122,11 +123,17 @@ def chance_of_equal(values: np.ndarray) -> float:
     spread = float(high - low) / 1.349  # of a normal, its standard deviation
     if not spread > 0:
         return 1.0
-    steps = np.rint(values / (NOISE * spread))
-    found, counts = np.unique(steps, return_counts=True)
+    found, counts = np.unique(np.rint(values / (NOISE * spread)), return_counts=True)
     together = float((counts * (counts - 1.0)).sum()) / (len(values) * (len(values) - 1.0))
-    step = max(float(np.diff(found).min()) * NOISE * spread, decimal_step(values)) if len(found) > 1 else np.inf
+    step = max(usual_gap(found) * NOISE * spread, decimal_step(values))
     return max(together, min(1.0, step / (2.0 * np.sqrt(np.pi) * spread)))
+
+
+def usual_gap(ascending: np.ndarray) -> float:
+    """The most frequent difference between neighbours, if it comes again and again as between steps; otherwise 0."""
+    gaps, counts = np.unique(np.rint(np.diff(ascending)), return_counts=True)
+    most = int(counts.max(initial=0))
+    return float(gaps[counts.argmax()]) if most >= max(2, OFTEN * counts.sum()) else 0.0
 
 
 def decimal_step(values: np.ndarray) -> float:
