@@ -106,6 +106,7 @@ class ScoreQuery(TypedDict, total=False):
     rule: Literal["band", "combined"] | None
     fdr: float | None
     explain: int
+    strict: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,10 @@ class Drift(Frozen):
 
 
 class Report(Frozen):
-    """What a run found. With a false discovery rate, the `invalid` rows are the discoveries."""
+    """What a run found. With a false discovery rate, the `invalid` rows are the discoveries.
+
+    Of `unreadable` rows a cell cannot be read, or they have no value; `violations` are those of all rows, in words.
+    """
 
     vouch: str
     model: str
@@ -91,6 +94,8 @@ class Report(Frozen):
     valid: int
     invalid: int
     sides: dict[str, int]
+    unreadable: int = 0
+    violations: dict[str, int] = {}
     blamed: dict[str, int] | None
     log_likelihood: Histogram
     p_values: tuple[int, ...]
@@ -115,6 +120,8 @@ class Tally:
     p_values: np.ndarray = field(init=False)
     rows: int = 0
     invalid: int = 0
+    unreadable: int = 0
+    violations: Counter[str] = field(default_factory=Counter)
     blamed: Counter[str] = field(default_factory=Counter)
     strangest: list[tuple[float, float, int, Strange]] = field(default_factory=list)
     alarm_at: tuple[str, int] | None = None
@@ -140,6 +147,10 @@ class Tally:
         self.p_values += p_value_counts(p_value, P_VALUE_BINS)
         if self.plan.options.explain:
             self.blamed.update(scores.column("blamed_1_column").filter(pa.array(invalid)).drop_null().to_pylist())
+        if "violations" in scores.column_names:
+            self.unreadable += int(scores.column("unreadable").to_numpy().sum())
+            for text in scores.column("violations").drop_null().to_pylist():
+                self.violations.update(text.split("; "))
         self.look_for_strange(shard, scores, log_likelihood, p_value)
         self.bet(shard, scores, log_likelihood)
 
@@ -191,6 +202,8 @@ class Tally:
             valid=self.rows - self.invalid,
             invalid=self.invalid,
             sides=dict(zip(SIDES, self.sides.tolist(), strict=True)),
+            unreadable=self.unreadable,
+            violations=dict(self.violations.most_common()),
             blamed=dict(sorted(self.blamed.items(), key=lambda one: (-one[1], one[0]))) if options.explain else None,
             log_likelihood=Histogram(
                 edges=tuple(self.edges.tolist()), counts=tuple(self.counts.tolist()), validation=tuple(scaled.tolist())
