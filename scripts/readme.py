@@ -33,7 +33,7 @@ SERVE = [sys.executable, "-m", "service.cli", "serve"]
 README = Path("README.md")
 DOCS, SECURITY = Path("docs"), Path("SECURITY.md")
 ANSWERED = (README, DOCS / "http.md")  # the pages whose curl lines have their answers below them
-COMMAND = re.compile(r"```sh\n(curl .*?)\n```\n(?:\n```json\n.*?\n```\n)?", re.DOTALL)
+COMMAND = re.compile(r"```sh\n((?:sed [^\n]* \| )?curl .*?)\n```\n(?:\n```json\n.*?\n```\n)?", re.DOTALL)
 WIDTH = 116
 HARD_SPACE = "\x00"  # at which no line is broken
 
@@ -66,7 +66,7 @@ def abridged(value: Any, depth: int = 0) -> Any:
     """The beginning of long lists and of digests, objects down to the second level or so, numbers to six digits."""
     if isinstance(value, dict):
         # Which cell is to blame, what belonged there, and what speaks against a row, is what is asked for.
-        shallow = ("columns", "expected", "evidence", "accepts")
+        shallow = ("columns", "expected", "evidence", "accepts", "violations")
         return (
             "..." if depth > 1 else {key: abridged(item, depth + (key not in shallow)) for key, item in value.items()}
         )

@@ -22,7 +22,8 @@ from service.system.frozen import Frozen
 
 FEWEST_ROWS = 20  # that tell what is never there
 MOST_AT_END = 10  # rows that hold the least or the largest number, if it is a limit and not the last one drawn so far
-# What may be told of a cell, by its code. Those above MISSING are violations.
+# What may be told of a cell, by its code; versions store them, so that others can only be added. Those above MISSING are
+# violations.
 FINE, LATER, MISSING = range(3)
 UNREADABLE, NOT_FINITE, NEVER_MISSING, NEGATIVE, NOT_AN_INTEGER, OUT_OF_RANGE, UNSEEN, CHANGED = range(3, 11)
 # fmt: off

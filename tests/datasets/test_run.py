@@ -26,6 +26,7 @@ from service.files.locations import InputFile
 from service.files.tables import read_table
 from service.scoring.options import ScoreOptions
 from service.validity.conformal import Discoveries, RejectionLimit
+from tests.models import COLUMNS
 from tests.tools import REPOSITORY, vouch
 
 NAMES = load_wine().feature_names
@@ -452,3 +453,32 @@ def test_ray_gives_the_same_bytes(data, options, undisturbed, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "ray") == tree(undisturbed)
+
+
+def test_ragged_lines_are_passed_over_and_bad_cells_are_told_with_their_lines(people, tmp_path):
+    lines = people.csv.read_text().splitlines()[:60]
+    lines[4] += ",7"
+    lines[9] = "tall" + lines[9][lines[9].index(",") :]
+    lines[20] = "?" + lines[20][lines[20].index(",") :]
+    (tmp_path / "in.csv").write_text("\n".join(lines) + "\n" + "," * (len(COLUMNS) - 1) + "\n")
+    command = (tmp_path / "in.csv", "--model", "people", "--store", people.store, "--shard-rows", 20, "--workers", 1)
+    said = vouch_filter(*command, "--out", tmp_path / "stopped", fails=True)
+    assert "line 5 has 8 cells, the header has 7" in said
+    assert not list((tmp_path / "stopped").rglob("*.csv"))
+    vouch_filter(*command, "--out", tmp_path / "out", "--on-bad-row", "skip", "--write", "verdicts")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["rows"], report["unreadable"]) == (59, 2)
+    assert report["violations"]["height: text where a number was expected"] == 1
+    assert report["not_done"] == [
+        {"file": "in.csv", "rows": "some", "reason": "1 lines passed over that are not divided as the header is: 5"}
+    ]
+    scores = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "out" / "scores").iterdir())])
+    unreadable = scores.filter(scores.column("unreadable"))
+    assert unreadable.column("line").to_pylist() == [10, 61]
+    assert set(unreadable.column("verdict").to_pylist()) == {"invalid"}
+    assert "height: text where a number was expected" in (tmp_path / "out" / "report.html").read_text()
+    text = "".join(path.read_text() for path in sorted((tmp_path / "out" / "rows").iterdir()))
+    assert lines[9] in text
+    assert lines[4] not in text
+    said = vouch_filter(*command, "--out", tmp_path / "strict", "--strict", "--on-bad-row", "skip", fails=True)
+    assert "row 7, column 'height': text" in said

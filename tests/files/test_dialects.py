@@ -183,3 +183,55 @@ def test_every_dialect_is_filtered_and_its_rows_are_kept(name, tmp_path):
         kind.write_beside(
             raw, scores, kind.scan(InputFile(str(tmp_path / f"again-{name}"), name), ReadRequest(SPEC, None, 9)).header
         )
+
+
+# Lines that are not divided as the header is
+
+
+RAGGED = {
+    "plain": (b"a,b\n1,2\n\n3,4,5\n6\n7,8\n", [4, 5], [[1, 2], [7, 8]]),
+    "quoted": (b'a,b\n"1","2"\n"3\n","4",5\n7,8\n9,"10"6\n', [3], [[1, 2], [7, 8]]),
+    "semicolons": (b"a;b\r\n1;2\r\n3\r\n7;8\r\n", [3], [[1, 2], [7, 8]]),
+}
+
+
+@pytest.mark.parametrize("name", ["plain", "semicolons"])
+def test_ragged_lines_are_listed_or_passed_over(tmp_path, name):
+    content, lines, rows = RAGGED[name]
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError, match=f"line {lines[0]} has .*--on-bad-row skip"):
+        read_raw(tmp_path / "a.csv")
+    raw = read_raw(tmp_path / "a.csv", options=TextOptions(bad_rows="skip"))
+    assert np.stack([np.asarray(raw.column(one), float) for one in "ab"], axis=1).tolist() == rows
+    assert raw.notes[-1].startswith(f"{len(lines)} lines passed over that are not divided as the header is: {lines[0]}")
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_data_sets_list_ragged_lines_before_they_are_read_or_pass_over_them(tmp_path, name):
+    content, lines, rows = RAGGED[name]
+    (tmp_path / "a.csv").write_bytes(content)
+    file, kind = InputFile(str(tmp_path / "a.csv"), "a.csv"), FORMATS[".csv"]
+    with pytest.raises(DataError, match=f"line {lines[0]} has "):
+        kind.scan(file, ReadRequest(SPEC, None, 100))
+    scan = kind.scan(file, ReadRequest(SPEC, None, 1, TextOptions(bad_rows="skip")))
+    assert scan.rows == 2
+    assert f"over that are not divided as the header is: {lines[0]}" in scan.skipped
+    reader = kind.reader(file, scan.header)
+    raw = [reader.rows(one) for one in scan.ranges]
+    reader.close()
+    cells = pa.concat_tables([kind.cells(one, scan.header, SPEC.reader()) for one in raw])
+    assert [[float(cell) for cell in row.values()] for row in cells.to_pylist()] == rows
+    found = [one.column("vouch.line")[0].as_py() for one in raw]
+    assert [content.splitlines()[line - 1].replace(b'"', b"")[:1] for line in found] == [b"1", b"7"]
+
+
+def test_rows_of_json_that_are_not_like_the_first_are_listed_or_passed_over(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n[2]\n{"a": 3}\nnot json\n{"a": 4}\n')
+    with pytest.raises(
+        DataError, match=r"line 2 is not an object.* \(2 such rows: line 2, line 4\): .*--on-bad-row skip"
+    ):
+        read_raw(tmp_path / "a.jsonl")
+    raw = read_raw(tmp_path / "a.jsonl", options=TextOptions(bad_rows="skip"))
+    assert list(raw.column("a")) == [1, 3, 4]
+    assert raw.lines.tolist() == [1, 3, 5]
+    assert raw.notes == ("2 rows passed over that are not like the first: line 2, line 4",)
