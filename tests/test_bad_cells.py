@@ -186,7 +186,7 @@ def test_a_row_without_any_value_is_invalid_by_the_command_line(store, rows, tmp
     where = ["--model", "people", "--store", str(store), *flags]
     done = CliRunner().invoke(app, ["score", str(tmp_path / "rows.csv"), *where, "--out", str(tmp_path / "out.csv")])
     assert done.exit_code == 0, done.output
-    assert "2 rows are invalid because a cell cannot be read" in done.stderr
+    assert "a cell cannot be read, or there is no value: 2 rows, the first is line 3" in done.stderr
     listed = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
     assert [row["violations"] for row in listed] == [
         "", "no column has a value", "age: text where a number was expected"
@@ -209,7 +209,7 @@ def test_arrays_and_the_inference_protocol_have_verdicts_too(client, scorer, row
 
 def test_later_dates_are_a_warning(client, rows):
     answer = client.post("/score", json={"instances": [rows[0], {**rows[0], "day": "2031-01-01"}]}).json()
-    assert answer["warnings"] == ["1 rows have a later 'day' than all training rows, of which the last has 2024-05-28"]
+    assert answer["warnings"] == ["later in 'day' than the last training row, 2024-05-28: 1 of 2 rows"]
     assert answer["scores"][0] == answer["scores"][1]
 
 

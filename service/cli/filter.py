@@ -138,6 +138,7 @@ def print_report(report: Report, output: str) -> None:
     if report.fdr is not None and report.fdr.warning is not None:
         err.print(f"warning: {report.fdr.warning}")
     for one in report.not_done[:10]:
-        err.print(f"not done: {one.file}, rows {one.rows}: {one.reason}")
+        rows = f", rows {one.rows}" if one.rows else ""
+        err.print(f"not done: {one.file}{rows}: {one.reason}")
     if len(report.not_done) > 10:
         err.print(f"not done: {len(report.not_done) - 10} more, listed in {output}/report.json")

@@ -66,12 +66,12 @@ def recommended_rule(draft: Draft) -> CombinedRule | None:
     """The combined rule at FALSE_ALARM or, with few rows, at the smallest whole percentage that they allow."""
     from service.scoring.scores import CombinedRule
 
-    statistics = draft.calibration.statistics
+    statistics, violations = draft.calibration.statistics, draft.calibration.violations
     if statistics is None:
         return None
-    for rate in (FALSE_ALARM, math.ceil(100.0 / (statistics.rows + 1)) / 100.0):
+    for percent in range(round(100 * FALSE_ALARM), 100):
         try:
-            return CombinedRule.of(statistics, draft.model.input, rate)
+            return CombinedRule.of(statistics, draft.model.input, percent / 100.0, violations)
         except CalibrationError:
             continue
     return None

@@ -143,7 +143,7 @@ def print_scores(reference: str, scores: Scores, origin: Origin, discoveries: Di
     if scores.unreadable.any():
         at = int(scores.unreadable.argmax())
         err.print(
-            f"{int(scores.unreadable.sum()):,} rows are invalid because a cell cannot be read, or there is no value; the "
+            f"invalid because a cell cannot be read, or there is no value: {int(scores.unreadable.sum()):,} rows, the "
             f"first is {origin.key} {origin.keys[at]}, {violation_texts(scores)[at]}",
             markup=False,
             highlight=False,

@@ -18,7 +18,7 @@ from pydantic import Field
 from service.data.columns import place_among
 from service.data.dates import DAY_FORMATS, NEARLY_ALL
 from service.data.numbers import NumberFormat, plain_number
-from service.data.table import MAX_TEXT, is_missing
+from service.data.table import ABSENT, MAX_TEXT, is_missing
 from service.system.frozen import Frozen
 
 AS_EVER, IS_CHANGED, IS_LATER = 0.0, 1.0, 2.0  # what a cell was found to be; NaN: missing
@@ -45,10 +45,12 @@ class Constant(Frozen):
 
     def found(self, cell: Any, words: frozenset[str], numbers: frozenset[float], style: NumberFormat) -> float:
         """What a cell is; `words` and `numbers` mean a missing one, and numbers are written in a `style`."""
+        if cell is ABSENT:
+            return AS_EVER
         if isinstance(cell, bool | np.bool_):
             cell = "true" if cell else "false"
         text = cell.strip() if isinstance(cell, str) else None
-        if text is not None and text[:MAX_TEXT].lower() == str(self.value).lower():
+        if text is not None and cased(text[:MAX_TEXT]) == cased(str(self.value)):
             return AS_EVER
         if is_missing(cell) or (text is not None and text.lower() in words):
             return math.nan
@@ -95,6 +97,11 @@ class LastDate(Frozen):
 
 
 Beside = Annotated[Constant | LastDate, Field(discriminator="kind")]
+
+
+def cased(text: str) -> str:
+    """A text as it is, but true and false in lower case."""
+    return text.lower() if text.lower() in ("true", "false") else text
 
 
 def number_of(cell: Any) -> float | None:

@@ -133,6 +133,10 @@ class CellReader:
         """The columns that a row may have: the model's, those beside it, and those that training ignored."""
         return frozenset((*(self.names or ()), *(one.name for one in self.beside), *self.reading.ignored))
 
+    def read_among(self, names: Sequence[str]) -> list[str]:
+        """The columns to read of a file that has these: the model's and, where they are there, those beside it."""
+        return [*(self.names or ()), *(one.name for one in self.beside if one.name in names)]
+
     # Cells
 
     def cell(self, position: int, value: Any) -> float | Fault:
@@ -306,6 +310,9 @@ class CellReader:
         """
         names = table.names if self.names is None else self.names
         absent = [name for name in names if name not in table.names]
+        left_out = table.left_out if isinstance(table, RawTable) else {}
+        if nested := [name for name in absent if name in left_out]:
+            raise DataError(f"column {nested[0]!r} holds {left_out[nested[0]]}, expected single values")
         if absent:
             raise DataError(f"has no column {absent[0]!r}, which the model reads")
         faults: list[Fault] = []

@@ -20,7 +20,7 @@ import numpy as np
 from service.data.cells import Cells, RawTable
 from service.data.columns import BOOLEANS, PAIRS
 from service.data.numbers import CURRENCIES, PLAIN, Decimal, NumberFormat, format_of, pattern_of, plain_number
-from service.data.table import FLOAT32_MAX, MAX_TEXT, MISSING, Kind, Table
+from service.data.table import FLOAT32_MAX, IS_INFINITE, IS_TEXT, MAX_TEXT, MISSING, Kind, Table
 from service.errors import DataError
 
 NEARLY_ALL = 0.9  # share of numbers among a column's present cells that makes the rest bad cells
@@ -271,9 +271,24 @@ def from_texts(
         return as_words(column, given, numeric_words)
     numbers = read[0]
     if numbers.bad and given.bad_cells == "missing":
-        return replace(numbers, missing=(*numbers.missing, *numbers.bad), bad=(), num_bad=0)
+        marked = with_bad_cells_marked(numbers.cells, column, given.words)
+        return replace(numbers, cells=marked, missing=(*numbers.missing, *numbers.bad), bad=(), num_bad=0)
     becomes_words = numbers.bad and given.bad_cells == "category" and not must_be
     return as_words(column, given, numeric_words) if becomes_words else numbers
+
+
+def with_bad_cells_marked(cells: np.ndarray, column: Counted, words: frozenset[str]) -> np.ndarray:
+    """The cells of a column of numbers, in which those that cannot be read are told from missing ones."""
+    cells, known = cells.copy(), dict[str, float]()
+    for row in np.flatnonzero(np.isnan(cells)).tolist():
+        text = column.texts[row]
+        if text not in known:
+            word = text.strip()
+            number = plain_number(word)
+            is_missing = not word or word.lower() in words
+            known[text] = math.nan if is_missing else IS_TEXT if number is None else IS_INFINITE
+        cells[row] = known[text]
+    return cells
 
 
 def are_numbers(cells: np.ndarray, bad: Mapping[str, int]) -> bool:
@@ -414,7 +429,7 @@ def from_numbers(values: np.ndarray, given: Detection) -> DetectedColumn:
         Token(str(value), int((values == value).sum()), int((values == value).argmax()))
         for value in np.unique(values[wrong])[:100].tolist()
     ]
-    values, sentinels = without_sentinels(np.where(wrong, np.nan, values), given)
+    values, sentinels = without_sentinels(np.where(wrong, IS_INFINITE, values), given)
     if given.bad_cells == "missing":
         return DetectedColumn(values, missing=(*sentinels, *bad))
     return DetectedColumn(values, missing=tuple(sentinels), bad=tuple(bad), num_bad=int(wrong.sum()))

@@ -17,7 +17,7 @@ import numpy as np
 from service.data.beside import IS_CHANGED, IS_LATER, Beside, LastDate
 from service.data.columns import CategoryColumn, LearntColumn, NumberColumn, place_among, plain
 from service.data.inputs import InputSpec, Mixed
-from service.data.table import unreadable_cells
+from service.data.table import is_unreadable, unreadable_cells
 from service.system.frozen import Frozen
 
 FEWEST_ROWS = 20  # that tell what is never there
@@ -66,8 +66,9 @@ class ColumnDomain(Frozen):
 
     @staticmethod
     def of(column: LearntColumn, cells: np.ndarray) -> ColumnDomain:
-        """The domain of a column's cells in the training rows, shape (m,), NaN for missing ones."""
-        never_missing = len(cells) >= FEWEST_ROWS and not np.isnan(cells).any()
+        """The domain of a column's cells in the training rows, shape (m,), NaN for missing ones and unreadable ones."""
+        missing = np.isnan(cells) & ~is_unreadable(cells)
+        never_missing = len(cells) >= FEWEST_ROWS and not missing.any()
         values = cells[~np.isnan(cells)]
         is_number = isinstance(column, NumberColumn) or column.kind == "ordinal"
         if not is_number or len(values) < FEWEST_ROWS:
@@ -159,7 +160,7 @@ class Domains(Frozen):
         """What is worth telling of rows, by their codes, (B, D + C), and is no violation."""
         later = (codes[:, len(self.columns) :] == LATER).sum(axis=0).tolist()
         return [
-            f"{count:,} rows have a later {one.name!r} than all training rows, of which the last has {one.latest}"
+            f"later in {one.name!r} than the last training row, {one.latest}: {count:,} of {len(codes):,} rows"
             for one, count in zip(self.beside, later, strict=False)
             if count and isinstance(one, LastDate)
         ]

@@ -39,6 +39,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Cells that cannot be read are NaNs with bits of their own: whatever computes with rows takes them for missing cells, and
 # who asks still sees the difference, in float64 as in float32. R tells NA from NaN in the same way.
 UNREADABLE = {"text": 0x7FFD_5A80_0000_0000, "infinite": 0x7FFD_5AC0_0000_0000}
+ABSENT = float("nan")  # stands for the cell of an object that does not name the column, where a missing one is None
 IS_TEXT, IS_INFINITE = (float(np.array(bits, np.uint64).view(np.float64)) for bits in UNREADABLE.values())
 
 
@@ -109,12 +110,17 @@ def is_missing(cell: Any) -> bool:
 
 
 def unreadable_cells(rows: np.ndarray, why: str) -> np.ndarray:
-    """Which cells of rows, shape (B, D), could not be read, because they were `text` or `infinite`: (B, D), bool."""
+    """Which cells of rows, of any shape, could not be read, because they were `text` or `infinite`: bool."""
     bits = UNREADABLE[why]
     if rows.dtype == np.float32:
         single = np.array(bits, np.uint64).view(np.float64).astype(np.float32).view(np.uint32)
         return np.asarray(np.ascontiguousarray(rows).view(np.uint32) == single)
     return np.asarray(np.ascontiguousarray(rows, np.float64).view(np.uint64) == np.uint64(bits))
+
+
+def is_unreadable(rows: np.ndarray) -> np.ndarray:
+    """Which cells of rows, of any shape, could not be read, for whatever reason."""
+    return unreadable_cells(rows, "text") | unreadable_cells(rows, "infinite")
 
 
 def is_index(name: str) -> bool:

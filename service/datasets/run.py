@@ -122,7 +122,7 @@ class Run:
             NotDone(file=file.name, rows="all", reason=file.bad) for file in self.plan.files if file.bad is not None
         ]
         files += [
-            NotDone(file=file.name, rows="some", reason=file.scan.skipped)
+            NotDone(file=file.name, rows="", reason=file.scan.skipped)
             for file in self.plan.files
             if file.scan is not None and file.scan.skipped is not None
         ]

@@ -71,7 +71,8 @@ def raw_cells(scorer: Scorer, table: pa.Table) -> RawTable | None:
     lists = [at for at, one in enumerate(table.schema) if is_list(one.type)]
     if lists and (spec.columns is None or table.num_columns == 1):
         return None
-    names = table.column_names if spec.columns is None else [n for n in table.column_names if n in spec.columns]
+    wanted = table.column_names if spec.columns is None else scorer.reader.read_among(table.column_names)
+    names = [name for name in table.column_names if name in wanted]
     if twice := [name for name in names if table.column_names.count(name) > 1]:
         raise DataError(f"has two columns {twice[0]!r}")
     return raw_of(table.select(names), "refuse")

@@ -101,6 +101,10 @@ class Worker:
             elif self.options.write == "verdicts":
                 # Try it now, not hours later when all rows are scored: the format may refuse.
                 shard.file_format.write_beside(raw, beside(scores), shard.header)
+        except RowError as error:
+            if LINE not in raw.column_names:
+                return self.refused(shard, error)
+            return self.refused(shard, DataError(error.in_place(f"line {raw.column(LINE)[error.row]}")))
         except DataError as error:
             return self.refused(shard, error)
         self.out.write(shard.scores, as_parquet(scores))

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from service.data.cells import RawTable
+from service.data.table import ABSENT
 from service.errors import DataError
 from service.files.dialect import AS_SHOWN, TextOptions, decoded
 from service.files.records import ODD_LINES
@@ -31,7 +32,7 @@ def json_table(content: bytes, options: TextOptions = AS_SHOWN, columns: Sequenc
         cells = [list(column) for column in zip(*rows, strict=True)]
     else:
         names = list(dict.fromkeys(name for row in rows for name in row))
-        cells = [[row.get(name) for row in rows] for name in names]
+        cells = [[row.get(name, ABSENT) for row in rows] for name in names]
     found = dict(zip(names, cells, strict=True))
     left_out = {
         name: "lists or objects" for name in names if any(isinstance(cell, list | dict) for cell in found[name])

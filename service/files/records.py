@@ -123,7 +123,7 @@ def one_pass(
                 is_good = np.array([len(row) == expected for row in rows])
                 good = [row for row in rows if len(row) == expected]
                 odd = ((int(place), row) for row, place in zip(rows, places, strict=True) if len(row) != expected)
-                wrong += [(line, len(row)) for line, row in odd if not is_blank(row)]
+                wrong += [(line, len(row)) for line, row in odd if not (drops_blank and is_blank(row))]
             if drops_blank and expected > 1 and not all(map(any, good)):
                 there = [at for at, row in enumerate(good) if any(row)]
                 good, is_good[np.flatnonzero(is_good)] = (
@@ -152,7 +152,8 @@ def ragged(wrong: Sequence[tuple[int, int]], expected: int) -> str:
 
 def skipped(wrong: Sequence[tuple[int, int]]) -> str:
     """The lines that were passed over, in words."""
-    return f"{len(wrong):,} lines passed over that are not divided as the header is: {listed_lines(wrong, ODD_LINES)}"
+    count = f"{len(wrong):,} lines" if len(wrong) > 1 else "1 line"
+    return f"{count} passed over, not divided as the header is: {listed_lines(wrong, ODD_LINES)}"
 
 
 def listed_lines(wrong: Sequence[tuple[int, int]], most: int) -> str:

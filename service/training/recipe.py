@@ -21,9 +21,8 @@ PriorName = Literal["normal", "mixture", "auto"]
 
 MOST_VALIDATION, MOST_CALIBRATION = 10_000, 50_000  # rows held back; more would not tell more, and take longer to score
 TABLE_FIT = FitOptions(steps=10_000, importance_samples=5)  # how networks of mixed columns are fitted
-LEAST_CALIBRATION = (
-    100  # rows that are scored however short the time is; the combined rule at 0.02 needs nearly as many
-)
+# Rows that are scored however short the time is: as many as the combined rule of a table needs for a rate of 0.02.
+LEAST_CALIBRATION = 150
 FEW_ROWS_FOLDS = 5  # what is recommended where rows are few
 
 

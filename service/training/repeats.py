@@ -17,7 +17,9 @@ from service.data.columns import MAX_DECIMALS
 
 RepeatsName = Literal["auto", "copies", "natural"]
 FEWEST = 20  # distinct rows that tell how fine a column is
-BY_CHANCE = 0.01  # largest share of the pairs of equal rows that chance may explain, if they are copies
+# Pairs of distinct rows that agree in a column, at most, for each row that repeats, if these are copies.
+BY_CHANCE = 0.3
+FEW_REPEATED = 3  # rows; fewer that repeat may be rows that come again and again
 NOISE = 1e-9  # of a column's spread: finer differences are rounding
 OFTEN = 0.05  # share of the differences between neighbours that the most frequent has, if numbers come in steps
 MOST = 0.9  # share of a column's values that show with how many decimals it is written
@@ -98,19 +100,19 @@ def mixed(values: np.ndarray) -> np.ndarray:
 
 
 def fine_column(rows: np.ndarray, groups: np.ndarray, counts: np.ndarray) -> int | None:
-    """A column in which two rows agree so seldom by chance that rows which are equal are copies; None if there is none.
+    """A column in which rows agree so seldom by chance that rows which are equal are copies; None if there is none.
 
-    Of all pairs of rows, a share of sum(p(v)**2) agree in a column. Among rows that are distinct it is counted; and of a
-    number written in steps, it is at least that of a normal in such steps.
+    The pairs of distinct rows that agree in it are far fewer than the rows that repeat, as they are counted, and as they
+    would be of a normal that is written in such steps. A few rows that come again and again, such as one of zeros, are no
+    copies.
     """
-    if len(counts) < FEWEST:
+    repeated, distinct = int((counts > 1).sum()), len(counts)
+    if distinct < FEWEST or repeated < FEW_REPEATED:
         return None
     _, first = np.unique(groups, return_index=True)
-    distinct = rows[first].astype(np.float64)
-    equal_pairs = float((counts * (counts - 1.0)).sum())
-    all_pairs = float(len(rows)) * (len(rows) - 1.0)
-    for at, column in enumerate(distinct.T):
-        if all_pairs * chance_of_equal(column[~np.isnan(column)]) < BY_CHANCE * equal_pairs:
+    pairs = 0.5 * distinct * (distinct - 1.0)
+    for at, column in enumerate(rows[first].astype(np.float64).T):
+        if pairs * chance_of_equal(column[~np.isnan(column)]) < BY_CHANCE * repeated:
             return at
     return None
 

@@ -20,7 +20,7 @@ from service.data.domains import Domains
 from service.data.inputs import InputSpec
 from service.data.kinds import IS_CONSTANT, Schema, infer
 from service.data.survey import surveyed
-from service.data.table import MISSING, Table
+from service.data.table import MISSING, Table, is_unreadable
 from service.density.estimate import Execution
 from service.density.estimator import Estimator
 from service.density.tiling import worker_pool
@@ -153,6 +153,8 @@ def train_table(
     rows = spec.array(table)
     splits = [split.map(lambda chosen: rows[chosen]) for split in parts]
     domains = Domains.learnt(spec, rows[fitted_rows(parts)], columns_beside(kinds, fitted_table))
+    if unreadable := int(is_unreadable(rows).any(axis=1).sum()):
+        course.notes.append(f"{unreadable:,} of {len(rows):,} rows have a cell that cannot be read, and are invalid")
     trained = fit_and_calibrate(splits, spec, architecture, recipe, table.digest(), hooks, course, domains=domains)
     return trained.of_table(reading, kinds, table.names).with_repeats(found)
 

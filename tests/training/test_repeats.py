@@ -33,6 +33,16 @@ def test_a_few_copies_among_many_rows_are_copies():
     assert Repeats.of(np.concatenate([rows, rows[:5]]), "auto").kind == "copies"
 
 
+def test_copies_are_told_in_numbers_of_few_decimals_too():
+    rows = continuous(500).round(2)
+    assert Repeats.of(np.concatenate([rows, rows, rows]), "auto").kind == "copies"
+
+
+def test_a_row_that_comes_again_and_again_is_no_copy():
+    rows = np.concatenate([continuous(1_000), np.zeros((700, 3)), np.full((90, 3), -1.0)])
+    assert Repeats.of(rows, "auto").kind == "natural"
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.1, 1000.0, 1 / 7])
 @pytest.mark.parametrize("values", [3, 12])
 def test_draws_of_few_values_repeat_by_themselves_in_any_unit(values, scale):

@@ -96,7 +96,7 @@ class Csv:
         """The columns that the model reads, as text."""
         head = TextHead.of(header)
         rows = parsed(raw.column(RECORD).to_pylist(), head)
-        request = head.names if reader.names is None else reader.names
+        request = head.names if reader.names is None else reader.read_among(head.names)
         columns = list(zip(*rows, strict=True)) or [()] * len(head.names)
         table = pa.table({name: pa.array(columns[head.names.index(name)], pa.string()) for name in request})
         return table if head.decimal is None else table.replace_schema_metadata({DECIMAL: head.decimal})
