@@ -205,6 +205,11 @@ def test_arrays_and_the_inference_protocol_have_verdicts_too(client, scorer, row
     records = np.load(io.BytesIO(client.post("/score", content=body.getvalue(), headers=kinds).content))
     assert records["violations"].tolist() == [0, 1]
     assert not records["valid"][1]
+    half = np.array([[0.5] * read.shape[1], [np.inf] + [0.5] * (read.shape[1] - 1)], np.float16)
+    assert scorer.score(np.where(np.isinf(half), half, read[:1]).astype(np.float16)).unreadable.tolist() == [
+        False,
+        True,
+    ]
 
 
 def test_later_dates_are_a_warning(client, rows):
@@ -282,6 +287,36 @@ def test_calibration_on_the_training_file_is_refused_unless_told(store, tmp_path
     told = CliRunner().invoke(app, ["calibrate", "people", train, "--store", str(tmp_path / "bare")])
     assert told.exit_code == 0, told.output
     assert "people@1 keeps no fingerprints: whether it was trained on these rows cannot be told" in told.stderr
+
+
+def test_a_constant_that_is_often_blank_is_calibrated_as_it_is(scorer):
+    random = np.random.default_rng(0)
+
+    def drawn(rows, seed):
+        found = columns(rows, seed)
+        found["flag"] = [None if blank else "Y" for blank in random.random(rows) < 0.5]
+        return found
+
+    quick = replace(PEOPLE, fit=replace(PEOPLE.fit, epochs=2), prior="normal")
+    draft = train_table(as_table(drawn(700, 5)), quick).draft
+    (flag,) = [one for one in draft.domains.beside if one.name == "flag"]
+    assert (flag.value, flag.never_missing) == ("Y", False)
+    blank = in_memory(scorer.published, draft)
+    rows = [row for row in as_rows(drawn(150, 6)) if None not in (row["city"], row["member"], row["level"])]
+    scores = blank.score(rows, RULE)
+    assert scores.evidence[:, -1].min() > 0.05 / 3
+    assert "flag" not in {one.column for found in scores.violations() for one in found}
+
+
+def test_with_few_rows_the_lowest_rate_is_one_at_which_violations_refuse(scorer, rows):
+    few = as_table(columns(170, 7))
+    read = scorer.model.input.read(scorer.reader.table(few), scorer.reader)
+    small = in_memory(scorer.published, recalibrate(scorer.published, Rows(read)))
+    rule = small.combined_rule()
+    assert 0.0150 < rule.false_alarm < 0.0200
+    assert not small.score([{**rows[0], "unit": 9_999}], ScoreOptions("combined")).valid[0]
+    with pytest.raises(CalibrationError, match="needs at least 299 validation rows, there are 153"):
+        small.combined_rule(0.01)
 
 
 # Promises of many rows, with one in a hundred that cannot be read

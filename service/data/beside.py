@@ -36,9 +36,9 @@ class Constant(Frozen):
 
     @staticmethod
     def of(name: str, cells: np.ndarray) -> Constant | None:
-        """A column of the training table, float64 with NaN or text with None; None if all of its cells are missing."""
+        """A column of the training table, float64 with NaN or text with None; None if it has no value, or several."""
         there = [cell for cell in cells.tolist() if not is_missing(cell)]
-        if not there:
+        if len(set(there)) != 1:
             return None
         value = str(there[0]) if cells.dtype == object else float(there[0])
         return Constant(name=name, value=value, never_missing=len(there) == len(cells))

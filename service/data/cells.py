@@ -326,18 +326,23 @@ class CellReader:
         if faults:
             first = min(faults, key=lambda fault: fault.row or 0)
             raise first_fault(InputError("some cells cannot be read", [first]))
-        for one in self.beside:
-            cells = table.columns[table.names.index(one.name)] if one.name in table.names else None
-            columns.append(self.column_beside(one, cells, len(table)))
-        return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
+        read = np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
+        return np.concatenate([read, self.table_beside(table)], axis=1) if self.beside else read
 
-    def column_beside(self, one: Beside, cells: Cells | None, rows: int) -> np.ndarray:
-        """What `found_beside` says of each cell of a column, shape (N,); 0 if the column is not there."""
-        if cells is None:
-            return np.zeros(rows)
+    def table_beside(self, table: Table | RawTable) -> np.ndarray:
+        """What `found_beside` says of the cells of a table, shape (N, C); 0 in columns that are not there."""
+        found = np.zeros((len(table), len(self.beside)))
+        for at, one in enumerate(self.beside):
+            if one.name in table.names:
+                found[:, at] = self.column_beside(one, table.columns[table.names.index(one.name)])
+        return found
+
+    def column_beside(self, one: Beside, cells: Cells) -> np.ndarray:
+        """What `found_beside` says of each cell of a column, shape (N,)."""
         listed = cells.tolist() if isinstance(cells, np.ndarray) else cells
-        known = {(type(cell), cell): self.found_beside(one, cell) for cell in set(listed)}
-        return np.array([known[type(cell), cell] for cell in listed], np.float64)
+        keys = [(type(cell), cell) for cell in listed]  # 1 and True are one key, and two cells
+        known = {key: self.found_beside(one, key[1]) for key in set(keys)}
+        return np.array([known[key] for key in keys], np.float64)
 
     def column(self, position: int, cells: Cells, faults: list[Fault], decimal: Decimal | None = None) -> np.ndarray:
         """A column's cells as numbers, shape (N,), float64; appends the column's first fault to `faults`."""

@@ -203,6 +203,8 @@ class InputSpec(Frozen):
         aside = len(reader.beside)
         if aside:
             return np.concatenate([self.read(array[:, :-aside], replace(reader, beside=())), array[:, -aside:]], axis=1)
+        if array.dtype.kind == "f" and array.dtype.itemsize < np.dtype(np.float32).itemsize:
+            array = array.astype(np.float32)  # a smaller NaN would not say that it stands for an unreadable cell
         if not reader.is_strict and self.reads_missing and array.dtype.kind == "f":
             finite = self.cast(array)[1]
             array = array if finite.all() else np.where(finite, array, IS_INFINITE)

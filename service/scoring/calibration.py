@@ -27,7 +27,7 @@ from service.validity.violations import ViolationReference
 FEWER_TIMES = 4  # ratio of the pilot's two numbers of samples
 DECAYS = (0.5, 3.0)
 REFERENCE_ROWS = 1_000
-ENOUGH_ROWS = 200
+ENOUGH_ROWS = 300  # with fewer, the combined rule could refuse none at the usual rate
 IMPUTING_DRAWS = 64
 SUSPECT_SHARE = 0.005  # share of valid cells that may cost a second, more careful estimate
 # Columns are calibrated on this many cells, but on no fewer than this many rows.
@@ -66,8 +66,9 @@ class ReferenceRows:
         """
         among = 0
         if unreadable is not None and unreadable.any():
-            last = np.flatnonzero(~unreadable)[:count][-1]
-            among = int(unreadable[: last + 1].sum())
+            readable = np.flatnonzero(~unreadable)
+            end = len(unreadable) if count >= len(readable) else int(readable[count])
+            among = int(unreadable[:end].sum())
         return ReferenceRows(self.rows[:count], self.missing[:count], unreadable=among)
 
     def with_missing(self, pattern: np.ndarray) -> np.ndarray:
@@ -82,8 +83,8 @@ class ReferenceRows:
         return None if self.folds is None else self.folds[self.usable(pattern)]
 
     def unreadable_among(self, used: int) -> int:
-        """How many validation rows rank below every number, for so many of these rows: their share, rounded up."""
-        return -(-self.unreadable * used // max(1, len(self.rows)))
+        """How many validation rows rank below every number, for so many of these rows: their share."""
+        return round(self.unreadable * used / max(1, len(self.rows)))
 
     def usable(self, pattern: np.ndarray) -> np.ndarray:
         """A mask of the rows that `with_missing` uses, shape (m,)."""

@@ -15,13 +15,20 @@ from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 
 RATES = (0.01, 0.05, 0.1, 0.5)
+
+
+def flagged(scores: Scores, p_values: np.ndarray) -> np.ndarray:
+    """P-values by which rows are flagged at a rate: 0 for rows that cannot be read, which always are."""
+    return np.where(scores.unreadable, 0.0, p_values)
+
+
 Measured = Callable[[Scores], np.ndarray]  # scores to p-values, shape (B,)
 
 # Each rule is a threshold on one of these p-values.
 RULES: dict[str, Measured] = {
-    "band, both sides": lambda scores: scores.p_value,
-    "band, low side": lambda scores: scores.low_p_value,
-    "combined": lambda scores: scores.combined_p_value,
+    "band, both sides": lambda scores: flagged(scores, scores.p_value),
+    "band, low side": lambda scores: flagged(scores, scores.low_p_value),
+    "combined": lambda scores: flagged(scores, scores.combined_p_value),
 }
 OPTIONS = {
     "band, both sides": "?false_alarm=RATE",

@@ -34,17 +34,11 @@ class Fingerprints:
     calibration_seen: int
 
     @staticmethod
-    def of(parts: Iterable[tuple[Iterable[np.ndarray], np.ndarray]]) -> Fingerprints:
-        """Of training rows, in arrays of shape (m, D), and the calibration rows that were held back from them, (n, D).
-
-        With folds there is a part for each: the rows that its network was fitted to, and the fold.
-        """
-        key, trained, rows, seen = secrets.token_bytes(KEY_BYTES), [np.zeros(0, np.uint64)], 0, 0
-        for training, calibration in parts:
-            values = np.unique(np.concatenate([np.zeros(0, np.uint64), *(of_rows(one, key) for one in training)]))
-            trained.append(values)
-            rows, seen = rows + len(calibration), seen + int(np.isin(of_rows(calibration, key), values).sum())
-        return Fingerprints(key, np.unique(np.concatenate(trained)), rows, seen)
+    def of(training: Iterable[np.ndarray], calibration: np.ndarray) -> Fingerprints:
+        """Of training rows, in arrays of shape (m, D), and the calibration rows that were held back from them, (n, D)."""
+        key = secrets.token_bytes(KEY_BYTES)
+        values = np.unique(np.concatenate([np.zeros(0, np.uint64), *(of_rows(one, key) for one in training)]))
+        return Fingerprints(key, values, len(calibration), int(np.isin(of_rows(calibration, key), values).sum()))
 
     def seen(self, rows: np.ndarray) -> int:
         """How many of the rows, shape (n, D), were trained on."""

@@ -96,7 +96,10 @@ def judged_by_band(
         )
         certain = band.sides_of(less) == band.sides_of(more)
         lower, higher = leads(comparison.scores, comparison.folds, np.nan_to_num(by_each), band.outside)
-        low, high = (np.where(lowest[rows], band.low, log_likelihood - lower), log_likelihood + higher)
+        low, high = (
+            np.where(lowest[rows], end, own)
+            for end, own in ((band.low, log_likelihood - lower), (band.high, log_likelihood + higher))
+        )
     return (
         band.sides_of(ranks),
         certain,

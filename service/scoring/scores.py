@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -19,7 +20,7 @@ from service.validity.violations import ViolationReference
 
 USUAL_FALSE_ALARM = 0.01  # of the combined rule
 # How a combined rate is split between the statistics and the violations. Half of the validation rows rank the statistics,
-# and all of them the violations: with these shares both need the same number of rows for a rate.
+# and all of them the violations: with these shares both need about as many rows for a rate.
 STATISTICS_SHARE, VIOLATIONS_SHARE = Fraction(2, 3), Fraction(1, 3)
 VIOLATIONS = "violations"  # the name of their p-value among those of the statistics
 CERTAIN = Acceptance(1.0, (1.0, 1.0), 1.0)  # everything is accepted
@@ -55,15 +56,13 @@ class CombinedRule:
         """
         share = STATISTICS_SHARE if violations is not None else Fraction(1)
         smallest = 1 / (share * (evidence.rows + 1))
-        rate = max(USUAL_FALSE_ALARM, float(smallest)) if false_alarm is None else false_alarm
+        if violations is not None:
+            smallest = max(smallest, 1 / (VIOLATIONS_SHARE * (violations.rows + 1)))
+        rate = max(USUAL_FALSE_ALARM, ceiling(smallest)) if false_alarm is None else false_alarm
         check_share("false alarm rate", rate)
+        if false_alarm is not None and exact(rate) < smallest:
+            raise CalibrationError(too_few_rows(rate, evidence.rows, violations))
         places = rank(evidence.rows, 100 * exact(rate) * share)
-        if false_alarm is not None and places < 1:
-            needed = -(-1 // (exact(rate) * share)) - 1
-            raise CalibrationError(
-                f"a combined rate of {rate:g} needs at least {needed:,} validation rows in the calibrating half, there "
-                f"are {evidence.rows:,}"
-            )
         accepted = accepts(evidence.rows, places_refused(evidence.combination.combined, max(1, places)))
         names = tuple(names_of(spec, evidence.known.generation))
         if violations is None:
@@ -93,6 +92,25 @@ class CombinedRule:
         if not self.violation_rows:
             return self.rows
         return max(int((self.rows + 1) * STATISTICS_SHARE), int((self.violation_rows + 1) * VIOLATIONS_SHARE)) - 1
+
+
+def ceiling(share: Fraction) -> float:
+    """The smallest float that is no less."""
+    value = float(share)
+    return value if exact(value) >= share else math.nextafter(value, math.inf)
+
+
+def too_few_rows(rate: float, rows: int, violations: ViolationReference | None) -> str:
+    """Why a combined rate is too low for so many validation rows in the calibrating half, or for all of them."""
+    if violations is not None:
+        needed = -(-1 // (exact(rate) * VIOLATIONS_SHARE)) - 1
+        if violations.rows < needed:
+            return (
+                f"a combined rate of {rate:g} needs at least {needed:,} validation rows, there are {violations.rows:,}"
+            )
+    needed = -(-1 // (exact(rate) * (1 if violations is None else STATISTICS_SHARE))) - 1
+    where = "validation rows in the calibrating half"
+    return f"a combined rate of {rate:g} needs at least {needed:,} {where}, there are {rows:,}"
 
 
 def accepts(rows: int, refused: int) -> Acceptance:
@@ -189,7 +207,7 @@ class Scores:
         accepted, refused = (
             (band.accepted, sum(band.outside) / (band.rows + 1)) if rule is None else (rule.accepted, rule.false_alarm)
         )
-        if accepted.interval is None or accepted.expected > 1.0 - refused - 1e-6:
+        if accepted.expected > 1.0 - refused - 1e-6:
             return None
         return (
             f"only {100 * accepted.expected:.3g} % of valid rows are accepted: more validation rows than the rate allows "

@@ -118,9 +118,10 @@ class ReferenceStatistics:
 
         Rows that rank below every number have infinite statistics; there are `unreadable` more of them.
         """
-        if np.isfinite(statistics[: len(statistics) // 2]).all(axis=1).sum() < MIN_ROWS // 2:
+        finite = np.isfinite(statistics).all(axis=1)
+        if finite.sum() < MIN_ROWS or finite[: len(statistics) // 2].sum() < MIN_ROWS // 4:
             return None
-        return ReferenceStatistics(known, Combination.fit(statistics, *weights_of(spec), -(-unreadable // 2)))
+        return ReferenceStatistics(known, Combination.fit(statistics, *weights_of(spec), round(unreadable / 2)))
 
     @property
     def rows(self) -> int:

@@ -75,7 +75,7 @@ class Split:
     """Disjoint rows for training, early stopping and calibration.
 
     The pilot rows tell the estimator when to stop. Without any, the validation rows do: they were not fitted to and are
-    no longer needed.
+    no longer needed. Calibration rows of a table have the columns beside the input behind them.
     """
 
     train: np.ndarray

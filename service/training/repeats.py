@@ -18,7 +18,8 @@ from service.data.columns import MAX_DECIMALS
 RepeatsName = Literal["auto", "copies", "natural"]
 FEWEST = 20  # distinct rows that tell how fine a column is
 # Pairs of distinct rows that agree in a column, at most, for each row that repeats, if these are copies.
-BY_CHANCE = 0.3
+BY_CHANCE, BY_CHANCE_ALONE = 0.3, 0.01  # the second in a table of one column, of which nothing else tells
+OFTEN_COPIED = 10  # times as often as others that repeat: a row that comes so often is no copy
 FEW_REPEATED = 3  # rows; fewer that repeat may be rows that come again and again
 NOISE = 1e-9  # of a column's spread: finer differences are rounding
 OFTEN = 0.05  # share of the differences between neighbours that the most frequent has, if numbers come in steps
@@ -45,13 +46,15 @@ class Repeats:
         if not repeated:
             return Repeats()
         share = f"{repeated:,} of {len(rows):,} rows ({100 * repeated / len(rows):.2g} %) repeat another"
-        column = None if repeats != "auto" or is_image else fine_column(flat, groups, counts)
-        if repeats == "natural" or (repeats == "auto" and not is_image and column is None):
+        are_copies = np.ones(len(counts), dtype=bool)
+        if repeats == "auto" and not is_image:
+            are_copies = copied(flat, groups, counts)
+        if repeats == "natural" or not are_copies.any():
             other = "" if repeats == "natural" else "; if they are copies, say --repeats copies"
             return Repeats(None, f"{share}: taken for rows that come again by themselves{other}", "natural")
         other = "" if repeats == "copies" else "; if they come again by themselves, say --repeats natural"
         kept = "kept on one side of each split, and one of each calibrates"
-        return Repeats(groups, f"{share}: taken for copies, {kept}{other}", "copies")
+        return Repeats(kept_together(groups, are_copies), f"{share}: taken for copies, {kept}{other}", "copies")
 
     @staticmethod
     def by_column(cells: np.ndarray) -> Repeats:
@@ -99,22 +102,34 @@ def mixed(values: np.ndarray) -> np.ndarray:
         return np.asarray(values ^ (values >> np.uint64(31)))
 
 
-def fine_column(rows: np.ndarray, groups: np.ndarray, counts: np.ndarray) -> int | None:
-    """A column in which rows agree so seldom by chance that rows which are equal are copies; None if there is none.
+def kept_together(groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Groups of rows, of which only the chosen ones, a mask of shape (G,), stay together: shape (N,)."""
+    alone = ~chosen[groups]
+    apart = groups.copy()
+    apart[alone] = len(chosen) + np.arange(int(alone.sum()))
+    return numbered(apart)[0]
 
-    The pairs of distinct rows that agree in it are far fewer than the rows that repeat, as they are counted, and as they
-    would be of a normal that is written in such steps. A few rows that come again and again, such as one of zeros, are no
-    copies.
+
+def copied(rows: np.ndarray, groups: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Which of the distinct rows that repeat do so because they were copied, shape (G,): those with a number too fine.
+
+    A column is too fine if the pairs of distinct rows that agree in it are far fewer than the rows that repeat, as they are
+    counted, and as they would be of a normal that is written in such steps. A few rows that come again and again, such as
+    one of zeros, are no copies.
     """
-    repeated, distinct = int((counts > 1).sum()), len(counts)
-    if distinct < FEWEST or repeated < FEW_REPEATED:
-        return None
+    found = np.zeros(len(counts), dtype=bool)
+    repeat = (counts > 1) & (counts <= max(OFTEN_COPIED * np.median(counts[counts > 1]), OFTEN * len(rows)))
+    if len(counts) < FEWEST or repeat.sum() < FEW_REPEATED:
+        return found
     _, first = np.unique(groups, return_index=True)
-    pairs = 0.5 * distinct * (distinct - 1.0)
-    for at, column in enumerate(rows[first].astype(np.float64).T):
-        if pairs * chance_of_equal(column[~np.isnan(column)]) < BY_CHANCE * repeated:
-            return at
-    return None
+    by_chance = BY_CHANCE if rows.shape[1] > 1 else BY_CHANCE_ALONE
+    for column in rows[first].astype(np.float64).T:
+        there = ~np.isnan(column)
+        pairs = 0.5 * there.sum() * (there.sum() - 1.0)
+        repeated = repeat & there
+        if repeated.sum() >= FEW_REPEATED and pairs * chance_of_equal(column[there]) < by_chance * repeated.sum():
+            found |= repeated
+    return found
 
 
 def chance_of_equal(values: np.ndarray) -> float:

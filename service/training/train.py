@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from service.data.beside import Beside, Constant, LastDate
-from service.data.cells import Reading
+from service.data.cells import CellReader, RawTable, Reading
 from service.data.detect import Detection
 from service.data.domains import Domains
 from service.data.inputs import InputSpec
@@ -151,8 +151,10 @@ def train_table(
     fitted_table = table.select(fitted_rows(parts))
     spec, architecture, reading = mixed_input(table, fitted_table, recipe, kinds, hooks.on_schema, reading)
     rows = spec.array(table)
-    splits = [split.map(lambda chosen: rows[chosen]) for split in parts]
     domains = Domains.learnt(spec, rows[fitted_rows(parts)], columns_beside(kinds, fitted_table))
+    assert domains is not None
+    whole = np.concatenate([rows, spec.reader(reading, domains.beside).table_beside(table)], axis=1)
+    splits = [replace(split.map(lambda chosen: rows[chosen]), calibration=whole[split.calibration]) for split in parts]
     if unreadable := int(is_unreadable(rows).any(axis=1).sum()):
         course.notes.append(f"{unreadable:,} of {len(rows):,} rows have a cell that cannot be read, and are invalid")
     trained = fit_and_calibrate(splits, spec, architecture, recipe, table.digest(), hooks, course, domains=domains)
@@ -192,13 +194,14 @@ def train_stream(
         spec, likelihood = input_of(Rows(survey.table.numbers(), survey.table.names), recipe)
         architecture, reading = architecture_of(spec.features, likelihood, recipe), survey.reading
     reader = replace(spec.reader(reading), is_strict=detection is None or detection.bad_cells == "stop")
-    parts = found.sample, found.validation, found.calibration
-    split = Split(*(reader.table(raw) if len(raw) else np.zeros((0, spec.features)) for raw in parts))
+    sample, validation = (read_rows(spec, reader, raw) for raw in (found.sample, found.validation))
+    domains = Domains.learnt(spec, sample, columns_beside(survey.schema, survey.table))
+    calibrating = replace(reader, beside=() if domains is None else domains.beside)
+    split = Split(sample, validation, read_rows(spec, calibrating, found.calibration))
     # Rows come in the files' order, and which of those held back are used for what depends on their place.
-    split = split.map(lambda rows: spec.read(rows, reader)).map(np.random.default_rng(recipe.fit.seed).permutation)
+    split = split.map(np.random.default_rng(recipe.fit.seed).permutation)
     check_sizes([split], recipe)
     feed = ParquetFeed(source, spec, reader, recipe.fit.batch_size, found.train_rows, network_rows(spec, split.train))
-    domains = Domains.learnt(spec, split.train, columns_beside(survey.schema, survey.table))
     trained = fit_and_calibrate([split], spec, architecture, recipe, source.digest, hooks, course, feed, domains)
     return trained if recipe.likelihood is not None else trained.of_table(reading, survey.schema, source.names)
 
@@ -248,7 +251,7 @@ def fit_and_calibrate(
         training=training | {"validation_bounds": bounds} | by_folds,
         calibration_data={"digest": data_digest, "rows": len(calibration.scores), "held_back": True} | by_folds,
         domains=domains,
-        fingerprints=fingerprints_of(spec, splits, feed),
+        fingerprints=fingerprints_of(spec, splits[0], feed),
     )
     course.end()
     return Trained(draft, report, notes=tuple(course.notes))
@@ -263,19 +266,29 @@ def calibrated_on(
     domains: Domains | None = None,
 ) -> tuple[Model, Calibration]:
     """Calibrate fitted networks on the rows held back from them, within the time that is left."""
-    pilots, calibrating = [spec.rows(pilot_of(one)) for one in splits], [spec.rows(one.calibration) for one in splits]
+    reader = spec.reader(beside=() if domains is None else domains.beside)
+    pilots, calibrating = (
+        [spec.rows(pilot_of(one)) for one in splits],
+        [spec.read(one.calibration, reader) for one in splits],
+    )
     percentiles, execution = recipe.percentiles, Execution(worker_pool(cpu_quota()))
     course.enter(PREPARING)
     pace = course.pace(vaes[0], least_calibration(recipe))
     if recipe.folds > 1:
         model, calibration = calibrated_by_folds(
-            vaes, spec, recipe.estimator, pilots, calibrating, percentiles, execution, pace
+            vaes,
+            spec,
+            recipe.estimator,
+            pilots,
+            [one[:, : spec.features] for one in calibrating],
+            percentiles,
+            execution,
+            pace,
         )
     else:
         known = spec.rows(splits[0].train)
-        rows = with_beside(calibrating[0], domains)
         model, calibration = calibrated(
-            vaes, spec, recipe.estimator, pilots[0], rows, percentiles, execution, known, pace, domains
+            vaes, spec, recipe.estimator, pilots[0], calibrating[0], percentiles, execution, known, pace, domains
         )
     used, held_back = len(calibration.scores), sum(map(len, calibrating))
     if used < held_back:
@@ -283,21 +296,18 @@ def calibrated_on(
     return model, calibration
 
 
-def with_beside(rows: np.ndarray, domains: Domains | None) -> np.ndarray:
-    """Training rows, shape (n, D), with the columns beside them, which are as ever: (n, D + C)."""
-    width = 0 if domains is None else len(domains.beside)
-    return np.concatenate([rows, np.zeros((len(rows), width), rows.dtype)], axis=1) if width else rows
+def read_rows(spec: InputSpec, reader: CellReader, raw: RawTable) -> np.ndarray:
+    """Rows of files, checked: shape (n, D + C)."""
+    if not len(raw):
+        return np.zeros((0, spec.features + len(reader.beside)))
+    return spec.read(reader.table(raw), reader)
 
 
-def fingerprints_of(spec: InputSpec, splits: Sequence[Split], feed: ParquetFeed | None) -> Fingerprints:
-    """Fingerprints of the rows that the networks were fitted to, or that ended their fit."""
-    return Fingerprints.of(
-        (
-            [spec.rows(split.validation), *([spec.rows(split.train)] if feed is None else feed.training_rows())],
-            spec.rows(split.calibration),
-        )
-        for split in splits
-    )
+def fingerprints_of(spec: InputSpec, split: Split, feed: ParquetFeed | None) -> Fingerprints:
+    """Fingerprints of the rows that the first network was fitted to, or that ended its fit."""
+    fitted_to = [spec.rows(split.train)] if feed is None else feed.training_rows()
+    calibration = split.calibration[:, : spec.features] if spec.reads_missing else split.calibration
+    return Fingerprints.of([spec.rows(split.validation), *fitted_to], spec.rows(calibration))
 
 
 def columns_beside(kinds: Schema, table: Table) -> list[Beside]:

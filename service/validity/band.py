@@ -95,7 +95,7 @@ class Band:
     def accepted(self) -> Acceptance:
         """The share of valid rows that the band accepts."""
         if self.folds > 1:
-            return accepted_by_folds(self.outside, self.rows, self.folds)
+            return accepted_by_folds(self.refused or self.outside, self.rows, self.folds)
         return Acceptance.of(max(1, self.rows + 1 - sum(self.refused or self.outside)), self.rows)
 
     def sides_of(self, places: ScoreRanks) -> np.ndarray:

@@ -120,6 +120,17 @@ def test_a_constant_may_be_left_out_and_arrays_do_not_have_it(spec, domains):
     assert np.array_equal(spec.read(reader.padded(rows[:, :6]), reader), rows)
 
 
+def test_equal_cells_of_other_types_are_read_each_for_itself(spec, domains):
+    reader = spec.reader(beside=domains.beside)
+    assert reader.column_beside(domains.beside[0], [7, 7.0, "7", True, 1, 1.0]).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_column_of_several_values_is_no_constant():
+    assert Constant.of("unit", np.array([7.0, np.nan, 7.0])).never_missing is False
+    assert Constant.of("unit", np.array([7.0, 8.0])) is None
+    assert Constant.of("unit", np.array([np.nan])) is None
+
+
 def test_later_dates_are_told_of_and_not_counted(spec, domains):
     reader = spec.reader(beside=domains.beside)
     days = ["2024-05-06", "2024-05-06 00:00:01", "2031-01-01", "1999-01-01", None]

@@ -17,7 +17,7 @@ def drawn(rows, seed, values=None):
 
 
 def fingerprints(train, calibration):
-    return Fingerprints.of([([train], calibration)])
+    return Fingerprints.of([train], calibration)
 
 
 def test_rows_are_known_by_their_values():
@@ -43,15 +43,6 @@ def test_rows_that_repeat_by_themselves_are_no_sign():
         found = fingerprints(drawn(700, 3 * seed, 8), drawn(200, 3 * seed + 1, 8))
         assert found.calibration_seen > 50
         found.check_unseen(drawn(1000, 3 * seed + 2, 8), "x@1")
-
-
-def test_with_folds_each_is_compared_with_the_rows_of_its_network():
-    folds = [drawn(50, seed) for seed in range(4)]
-    parts = [([np.concatenate(folds[:at] + folds[at + 1 :])], folds[at]) for at in range(4)]
-    found = Fingerprints.of(parts)
-    assert (found.calibration_rows, found.calibration_seen) == (200, 0)
-    with pytest.raises(CalibrationError):
-        found.check_unseen(folds[0], "x@1")
 
 
 @pytest.mark.parametrize(

@@ -103,3 +103,14 @@ def test_hashes_are_of_values():
     found = hashes(rows)
     assert found[0] == found[1]
     assert len(set(found.tolist())) == 3
+
+
+def test_rows_that_agree_where_a_cell_is_missing_are_no_copies():
+    rows = continuous(3_000)
+    rows = np.stack([np.where(np.random.default_rng(2).random(3_000) < 0.5, np.nan, rows[:, 0]), rows[:, 2]], axis=1)
+    assert Repeats.of(rows, "auto").kind == "natural"
+    with_copies = np.concatenate([rows, rows[~np.isnan(rows[:, 0])][:40]])
+    found = Repeats.of(with_copies, "auto")
+    assert found.kind == "copies"
+    _, counts = np.unique(found.groups, return_counts=True)
+    assert (counts > 1).sum() == 40  # rows without the fine number stay by themselves

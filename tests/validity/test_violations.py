@@ -13,18 +13,24 @@ def naive(calibration, row, lowest=0):
     """By counting all rows, the new one among them, for each of them."""
     everyone = [*calibration, row]
 
-    def surprise(one):
-        shares = [sum(other[at] == code for other in everyone) / len(everyone) for at, code in enumerate(one)]
-        alike = sum(np.array_equal(other, one) for other in everyone) / len(everyone)
-        return -max(sum(map(math.log, shares)), math.log(alike))
+    def surprise(given, at_row):
+        one = given[at_row]
+        product = sum(math.log(sum(other[at] == code for other in given) / len(given)) for at, code in enumerate(one))
+        alike = sum(np.array_equal(other, one) for at, other in enumerate(given) if at != at_row) / len(given)
+        return -max(product, math.log(alike) if alike else -math.inf)
 
-    own = surprise(row)
-    at_least = sum(surprise(one) >= own - 1e-9 for one in calibration)
+    shares = []
+    for keep in (lambda code: code > 2, lambda code: code == 2):
+        given = [np.where(keep(one), one, 0) for one in everyone]
+        found = [surprise(given, at) for at in range(len(given))]
+        shares.append([sum(other >= one - 1e-9 for other in found) / len(found) for one in found])
+    strange = [(min(violated, missing), violated) for violated, missing in zip(*shares, strict=True)]
+    at_least = sum(one <= strange[-1] for one in strange[:-1])
     return (1 + lowest + at_least) / (len(everyone) + lowest)
 
 
-def codes(rows, seed, shares=(0.9, 0.06, 0.04)):
-    return np.random.default_rng(seed).choice(3, size=(rows, 4), p=shares).astype(np.uint8)
+def codes(rows, seed, shares=(0.88, 0.06, 0.04, 0.02)):
+    return np.random.default_rng(seed).choice([0, 2, 4, 7], size=(rows, 4), p=shares).astype(np.uint8)
 
 
 @pytest.mark.parametrize("lowest", [0, 3])
@@ -33,7 +39,7 @@ def test_it_is_the_share_of_rows_that_are_as_strange_the_row_itself_among_them(l
     given = np.concatenate([calibration, np.full((lowest, 4), 9, np.uint8)])
     reference = ViolationReference.of(given, np.arange(60 + lowest) >= 60)
     assert reference.rows == 60 + lowest
-    for row in [*codes(30, 1), *codes(20, 2, (0.2, 0.4, 0.4)), np.array([0, 0, 7, 0], np.uint8)]:
+    for row in [*codes(30, 1), *codes(20, 2, (0.2, 0.3, 0.3, 0.2)), np.array([0, 0, 9, 0], np.uint8)]:
         assert reference.p_value(row) == pytest.approx(naive(calibration, row, lowest))
 
 
@@ -52,10 +58,21 @@ def test_usual_rows_are_not_strange_and_a_violation_that_none_had_is_the_strange
 
 def test_cells_that_are_missing_together_surprise_no_more_than_they_do_together():
     together = np.zeros((100, 5), np.uint8)
-    together[:10] = 1
+    together[:10] = 2
     reference = ViolationReference.of(together, np.zeros(100, dtype=bool))
-    assert reference.p_value(np.ones(5, np.uint8)) == pytest.approx(11 / 101)
-    assert reference.p_value(np.array([1, 1, 0, 1, 1], np.uint8)) == pytest.approx(1 / 101)
+    assert reference.p_value(np.full(5, 2, np.uint8)) == pytest.approx(11 / 101)
+    assert reference.p_value(np.array([2, 2, 0, 2, 2], np.uint8)) == pytest.approx(1 / 101)
+
+
+@pytest.mark.parametrize(("columns", "share"), [(10, 0.03), (20, 0.2), (40, 0.05)])
+def test_a_violation_is_seen_however_cells_are_missing_elsewhere(columns, share):
+    random = np.random.default_rng(0)
+    holes = np.where(random.random((1_000, columns)) < share, 2, 0).astype(np.uint8)
+    reference = ViolationReference.of(holes, np.zeros(1_000, dtype=bool))
+    for row in np.where(random.random((20, columns)) < share, 2, 0).astype(np.uint8):
+        row[0] = 10
+        assert reference.p_value(row) == 1 / 1_001
+    assert reference.p_value(np.full(columns, 2, np.uint8)) <= 2 / 1_001
 
 
 def test_valid_rows_get_a_small_p_value_no_more_often_than_it_says():
@@ -63,9 +80,9 @@ def test_valid_rows_get_a_small_p_value_no_more_often_than_it_says():
     random = np.random.default_rng(0)
 
     def drawn(rows):
-        found = (random.random((rows, 6)) < 0.02) * random.integers(2, 5, (rows, 6))
+        found = (random.random((rows, 6)) < 0.02) * random.integers(2, 6, (rows, 6))
         block = random.random(rows) < 0.1
-        found[block, :3] = 1
+        found[block, :3] = 2
         return found.astype(np.uint8)
 
     levels = np.array([0.01, 0.02, 0.05, 0.1, 0.3])
