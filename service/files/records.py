@@ -103,6 +103,7 @@ def one_pass(
         source.readline()
     reader = dialect.reader(source)
     wrong: list[tuple[int, int]] = []  # line, number of cells
+    blank: list[tuple[int, int]] = []  # the same, of those without any value
     columns: list[Column] = []
     sample: list[tuple[str, ...]] = []
     lines: list[np.ndarray] = []
@@ -123,7 +124,8 @@ def one_pass(
                 is_good = np.array([len(row) == expected for row in rows])
                 good = [row for row in rows if len(row) == expected]
                 odd = ((int(place), row) for row, place in zip(rows, places, strict=True) if len(row) != expected)
-                wrong += [(line, len(row)) for line, row in odd if not (drops_blank and is_blank(row))]
+                for line, row in odd:
+                    (blank if is_blank(row) else wrong).append((line, len(row)))
             if drops_blank and expected > 1 and not all(map(any, good)):
                 there = [at for at, row in enumerate(good) if any(row)]
                 good, is_good[np.flatnonzero(is_good)] = (
@@ -137,7 +139,11 @@ def one_pass(
                 column.add(cells)
     except csv.Error as error:
         raise DamagedTextError(f"line {dialect.skipped + reader.line_num}: {reason_of(error)}") from None
-    return Pass(first, sample, columns, np.concatenate(lines) if lines else np.zeros(0, dtype=np.int64), wrong)
+    of_rows = np.concatenate(lines) if lines else np.zeros(0, dtype=np.int64)
+    if not drops_blank and len(of_rows):
+        # A line of spaces is blank; one of too few separators, among the rows and not below them, is a row.
+        wrong = sorted([*wrong, *(one for one in blank if one[1] > 1 and one[0] < of_rows[-1])])
+    return Pass(first, sample, columns, of_rows, wrong)
 
 
 def ragged(wrong: Sequence[tuple[int, int]], expected: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -58,16 +57,17 @@ class CombinedRule:
         smallest = 1 / (share * (evidence.rows + 1))
         if violations is not None:
             smallest = max(smallest, 1 / (VIOLATIONS_SHARE * (violations.rows + 1)))
-        rate = max(USUAL_FALSE_ALARM, ceiling(smallest)) if false_alarm is None else false_alarm
+        rate = max(USUAL_FALSE_ALARM, float(smallest)) if false_alarm is None else false_alarm
         check_share("false alarm rate", rate)
         if false_alarm is not None and exact(rate) < smallest:
             raise CalibrationError(too_few_rows(rate, evidence.rows, violations))
-        places = rank(evidence.rows, 100 * exact(rate) * share)
-        accepted = accepts(evidence.rows, places_refused(evidence.combination.combined, max(1, places)))
+        places = max(1, rank(evidence.rows, 100 * exact(rate) * share))  # the lowest rate is rounded to a float
+        accepted = accepts(evidence.rows, places_refused(evidence.combination.combined, places))
         names = tuple(names_of(spec, evidence.known.generation))
         if violations is None:
             return CombinedRule(rate, evidence.rows, names, accepted)
-        refused = violations.places_refused(rank(violations.rows, 100 * exact(rate) * VIOLATIONS_SHARE))
+        places = max(1, rank(violations.rows, 100 * exact(rate) * VIOLATIONS_SHARE))
+        refused = violations.places_refused(places)
         # Rows that cannot be read are refused at infinite statistics already.
         accepted = accepted.both(accepts(violations.rows, refused - violations.lowest))
         return CombinedRule(rate, evidence.rows, (*names, VIOLATIONS), accepted, violations.rows)
@@ -92,12 +92,6 @@ class CombinedRule:
         if not self.violation_rows:
             return self.rows
         return max(int((self.rows + 1) * STATISTICS_SHARE), int((self.violation_rows + 1) * VIOLATIONS_SHARE)) - 1
-
-
-def ceiling(share: Fraction) -> float:
-    """The smallest float that is no less."""
-    value = float(share)
-    return value if exact(value) >= share else math.nextafter(value, math.inf)
 
 
 def too_few_rows(rate: float, rows: int, violations: ViolationReference | None) -> str:

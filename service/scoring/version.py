@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from service._version import __version__
 from service.data.cells import USUAL, CellReader, Reading
@@ -51,6 +51,12 @@ class Card(Frozen):
     reading: Reading = USUAL  # absent in older cards, whose data was read with the default
     kinds: tuple[ColumnKind, ...] = ()  # what each column of the training file was taken for, and why
     domains: Domains | None = None  # what the training rows never held; None where that was not learnt
+
+    @model_serializer(mode="wrap")
+    def without_unknown(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields; one that was added later only where it says something."""
+        document: dict[str, Any] = serialize(self)
+        return document if self.domains is not None else {key: one for key, one in document.items() if key != "domains"}
 
     def reader(self) -> CellReader:
         """A reader of cells for the version's rows."""

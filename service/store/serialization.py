@@ -36,9 +36,8 @@ SKETCH = ("suspect", "counts", "values", "median")
 def contents_of(reference: Reference, draft: Draft) -> dict[str, bytes]:
     """The files of a version to publish, without its manifest."""
     model, calibration = draft.model, draft.calibration
-    without = {"domains"} if draft.domains is None else None
     return {
-        "card.json": (card_of(reference, draft).model_dump_json(indent=2, exclude=without) + "\n").encode(),
+        "card.json": (card_of(reference, draft).model_dump_json(indent=2) + "\n").encode(),
         "weights.safetensors": save_tensors(
             {
                 prefix_of(number) + key: tensor.detach().cpu().contiguous()

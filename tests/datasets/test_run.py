@@ -348,7 +348,7 @@ def test_what_has_no_place_for_verdicts_is_told_before_the_last_row_is_scored(op
         pa.table({**{name: rows[:, at] for at, name in enumerate(NAMES)}, "vouch_side": [""] * 30}),
         tmp_path / "b.parquet",
     )
-    for name, message in (("a.jsonl", "row 0 is a list"), ("b.parquet", "already has a column 'vouch_side'")):
+    for name, message in (("a.jsonl", "line 1 is a list"), ("b.parquet", "already has a column 'vouch_side'")):
         for more in ((), ("--fdr", 0.3)):
             chosen = options if not more else (*options[:4], "--shard-rows", 200, *more)
             out = tmp_path / f"{name}{len(more)}"
