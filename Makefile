@@ -16,7 +16,7 @@ PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TOR
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: serve test test-slow test-all format lint types tests fuzz loadtest evaluate bench estimator density adbench cells tables verdicts filter freeze bundled pictures docs sbom audit fresh image-test clean
+.PHONY: serve test test-slow test-all format lint types tests fuzz loadtest evaluate bench estimator density adbench cells bad-cells tables verdicts filter freeze bundled pictures docs sbom audit fresh image-test clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/vouch serve
@@ -69,6 +69,9 @@ adbench: $(VENV)/bench.done  ## three hours: VAEDetector beside PyOD's detectors
 
 cells: $(VENV)/test.done     ## an hour: which cell is wrong, and rows with missing cells, beside simpler ways
 	$(BIN)/python benchmarks/cells.py --data $(DATA)
+
+bad-cells: $(VENV)/test.done ## an hour: what bad cells, holes and repeated rows do to verdicts; every promise measured
+	$(BIN)/python benchmarks/bad_cells.py --data $(DATA)
 
 tables: $(VENV)/test.done    ## five minutes: a CSV file of a million rows, understood beside pandas, and trained on
 	$(BIN)/python benchmarks/tables.py

@@ -81,6 +81,12 @@ class Verdicts:
         return np.asarray(self.records["certain"])
 
     @property
+    def violations(self) -> np.ndarray:
+        """How many violations each row has; the service's JSON says which."""
+        has_any = "violations" in (self.records.dtype.names or ())
+        return np.asarray(self.records["violations"]) if has_any else np.zeros(len(self), np.int32)
+
+    @property
     def log_likelihood(self) -> np.ndarray:
         """Estimates of log p(x), nats."""
         return np.asarray(self.records["log_likelihood"])

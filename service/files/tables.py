@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ def read_raw(
                 if is_json
                 else csv_table(content, options, columns, known, as_text)
             )
+            if is_json and known:  # a model reads a text as in other JSON, without a file to tell its decimal mark
+                table = replace(table, decimal=options.decimal)
         if not len(table):
             raise DataError("has columns but no rows" if table.names else "has no usable column")
     return table

@@ -398,4 +398,4 @@ def parse_table(body: Body, spec: InputSpec, reader: CellReader, limits: Limits)
     except RowError as error:
         raise error.as_input_error() from None
     except DataError as error:
-        raise InputError(f"the body: {error}") from None
+        raise InputError(f"the body: {str(error).partition(': correct the file')[0]}") from None
