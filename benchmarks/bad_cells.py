@@ -351,6 +351,7 @@ def with_constant() -> tuple[Scorer, dict[str, np.ndarray]]:
     columns["unit"] = np.full(4_000, 7.0)
     columns["extra"] = np.where(generator.random(4_000) < 0.1, np.nan, generator.normal(size=4_000))
     scorer, _ = trained("made", as_table(columns), SMALL)
+    Store(STORE).set_default("made")
     fresh = made(10_000, generator)
     fresh["extra"] = np.where(generator.random(10_000) < 0.1, np.nan, generator.normal(size=10_000))
     return scorer, fresh
