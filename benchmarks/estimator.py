@@ -37,7 +37,7 @@ from service.density.block import Estimates, differentiable_log_joint
 from service.density.estimate import Member
 from service.density.estimator import Estimator
 from service.density.importance import log_likelihood
-from service.density.laplace import Sites, mode_at, quasi_newton
+from service.density.laplace import Derivatives, Sites, mode_of, quasi_newton
 from service.density.proposals import Diagonal
 from service.density.quasirandom import Points
 from service.density.tiling import one_thread
@@ -123,15 +123,14 @@ def annealed(model: Model, rows: np.ndarray, temperatures: int, latents: np.ndar
     """log p(x) by annealing from the encoder; where true latents are given, minus log p(x), from there to the encoder."""
     x = torch.from_numpy(model.input.encode(model.input.rows(rows)))
     vae, generator = model.vae, torch.Generator().manual_seed(1 if latents is None else 2)
-    shape = (PARTICLES, len(x), vae.architecture.latents)
+    shape = (len(x), PARTICLES, vae.architecture.latents)
     with torch.no_grad():
         posterior = vae.posterior(x)
         near = quasi_newton(
-            Sites.at(vae, x, conditional(vae, x), posterior.mean), torch.diag_embed(posterior.std.double().square()), 10
+            Sites.at(vae, conditional(vae, x), posterior.mean), torch.diag_embed(posterior.std.double().square()), 10
         )
-        axes = mode_at(
-            near
-        ).axes  # of the momenta: they make steps of the right length, and take no part in the weights
+        # Of the momenta: they make steps of the right length, and take no part in the weights.
+        axes = mode_of(Derivatives.at(near)).axes
     start = Diagonal(DiagonalNormal(posterior.mean.double(), WIDENING * posterior.std.double()))
     betas = torch.linspace(0.0, 1.0, temperatures + 1, dtype=torch.float64) ** 2
 
@@ -145,7 +144,7 @@ def annealed(model: Model, rows: np.ndarray, temperatures: int, latents: np.ndar
             points = Points(torch.zeros(shape[:2]), torch.rand(shape, generator=generator, dtype=torch.float64))
             first, path = start.sample(points), betas
         else:
-            first, path = torch.from_numpy(latents).expand(shape), betas.flip(0)
+            first, path = torch.from_numpy(latents)[:, None].expand(shape), betas.flip(0)
         weights = annealed_log_weights(
             start.log_prob,
             lambda z: differentiable_log_joint(vae, x, z),
@@ -217,7 +216,7 @@ def plain_estimates(model: Model, rows: np.ndarray, draws: int, chunk: int = 128
                 z = posterior.sample(torch.randn(shape, generator=generator))
                 given = vae.likelihood.log_prob(vae.decoder(z), row).sum(dim=-1, dtype=torch.float64)
                 weights.append(given + vae.prior.log_prob(z.double()) - posterior.log_prob(z))
-            totals.append(log_likelihood(torch.cat(weights)))
+            totals.append(log_likelihood(torch.cat(weights).T))
     return torch.cat(totals).numpy()
 
 

@@ -56,6 +56,11 @@ class NumberColumn(Frozen):
         """How many network columns this column takes."""
         return 2 if self.atoms else 1
 
+    @property
+    def is_straight(self) -> bool:
+        """Whether a value becomes (value - center) / spread, and nothing else."""
+        return self.kind != "count" and self.scale.kind == "straight" and self.step == 1.0 and not self.atoms
+
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Values, shape (B,), to network columns, (B, width): the atom's index, if there are atoms; the number."""
         number = (self.scale.forward(values / self.step) - self.center) / self.spread

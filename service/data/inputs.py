@@ -7,7 +7,9 @@ else, so that it scores the same however it was sent. The network's units are th
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,7 +17,7 @@ from pydantic import Field
 
 from service.data.beside import Beside
 from service.data.cells import USUAL, CellReader, Reading
-from service.data.columns import CategoryColumn, LearntColumn, NumberColumn, plain
+from service.data.columns import FAR, CategoryColumn, LearntColumn, NumberColumn, plain
 from service.data.table import FLOAT32_MAX, IS_INFINITE, Table
 from service.errors import Fault, InputError
 from service.system.frozen import Frozen
@@ -83,8 +85,14 @@ class Mixed(Frozen):
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """Rows, shape (B, D), to network columns, (B, D'): one for each column, two for a number with atoms."""
-        parts = [column.encode(rows[:, at].astype(np.float64)) for at, column in enumerate(self.columns)]
-        return np.concatenate(parts, axis=1).astype(np.float32)
+        rows, ends = rows.astype(np.float64), np.cumsum(self.widths)
+        x = np.empty((len(rows), ends[-1]), dtype=np.float32)
+        for at, column in enumerate(self.columns):
+            if not self.are_straight[at]:
+                x[:, ends[at] - column.width : ends[at]] = column.encode(rows[:, at])
+        center, spread, _ = self.straight
+        x[:, ends[self.are_straight] - 1] = straight_encoded(rows[:, self.are_straight], center, spread)
+        return x
 
     def decode(self, x: np.ndarray) -> np.ndarray:
         """Network columns, shape (..., D'), to rows, (..., D)."""
@@ -99,12 +107,34 @@ class Mixed(Frozen):
 
         Masses stay as they are; a density is also multiplied by the column's resolution.
         """
-        parts = [column.log_abs_det_jacobian(rows[:, at].astype(np.float64)) for at, column in enumerate(self.columns)]
-        return np.stack(parts, axis=1)
+        rows = rows.astype(np.float64)
+        measure = np.empty(rows.shape)
+        for at, column in enumerate(self.columns):
+            if not self.are_straight[at]:
+                measure[:, at] = column.log_abs_det_jacobian(rows[:, at])
+        measure[:, self.are_straight] = np.where(np.isnan(rows[:, self.are_straight]), 0.0, self.straight[2])
+        return measure
+
+    @cached_property
+    def are_straight(self) -> np.ndarray:
+        """Which columns are numbers on a straight scale without atoms, shape (D,): all of them are encoded at once."""
+        return np.array([isinstance(column, NumberColumn) and column.is_straight for column in self.columns])
+
+    @cached_property
+    def straight(self) -> np.ndarray:
+        """Center, spread and log-determinant of the straight columns, shape (3, number of them)."""
+        numbers = [one for one in self.columns if isinstance(one, NumberColumn) and one.is_straight]
+        measures = [math.log(one.resolution) - math.log(one.spread) for one in numbers]
+        return np.array([[one.center for one in numbers], [one.spread for one in numbers], measures])
 
     @property
     def widths(self) -> list[int]:
         return [column.width for column in self.columns]
+
+
+def straight_encoded(values: np.ndarray, center: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """What `NumberColumn.encode` makes of numbers on a straight scale, shape (B, D)."""
+    return np.where(np.isnan(values), np.nan, np.clip(np.nan_to_num((values - center) / spread), -FAR, FAR))
 
 
 Transform = Annotated[Binary | Grey | Standard | Mixed, Field(discriminator="kind")]

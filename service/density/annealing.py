@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-LogDensity = Callable[[Tensor], Tensor]  # z of shape (S, B, L) to (S, B), float64
+from service.vae.determinism import mapped
+
+LogDensity = Callable[[Tensor], Tensor]  # z of shape (B, S, L) to (B, S), float64
 
 TARGET_ACCEPTANCE = 0.65  # of Hamiltonian Monte Carlo (Beskos et al., 2013)
 
@@ -29,20 +31,20 @@ def annealed_log_weights(
     leapfrogs: int,
     adapt: bool = False,
 ) -> Tensor:
-    """Log weights of particles, shape (S, B), float64, nats.
+    """Log weights of particles, shape (B, S), float64, nats.
 
     Args:
         log_start, log_joint: log densities of the two ends of the path; differentiable.
-        z: particles at the first temperature, shape (S, B, L).
+        z: particles at the first temperature, shape (B, S, L).
         inverse_temperatures: b from 0 to 1, with z drawn from the start; or from 1 to 0, with z drawn from the posterior.
-        noise: for each transition, standard-normal momenta, shape (S, B, L), and uniforms, (S, B).
+        noise: for each transition, standard-normal momenta, shape (B, S, L), and uniforms, (B, S).
         axes: a linear map that makes the posterior roughly isotropic, shape (B, L, L): momenta live in its coordinates.
         step, leapfrogs: step size and number of leapfrog steps of Hamiltonian Monte Carlo.
         adapt: adapt each row's step size to its acceptance rate; the weights are then only approximately unbiased, which is
             enough for reference values.
     """
     state = State.at(log_start, log_joint, z.double())
-    steps = torch.full((z.shape[1], 1), step, dtype=torch.float64, device=z.device)
+    steps = torch.full((len(z), 1, 1), step, dtype=torch.float64, device=z.device)
     log_weights = torch.zeros(z.shape[:2], dtype=torch.float64, device=z.device)
     last = len(inverse_temperatures) - 1
     for number in range(1, last + 1):
@@ -54,7 +56,7 @@ def annealed_log_weights(
                 log_start, log_joint, state, now, momentum.double(), uniform, axes, steps, leapfrogs
             )
             if adapt:
-                steps = steps * (1.0 + 0.1 * (accepted.double().mean(dim=0)[:, None] - TARGET_ACCEPTANCE))
+                steps = steps * (1.0 + 0.1 * (accepted.double().mean(dim=1)[:, None, None] - TARGET_ACCEPTANCE))
     return log_weights
 
 
@@ -74,11 +76,11 @@ class State:
         return State(z, start, joint, slope_start, slope_joint)
 
     def log_prob(self, b: Tensor) -> Tensor:
-        """log pi_b up to a constant, shape (S, B)."""
+        """log pi_b up to a constant, shape (B, S)."""
         return (1 - b) * self.log_start + b * self.log_joint
 
     def slope(self, b: Tensor) -> Tensor:
-        """The gradient of log pi_b, shape (S, B, L)."""
+        """The gradient of log pi_b, shape (B, S, L)."""
         return (1 - b) * self.slope_start + b * self.slope_joint
 
     def where(self, chosen: Tensor, other: State) -> State:
@@ -112,14 +114,14 @@ def transition(
     steps: Tensor,
     leapfrogs: int,
 ) -> tuple[State, Tensor]:
-    """One Hamiltonian Monte Carlo transition that leaves pi_b invariant, and a mask of accepted moves, shape (S, B)."""
+    """One Hamiltonian Monte Carlo transition that leaves pi_b invariant, and a mask of accepted moves, shape (B, S)."""
 
     def push(p: Tensor, at: State, size: float) -> Tensor:
-        return p + size * steps * torch.einsum("blk,sbl->sbk", axes, at.slope(b))
+        return p + size * steps * mapped(axes.mT, at.slope(b))
 
     moved, p = state, push(momentum, state, 0.5)
     for number in range(leapfrogs):
-        moved = State.at(log_start, log_joint, moved.z + torch.einsum("blk,sbk->sbl", axes, steps * p))
+        moved = State.at(log_start, log_joint, moved.z + mapped(axes, steps * p))
         p = push(p, moved, 0.5 if number == leapfrogs - 1 else 1.0)
     gain = moved.log_prob(b) - state.log_prob(b) + 0.5 * (momentum.square() - p.square()).sum(dim=-1)
     accepted = uniform.log() < gain.nan_to_num(-1e300)

@@ -1,29 +1,30 @@
 """A block of rows: proposals, rounds of draws, restarts and annealing, until each row is done.
 
 A row's draws come from a seed derived from its own content, and every decision about it depends on its own numbers alone.
+All arrays lead with the row. Rows that are done leave the rounds; the others go on together.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from service.density.annealing import annealed_log_weights
-from service.density.diagnostics import IMPOSSIBLE, diagnose
-from service.density.estimator import MAX_SAMPLES, Estimator
-from service.density.laplace import Sites
+from service.density.diagnostics import IMPOSSIBLE, Diagnosis, diagnose
+from service.density.estimator import END_TOLERANCE, MAX_SAMPLES, Estimator
 from service.density.proposals import BentNormal
-from service.density.quasirandom import Points, row_generator, row_points
-from service.density.search import Found, Tiles, find
+from service.density.quasirandom import Points, row_generator, row_points, row_shifts, shifted_points
+from service.density.search import Found, find
 from service.density.starts import SearchStarts
 from service.density.tiling import Tiling, padded
 from service.system.cancellation import CheckCancelled, never_cancelled
 from service.vae.conditional import Conditional, conditional
+from service.vae.determinism import aligned
 from service.vae.network import VAE
 
 MOST_MISSING = 200.0  # nats by which an estimate may be off if the mode search has not converged
@@ -32,13 +33,13 @@ SEED_STRIDE = 1_000_003  # between the seeds of two stages
 PARTICLES, TEMPERATURES, LEAPFROGS, LEAPFROG_STEP = 32, 32, 2, 0.6  # of the annealing
 # In standard errors: 1.96 for one look, this for the eight doublings of `standard` (Bonferroni, Student's t).
 LOOKS = 3.0
-END_TOLERANCE = 0.1  # nats: standard error at which a reliable estimate may stop near the ends of the pilot band
 VOUCHED_SAMPLES = 128
+DRAWS_AT_ONCE = 4  # times as many draws as decoder evaluations share a tile
 RESTART_SAMPLES = 512  # with fewer, khat says little
 
 
 @dataclass(frozen=True, slots=True)
-class Estimates:
+class Estimates(Diagnosis):
     """log p(x) of B rows with diagnostics; arrays of shape (B,), float64.
 
     `khat` is NaN if there is no tail to fit. `reliable` is True if khat, ess and the search for modes give no reason to
@@ -47,265 +48,258 @@ class Estimates:
     total cost in decoder evaluations.
     """
 
-    log_likelihood: np.ndarray
-    std_error: np.ndarray
-    ess: np.ndarray
-    khat: np.ndarray
-    reliable: np.ndarray
     num_samples: np.ndarray
     evaluations: np.ndarray
+
+    @staticmethod
+    def unknown(rows: int, evaluations: np.ndarray) -> Estimates:
+        """Of rows for which nothing but a search has been done, at this cost."""
+        numbers = np.zeros((4, rows))
+        return Estimates(*numbers, np.zeros(rows, dtype=bool), np.zeros(rows, dtype=int), evaluations)  # type: ignore[call-arg]
+
+    def put(self, rows: np.ndarray, found: Diagnosis) -> None:
+        """Replace the numbers of some rows."""
+        for entry in fields(found):
+            getattr(self, entry.name)[rows] = getattr(found, entry.name)[: len(rows)]
+
+    @staticmethod
+    def concatenated(parts: Sequence[Estimates]) -> Estimates:
+        """The estimates of several groups of rows, in order."""
+        return Estimates(*(np.concatenate([getattr(one, entry.name) for one in parts]) for entry in fields(Estimates)))
+
+    def select(self, rows: np.ndarray) -> Estimates:
+        return Estimates(*(getattr(self, entry.name)[rows] for entry in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Draws of z for one row, shape (S, L), and their log weights, (S,), float64."""
+    """Draws of z for one row, shape (S, L), and their log weights, (S,), float64; or for B rows, with B before S."""
 
     z: Tensor
     log_weights: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class WeightedDraws:
-    """Draws of z for a few rows with their importance weights: z of shape (S, B, L), log_weights (S, B) in float64.
-
-    Only the first `rows` of the B are real; the others pad the tile to its fixed shape.
-    """
-
-    z: Tensor
-    log_weights: Tensor
-    rows: int
-
-
-@dataclass
-class Row:
-    """What is known about one row so far."""
-
-    evaluations: float
-    log_weights: Tensor
-    best_draw: Tensor
-    draws: Draws  # the first ones, as many as requested
-    log_abs_det: float
-    remaining: float = 0.0
-    log_likelihood: float = IMPOSSIBLE
-    std_error: float = 0.0
-    ess: float = 1.0
-    khat: float = math.nan
-    reliable: bool = False
-    num_samples: int = 0
-
-    def numbers(self) -> tuple[float, ...]:
-        """The numbers of `Estimates`, in its order."""
-        return (
-            self.log_likelihood, self.std_error, self.ess, self.khat, self.reliable, self.num_samples, self.evaluations
-        )  # fmt: skip
 
 
 class Block:
-    """A block of rows with their proposals, for one estimate."""
+    """A block of B rows with their proposals, for one estimate.
+
+    `estimates` holds what is known of each row so far; `draws` the first draws of each, as many as were asked for, and
+    `kept` (B,) how many of them there are.
+    """
 
     def __init__(
         self,
         estimator: Estimator,
         vae: VAE,
         starts: SearchStarts,
-        block: np.ndarray,
+        rows: np.ndarray,
         band_ends: tuple[float, ...] = (),
         more_starts: Tensor | None = None,
         check_cancelled: CheckCancelled = never_cancelled,
         log_abs_det: np.ndarray | None = None,
         kept_draws: int = 0,
-        tiling: Tiling | None = None,
     ) -> None:
-        self.check_cancelled, self.kept_draws = check_cancelled, kept_draws
+        self.check_cancelled, self.tiling = check_cancelled, Tiling.of(vae)
         self.estimator, self.vae, self.starts, self.band_ends = estimator, vae, starts, band_ends
-        self.tiling = tiling or Tiling.of(vae)
-        self.block = block
-        self.numpy_rows = padded(block, self.tiling.rows)
-        self.x = torch.from_numpy(self.numpy_rows).to(vae.device, vae.dtype)
+        self.rows, filled = rows, padded(rows, self.tiling.step)
+        self.log_abs_det = np.zeros(len(rows)) if log_abs_det is None else log_abs_det
+        self.x = torch.from_numpy(filled).to(vae.device, vae.dtype)
         self.given: Conditional = conditional(vae, self.x)
         self.encoder = vae.posterior(self.x)
         self.latents = vae.architecture.latents
         found = self.search(more_starts)
-        self.proposal = found.proposal
-        more_by_row = [0.0] * len(block) if log_abs_det is None else log_abs_det.tolist()
-        lookup_cost = estimator.starts_evaluations(vae, len(starts))
-        none = self.x.new_zeros(0, dtype=torch.float64)
-        self.rows = [
-            Row(lookup_cost + cost, none, mean, Draws(mean.new_zeros((0, self.latents)), none), more, remaining)
-            for mean, more, remaining, cost in zip(
-                self.encoder.mean, more_by_row, found.remaining, found.evaluations, strict=False
-            )
-        ]
+        self.proposal, self.remaining = found.proposal, found.remaining[: len(rows)]
+        lookup = estimator.starts_evaluations(vae, len(starts))
+        self.estimates = Estimates.unknown(len(rows), found.evaluations[: len(rows)] + lookup)
+        self.shifts = row_shifts(filled, self.seed(0), self.latents).to(vae.device)
+        self.best_draw = self.encoder.mean.clone()
+        self.best_log_weight = self.x.new_full((len(filled),), -math.inf, dtype=torch.float64)
+        room = (len(filled), kept_draws)
+        self.draws = Draws(self.x.new_zeros((*room, self.latents)), self.x.new_zeros(room, dtype=torch.float64))
+        self.kept = np.zeros(len(rows), dtype=int)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     # Proposals
 
     def search(self, more_starts: Tensor | None) -> Found:
-        """Proposals for the rows, searched from the encoder's means, likely starts and `more_starts`, shape (K, B, L)."""
+        """Proposals for the rows, searched from the encoder's means, likely starts and `more_starts`, shape (B, K, L)."""
         effort = self.estimator.effort(self.latents)
-        starts = [self.encoder.mean[None]]
+        starts = [self.encoder.mean[:, None]]
         if effort.starts > 1:
             starts.append(self.starts.likeliest(self.x, effort.starts - 1))
         if more_starts is not None:
             starts.append(more_starts)
-        anywhere = Sites(self.vae, self.x, self.given, self.encoder.mean, self.x.new_zeros(len(self.x)).double())
-        tiles = Tiles(self.tiling.gradients, self.tiling.sites(self.latents), self.check_cancelled)
-        return find(anywhere, torch.cat(starts), self.encoder, len(self.block), effort, tiles)
+        all_starts = torch.cat(starts, dim=1)
+        return find(self.vae, self.given, self.encoder, all_starts, effort, self.tiling, self.check_cancelled)
 
     # Draws
 
-    def drawn(self, rows: list[int], first: int, count: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Draws `first` to `first + count` of some rows, a tile at a time: row indices, z and log weights."""
-        group = self.tiling.group(count)
-        for start in range(0, len(rows), group):
+    def drawn(self, rows: np.ndarray, first: int, count: int) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """Draws `first` to `first + count` of some rows, a tile at a time.
+
+        Yields rows, (B',), their draws of z, (B', S, L), and log weights, (B', S).
+        """
+        for index in self.tiling.tiles(self.index(rows), max(1, count // DRAWS_AT_ONCE)):
             self.check_cancelled()
-            chosen = rows[start : start + group]
-            index = np.array(chosen + [chosen[-1]] * (group - len(chosen)))
-            points = row_points(self.numpy_rows[index], self.seed(0), self.latents, first, count, self.x.device)
-            z, log_weights = self.weighed(torch.from_numpy(index).to(self.x.device), points)
-            yield chosen, z, log_weights
+            part, rows = rows[: len(index)], rows[len(index) :]
+            z, log_weights = self.weighed(index, shifted_points(self.shifts[index], first, count))
+            yield part, z[: len(part)], log_weights[: len(part)]
 
     def weighed(self, index: Tensor, points: Points) -> tuple[Tensor, Tensor]:
         """Draws of z for some rows and their log weights, a tile of decoder evaluations at a time."""
         proposal, given = self.proposal.select(index), self.given.select(index)
-        z = proposal.sample(points).to(self.vae.dtype)  # (S, B, L)
-        log_ratio = self.vae.prior.log_prob(z.double()) - proposal.log_prob(z)
-        per_tile = max(1, self.tiling.evaluations // z.shape[1])
-        # Fixed shapes for any number of samples.
-        log_conditional = [given.log_prob(zero_padded(tile, per_tile))[: len(tile)] for tile in z.split(per_tile)]
-        log_weights = torch.cat(log_conditional) + log_ratio
+        z = proposal.sample(points).to(self.vae.dtype)  # (B, S, L)
+        log_weights = self.vae.prior.log_prob(z.double()) - proposal.log_prob(z)
+        samples = min(z.shape[1], self.tiling.evaluations)
+        rows = max(1, self.tiling.evaluations // samples)
+        for start in range(0, len(z), rows):
+            some = slice(start, start + rows)
+            few = given.select(some)
+            for first in range(0, z.shape[1], samples):
+                part = slice(first, first + samples)
+                log_weights[some, part] += few.log_prob(z[some, part])
         # If the decoder overflows, the draw counts as impossible; everything returned is finite.
         return z, log_weights.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE).clamp(min=IMPOSSIBLE)
+
+    def draw_more(self, rows: np.ndarray, first: int, count: int) -> Tensor:
+        """The log weights of `count` more draws of some rows, shape (B', count); the best and the first ones are kept."""
+        found = []
+        for part, z, log_weights in self.drawn(rows, first, count):
+            index = self.index(part)
+            best, place = log_weights.max(dim=1)
+            better = (best > self.best_log_weight[index])[:, None]
+            heights = z[torch.arange(len(z), device=z.device), place]
+            self.best_draw[index] = torch.where(better, heights, self.best_draw[index])
+            self.best_log_weight[index] = torch.maximum(best, self.best_log_weight[index])
+            self.keep(part, z, log_weights, first)
+            found.append(log_weights)
+        return torch.cat(found)
+
+    def keep(self, rows: np.ndarray, z: Tensor, log_weights: Tensor, first: int) -> None:
+        """Keep the first draws of some rows: z of shape (B', S, L), and their log weights."""
+        end = min(first + z.shape[1], self.draws.z.shape[1])
+        if end > first:
+            index = self.index(rows)
+            self.draws.z[index, first:end] = z[:, : end - first]
+            self.draws.log_weights[index, first:end] = log_weights[:, : end - first]
+            self.kept[rows] = end
+
+    def draws_of(self, row: int) -> Draws:
+        """The draws that are kept of one row."""
+        return Draws(self.draws.z[row, : self.kept[row]], self.draws.log_weights[row, : self.kept[row]])
 
     # The rounds
 
     def sample(self, samples: int, may_restart: bool = True) -> None:
         """Double every row's samples until it is done or the budget is spent."""
-        undone = list(range(len(self.rows)))
-        self.draw_more(undone, 0, samples)
-        while undone := [index for index in undone if not self.is_done(self.rows[index])]:
+        rows, drawn = np.arange(len(self)), 0
+        log_weights = self.x.new_zeros((len(rows), 0), dtype=torch.float64)
+        while True:
+            log_weights = torch.cat([log_weights, self.draw_more(rows, drawn, samples - drawn)], dim=1)
+            self.diagnose(rows, log_weights, samples - drawn, self.estimator.typical_variance(samples))
+            going = ~self.are_done(rows)
             if may_restart and samples >= RESTART_SAMPLES:
-                doubtful = [index for index in undone if not self.rows[index].reliable]
-                self.restart(doubtful, samples)
-                undone = [index for index in undone if index not in doubtful]
+                doubtful = going & ~self.estimates.reliable[rows]
+                self.restart(rows[doubtful], samples)
+                going &= ~doubtful
                 may_restart = samples < 4 * RESTART_SAMPLES
-            if samples >= self.estimator.max_samples or not undone:
+            rows, log_weights = rows[going], log_weights[self.index(going)]
+            if samples >= self.estimator.max_samples or not len(rows):
                 break
-            self.draw_more(undone, samples, samples)
-            samples *= 2
+            drawn, samples = samples, 2 * samples
         if self.estimator.anneal:
-            self.anneal([index for index in undone if not self.rows[index].reliable])
+            self.anneal(rows[~self.estimates.reliable[rows]])
 
-    def is_done(self, row: Row) -> bool:
-        """Whether a row's estimate is accurate enough, or its verdict certain."""
-        if row.reliable and row.std_error <= self.estimator.tolerance:
-            return True
+    def are_done(self, rows: np.ndarray) -> np.ndarray:
+        """Whether each row's estimate is accurate enough, or its verdict certain: a mask, (B',)."""
+        found, remaining = self.estimates.select(rows), self.remaining[rows]
+        accurate = found.reliable & (found.std_error <= self.estimator.tolerance)
         ends = self.estimator.ends
         if ends is None:
-            return False
+            return accurate
         # A row that looks valid also gets as many draws as its estimate usually needs to become reliable.
-        looks_valid = row.log_likelihood >= min(ends)
-        if looks_valid and not row.reliable and row.num_samples < VOUCHED_SAMPLES:
-            return False
-        # The frozen ends decide no verdict on this row: near them, an estimate as accurate as this is good enough.
-        if row.reliable and row.std_error <= END_TOLERANCE:
-            ends = ()
-        reach = margin(row.std_error, row.reliable, row.remaining)
-        return all(abs(row.log_likelihood - end) > reach for end in (*ends, *self.band_ends))
+        looks_valid = found.log_likelihood >= min(ends)
+        certain = ~(looks_valid & ~found.reliable & (found.num_samples < VOUCHED_SAMPLES))
+        reach = margins(found, remaining)
+        # The frozen ends decide no verdict on a row: near them, an estimate as accurate as this is good enough.
+        good_enough = found.reliable & (found.std_error <= END_TOLERANCE)
+        for end in ends:
+            certain &= good_enough | (np.abs(found.log_likelihood - end) > reach)
+        for end in self.band_ends:
+            certain &= np.abs(found.log_likelihood - end) > reach
+        return accurate | certain
 
-    def draw_more(self, rows: list[int], first: int, count: int) -> None:
-        """Draw `count` more for some rows, and update their numbers from all of their draws."""
-        for chosen, z, new in self.drawn(rows, first, count):
-            before = [self.rows[index].log_weights for index in chosen]
-            before += [before[-1]] * (new.shape[1] - len(chosen))
-            log_weights = torch.cat([torch.stack(before, dim=1), new])
-            best = new.argmax(dim=0)
-            self.set_numbers(chosen, log_weights, count, self.estimator.typical_variance(len(log_weights)))
-            for at, index in enumerate(chosen):
-                row = self.rows[index]
-                if not len(before[at]) or new[best[at], at] > before[at].max():
-                    row.best_draw = z[best[at], at]
-            self.keep(chosen, z, new)
+    def diagnose(self, rows: np.ndarray, log_weights: Tensor, cost: int, typical_variance: float) -> None:
+        """Set the numbers of some rows from all of their log weights, shape (B', S)."""
+        filled = torch.arange(len(rows), device=log_weights.device)
+        found = self.estimates
+        found.put(rows, diagnose(log_weights[aligned(filled)], typical_variance))
+        found.num_samples[rows] = log_weights.shape[1]
+        found.evaluations[rows] += cost
+        found.log_likelihood[rows] += self.log_abs_det[rows]
+        found.reliable[rows] &= self.remaining[rows] <= MAX_REMAINING
 
-    def keep(self, rows: list[int], z: Tensor, log_weights: Tensor) -> None:
-        """Keep the first draws of some rows: z of shape (S, >= rows, L), and their log weights."""
-        for at, index in enumerate(rows):
-            draws = self.rows[index].draws
-            room = self.kept_draws - len(draws.z)
-            if room > 0:
-                kept = torch.cat([draws.z, z[:room, at]]), torch.cat([draws.log_weights, log_weights[:room, at]])
-                self.rows[index].draws = Draws(*kept)
-
-    def set_numbers(self, rows: list[int], log_weights: Tensor, cost: int, typical_variance: float) -> None:
-        """Set the numbers of some rows from log weights of shape (S, >= rows)."""
-        # Fixed number of columns, because rounding depends on the shape.
-        missing = self.tiling.rows - log_weights.shape[1]
-        whole = torch.cat([log_weights, log_weights[:, -1:].expand(-1, missing)], dim=1)
-        columns = diagnose(whole, typical_variance)
-        for at, index in enumerate(rows):
-            row = self.rows[index]
-            row.log_weights = log_weights[:, at]
-            row.evaluations += cost
-            row.num_samples = len(log_weights)
-            row.log_likelihood, row.std_error, row.ess, row.khat = (float(column[at]) for column in columns[:4])
-            row.log_likelihood += row.log_abs_det
-            row.reliable = bool(columns[4][at]) and row.remaining <= MAX_REMAINING
-
-    def restart(self, rows: list[int], samples: int) -> None:
+    def restart(self, rows: np.ndarray, samples: int) -> None:
         """Estimate some rows again after a wide search, which also starts from the draw with the largest weight."""
-        if not rows:
+        if not len(rows):
             return
         most = min(MAX_SAMPLES, max(self.estimator.max_samples, 2 * samples))
         estimator = replace(self.estimator, search="wide", seed=self.seed(1), max_samples=most)
-        draws = torch.stack([self.rows[index].best_draw for index in rows])
-        draws = torch.cat([draws, draws[-1:].expand(self.tiling.rows - len(rows), -1)])
-        log_abs_det = np.array([self.rows[index].log_abs_det for index in rows])
+        index, spent = aligned(self.index(rows), self.tiling.step), self.estimates.evaluations[rows]
         again = Block(
-            estimator, self.vae, self.starts, self.block[rows], self.band_ends, draws[None], self.check_cancelled,
-            log_abs_det,
-            self.kept_draws,
+            estimator, self.vae, self.starts, self.rows[rows], self.band_ends, self.best_draw[index, None],
+            self.check_cancelled, self.log_abs_det[rows], self.draws.z.shape[1],
         )  # fmt: skip
         again.sample(min(2 * samples, most), may_restart=False)
-        for index, row in zip(rows, again.rows, strict=True):
-            row.evaluations += self.rows[index].evaluations
-            self.rows[index] = row
+        self.estimates.put(rows, again.estimates)
+        self.estimates.evaluations[rows] += spent
+        self.remaining[rows] = again.remaining
+        self.keep(rows, again.draws.z[: len(rows)], again.draws.log_weights[: len(rows)], 0)
 
-    def anneal(self, rows: list[int]) -> None:
+    def anneal(self, rows: np.ndarray) -> None:
         """Annealed importance sampling for some rows, starting from fresh draws of their proposals."""
         betas = torch.linspace(0.0, 1.0, TEMPERATURES + 1, dtype=torch.float64)
-        for index in rows:
+        cost = 2 * PARTICLES * (1 + LEAPFROGS * (TEMPERATURES - 1))
+        for index in self.tiling.tiles(self.index(rows), PARTICLES):
             self.check_cancelled()
-            one = slice(index, index + 1)
-            proposal, x = self.proposal.select(one), self.x[one].clone()
-            points = row_points(self.numpy_rows[one], self.seed(2), self.latents, 0, PARTICLES, self.x.device)
+            proposal, x, filled = (
+                self.proposal.select(index),
+                self.x[index],
+                padded(self.rows, self.tiling.step)[index.cpu()],
+            )
             log_weights = annealed_log_weights(
                 proposal.log_prob,
-                lambda z, x=x: differentiable_log_joint(self.vae, x, z),  # type: ignore[misc]  # binds the row now
-                proposal.sample(points),
+                lambda z, x=x: differentiable_log_joint(self.vae, x, z),  # type: ignore[misc]  # binds the rows now
+                proposal.sample(row_points(filled, self.seed(2), self.latents, 0, PARTICLES, x.device)),
                 betas,
-                self.momenta(self.numpy_rows[index]),
+                self.momenta(filled),
                 self.main_axes(index),
                 LEAPFROG_STEP,
                 LEAPFROGS,
             ).clamp(min=IMPOSSIBLE)
-            cost = 2 * PARTICLES * (1 + LEAPFROGS * (TEMPERATURES - 1))
-            self.set_numbers([index], log_weights, cost, typical_variance=0.0)
+            part, rows = rows[: len(index)], rows[len(index) :]
+            self.diagnose(part, log_weights[: len(part)], cost, typical_variance=0.0)
 
-    def main_axes(self, index: int) -> Tensor:
-        """The axes of a row's mode with the largest share, shape (1, L, L)."""
-        *modes, _ = self.proposal.components
-        likeliest = modes[int(self.proposal.shares[index, :-1].argmax())]
-        assert isinstance(likeliest, BentNormal)
-        return likeliest.axes[index : index + 1]
+    def main_axes(self, index: Tensor) -> Tensor:
+        """The axes of some rows' modes with the largest share, shape (B', L, L)."""
+        modes = [one.axes for one in self.proposal.components if isinstance(one, BentNormal)]
+        likeliest = self.proposal.shares[index, : len(modes)].argmax(dim=1)
+        return torch.stack(modes)[likeliest, index]
 
-    def momenta(self, row: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """Noise for the transitions of a row's particles: momenta, (S, 1, L), and uniforms, (S, 1)."""
-        generator = row_generator(row, self.seed(3))
+    def momenta(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """Noise for the transitions of the rows' particles: momenta, (B, S, L), and uniforms, (B, S)."""
+        generators = [row_generator(row, self.seed(3)) for row in rows]
         while True:
+            noise = [(g.standard_normal((PARTICLES, self.latents)), g.random(PARTICLES)) for g in generators]
             momentum, uniform = (
-                generator.standard_normal((PARTICLES, 1, self.latents)),
-                generator.random((PARTICLES, 1)),
+                torch.from_numpy(np.stack(part)).to(self.x.device) for part in zip(*noise, strict=True)
             )
-            yield torch.from_numpy(momentum).to(self.x.device), torch.from_numpy(uniform).to(self.x.device)
+            yield momentum, uniform
+
+    def index(self, rows: np.ndarray) -> Tensor:
+        """Rows by number, for tensors."""
+        return torch.from_numpy(rows).to(self.x.device)
 
     def seed(self, stage: int) -> int:
         """The seed of a stage: each stage has its own draws."""
@@ -313,29 +307,17 @@ class Block:
 
 
 def differentiable_log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x, z) for rows x, shape (B, D), and z of shape (S, B, L), by the differentiable path: (S, B), float64."""
+    """log p(x, z) for rows x, shape (B, D), and z of shape (B, S, L), by the differentiable path: (B, S), float64."""
     output = vae.decoder(z.to(vae.dtype))
-    return vae.likelihood.log_prob(output, x).sum(dim=-1, dtype=torch.float64) + vae.prior.log_prob(z.double())
+    return vae.likelihood.log_prob(output, x[:, None]).sum(dim=-1, dtype=torch.float64) + vae.prior.log_prob(z.double())
 
 
-def margin(std_error: float, reliable: bool, remaining: float) -> float:
-    """How far from an end of the band an estimate must be for its row to stop, nats.
+def margins(found: Diagnosis, remaining: np.ndarray) -> np.ndarray:
+    """How far from an end of the band each estimate must be for its row to stop, nats.
 
     A row may stop after any of several looks, which costs more than two standard errors. If the mode search has not
     converged, the gain that Newton's next step predicts says how much may be missing; far from a mode, this prediction is
     worth little.
     """
-    return (LOOKS * std_error if reliable else 9.0 * std_error + 0.5) + min(4.0 * remaining, MOST_MISSING)
-
-
-def estimates_of(rows: Sequence[Row]) -> Estimates:
-    columns = np.array([row.numbers() for row in rows]).reshape(len(rows), 7).T
-    likelihoods, errors, sizes, tails, reliable, samples, evaluations = columns
-    return Estimates(likelihoods, errors, sizes, tails, reliable > 0, samples.astype(int), evaluations)
-
-
-def zero_padded(z: Tensor, length: int) -> Tensor:
-    """z, shape (S, B, L), zero-padded to `length` samples."""
-    if len(z) == length:
-        return z
-    return torch.cat([z, z.new_zeros((length - len(z), *z.shape[1:]))])
+    error = np.where(found.reliable, LOOKS * found.std_error, 9.0 * found.std_error + 0.5)
+    return error + np.minimum(4.0 * remaining, MOST_MISSING)

@@ -14,26 +14,20 @@ the others are most likely; the others are then judged without it, and so on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from service.density import importance
-from service.density.block import END_TOLERANCE, Block, Draws, Row
+from service.density.block import Block, Draws
 from service.density.diagnostics import is_usual
-from service.density.estimator import Estimator
 from service.density.pareto import khat
-from service.density.tiling import Tiling
-from service.vae.determinism import VECTOR
-from service.vae.network import VAE
 
 KEPT_DRAWS = 128  # draws of a row evaluated column by column, even if its score needs fewer
 MAX_CANDIDATES = 3  # columns of a row that are hidden, one at a time, to find the one to attribute
 MAX_ATTRIBUTED = 3  # most columns of a row that are attributed
-HIDDEN_SAMPLES = 256  # most draws for a row with a column hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +74,14 @@ class ColumnObserver:
 
     def __call__(self, block: Block, chosen: np.ndarray) -> list[Case]:
         """The column estimates of each row of a block whose draws are complete."""
-        draw_enough(block)
-        cases = [Case.of(*one) for one in zip(block.rows, block.block, self.log_abs_det[chosen], strict=True)]
+        # A score may have needed few draws; more continue the same sequence.
+        few = np.flatnonzero(block.kept < KEPT_DRAWS)
+        for size in np.unique(block.kept[few]):
+            for part, z, log_weights in block.drawn(few[block.kept[few] == size], int(size), KEPT_DRAWS - int(size)):
+                block.keep(part, z, log_weights, int(size))
+        cases = [Case.of(*one) for one in zip(rows_of(block), block.rows, self.log_abs_det[chosen], strict=True)]
         attributor = Attributor(block, self.widths, self.suspect)
-        attributor.leave_out(cases, block.tiling)
+        attributor.leave_out(cases)
         attributor.attribute(cases)
         return cases
 
@@ -100,15 +98,21 @@ def columns_of(cases: Sequence[Case], features: int) -> tuple[ColumnEstimates, C
     return columns, ColumnDraws([case.draws for case in cases], [case.without for case in cases])
 
 
-def draw_enough(block: Block) -> None:
-    """Draw more for rows whose scores needed few; the new draws continue the same sequence."""
-    by_size: dict[int, list[int]] = {}
-    for index, row in enumerate(block.rows):
-        by_size.setdefault(len(row.draws.log_weights), []).append(index)
-    for size in sorted(by_size):
-        if size < KEPT_DRAWS:
-            for chosen, z, log_weights in block.drawn(by_size[size], size, KEPT_DRAWS - size):
-                block.keep(chosen, z, log_weights)
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The estimate of one row's log p(x), with the draws that are kept of it."""
+
+    log_likelihood: float
+    std_error: float
+    reliable: bool
+    draws: Draws
+
+
+def rows_of(block: Block) -> list[Row]:
+    """The rows of a block, one by one."""
+    found = block.estimates
+    numbers = zip(found.log_likelihood.tolist(), found.std_error.tolist(), found.reliable.tolist(), strict=True)
+    return [Row(*one, block.draws_of(at)) for at, one in enumerate(numbers)]
 
 
 @dataclass
@@ -165,51 +169,47 @@ class Attributor:
 
     def __init__(self, block: Block, widths: Sequence[int], suspect: np.ndarray) -> None:
         self.vae, self.search_starts, self.check_cancelled = block.vae, block.starts, block.check_cancelled
-        self.estimator, self.suspect = without_ends(block.estimator), suspect
+        self.estimator, self.suspect, self.tiling = block.estimator.endless(), suspect, block.tiling
         self.firsts = np.cumsum([0, *widths[:-1]])
         self.owner = np.repeat(np.arange(len(widths)), widths)
 
     # From the rows' own draws
 
-    def leave_out(self, cases: Sequence[Case], tiling: Tiling) -> None:
+    def leave_out(self, cases: Sequence[Case]) -> None:
         """Estimate all columns that are not attributed from the rows' own draws, in tiles of rows with equally many."""
         for size in sorted({len(case.draws.log_weights) for case in cases}):
             alike = [case for case in cases if len(case.draws.log_weights) == size]
-            group = tiling.group(size)
-            for start in range(0, len(alike), group):
+            for index in self.tiling.tiles(torch.arange(len(alike)), size):
                 self.check_cancelled()
-                self.leave_out_of(alike[start : start + group], group)
+                self.leave_out_of([alike[at] for at in index.tolist()])
 
-    def leave_out_of(self, cases: list[Case], group: int) -> None:
-        """`leave_out` for one tile of at most `group` rows."""
-        filled = cases + [cases[-1]] * (group - len(cases))
-        log_weights = torch.stack([case.draws.log_weights for case in filled], dim=1)  # (S, B)
-        divided = log_weights[..., None] - self.by_column(filled)  # (S, B, D)
-        values = log_weights.logsumexp(dim=0)[:, None] - divided.logsumexp(dim=0)
-        errors = importance.ratio_std_error(log_weights[..., None], divided)
-        samples = len(divided)
-        tail, size = khat(divided.flatten(1)), importance.ess(divided.flatten(1))
-        trusted = (is_usual(tail, size, samples) | (size >= (1.0 - 1e-6) * samples)).view(values.shape)
-        arrays = (part[:, : len(self.firsts)].cpu().numpy() for part in (values, errors, ~trusted))
-        for case, value, error, doubtful in zip(cases, *arrays, strict=False):
+    def leave_out_of(self, cases: Sequence[Case]) -> None:
+        """`leave_out` for one tile."""
+        log_weights = torch.stack([case.draws.log_weights for case in cases])[:, None]  # (B, 1, S)
+        divided = log_weights - self.by_column(cases)  # (B, D, S)
+        values = (log_weights.logsumexp(dim=-1) - divided.logsumexp(dim=-1)).cpu().numpy()
+        all_normalized, normalized = importance.normalized_weights(log_weights), importance.normalized_weights(divided)
+        errors = importance.ratio_std_error(all_normalized, normalized).cpu().numpy()
+        samples, size = divided.shape[-1], importance.ess(normalized)
+        tail = khat(divided.flatten(0, 1)).view(size.shape)
+        trusted = is_usual(tail, size, samples) | (size >= (1.0 - 1e-6) * samples)
+        doubtful = ~trusted.cpu().numpy()
+        for at, case in enumerate(cases):
             judged = ~np.logical_and.reduceat(np.isnan(case.x), self.firsts)
             judged[case.attributed] = False
-            case.values[judged] = (value + case.log_abs_det)[judged]
-            case.errors[judged], case.doubtful[judged] = error[judged], doubtful[judged]
+            case.values[judged] = (values[at] + case.log_abs_det)[judged]
+            case.errors[judged], case.doubtful[judged] = errors[at, judged], doubtful[at, judged]
             case.log_others[judged] = case.row.log_likelihood - case.values[judged]
 
     def by_column(self, cases: Sequence[Case]) -> Tensor:
-        """log p(x_j | z) in the network's units for the rows' draws: shape (S, B, D), float64.
-
-        D is zero-padded to whole SIMD vectors, in which all elements round alike.
-        """
-        z = torch.stack([case.draws.z for case in cases], dim=1)  # (S, B, L)
+        """log p(x_j | z) in the network's units for the rows' draws: shape (B, D, S), float64."""
+        z = torch.stack([case.draws.z for case in cases])  # (B, S, L)
         x = torch.from_numpy(np.stack([case.x for case in cases])).to(z)
-        terms = self.vae.likelihood.log_prob(self.vae.decoder(z), x).double()
+        terms = self.vae.likelihood.log_prob(self.vae.decoder(z), self.vae.likelihood.read(x)[:, None]).double()
         if len(self.firsts) < terms.shape[-1]:
             together = np.add.reduceat(terms.cpu().numpy(), self.firsts, axis=-1)
             terms = torch.from_numpy(together).to(terms.device)
-        return F.pad(terms, (0, -terms.shape[-1] % VECTOR))
+        return terms.mT.contiguous()
 
     # With columns hidden
 
@@ -224,7 +224,7 @@ class Attributor:
                 case.know(column, row)
                 found.setdefault(id(case), {})[column] = row
             open_cases = [case for case in open_cases if self.attributes_to_worst(case, found.get(id(case), {}))]
-            self.leave_out(open_cases, few_rows(self.vae))
+            self.leave_out(open_cases)
 
     def attributes_to_worst(self, case: Case, rows: dict[int, Row]) -> bool:
         """Attribute the worst of the columns that were hidden, if it is still suspicious; whether there was one."""
@@ -238,9 +238,8 @@ class Attributor:
     def without_columns(self, wanted: Sequence[tuple[Case, list[int]]]) -> list[Row]:
         """Estimates of rows with columns hidden, in order, in separate blocks."""
         rows: list[Row] = []
-        tiling = few_rows(self.vae)
-        for start in range(0, len(wanted), tiling.rows):
-            part = wanted[start : start + tiling.rows]
+        for start in range(0, len(wanted), self.tiling.rows):
+            part = wanted[start : start + self.tiling.rows]
             x = np.stack([np.where(np.isin(self.owner, out), np.float32(np.nan), case.x) for case, out in part])
             log_abs_det = np.array([np.delete(case.log_abs_det, out).sum() for case, out in part])
             block = Block(
@@ -248,29 +247,10 @@ class Attributor:
                 self.vae,
                 self.search_starts,
                 x,
-                (),
-                None,
-                self.check_cancelled,
-                log_abs_det,
-                KEPT_DRAWS,
-                tiling,
+                check_cancelled=self.check_cancelled,
+                log_abs_det=log_abs_det,
+                kept_draws=KEPT_DRAWS,
             )
             block.sample(self.estimator.first_samples, may_restart=False)
-            rows += block.rows
+            rows += rows_of(block)
         return rows
-
-
-def few_rows(vae: VAE) -> Tiling:
-    """Small blocks, because few rows have a hidden column."""
-    return Tiling.of(vae, max_scale=1)
-
-
-def without_ends(estimator: Estimator) -> Estimator:
-    """The estimator for rows with a hidden column: no band ends to stop at, and less effort, as the difference needs."""
-    return replace(
-        estimator,
-        ends=None,
-        tolerance=max(estimator.tolerance, END_TOLERANCE),
-        max_samples=max(estimator.first_samples, min(estimator.max_samples, HIDDEN_SAMPLES)),
-        anneal=False,
-    )

@@ -4,22 +4,22 @@
       ->  draw a few z, compute their weights  ->  accurate enough?  ->  else double the draws, and so on
       ->  not reliable?  ->  more starts  ->  more draws  ->  annealing
 
-Matrix products round differently for different shapes. Rows therefore go through the networks in blocks of a fixed number
-of rows, and samples in tiles of a fixed number of decoder evaluations, padded if not full. Observers see a block once its
-draws are complete, so that everything else about a row rests on the same draws as its score.
+Matrix products round differently for a few shapes: rows go through the networks in multiples of a few (`Tiling`), padded if
+they are fewer. Observers see a block once its draws are complete, so that everything else about a row rests on the same
+draws as its score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from service.density.block import END_TOLERANCE, Block, Estimates, Row, WeightedDraws, estimates_of
+from service.density.block import Block, Draws, Estimates
 from service.density.estimator import Estimator
 from service.density.starts import starts_of
 from service.density.tiling import Tiling, one_thread
@@ -115,7 +115,7 @@ def observe(
     incomplete = missing.any(axis=1) if incomplete is None else incomplete
     kept_draws = max((one.kept_draws for one in observers), default=0)
 
-    def seen(part: Part) -> list[tuple[Row, ...]]:
+    def seen(part: Part) -> tuple[Estimates, list[Sequence[Any]]]:
         with one_thread(), torch.inference_mode(False), torch.no_grad():
             block = Block(
                 part.estimator,
@@ -128,23 +128,25 @@ def observe(
                 kept_draws=kept_draws,
             )
             block.sample(part.estimator.first_samples)
-            return list(zip(block.rows, *(one(block, part.chosen) for one in observers), strict=True))
+            return block.estimates, [one(block, part.chosen) for one in observers]
 
     parts = parts_of(estimator, band_ends, incomplete, Tiling.of(vae).rows)
     run = map if execution.pool is None or vae.device.type != "cpu" else execution.pool.map
-    found: list[tuple[Row, ...]] = []
-    for rows_of_part in run(seen, parts):
-        found += rows_of_part
-        execution.on_rows(len(rows_of_part))
-    order = np.argsort([index for part in parts for index in part.chosen], kind="stable")
-    rows, *seen_by = ([found[place][at] for place in order] for at in range(1 + len(observers)))
-    return estimates_of(rows), seen_by
+    found = []
+    for part, answer in zip(parts, run(seen, parts), strict=True):
+        found.append(answer)
+        execution.on_rows(len(part.chosen))
+    if not found:
+        return Estimates.unknown(0, np.zeros(0)), [[] for _ in observers]
+    order = np.argsort(np.concatenate([part.chosen for part in parts]), kind="stable")
+    estimates = Estimates.concatenated([one for one, _ in found]).select(order)
+    together = [[one for _, by_observer in found for one in by_observer[at]] for at in range(len(observers))]
+    return estimates, [[one[place] for place in order] for one in together]
 
 
 def parts_of(estimator: Estimator, band_ends: tuple[float, ...], incomplete: np.ndarray, length: int) -> list[Part]:
     """Blocks of at most `length` rows: complete rows first, then incomplete ones, which do not stop at band ends."""
-    endless = replace(estimator, ends=None, tolerance=max(estimator.tolerance, END_TOLERANCE))
-    kinds = (estimator, band_ends, np.flatnonzero(~incomplete)), (endless, (), np.flatnonzero(incomplete))
+    kinds = (estimator, band_ends, np.flatnonzero(~incomplete)), (estimator.endless(), (), np.flatnonzero(incomplete))
     return [
         Part(rules, ends, part)
         for rules, ends, chosen in kinds
@@ -153,11 +155,11 @@ def parts_of(estimator: Estimator, band_ends: tuple[float, ...], incomplete: np.
     ]
 
 
-def weighted_draws(estimator: Estimator, member: Member, x: np.ndarray, num_samples: int) -> Iterator[WeightedDraws]:
+def weighted_draws(estimator: Estimator, member: Member, x: np.ndarray, num_samples: int) -> Iterator[Draws]:
     """`num_samples` weighted draws for each of the rows x, shape (B, D), in order, a few rows at a time."""
     length, starts = Tiling.of(member.vae).rows, starts_of(member.vae, member.starts)
     for first in range(0, len(x), length):
         with one_thread(), torch.inference_mode(False), torch.no_grad():
             block = Block(estimator, member.vae, starts, x[first : first + length])
-            tiles = list(block.drawn(list(range(len(block.rows))), 0, num_samples))
-        yield from (WeightedDraws(z, log_weights, len(chosen)) for chosen, z, log_weights in tiles)
+            tiles = list(block.drawn(np.arange(len(block)), 0, num_samples))
+        yield from (Draws(z, log_weights) for _, z, log_weights in tiles)

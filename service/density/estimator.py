@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from service.density.laplace import FEW_LATENTS
@@ -16,7 +16,8 @@ from service.vae.network import VAE
 MAX_SAMPLES = 2**17
 TYPICAL_SAMPLES = 128
 START_WINDOW = 50.0  # nats below the best start
-
+END_TOLERANCE = 0.1  # nats: standard error at which a reliable estimate may stop near the ends of the pilot band
+ENDLESS_SAMPLES = 256  # most draws for a row that has no ends to stop at
 
 SettingName = Literal["fast", "standard", "thorough"]
 SearchName = Literal["narrow", "wide"]
@@ -83,6 +84,19 @@ class Estimator:
     def stops_at_ends(self) -> bool:
         """Whether a row's samples stop doubling once its verdict is certain, which requires the ends of a band."""
         return self.setting == "standard"
+
+    def endless(self) -> Estimator:
+        """The estimator for rows with missing or hidden cells: it has no ends to stop at, and costs little.
+
+        Such rows are compared with rows that have the same cells hidden and are estimated alike.
+        """
+        return replace(
+            self,
+            ends=None,
+            tolerance=max(self.tolerance, END_TOLERANCE),
+            max_samples=max(self.first_samples, min(self.max_samples, ENDLESS_SAMPLES)),
+            anneal=False,
+        )
 
     def typical_variance(self, samples: int) -> float:
         """Squared standard error of a typical row's estimate from so many draws."""

@@ -16,19 +16,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from service.density.proposals import BentNormal
 from service.vae.conditional import Conditional
-from service.vae.curvature import curvature, gradient
-from service.vae.determinism import by_matrix, mapped
+from service.vae.curvature import curvature
+from service.vae.determinism import inverted, mapped, principal_axes, solved
 from service.vae.network import VAE
 
 NEWTON_SIZES = (1.0, 0.4)
 GAUSS_NEWTON_SIZES = (1.0, 0.3)
-QUASI_NEWTON_SIZES = (1.0,)
 SHORTER = 0.3  # factor on a step that did not raise log p(x, z)
 REACH = 0.75  # standard deviations from the mode at which gradients are taken
 MIN_PRECISION = 0.25  # of an axis; a standard normal has 1
@@ -45,136 +46,171 @@ EXACT = 2e-3
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """N pairs of a row and a latent, moved by the search: x (N, D), z (N, L), log_joint (N,) in float64."""
+    """N pairs of a row and a latent, moved by the search: z (N, L), log_joint (N,) in float64."""
 
     vae: VAE
-    x: Tensor
     given: Conditional
     z: Tensor
     log_joint: Tensor
 
     @staticmethod
-    def at(vae: VAE, x: Tensor, given: Conditional, z: Tensor) -> Sites:
-        """Rows x, shape (N, D), each at its own latent z, shape (N, L)."""
-        return Sites(vae, x, given, z, log_joint(vae, given, z[None])[0])
-
-    def evaluated(self) -> Sites:
-        """The same sites with log_joint computed."""
-        return Sites.at(self.vae, self.x, self.given, self.z)
+    def at(vae: VAE, given: Conditional, z: Tensor) -> Sites:
+        """Rows, each at its own latent z, shape (N, L)."""
+        return Sites(vae, given, z, log_joint(vae, given, z[:, None])[:, 0])
 
     def select(self, pairs: Tensor) -> Sites:
-        return Sites(self.vae, self.x[pairs], self.given.select(pairs), self.z[pairs], self.log_joint[pairs])
+        return Sites(self.vae, self.given.select(pairs), self.z[pairs], self.log_joint[pairs])
 
     def best_of(self, z: Tensor) -> Sites:
-        """Move each row to the best of its candidate latents, shape (T, N, L), if it beats the current one."""
-        values = log_joint(self.vae, self.given, z)
-        return self.moved(torch.cat([self.z[None], z]), torch.cat([self.log_joint[None], values]))
-
-    def moved(self, z: Tensor, log_joints: Tensor) -> Sites:
-        """Move each row to the best of its candidate latents, shape (T, N, L), by their log_joint, (T, N)."""
-        best = log_joints.argmax(dim=0)
-        row = torch.arange(len(best), device=best.device)
-        return Sites(self.vae, self.x, self.given, z[best, row], log_joints[best, row])
+        """Move each row to the best of its candidate latents, shape (N, T, L), if it beats the current one."""
+        values = torch.cat([self.log_joint[:, None], log_joint(self.vae, self.given, z)], dim=1)
+        best, row = values.argmax(dim=1), torch.arange(len(z), device=z.device)
+        candidates = torch.cat([self.z[:, None], z], dim=1)
+        return Sites(self.vae, self.given, candidates[row, best], values[row, best])
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """The curvature of log p(x, z) at N latents, and how far from a mode they are.
+    """The curvature of log p(x, z) at latents, and how far from a mode they are.
 
-    precision (N, L) of the principal axes, which are the columns of rotation (N, L, L); uphill (N, L) is the gradient in
-    units of a standard deviation on each axis, which is also Newton's next step. All float64.
+    precision (..., L) of the principal axes, which are the columns of rotation (..., L, L); uphill (..., L) is the gradient
+    in units of a standard deviation on each axis, which is also Newton's next step. All float64.
     """
 
     precision: Tensor
     rotation: Tensor
     uphill: Tensor
 
+    @staticmethod
+    def unknown(z: Tensor) -> Mode:
+        """Room for the modes near latents, shape (..., L)."""
+        return Mode(
+            torch.ones_like(z).double(),
+            z.new_zeros((*z.shape, z.shape[-1]), dtype=torch.float64),
+            torch.zeros_like(z).double(),
+        )
+
     @property
     def kept(self) -> Tensor:
-        """The precisions, at least MIN_PRECISION: shape (N, L)."""
+        """The precisions, at least MIN_PRECISION: shape (..., L)."""
         return self.precision.clamp(min=MIN_PRECISION)
 
     @property
     def axes(self) -> Tensor:
-        """One standard deviation along each axis, in columns: shape (N, L, L)."""
-        return self.rotation / self.kept.sqrt()[:, None, :]
+        """One standard deviation along each axis, in columns: shape (..., L, L)."""
+        return self.rotation / self.kept.sqrt()[..., None, :]
 
     @property
     def inverse(self) -> Tensor:
-        """The inverse of the axes, shape (N, L, L)."""
-        return (self.rotation * self.kept.sqrt()[:, None, :]).mT.contiguous()
+        """The inverse of the axes, shape (..., L, L)."""
+        return (self.rotation * self.kept.sqrt()[..., None, :]).mT.contiguous()
 
     @property
     def remaining(self) -> Tensor:
-        """Gain in log p(x, z) predicted for Newton's next step, shape (N,), nats: 0 at a mode.
+        """Gain in log p(x, z) predicted for Newton's next step, shape (...), nats: 0 at a mode.
 
         Infinite if log p(x, z) is not concave along every axis: such a point is not a mode, however small the gradient.
         """
         gain = 0.5 * self.uphill.square().sum(dim=-1).clamp(max=1e300)
         return torch.where((self.precision > 0).all(dim=-1), gain, math.inf)
 
-    def select(self, pairs: Tensor) -> Mode:
-        return Mode(*(part[pairs] for part in self.parts()))
+    def select(self, index: Any) -> Mode:
+        return Mode(*(part[index] for part in self.parts()))
+
+    def put(self, index: Any, modes: Mode) -> None:
+        """Replace some modes."""
+        for part, new in zip(self.parts(), modes.parts(), strict=True):
+            part[index] = new
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.precision, self.rotation, self.uphill
 
 
+@dataclass(frozen=True, slots=True)
+class Derivatives:
+    """Derivatives of log p(x, z) at N sites, float64: the gradient, (N, L), and two matrices, (N, L, L).
+
+    `hessian` is the negative Hessian; in `expected` the Fisher information replaces the observed one, and the prior's
+    positive part the whole prior.
+    """
+
+    gradient: Tensor
+    expected: Tensor
+    hessian: Tensor
+
+    @staticmethod
+    def at(sites: Sites) -> Derivatives:
+        given, prior = curvature(sites.vae, sites.given.x, sites.z), sites.vae.prior.bend(sites.z)
+        return Derivatives(
+            (given.gradient + prior.gradient).nan_to_num(0.0, 0.0, 0.0),
+            prior.positive + finite(given.fisher),
+            prior.hessian + finite(given.hessian),
+        )
+
+    def select(self, index: Tensor) -> Derivatives:
+        return Derivatives(self.gradient[index], self.expected[index], self.hessian[index])
+
+
 def log_joint(vae: VAE, given: Conditional, z: Tensor) -> Tensor:
-    """log p(x, z) for z of shape (S, N, L): shape (S, N), float64, finite."""
+    """log p(x, z) for z of shape (N, S, L): shape (N, S), float64, finite."""
     value = given.log_prob(z) + vae.prior.log_prob(z.double())
     return value.nan_to_num(-1e300, -1e300, -1e300)
 
 
-def climb(sites: Sites, covariance: Tensor, newton_steps: int, quasi_newton_steps: int) -> Sites:
-    """Move towards a mode: Newton steps first, then quasi-Newton steps, which need only a gradient.
-
-    Args:
-        covariance: a guess of the posterior covariance, shape (N, L, L); used if there are no Newton steps.
-    """
-    for _ in range(newton_steps):
-        sites, covariance = newton(sites)
-    return quasi_newton(sites, covariance, quasi_newton_steps)
-
-
-def climb_evaluations(vae: VAE, newton_steps: int, quasi_newton_steps: int) -> float:
-    """The cost of `climb` in decoder evaluations."""
-    tries = len(NEWTON_SIZES) + len(GAUSS_NEWTON_SIZES)
-    return newton_steps * (mode_evaluations(vae) + tries) + quasi_newton_steps * (2 + len(QUASI_NEWTON_SIZES))
-
-
-def newton(sites: Sites) -> tuple[Sites, Tensor]:
+def newton(sites: Sites, known: Derivatives) -> tuple[Sites, Tensor]:
     """The better of a Newton and a Gauss-Newton step, and the inverse of the negative Hessian, (N, L, L).
 
     If the negative Hessian is not positive definite, the Gauss-Newton matrix replaces it.
     """
-    derivatives = curvature(sites.vae, sites.x, sites.z)
     # If rounding makes even the Fisher information indefinite (a row of 1e30), take no step.
     no_step = 1e150 * torch.eye(sites.z.shape[-1], dtype=torch.float64, device=sites.z.device)
-    prior = sites.vae.prior.bend(sites.z)
-    expected = cholesky(prior.positive + finite(derivatives.fisher), no_step)
-    observed = cholesky(prior.hessian + finite(derivatives.hessian), expected)
-    uphill = (derivatives.gradient + prior.gradient).nan_to_num(0.0, 0.0, 0.0)
-    steps = [by_matrix(solved, uphill[..., None], factor)[0][..., 0] for factor in (observed, expected)]
+    expected = cholesky(known.expected, no_step)
+    observed = cholesky(known.hessian, expected)
+    steps = [solved(factor, known.gradient) for factor in (observed, expected)]
     tried = [along(sites, step, sizes) for step, sizes in zip(steps, (NEWTON_SIZES, GAUSS_NEWTON_SIZES), strict=True)]
-    return sites.best_of(torch.cat(tried)), by_matrix(inverted, observed)[0]
+    return sites.best_of(torch.cat(tried, dim=1)), inverted(observed)
+
+
+def newton_evaluations(vae: VAE) -> float:
+    """The cost of a Newton step, and of the derivatives at its start or its end, in decoder evaluations."""
+    return derivatives_evaluations(vae) + len(NEWTON_SIZES) + len(GAUSS_NEWTON_SIZES)
 
 
 def quasi_newton(sites: Sites, covariance: Tensor, steps: int) -> Sites:
-    """Steps with a covariance, shape (N, L, L), updated from the gradients (BFGS; Nocedal and Wright, 2006)."""
+    """Steps with a covariance, shape (N, L, L), updated from the gradients (BFGS; Nocedal and Wright, 2006).
+
+    The covariance is a guess of the posterior's.
+    """
     if not steps:
         return sites
-    uphill = uphill_at(sites)
+    z, (value, uphill) = sites.z[:, None], ascent(sites, sites.z[:, None])
     for number in range(steps):
-        moved = sites.best_of(along(sites, mapped(covariance, uphill[None])[0], QUASI_NEWTON_SIZES))
-        if number < steps - 1:
-            slope = uphill_at(moved)
-            stuck = (moved.z == sites.z).all(dim=-1)[:, None, None]
-            covariance = updated(covariance, (moved.z - sites.z).double(), uphill - slope)
-            covariance = torch.where(stuck, SHORTER * covariance, covariance)
-            uphill = slope
-        sites = moved
-    return sites
+        tried = (z.double() + mapped(covariance, uphill)).to(z.dtype)  # (N, 1, L)
+        if number == steps - 1:
+            return Sites(sites.vae, sites.given, z[:, 0], value[:, 0]).best_of(tried)
+        height, slope = ascent(sites, tried)
+        better = (height > value)[..., None]
+        moved, slope = torch.where(better, tried, z), torch.where(better, slope, uphill)
+        covariance = updated(covariance, (moved - z).double()[:, 0], (uphill - slope)[:, 0])
+        stuck = (moved == z).all(dim=-1, keepdim=True)
+        covariance = torch.where(stuck, SHORTER * covariance, covariance)
+        z, value, uphill = moved, torch.maximum(height, value), slope
+    raise AssertionError("the last step returns")
+
+
+def quasi_newton_evaluations(steps: int) -> int:
+    """The cost of `quasi_newton` in decoder evaluations: forward and backward at each step, and the end itself."""
+    return 2 * steps + 1 if steps else 0
+
+
+def ascent(sites: Sites, z: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(x, z), shape (N, S), and its gradient, (N, S, L), float64 and finite, for the sites' rows at z, (N, S, L)."""
+    prior = sites.vae.prior
+    value, gradient = sites.given.value_and_gradient(z)
+    return (
+        (value + prior.log_prob(z.double())).nan_to_num(-1e300, -1e300, -1e300),
+        (gradient + prior.slope(z)).nan_to_num(0.0, 0.0, 0.0),
+    )
 
 
 def updated(covariance: Tensor, step: Tensor, fall: Tensor) -> Tensor:
@@ -182,7 +218,7 @@ def updated(covariance: Tensor, step: Tensor, fall: Tensor) -> Tensor:
 
     Unchanged if the gradient rose or hardly fell: log p(x, z) is not concave there.
     """
-    expected = mapped(covariance, fall[None])[0]
+    expected = mapped(covariance, fall[:, None])[:, 0]
     agreement = (step * fall).sum(dim=-1)
     usable = agreement > 1e-3 * step.square().sum(dim=-1)
     scale = torch.where(usable, 1.0 / agreement.clamp(min=1e-300), 0.0)[:, None, None]
@@ -193,29 +229,14 @@ def updated(covariance: Tensor, step: Tensor, fall: Tensor) -> Tensor:
 
 
 def along(sites: Sites, step: Tensor, sizes: tuple[float, ...]) -> Tensor:
-    """Candidate latents: a step, shape (N, L), taken in T sizes: shape (T, N, L)."""
-    scales = torch.tensor(sizes, dtype=step.dtype, device=step.device)[:, None, None]
-    return (sites.z.double() + scales * step).to(sites.z.dtype)
-
-
-def solved(right: Tensor, factor: Tensor) -> tuple[Tensor]:
-    """The solution of a linear system, from the Cholesky factor of its matrix."""
-    return (torch.cholesky_solve(right, factor),)
-
-
-def inverted(factor: Tensor) -> tuple[Tensor]:
-    """The inverse of a matrix, from its Cholesky factor."""
-    return (torch.cholesky_inverse(factor),)
-
-
-def uphill_at(sites: Sites) -> Tensor:
-    slope = gradient(sites.vae, sites.x, sites.z) + sites.vae.prior.slope(sites.z)
-    return slope.nan_to_num(0.0, 0.0, 0.0)
+    """Candidate latents: a step, shape (N, L), taken in T sizes: shape (N, T, L)."""
+    scales = torch.tensor(sizes, dtype=step.dtype, device=step.device)[:, None]
+    return (sites.z.double()[:, None] + scales * step[:, None]).to(sites.z.dtype)
 
 
 def cholesky(precision: Tensor, otherwise: Tensor) -> Tensor:
     """The Cholesky factor of each precision, shape (N, L, L), or `otherwise` if it is not positive definite."""
-    factor, failed = by_matrix(torch.linalg.cholesky_ex, precision)
+    factor, failed = torch.linalg.cholesky_ex(precision)
     # With extreme rounding (a row of 1e30) the factorisation may succeed without a positive diagonal.
     usable = (failed == 0) & (torch.diagonal(factor, dim1=-2, dim2=-1) > 0).all(dim=-1)
     return torch.where(usable[:, None, None], factor, otherwise)
@@ -226,70 +247,52 @@ def finite(matrix: Tensor) -> Tensor:
     return matrix.nan_to_num(0.0, 1e30, -1e30).clamp(-1e30, 1e30)
 
 
-def mode_at(sites: Sites) -> Mode:
-    """The curvature and the scaled gradient at the sites."""
-    derivatives, prior = curvature(sites.vae, sites.x, sites.z), sites.vae.prior.bend(sites.z)
-    uphill = (derivatives.gradient + prior.gradient).nan_to_num(0.0, 0.0, 0.0)
-    mode = Mode(*principal_axes(prior.hessian + finite(derivatives.hessian)), uphill)
+def mode_of(known: Derivatives) -> Mode:
+    """The principal axes of the curvature, and the gradient along them: widest first, inactive ones (the prior's) last."""
+    precision, rotation = principal_axes(known.hessian)
+    order = ((precision - 1.0).abs() <= INACTIVE).to(torch.uint8).argsort(dim=-1, stable=True)
+    precision = precision.gather(-1, order)
+    mode = Mode(precision, rotation.gather(-1, order[:, None, :].expand_as(rotation)), known.gradient)
     return Mode(mode.precision, mode.rotation, (mode.axes * mode.uphill[..., None]).sum(dim=1))
 
 
-def principal_axes(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """Precisions (N, L) and their axes, the columns of (N, L, L): widest first, inactive ones (the prior's) last."""
-    precision, rotation = by_matrix(torch.linalg.eigh, hessian)
-    order = ((precision - 1.0).abs() <= INACTIVE).to(torch.uint8).argsort(dim=-1, stable=True)
-    return precision.gather(-1, order), rotation.gather(-1, order[:, None, :].expand_as(rotation))
-
-
-def probes(axes: Tensor, probed_axes: int) -> tuple[Tensor, Tensor]:
-    """Where to take gradients, in standard deviations from the mode: shapes (P, N, L) and (1, N, L).
-
-    A little way out along each of the first axes, and along all axes at once.
-    """
-    latents = axes.shape[-1]
-    alone = REACH * torch.eye(latents, dtype=axes.dtype, device=axes.device)[:probed_axes]
-    together = 2.0 / math.sqrt(latents) * torch.ones_like(alone[:1])
-    together[:, ::2] *= -1.0
-    return alone[:, None].expand(-1, len(axes), -1), together[:, None].expand(-1, len(axes), -1)
-
-
 def excess_slopes(sites: Sites, mode: Mode, out: Tensor) -> Tensor:
-    """Gradients of log p(x, z) at mode + axes * out, minus those of a normal, for `out` of shape (P, N, L).
+    """Gradients of log p(x, z) at mode + axes * out, minus those of a normal, for `out` of shape (P, L).
 
-    In the coordinates of the axes, shape (P, N, L).
+    In the coordinates of the axes, shape (N, P, L).
     """
     axes = mode.axes
-    z = (sites.z.double() + mapped(axes, out)).to(sites.z.dtype)
-    rows = sites.x.expand(len(z), -1, -1)
-    slope = gradient(sites.vae, rows.flatten(0, 1), z.flatten(0, 1)).view(z.shape) + sites.vae.prior.slope(z)
-    seen = mapped(axes.mT, slope.nan_to_num(0.0, 0.0, 0.0))
-    straight = mode.uphill - out * (mode.precision / mode.kept)
-    return (seen - straight).nan_to_num(math.inf, math.inf, -math.inf)
+    z = (sites.z.double()[:, None] + out @ axes.mT).to(sites.z.dtype)  # (N, P, L)
+    _, slope = ascent(sites, z)
+    straight = mode.uphill[:, None] - out * (mode.precision / mode.kept)[:, None]
+    return (mapped(axes.mT, slope) - straight).nan_to_num(math.inf, math.inf, -math.inf)
 
 
 def fit(sites: Sites, mode: Mode, probed_axes: int) -> tuple[BentNormal, Tensor]:
     """Bent normals around the modes, from gradients along the widest axes, and a mask of normal posteriors, (N,)."""
     axes, uphill = mode.axes, mode.uphill
-    alone, together = probes(axes, probed_axes)
-    residual = excess_slopes(sites, mode, alone)  # (P, N, L); zero for a normal
-    is_exact = (residual.abs() <= EXACT).all(dim=0).all(dim=-1)
+    latents = axes.shape[-1]
+    alone = REACH * torch.eye(latents, dtype=axes.dtype, device=axes.device)[:probed_axes]
+    residual = excess_slopes(sites, mode, alone)  # (N, P, L); zero for a normal
+    is_exact = (residual.abs() <= EXACT).flatten(1).all(dim=-1)
     if is_exact.any():  # so far along each axis alone: check all axes together
-        is_exact &= (excess_slopes(sites, mode, together).abs() <= EXACT).all(dim=0).all(dim=-1)
-    third = (2.0 / REACH**2) * residual.movedim(0, 1)
-    bend = torch.zeros_like(axes)  # bend[k, j] = T_kkj
-    bend[:, : third.shape[1]] = third.clamp(-MAX_BEND, MAX_BEND).masked_fill(is_exact[:, None, None], 0.0)
+        together = 2.0 / math.sqrt(latents) * torch.ones_like(alone[:1])
+        together[:, ::2] *= -1.0
+        is_exact &= (excess_slopes(sites, mode, together).abs() <= EXACT).flatten(1).all(dim=-1)
+    bend = (2.0 / REACH**2) * residual  # bend[k, j] = T_kkj
+    bend = bend.clamp(-MAX_BEND, MAX_BEND).masked_fill(is_exact[:, None, None], 0.0)
     shift = uphill.clamp(-MAX_SHIFT, MAX_SHIFT) + (0.5 * bend.sum(dim=1)).clamp(-MAX_SHIFT, MAX_SHIFT)
-    tails = torch.tensor(
-        WIDE_TAILS if axes.shape[-1] <= FEW_LATENTS else TAILS, dtype=torch.float64, device=axes.device
-    )
+    own = torch.diagonal(bend, dim1=-2, dim2=-1)
+    tails = torch.tensor(WIDE_TAILS if latents <= FEW_LATENTS else TAILS, dtype=torch.float64, device=axes.device)
     normal = BentNormal(
-        mean=sites.z.double() + mapped(axes, shift[None])[0],
+        mean=sites.z.double() + mapped(axes, shift[:, None])[:, 0],
         axes=axes,
         inverse=mode.inverse,
         bend=bend,
         # The split normal matches the third-order term two standard deviations out.
-        skew=(torch.diagonal(bend, dim1=-2, dim2=-1) / 3.0).clamp(-MAX_SKEW, MAX_SKEW),
+        skew=F.pad((own / 3.0).clamp(-MAX_SKEW, MAX_SKEW), (0, latents - own.shape[-1])),
         tails=torch.where(is_exact[:, None], 1.0, tails),
+        log_volume=-0.5 * mode.kept.log().sum(dim=-1),
     )
     return normal, is_exact
 
@@ -299,7 +302,7 @@ def fit_evaluations(latents: int, probed_axes: int) -> int:
     return 2 * min(latents, probed_axes)
 
 
-def mode_evaluations(vae: VAE) -> float:
-    """The cost of `mode_at` in decoder evaluations: forward, backward, one per latent, and the Jacobian's Gram matrix."""
+def derivatives_evaluations(vae: VAE) -> float:
+    """The cost of `Derivatives.at` in decoder evaluations: forward, backward, one per latent, and a Gram matrix."""
     latents, features = vae.architecture.latents, vae.architecture.features
     return latents + 2 + latents**2 * features / vae.evaluation_size

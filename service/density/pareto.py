@@ -21,18 +21,20 @@ def tail_length(samples: int) -> int:
 
 
 def khat(log_weights: Tensor) -> Tensor:
-    """Shape of the generalized Pareto fit to the largest weights: (S, B) to (B,), float64.
+    """Shape of the generalized Pareto fit to the largest weights: (B, S) to (B,), float64.
 
     NaN if there is no tail to fit: too few samples, or a tail of equal weights (if all weights are equal, the proposal is
     exact).
     """
-    samples, rows = log_weights.shape
+    rows, samples = log_weights.shape
     length = tail_length(samples)
     if length < MIN_TAIL or length >= samples:
         return torch.full((rows,), math.nan, dtype=torch.float64, device=log_weights.device)
-    largest = (log_weights - log_weights.amax(dim=0)).topk(length + 1, dim=0).values.flip(0)  # ascending
-    cutoff = largest[0].exp()
-    exceedances = (largest[1:].exp() - cutoff).T.contiguous()  # (B, length), ascending
+    largest = (
+        (log_weights - log_weights.amax(dim=-1, keepdim=True)).topk(length + 1, dim=-1).values.flip(-1)
+    )  # ascending
+    weights = largest.exp()
+    exceedances = weights[:, 1:] - weights[:, :1]  # (B, length), ascending
     # Weights that agree up to rounding have no tail: what remains above the cutoff is rounding noise.
     spread = exceedances[:, -1] > 1e-9
     quartile = exceedances[:, int(length / 4 + 0.5) - 1]

@@ -23,14 +23,14 @@ BITS = 30  # of a Sobol coordinate
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Points of the unit cube, float64: `selector` (S, B) picks a component, `uniform` (S, B, L) makes its draw."""
+    """Points of the unit cube, float64: `selector` (B, S) picks a component, `uniform` (B, S, L) makes its draw."""
 
     selector: Tensor
     uniform: Tensor
 
     @property
     def normal(self) -> Tensor:
-        """`uniform` mapped to standard-normal points, shape (S, B, L)."""
+        """`uniform` mapped to standard-normal points, shape (B, S, L)."""
         return normal_quantile(self.uniform)
 
 
@@ -40,15 +40,33 @@ def normal_quantile(u: Tensor) -> Tensor:
 
 def row_points(rows: np.ndarray, seed: int, latents: int, first: int, count: int, device: torch.device) -> Points:
     """Points `first` to `first + count` for each row of the network's input, shape (B, D), seeded by the row itself."""
+    return shifted_points(row_shifts(rows, seed, latents).to(device), first, count)
+
+
+def row_shifts(rows: np.ndarray, seed: int, latents: int) -> Tensor:
+    """The random bits of each row's scramblings, shape (B, REPLICATES, L + 1), drawn from the row itself.
+
+    They are `row_generator(row, seed).integers(2**BITS, ...)`, from one generator that is set to each row's key in turn.
+    """
+    generator = np.random.Philox(key=0)
+    state = generator.state
+    drawn = np.empty((len(rows), REPLICATES * (latents + 1) // 2), dtype="<u8")
+    for at, row in enumerate(np.ascontiguousarray(rows, dtype=np.float32)):
+        state["state"]["key"] = row_key(row, seed)
+        generator.state = state
+        drawn[at] = generator.random_raw(drawn.shape[1])
+    halves = drawn.view("<u4") >> (32 - BITS)
+    return torch.from_numpy(halves.astype(np.int64).reshape(len(rows), REPLICATES, latents + 1))
+
+
+def shifted_points(shifts: Tensor, first: int, count: int) -> Points:
+    """Points `first` to `first + count` of rows with these shifts, shape (B, REPLICATES, L + 1)."""
     assert first % REPLICATES == 0
     assert count % REPLICATES == 0
-    generators = [row_generator(row, seed) for row in rows]
-    drawn = [g.integers(2**BITS, size=(REPLICATES, latents + 1)) for g in generators]
-    shifts = torch.from_numpy(np.stack(drawn, axis=1)).to(device)  # (R, B, L + 1)
-    sequence = sobol_sequence(latents + 1, power_of_two(first + count) // REPLICATES).to(device)
-    chosen = sequence[first // REPLICATES : (first + count) // REPLICATES]  # (S / R, L + 1)
-    shifted = chosen[:, None, None] ^ shifts  # (S / R, R, B, L + 1)
-    uniform = (shifted.flatten(0, 1).double() + 0.5) / 2**BITS
+    length, dimensions = (first + count) // REPLICATES, shifts.shape[-1]
+    sequence = sobol_sequence(dimensions, power_of_two(first + count) // REPLICATES).to(shifts.device)
+    shifted = sequence[first // REPLICATES : length, None] ^ shifts[:, None]  # (B, S / R, R, L + 1)
+    uniform = (shifted.flatten(1, 2).double() + 0.5) / 2**BITS
     return Points(uniform[..., 0], uniform[..., 1:])
 
 
@@ -66,6 +84,10 @@ def power_of_two(number: int) -> int:
 
 def row_generator(row: np.ndarray, seed: int) -> np.random.Generator:
     """A random generator that depends only on the row's content and the seed; -0.0 counts as 0.0."""
+    return np.random.Generator(np.random.Philox(key=row_key(row, seed)))
+
+
+def row_key(row: np.ndarray, seed: int) -> np.ndarray:
     content = (np.ascontiguousarray(row, dtype=np.float32) + np.float32(0.0)).tobytes()
     digest = hashlib.blake2b(content, digest_size=16, salt=seed.to_bytes(16, "little", signed=True)).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
+    return np.frombuffer(digest, dtype=np.uint64)

@@ -82,33 +82,31 @@ def seen_in(block: Block, widths: Sequence[int], known: Tensor) -> list[Seen]:
         widths: how many network columns each of the D columns takes.
         known: encodings of known rows, shape (m, L).
     """
-    filled = block.rows + block.rows[-1:] * (block.tiling.rows - len(block.rows))
-    z = torch.stack([row.draws.z[:OBSERVED_DRAWS] for row in filled], dim=1)  # (S, B, L)
-    log_weights = torch.stack([row.draws.log_weights[:OBSERVED_DRAWS] for row in filled], dim=1)
-    terms = block.vae.likelihood.log_prob(block.vae.decoder(z), block.x).double()  # (S, B, D')
+    z, log_weights = block.draws.z[:, :OBSERVED_DRAWS], block.draws.log_weights[:, :OBSERVED_DRAWS]  # (B, S, L), (B, S)
+    terms = block.vae.likelihood.log_prob(block.vae.decoder(z), block.given.x[:, None]).double()  # (B, S, D')
     terms = terms.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE)
-    mean = (log_weights.softmax(dim=0)[..., None] * terms).sum(dim=0).cpu().numpy()
-    log_likelihood = np.array([row.log_likelihood - row.log_abs_det for row in filled])
+    mean = (log_weights.softmax(dim=-1)[..., None] * terms).sum(dim=1).cpu().numpy()[: len(block)]
+    log_likelihood = block.estimates.log_likelihood - block.log_abs_det
     numbers = np.stack(
         [
             mean.sum(axis=1) - log_likelihood,
-            log_likelihood - encoder_bound(block).cpu().numpy(),
-            nearest_distance(block.encoder.mean.double(), known).cpu().numpy(),
+            log_likelihood - encoder_bound(block).cpu().numpy()[: len(block)],
+            nearest_distance(block.encoder.mean.double(), known).cpu().numpy()[: len(block)],
         ],
         axis=1,
     )
     starts = np.cumsum([0, *widths[:-1]])
-    by_column = np.add.reduceat(mean, starts, axis=1)
-    return list(zip(by_column[: len(block.rows)], numbers[: len(block.rows)], strict=True))
+    return list(zip(np.add.reduceat(mean, starts, axis=1), numbers, strict=True))
 
 
 def encoder_bound(block: Block) -> Tensor:
     """The evidence lower bound of each row of a block under the encoder's posterior: shape (B,), nats."""
     points = bound_points(block.latents).to(block.x.device)
-    z = block.encoder.mean.double() + block.encoder.std.double() * points[:, None]  # (S, B, L)
+    encoder = block.encoder.select((slice(None), None))
+    z = encoder.mean.double() + encoder.std.double() * points  # (B, S, L)
     log_conditional = block.given.log_prob(z.to(block.vae.dtype))
-    log_joint = log_conditional + block.vae.prior.log_prob(z) - block.encoder.log_prob(z)
-    return log_joint.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE).mean(dim=0)
+    log_joint = log_conditional + block.vae.prior.log_prob(z) - encoder.log_prob(z)
+    return log_joint.nan_to_num(IMPOSSIBLE, IMPOSSIBLE, IMPOSSIBLE).mean(dim=1)
 
 
 @cache

@@ -66,7 +66,7 @@ class SearchStarts:
         )
 
     def likeliest(self, x: Tensor, count: int) -> Tensor:
-        """The best starts of each row, well separated: shape (count, B, L).
+        """The best starts of each row, well separated: shape (B, count, L).
 
         Few latents are covered densely: a start that beats its neighbours is next to a mode. With many latents, starts have
         no near neighbours, and a least distance between starts is used instead.
@@ -76,18 +76,18 @@ class SearchStarts:
             score = self.log_joint(x).float()
             is_peak = score >= score[:, self.neighbours].amax(dim=-1)
             peaks = score.masked_fill(~is_peak, -1e30).topk(count, dim=-1).indices  # (B, count)
-            return self.latents[peaks].movedim(1, 0)
+            return self.latents[peaks]
         return self.spread_starts(x, count)
 
     def spread_starts(self, x: Tensor, count: int) -> Tensor:
-        """The best starts of each row, none within SEPARATION of a better one: shape (count, B, L)."""
+        """The best starts of each row, none within SEPARATION of a better one: shape (B, count, L)."""
         score = self.log_joint(x)  # (B, K)
         chosen = [self.latents[score.argmax(dim=-1)]]
         while len(chosen) < count:
             distance = (self.latents - chosen[-1][:, None]).square().mean(dim=-1)  # (B, K)
             score = score.masked_fill(distance < SEPARATION**2, -1e300)
             chosen.append(self.latents[score.argmax(dim=-1)])
-        return torch.stack(chosen)
+        return torch.stack(chosen, dim=1)
 
 
 def nearest_indices(latents: Tensor, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tiles of fixed shape, each on one thread: matrix products round differently for other shapes."""
+"""Tiles of rows, each on one thread: matrix products round differently for a few shapes, which are never used."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from functools import cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from service.system.processes import in_forked_child
+from service.vae.determinism import ALIGNED, aligned
 from service.vae.network import VAE
 
-# For a decoder with so many multiplications, tiles of 256 evaluations are large enough; smaller ones get up to four times.
-TILE_PRODUCTS, MAX_SCALE = 2**19, 4
+# For a decoder with so many multiplications, tiles of 256 evaluations are large enough; smaller ones get up to 16 times.
+TILE_PRODUCTS, MAX_SCALE = 2**19, 16
+MAX_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Sizes of the blocks that go through the networks; scores are reproducible only if these are fixed."""
+    """How many rows share a block, and how many decoder evaluations go through the networks at a time.
+
+    Rows come in multiples of `step`: on a CPU, products of any such number of rows give each of them the same bits; on a
+    GPU only products of one shape do.
+    """
 
     rows: int
     evaluations: int
-    gradients: int
-    tangents: int
+    step: int = ALIGNED
 
     @staticmethod
-    def of(vae: VAE, max_scale: int = MAX_SCALE) -> Tiling:
+    def of(vae: VAE) -> Tiling:
         """Tiles large enough to amortise their overhead, and small enough for a CPU's caches.
 
         A small network's products take less time than launching them, so larger tiles cost the same. A GPU needs much
         larger tiles to be busy.
         """
         if vae.device.type != "cpu":
-            return Tiling(rows=256, evaluations=65536, gradients=256, tangents=16384)
+            return Tiling(rows=256, evaluations=65536, step=256)
         larger = TILE_PRODUCTS // vae.evaluation_size
-        scale = 1 << (max(1, min(max_scale, larger)).bit_length() - 1)
-        return Tiling(rows=32 * scale, evaluations=256 * scale, gradients=32 * scale, tangents=256 * scale)
+        scale = 1 << (max(1, min(MAX_SCALE, larger)).bit_length() - 1)
+        return Tiling(min(MAX_ROWS, 128 * scale), 256 * scale)
 
-    def group(self, samples: int) -> int:
-        """Rows in a tile of so many samples per row: a power of two that divides the block."""
-        return self.power_of_two(self.evaluations // samples)
-
-    def sites(self, latents: int) -> int:
-        """Pairs in a tile of Jacobians."""
-        return self.power_of_two(self.tangents // latents)
-
-    def power_of_two(self, most: int) -> int:
-        """The largest power of two of at most `most` and at most `rows`."""
-        return 1 << (max(1, min(most, self.rows)).bit_length() - 1)
+    def tiles(self, index: Tensor, evaluations: int) -> Iterator[Tensor]:
+        """Parts of an index of rows, each filled to a multiple of `step`, by the evaluations that a row takes."""
+        most = self.evaluations // evaluations // self.step * self.step
+        for part in index.split(max(self.step, most)) if len(index) else ():
+            yield aligned(part, self.step)
 
 
 @contextmanager
@@ -87,8 +87,9 @@ def forget_threads() -> None:
     torch.set_num_threads(1)
 
 
-def padded(rows: np.ndarray, length: int) -> np.ndarray:
-    """The rows, padded to `length` with copies of the last, shape (length, D)."""
-    if len(rows) == length:
+def padded(rows: np.ndarray, step: int) -> np.ndarray:
+    """The rows, padded to a multiple of `step` with copies of the last, shape (B, D)."""
+    missing = -len(rows) % step
+    if not missing:
         return np.ascontiguousarray(rows)
-    return np.concatenate([rows, np.repeat(rows[-1:], length - len(rows), axis=0)])
+    return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])

@@ -12,12 +12,13 @@ import torch
 from service.data.domains import Domains, counted, has_missing, is_lowest
 from service.data.inputs import InputSpec
 from service.density import starts
-from service.density.block import END_TOLERANCE, Estimates
+from service.density.block import Estimates
 from service.density.estimate import DIRECT, Execution, Member, observe, weighted_draws
-from service.density.estimator import TYPICAL_SAMPLES, Estimator
+from service.density.estimator import END_TOLERANCE, TYPICAL_SAMPLES, Estimator
 from service.errors import CalibrationError
 from service.scoring.model import Model
 from service.scoring.pace import SUSPECT_ROWS, Pace
+from service.scoring.scores import ReferenceEstimates
 from service.scoring.statistics import KnownRows, ReferenceStatistics
 from service.vae.network import VAE
 from service.validity.band import Band
@@ -27,6 +28,7 @@ from service.validity.violations import ViolationReference
 FEWER_TIMES = 4  # ratio of the pilot's two numbers of samples
 DECAYS = (0.5, 3.0)
 REFERENCE_ROWS = 1_000
+PATTERN_ROWS = 500  # most reference rows that are estimated for a pattern of missing cells
 ENOUGH_ROWS = 300  # with fewer, the combined rule could refuse none at the usual rate
 IMPUTING_DRAWS = 64
 SUSPECT_SHARE = 0.005  # share of valid cells that may cost a second, more careful estimate
@@ -74,7 +76,8 @@ class ReferenceRows:
     def with_missing(self, pattern: np.ndarray) -> np.ndarray:
         """The rows with the cells of a mask, shape (D,), hidden: shape (k, D).
 
-        Uses rows in which all other cells were observed, if there are enough; otherwise all rows, with imputed cells.
+        Uses rows in which all other cells were observed, if there are enough; otherwise all rows, with imputed cells. At
+        most PATTERN_ROWS of them, evenly spaced.
         """
         return np.where(pattern, self.rows.dtype.type(np.nan), self.rows[self.usable(pattern)])
 
@@ -87,9 +90,12 @@ class ReferenceRows:
         return round(self.unreadable * used / max(1, len(self.rows)))
 
     def usable(self, pattern: np.ndarray) -> np.ndarray:
-        """A mask of the rows that `with_missing` uses, shape (m,)."""
-        had_all_others = ~(self.missing & ~pattern).any(axis=1)
-        return had_all_others | (had_all_others.sum() < min(ENOUGH_ROWS, len(self.rows)))
+        """The rows that `with_missing` uses, by number, shape (k,): they depend on nothing but the pattern."""
+        rows = np.flatnonzero(~(self.missing & ~pattern).any(axis=1))
+        if len(rows) < min(ENOUGH_ROWS, len(self.rows)):
+            rows = np.arange(len(self.rows))
+        count = min(PATTERN_ROWS, len(rows))
+        return rows[np.arange(count) * len(rows) // max(1, count)]
 
 
 def imputed(model: Model, rows: np.ndarray, pace: Pace | None = None) -> np.ndarray:
@@ -101,12 +107,20 @@ def imputed(model: Model, rows: np.ndarray, pace: Pace | None = None) -> np.ndar
     drawn = []
     with torch.inference_mode():
         for weighted in weighted_draws(model.estimator, model.members[0], x, IMPUTING_DRAWS):
-            weights = weighted.log_weights[:, : weighted.rows].softmax(dim=0).T.cpu()  # (few, S)
+            weights = weighted.log_weights.softmax(dim=-1).cpu()  # (few, S)
             picks = torch.multinomial(weights, 1, generator=generator)[:, 0].to(weighted.z.device)
-            output = model.vae.decoder(weighted.z[picks, torch.arange(weighted.rows)])
+            output = model.vae.decoder(weighted.z[torch.arange(len(picks)), picks])
             drawn.append(model.vae.likelihood.sample(output, generator).double().cpu().numpy())
-            pace.count(weighted.rows)
+            pace.count(len(picks))
     return model.input.decode(np.concatenate(drawn)).astype(model.input.dtype)
+
+
+@dataclass(frozen=True)
+class PatternEstimates:
+    """What reference rows score with the cells of a pattern hidden, `mask` (D,): of k rows, in all the detail there is."""
+
+    mask: np.ndarray
+    estimates: ReferenceEstimates
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,8 @@ class Calibration:
     `statistics` that of further test statistics; older versions lack both. `folds` (n,), 0 to K - 1, is the fold of each
     score, if each was computed by the network fitted without that fold (`service.validity.cross_conformal`). `violations`
     are those of the rows, if their columns' domains are known. `complete` (n,) says which rows had no missing cell; None if
-    that is not known.
+    that is not known. `patterns` are the usual patterns of missing cells; for any other, rows to compare with are
+    scored when it first occurs.
     """
 
     scores: np.ndarray
@@ -130,6 +145,7 @@ class Calibration:
     folds: np.ndarray | None = None
     violations: ViolationReference | None = None
     complete: np.ndarray | None = None
+    patterns: tuple[PatternEstimates, ...] = ()
 
     @staticmethod
     def fit(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.density.block import WeightedDraws
+from service.density.block import Draws
 from service.density.estimate import Member, weighted_draws
 from service.density.quasirandom import row_generator
 from service.density.tiling import Tiling, padded
@@ -69,7 +69,7 @@ class Generator:
             drawing = [weighted_draws(estimator, one, x, POSTERIOR_DRAWS) for one in members]
             done = 0
             for tiles in zip(*drawing, strict=True):
-                for index in range(tiles[0].rows):
+                for index in range(len(tiles[0].z)):
                     parts = self.posterior(tiles, index)
                     means.append(expected_rows(spec, [one.of_one_row() for one in parts])[0])
                     features.append(self.feature_log_likelihood(parts, x[done]))
@@ -85,12 +85,12 @@ class Generator:
             feature_log_likelihood=np.where(log_abs_det == 0.0, np.minimum(feature, 0.0), feature),
         )
 
-    def posterior(self, tiles: Sequence[WeightedDraws], index: int) -> list[RowPart]:
+    def posterior(self, tiles: Sequence[Draws], index: int) -> list[RowPart]:
         """Each network's outputs and log weights for row `index` of the tiles."""
-        log_masses = [numbers(tile.log_weights[:, index]) - np.log(len(tile.log_weights)) for tile in tiles]
+        log_masses = [numbers(tile.log_weights[index]) - np.log(tile.log_weights.shape[1]) for tile in tiles]
         total = np.logaddexp.reduce(np.concatenate(log_masses))
         return [
-            RowPart(one.vae.likelihood, self.decoded(one.vae, tile.z[:, index]), masses - total)
+            RowPart(one.vae.likelihood, self.decoded(one.vae, tile.z[index]), masses - total)
             for one, tile, masses in zip(self.model.members, tiles, log_masses, strict=True)
         ]
 
@@ -160,12 +160,12 @@ class Generator:
         """q(z | x) of each row, and draws from it with the row's own seed; for an ensemble, from one of its networks."""
         x = self.model.input.encode(self.rows(rows))
         vae = self.member(member).vae
-        length = Tiling.of(vae).rows
+        tiling = Tiling.of(vae)
         means, stds = [np.zeros((0, self.latents))], [np.zeros((0, self.latents))]
         with torch.inference_mode():
-            for start in range(0, len(x), length):
-                block = x[start : start + length]
-                posterior = vae.posterior(torch.from_numpy(padded(block, length)).to(vae.device, vae.dtype))
+            for start in range(0, len(x), tiling.rows):
+                block = x[start : start + tiling.rows]
+                posterior = vae.posterior(torch.from_numpy(padded(block, tiling.step)).to(vae.device, vae.dtype))
                 means.append(numbers(posterior.mean)[: len(block)])
                 stds.append(numbers(posterior.std)[: len(block)])
         mean, std = np.concatenate(means), np.concatenate(stds)
@@ -204,10 +204,8 @@ class Generator:
         return Manifold(axes, latents, self.decode(latents, member))
 
     def decoded(self, vae: VAE, z: Tensor) -> Tensor:
-        """A decoder's output for z, shape (N, L), computed in tiles of a fixed shape: shape (N, P)."""
-        length = Tiling.of(vae).evaluations
+        """A decoder's output for z, shape (N, L), computed in tiles: shape (N, P)."""
         outputs = [z.new_zeros((0, vae.likelihood.sizes(vae.architecture.features)[1]))]
-        for tile in z.split(length):
-            full = torch.cat([tile, tile.new_zeros((length - len(tile), tile.shape[1]))])
-            outputs.append(vae.decoder(full)[: len(tile)])
-        return torch.cat(outputs)
+        for index in Tiling.of(vae).tiles(torch.arange(len(z), device=z.device), 1):
+            outputs.append(vae.decoder(z[index]))
+        return torch.cat(outputs)[: len(z)]  # the last tile may be filled up

@@ -175,24 +175,38 @@ class Engine:
     async def learn_patterns(self, call: Call, scorer: Scorer, rows: np.ndarray, options: ScoreOptions) -> None:
         """For each new pattern of missing cells, score the validation rows that such rows are compared with.
 
-        This counts as the call's own work, in cost and deadline, and may not exceed the queue's limit: a caller that sends
-        too many new patterns gets 429, and fewer of them are new when it retries.
+        What has been scored is kept, even if the deadline passes. This counts as the call's own work, in cost and deadline,
+        and may not exceed the queue's limit: a caller that sends too many new patterns gets 429, and fewer of them are new
+        when it retries.
         """
         if not scorer.model.input.reads_missing:
             return
 
-        def compute(batch: np.ndarray, check_cancelled: CheckCancelled) -> ReferenceEstimates:
-            return scorer.patterns.estimate(batch, options.detail, Execution(scorer.pool, check_cancelled))
+        patterns, detail, extra = scorer.patterns, options.detail, options.extra_evaluations
 
-        spent, extra = 0, options.extra_evaluations
-        for pattern in scorer.patterns.unknown(rows, options.detail):
-            reference = scorer.patterns.reference_rows(pattern)
-            cost = (scorer.model.row_cost + extra) * len(reference)
-            spent += cost
-            if spent > self.inference.max_cost and spent > cost:
-                raise OverloadedError("too many new patterns of missing cells in one request", 1.0)
-            group = (scorer, "reference", options.detail)
-            scorer.patterns.remember(pattern, await self.computed(call, scorer, reference, compute, group, extra))
+        def compute(batch: np.ndarray, check_cancelled: CheckCancelled) -> ReferenceEstimates:
+            return patterns.estimate(batch, detail, Execution(scorer.pool, check_cancelled))
+
+        async def learn(pattern: np.ndarray, start: int, part: np.ndarray) -> None:
+            found = await self.computed(call, scorer, part, compute, (scorer, "reference", detail), extra)
+            patterns.keep(pattern, detail, start, found)
+
+        unknown = patterns.unknown(rows, detail)
+        if not unknown:
+            return
+        spent = 0
+        with call.timings.measured("patterns"):
+            for pattern in unknown:
+                parts = patterns.missing_parts(pattern, detail)
+                cost = (scorer.model.row_cost + extra) * sum(map(len, parts.values()))
+                spent += cost
+                if spent > self.inference.max_cost and spent > cost:
+                    raise OverloadedError("too many new patterns of missing cells in one request", 1.0)
+                # If one part is late, those that are done are kept for the next request.
+                done = await asyncio.gather(*(learn(pattern, *part) for part in parts.items()), return_exceptions=True)
+                for failure in done:
+                    if failure is not None:
+                        raise failure
 
     async def on_rows(self, call: Call, scorer: Scorer, rows: np.ndarray, compute: Compute[A], group: Any) -> A:
         """Compute on a caller's rows, shape (B, D), within its quota; as `computed`."""

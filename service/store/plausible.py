@@ -53,6 +53,7 @@ def check_calibration(label: str, card: Card, calibration: Calibration, golden: 
         or band_problem(card, calibration)
         or (calibration.columns and sketch_problem(calibration.columns, card.input.features))
         or (calibration.reference and reference_problem(calibration.reference, card.input.features))
+        or patterns_problem(calibration, card.input.features)
         or (calibration.statistics and combination_problem(calibration.statistics.combination))
         or domains_problem(card, calibration)
         or (calibration.violations and violations_problem(calibration.violations, calibration))
@@ -98,6 +99,19 @@ def reference_problem(reference: ReferenceRows, features: int) -> str | None:
     if rows.shape != missing.shape or rows.shape[1:] != (features,) or missing.dtype != bool:
         return "the reference rows have the wrong shape"
     return None if np.isfinite(rows).all() else "some reference rows are not finite"
+
+
+def patterns_problem(calibration: Calibration, features: int) -> str | None:
+    reference = calibration.reference
+    for one in calibration.patterns:
+        if reference is None or one.mask.shape != (features,) or one.mask.dtype != bool or not one.mask.any():
+            return "a pattern of missing cells does not match the input"
+        if len(one.estimates.log_likelihood) != len(reference.usable(one.mask)):
+            return "a pattern of missing cells has estimates of other rows"
+        numbers = (one.estimates.log_likelihood, one.estimates.by_member, one.estimates.statistics)
+        if not all(np.isfinite(array).all() for array in numbers):
+            return "the estimates for a pattern of missing cells are not finite"
+    return None
 
 
 def combination_problem(combination: Combination) -> str | None:

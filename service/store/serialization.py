@@ -6,6 +6,8 @@ Tensor names are literals: published models keep them, however the fields here a
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 
 import numpy as np
@@ -17,9 +19,10 @@ from safetensors.torch import save as save_tensors
 
 from service.data.inputs import InputSpec
 from service.errors import DamagedModelError
-from service.scoring.calibration import Calibration, ReferenceRows
+from service.scoring.calibration import Calibration, PatternEstimates, ReferenceRows
 from service.scoring.fingerprints import Fingerprints
 from service.scoring.golden import Golden
+from service.scoring.scores import ReferenceEstimates, arrays_of, concatenated, rows_of
 from service.scoring.statistics import KnownRows, ReferenceStatistics, generation_of
 from service.scoring.version import CalibrationCard, Card, Draft, Reference
 from service.store.plausible import check_calibration, check_weights
@@ -59,6 +62,7 @@ def contents_of(reference: Reference, draft: Draft) -> dict[str, bytes]:
                 **statistics_tensors(calibration.statistics),
                 **violation_tensors(calibration.violations),
                 **({} if calibration.complete is None else {"complete": torch.from_numpy(calibration.complete)}),
+                **pattern_tensors(calibration.patterns),
             },
             metadata={"fingerprint": calibration.fingerprint},
         ),
@@ -126,6 +130,7 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.n
         reference, sketch, statistics = reference_of(tensors), sketch_of(tensors), statistics_of(tensors, card.input)
         violations = violations_of(tensors)
         complete = tensors["complete"].numpy() if "complete" in tensors else None
+        patterns = patterns_of(tensors)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DamagedModelError(f"{card.name}@{card.version}: calibration.safetensors cannot be read") from error
     if scores.shape != (card.calibration.rows,) or not len(scores) or (scores[1:] < scores[:-1]).any():
@@ -151,9 +156,31 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.n
         folds,
         violations,
         complete,
+        patterns,
     )
     check_calibration(f"{card.name}@{card.version}", card, calibration, golden)
     return calibration, all_starts, golden
+
+
+def pattern_tensors(patterns: Sequence[PatternEstimates]) -> dict[str, torch.Tensor]:
+    """Tensors of the usual patterns of missing cells: their masks, how many rows each has, and all rows' estimates."""
+    if not patterns:
+        return {}
+    together = arrays_of(concatenated([one.estimates for one in patterns]))
+    counts = [len(one.estimates.log_likelihood) for one in patterns]
+    arrays = {"masks": np.stack([one.mask for one in patterns]), "counts": np.array(counts), **together}
+    return {f"patterns.{name}": torch.tensor(array) for name, array in arrays.items()}
+
+
+def patterns_of(tensors: dict[str, torch.Tensor]) -> tuple[PatternEstimates, ...]:
+    """The usual patterns of missing cells; older versions know none."""
+    if "patterns.masks" not in tensors:
+        return ()
+    masks, counts = tensors["patterns.masks"].numpy(), tensors["patterns.counts"].numpy()
+    together = ReferenceEstimates(*(tensors[f"patterns.{one.name}"].numpy() for one in fields(ReferenceEstimates)))
+    ends = np.cumsum(counts).tolist()
+    parts = [rows_of(together, slice(start, end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return tuple(PatternEstimates(mask, part) for mask, part in zip(masks, parts, strict=True))
 
 
 def reference_tensors(reference: ReferenceRows | None) -> dict[str, torch.Tensor]:

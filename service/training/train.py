@@ -29,6 +29,7 @@ from service.files.readers import Rows
 from service.scoring.calibration import Calibration, calibrated, readable
 from service.scoring.cross_fit import calibrated_by_folds
 from service.scoring.fingerprints import Fingerprints
+from service.scoring.missing_patterns import with_usual_patterns
 from service.scoring.model import Model
 from service.scoring.pace import PREPARING
 from service.scoring.version import Draft, Published
@@ -243,6 +244,7 @@ def fit_and_calibrate(
         course.until -= sum(checkpoints.seconds().values())
     vaes, report, bounds = fitted(spec, splits, architecture, recipe, course, checkpoints, feed)
     model, calibration = calibrated_on(splits, vaes, spec, recipe, course, domains)
+    calibration = with_usual_patterns(model, calibration, Execution(worker_pool(cpu_quota())), course.until)
     by_folds = {"folds": recipe.folds} if recipe.folds > 1 else {}
     training = training_record(splits[0], recipe.fit, report, data_digest, feed)
     draft = Draft(
@@ -404,6 +406,7 @@ def recalibrate_on(
         course.pace(old.vae, len(rows)),
         domains,
     )
+    calibration = with_usual_patterns(model, calibration, Execution(worker_pool(cpu_quota())), course.until)
     course.end()
     return Draft(
         model,

@@ -7,24 +7,31 @@ another. The plain path works for every network. The Bernoulli path gives the sa
 from __future__ import annotations
 
 import copy
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from service.vae.determinism import UNROLLED, in_vectors, is_alike, product
+from service.vae.determinism import is_alike, product
 from service.vae.likelihoods import Bernoulli
-from service.vae.mixed import Cells, Columns
-from service.vae.network import MLP, VAE
+from service.vae.network import VAE
 
 MAX_HALVINGS = 6  # a product of 2 ** 6 factors below 2 stays far inside float32
 
 
 class Conditional(Protocol):
-    """p(x | z) with x fixed."""
+    """p(x | z) with x fixed: rows of shape (B, D), as the likelihood reads them."""
+
+    @property
+    def x(self) -> Any:
+        """The rows."""
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log p(x_b | z_sb), summed over columns: z of shape (S, B, L) to (S, B), float64, nats."""
+        """log p(x_b | z_bs), summed over columns: z of shape (B, S, L) to (B, S), float64, nats."""
+        ...
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_prob` and its gradient in z, shape (B, S, L), float64; costs about two evaluations."""
         ...
 
     def select(self, rows: slice | Tensor) -> Conditional:
@@ -36,36 +43,27 @@ def conditional(vae: VAE, x: Tensor) -> Conditional:
     """The fastest exact way to evaluate log p(x | z) for rows x, shape (B, D), with or without missing cells."""
     if isinstance(vae.likelihood, Bernoulli) and vae.dtype == torch.float32 and not x.isnan().any():
         return BernoulliConditional(vae, x)
-    if isinstance(vae.likelihood, Columns):
-        return ColumnsConditional(vae.decoder, vae.likelihood, vae.likelihood.read(x))
-    return PlainConditional(vae, x)
+    return PlainConditional(vae, vae.likelihood.read(x))
 
 
 class PlainConditional:
     """Any decoder and likelihood, column by column."""
 
-    def __init__(self, vae: VAE, x: Tensor) -> None:
-        self.vae = vae
-        self.x = x
+    def __init__(self, vae: VAE, x: Any) -> None:
+        self.vae, self.x = vae, x
 
     def log_prob(self, z: Tensor) -> Tensor:
-        return self.vae.likelihood.log_prob(self.vae.decoder(z), self.x).sum(dim=-1, dtype=torch.float64)
+        return self.vae.likelihood.total(self.vae.decoder(z), self.x[:, None])
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            value = self.log_prob(leaf)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), gradient.double()
 
     def select(self, rows: slice | Tensor) -> PlainConditional:
         return PlainConditional(self.vae, self.x[rows])
-
-
-class ColumnsConditional:
-    """Columns of several families; splits the rows by family only once."""
-
-    def __init__(self, decoder: MLP, likelihood: Columns, cells: Cells) -> None:
-        self.decoder, self.likelihood, self.cells = decoder, likelihood, cells
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        return self.likelihood.log_prob_of(self.decoder(z), self.cells).sum(dim=-1, dtype=torch.float64)
-
-    def select(self, rows: slice | Tensor) -> ColumnsConditional:
-        return ColumnsConditional(self.decoder, self.likelihood, self.cells.select(rows))
 
 
 class BernoulliConditional:
@@ -80,34 +78,42 @@ class BernoulliConditional:
     """
 
     def __init__(self, vae: VAE, x: Tensor) -> None:
-        self.hidden = vae.decoder.hidden
-        self.weight, self.bias = vae.decoder.output.weight, vae.decoder.output.bias
+        self.x, self.hidden, self.output, self.likelihood = x, vae.decoder.hidden, vae.decoder.output, vae.likelihood
+        self.weight, self.bias = self.output.weight, self.output.bias
         centred = x - 0.5  # (B, D)
         # The two sums nearly cancel: float32 would cost a thousandth of a nat.
         self.slope = centred.double() @ self.weight.double()  # (B, H)
         self.offset = centred.double() @ self.bias.double()  # (B,)
-        self.scratch_by_rows: dict[int, Tensor] = {}
+        self.blocks = [self.weight.new_empty(0)]  # shared with `select`
 
     def log_prob(self, z: Tensor) -> Tensor:
-        samples, rows, latents = z.shape
-        h = self.hidden(z.reshape(samples * rows, latents))  # (S * B, H)
-        linear = (h.view(samples, rows, -1).double() * self.slope).sum(dim=-1)  # (S, B)
-        even = self.even_part(h).view(samples, rows)
-        return (linear + self.offset - even).clamp(max=0.0)  # a mass is at most 1; huge logits can round above it
+        h = self.hidden(z.reshape(-1, z.shape[-1]))  # (B * S, H)
+        return self.log_prob_of(h, self.logits(h)).view(z.shape[:2])
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        samples = z.shape[1]
+        with torch.enable_grad():
+            leaf = z.reshape(-1, z.shape[-1]).detach().requires_grad_()
+            h = self.hidden(leaf)
+            logits = self.output(h)
+            x = self.x[:, None].expand(-1, samples, -1).flatten(0, 1)
+            (gradient,) = torch.autograd.grad(self.likelihood.log_prob(logits, x).sum(), leaf)
+        value = self.log_prob_of(h.detach(), logits.detach().clone())
+        return value.view(z.shape[:2]), gradient.double().view(z.shape)
+
+    def log_prob_of(self, h: Tensor, logits: Tensor) -> Tensor:
+        """log p(x | z) from the last hidden layer, shape (B * S, H), and the logits, (B * S, D), which it overwrites."""
+        linear = (h.view(len(self.x), -1, h.shape[-1]).double() * self.slope[:, None]).sum(dim=-1) + self.offset[
+            :, None
+        ]
+        even = even_part(logits).view(linear.shape)
+        return (linear - even).clamp(max=0.0)  # a mass is at most 1; huge logits can round above it
 
     def select(self, rows: slice | Tensor) -> BernoulliConditional:
         """p(x | z) for a subset of the rows; shares the scratch block."""
         selected = copy.copy(self)
-        selected.slope, selected.offset = self.slope[rows], self.offset[rows]
+        selected.x, selected.slope, selected.offset = self.x[rows], self.slope[rows], self.offset[rows]
         return selected
-
-    def even_part(self, h: Tensor) -> Tensor:
-        """Sum over columns of |l| / 2 + log(1 + exp(-|l|)), for h of shape (N, H): shape (N,), float64."""
-        logits = self.logits(h)
-        negative = logits.copysign_(-1.0)  # -|l|, in one pass
-        half_abs = -0.5 * negative.sum(dim=-1, dtype=torch.float64)
-        excess = negative.exp_() if negative.numel() % UNROLLED == 0 else in_vectors(torch.exp, negative)
-        return half_abs + log_product(excess)
 
     def logits(self, h: Tensor) -> Tensor:
         """The decoder's output for h, shape (N, H): shape (N, D), in the scratch block."""
@@ -117,10 +123,18 @@ class BernoulliConditional:
         return torch.addmm(self.bias, h, self.weight.mT, out=scratch)
 
     def scratch(self, rows: int) -> Tensor:
-        """A reused block for l: a fresh one of this size would page-fault on every call."""
-        if rows not in self.scratch_by_rows:
-            self.scratch_by_rows[rows] = self.weight.new_empty((rows, len(self.weight)))
-        return self.scratch_by_rows[rows]
+        """A reused block for l, shape (rows, D): a fresh one would page-fault on every call."""
+        size = rows * len(self.weight)
+        if len(self.blocks[-1]) < size:
+            self.blocks[-1] = self.weight.new_empty(size)
+        return self.blocks[-1][:size].view(rows, -1)
+
+
+def even_part(logits: Tensor) -> Tensor:
+    """Sum over columns of |l| / 2 + log(1 + exp(-|l|)), for l of shape (N, D), which it overwrites: (N,), float64."""
+    negative = logits.copysign_(-1.0)  # -|l|, in one pass
+    half_abs = -0.5 * negative.sum(dim=-1, dtype=torch.float64)
+    return half_abs + log_product(negative.exp_())
 
 
 def log_product(excess: Tensor) -> Tensor:
@@ -134,4 +148,4 @@ def log_product(excess: Tensor) -> Tensor:
             break
         left, right = factors.chunk(2, dim=-1)
         factors = left.mul_(right)
-    return in_vectors(torch.log, factors).sum(dim=-1, dtype=torch.float64)
+    return factors.log_().sum(dim=-1, dtype=torch.float64)

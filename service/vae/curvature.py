@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,23 +36,14 @@ class Curvature:
     hessian: Tensor
 
 
-def curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
-    """Derivatives of log p(x_n | z_n) for rows x, shape (N, D), each with its own latent z, shape (N, L)."""
+def curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
+    """Derivatives of log p(x_n | z_n) for N rows x, as the likelihood reads them, each with its own latent z, (N, L)."""
     if isinstance(vae.decoder, MLP) and all(isinstance(layer, Activated | Gated) for layer in vae.decoder.hidden):
         return mlp_curvature(vae, x, z)
     return forward_mode_curvature(vae, x, z)
 
 
-def gradient(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """The gradient alone, shape (N, L), float64: costs about two evaluations instead of L."""
-    with torch.enable_grad():
-        leaf = z.clone().requires_grad_()
-        total = vae.likelihood.log_prob(vae.decoder(leaf), x.clone()).sum()
-        (derivative,) = torch.autograd.grad(total, leaf)
-    return derivative.detach().double()
-
-
-def forward_mode_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
+def forward_mode_curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
     """For any decoder that treats rows independently: forward-mode derivatives in all latents at once."""
     directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
 
@@ -71,20 +63,21 @@ def forward_mode_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
     return Curvature(grad(total)(z).double(), fisher.double(), -along(grad(total)).double())
 
 
-def mlp_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
+def mlp_curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
     """For our own decoders: all tangents in one matrix product per layer, and the exact Hessian."""
     layers: list[tuple[Activated | Gated, Tensor, Tensor]] = []  # each with its pre-activation and its tangents
-    h, tangents = z, torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(len(z), -1, -1)  # (N, L, H)
+    h: Tensor = z
+    tangents: Tensor | None = None  # of h in z: the identity at first, then (N, L, H)
     for layer in vae.decoder.hidden:
         assert isinstance(layer, Activated | Gated)
         before = layer.linear(h)
-        along = through(layer.linear, tangents)
+        along = through(layer.linear, tangents, len(z))
         layers.append((layer, before, along))
         h, tangents = layer.pointwise(before), layer.pointwise_tangents(before, along)
     output = vae.decoder.output(h)
     backward = product(vae.likelihood.grad_log_prob(output, x), vae.decoder.output.weight.mT.contiguous())  # (N, H)
-    gradient = (tangents * backward[:, None]).sum(dim=-1)
-    output_tangents = through(vae.decoder.output, tangents)  # (N, L, D)
+    gradient = backward if tangents is None else (tangents * backward[:, None]).sum(dim=-1)
+    output_tangents = through(vae.decoder.output, tangents, len(z))  # (N, L, D)
     fisher = vae.likelihood.fisher_gram(output_tangents, output, x)
     hessian, excess = fisher, vae.likelihood.excess_gram(output_tangents, output, x)
     if excess is not None:
@@ -96,7 +89,8 @@ def mlp_curvature(vae: VAE, x: Tensor, z: Tensor) -> Curvature:
     return Curvature(gradient.double(), fisher.double(), hessian.double())
 
 
-def through(linear: nn.Linear, tangents: Tensor) -> Tensor:
-    """Tangents, shape (N, L, H), pushed through a linear layer in one product: shape (N, L, H')."""
-    pairs, latents, width = tangents.shape
-    return product(tangents.reshape(pairs * latents, width), linear.weight).view(pairs, latents, -1)
+def through(linear: nn.Linear, tangents: Tensor | None, pairs: int) -> Tensor:
+    """Tangents of N pairs, shape (N, L, H), or the identity, pushed through a linear layer in one product: (N, L, H')."""
+    if tangents is None:
+        return linear.weight.mT.expand(pairs, -1, -1).contiguous()
+    return product(tangents.flatten(0, 1), linear.weight).view(*tangents.shape[:2], -1)

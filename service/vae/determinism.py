@@ -15,6 +15,7 @@ from torch import Tensor
 
 VECTOR = 16  # float32 numbers in the widest registers
 UNROLLED = 4 * VECTOR  # torch's loops take several vectors at a time
+ALIGNED = 4  # rows: products of multiples of these round alike, whatever their number
 
 
 def in_vectors(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -50,16 +51,45 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mapped(matrix: Tensor, y: Tensor) -> Tensor:
-    """Each row's matrix, shape (B, L, L), times its vectors, shape (S, B, L): shape (S, B, L)."""
-    latents = y.shape[-1]
-    missing = -latents % VECTOR
-    wide = torch.einsum("blk,sbk->sbl", F.pad(matrix, (0, missing, 0, missing)), F.pad(y, (0, missing)))
-    return wide[..., :latents]
+    """Each row's matrix, shape (B, L, K), times its vectors, shape (B, S, K): shape (B, S, L)."""
+    return y @ matrix.mT
 
 
-def by_matrix(function: Callable[..., tuple[Tensor, ...]], *matrices: Tensor) -> tuple[Tensor, ...]:
-    """Apply a linear-algebra function to each of N matrices; one at a time if some would start unaligned."""
-    if all(matrix[0].numel() % VECTOR == 0 for matrix in matrices):
-        return function(*matrices)
-    single = [function(*(matrix[at : at + 1].clone() for matrix in matrices)) for at in range(len(matrices[0]))]
-    return tuple(torch.cat(parts) for parts in zip(*single, strict=True))
+def principal_axes(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, (N, L), and eigenvectors, in columns, of symmetric matrices, (N, L, L)."""
+    latents = matrix.shape[-1]
+    beyond = 2.0 * matrix.abs().sum(dim=-1).amax(dim=-1) + 1.0  # all eigenvalues, by Gershgorin's theorem: (N,)
+    values, vectors = torch.linalg.eigh(enlarged(matrix, beyond))
+    return values[:, :latents], vectors[:, :latents, :latents].contiguous()
+
+
+def solved(factor: Tensor, right: Tensor) -> Tensor:
+    """Solutions of linear systems, from the Cholesky factors of their matrices, (N, L, L), and right sides, (N, L)."""
+    latents = right.shape[-1]
+    wide = F.pad(right, (0, -latents % ALIGNED))
+    return torch.cholesky_solve(wide[..., None], enlarged(factor, right.new_ones(len(right))))[:, :latents, 0]
+
+
+def inverted(factor: Tensor) -> Tensor:
+    """Inverses of matrices, (N, L, L), from their Cholesky factors."""
+    latents = factor.shape[-1]
+    return torch.cholesky_inverse(enlarged(factor, factor.new_ones(len(factor))))[:, :latents, :latents]
+
+
+def enlarged(matrix: Tensor, diagonal: Tensor) -> Tensor:
+    """Matrices, (N, L, L), of which each starts at an aligned address: with further rows and columns, 0 but for a diagonal.
+
+    `diagonal` (N,) is its value in each.
+    """
+    latents = matrix.shape[-1]
+    missing = -latents % ALIGNED
+    if not missing:
+        return matrix
+    further = F.pad(diagonal[:, None].expand(-1, missing), (latents, 0))
+    return F.pad(matrix, (0, missing, 0, missing)) + torch.diag_embed(further)
+
+
+def aligned(index: Tensor, step: int = ALIGNED) -> Tensor:
+    """An index of rows, filled up to a multiple of `step` by repeating its last."""
+    missing = -len(index) % step
+    return torch.cat([index, index[-1:].expand(missing)]) if missing else index

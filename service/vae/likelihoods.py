@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,10 @@ class Likelihood(nn.Module, ABC):
     def sizes(self, features: int) -> tuple[int, int]:
         """Input width of the encoder and output width of the decoder, for rows of so many columns."""
 
+    def read(self, x: Tensor) -> Any:
+        """Rows, shape (B, D), as this family reads them, which its methods take in place of rows; indexed like a tensor."""
+        return x
+
     @abstractmethod
     def encoder_input(self, x: Tensor) -> Tensor:
         """Rows, shape (B, D), as the encoder reads them: always finite."""
@@ -42,6 +47,10 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """log p(x_j | z) for each column, nats, 0 for a missing cell: (..., D), broadcasting `output` with `x`."""
+
+    def total(self, output: Tensor, x: Tensor) -> Tensor:
+        """log p(x | z), summed over columns: shape (...), float64, nats."""
+        return self.log_prob(output, x).sum(dim=-1, dtype=torch.float64)
 
     @abstractmethod
     def grad_log_prob(self, output: Tensor, x: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from service.vae.determinism import gram, in_vectors, product
+from service.vae.determinism import gram, product
 from service.vae.likelihoods import LOG_2PI, Likelihood, sigmoid, softplus, uniform_like
 
 MAX_LOGIT = 40.0  # e^40 and sums of its inverse stay inside float32
@@ -105,7 +105,8 @@ class Columns(Likelihood):
         owner = torch.repeat_interleave(torch.arange(len(cells)), self.cell_counts, output_size=self.cells)
         self.keep("owner", owner)  # the categorical column of each cell
         self.keep("first_cell", self.cell_counts.cumsum(0) - self.cell_counts)
-        self.keep("members", torch.nn.functional.one_hot(owner, len(cells)).float() if cells else torch.zeros(0, 0))
+        members = torch.nn.functional.one_hot(owner, len(cells)).float() if cells else torch.zeros(0, 0)
+        self.keep("members", members.mT.contiguous())  # (C, K)
         unseen = torch.tensor([columns[at].unseen for at in categorical], dtype=torch.float64)  # type: ignore[union-attr]
         self.keep("log_unseen", unseen.log().float())
         self.keep("log_seen", torch.log1p(-unseen).float())
@@ -131,20 +132,22 @@ class Columns(Likelihood):
 
     # log p(x | z)
 
-    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        return self.log_prob_of(output, self.read(x))
+    def log_prob(self, output: Tensor, x: Tensor | Cells) -> Tensor:
+        return torch.cat(self.log_probs(output, self.read(x)), dim=-1)[..., self.order]
 
-    def log_prob_of(self, output: Tensor, cells: Cells) -> Tensor:
-        """`log_prob` for rows already split by family."""
-        parts = (
-            self.real_log_prob(output, cells),
-            self.count_log_prob(output, cells),
-            self.cell_log_prob(output, cells),
-        )
-        return torch.cat(parts, dim=-1)[..., self.order]
+    def total(self, output: Tensor, x: Tensor | Cells) -> Tensor:
+        return sum(part.sum(dim=-1, dtype=torch.float64) for part in self.log_probs(output, self.read(x)))  # type: ignore[return-value]
 
-    def read(self, x: Tensor) -> Cells:
-        """Split rows, shape (..., D), by family."""
+    def log_probs(self, output: Tensor, cells: Cells) -> list[Tensor]:
+        """`log_prob` by family, without families that have no columns."""
+        parts = [self.real_log_prob(output, cells)] if self.reals else []
+        parts += [self.count_log_prob(output, cells)] if self.counts else []
+        return parts + ([self.cell_log_prob(output, cells)] if self.categories else [])
+
+    def read(self, x: Tensor | Cells) -> Cells:
+        """Split rows, shape (..., D), by family, unless that is done already."""
+        if isinstance(x, Cells):
+            return x
         present = ~x.isnan()
         filled = x.nan_to_num(0.0, FAR, -FAR).clamp(-FAR, FAR)
         code, there = filled[..., self.categorical_at].long(), present[..., self.categorical_at]
@@ -152,10 +155,19 @@ class Columns(Likelihood):
         cell = self.first_cell + torch.where(is_seen, code, 0)
         informative = (there & is_seen).to(x.dtype)
         hot = torch.zeros((*x.shape[:-1], self.cells), dtype=x.dtype, device=x.device)
+        count = filled[..., self.count_at]
+        logarithm = count * self.count_scale + self.count_center  # log(v + offset)
+        inverse = torch.exp(-logarithm.clamp(-30.0, 30.0))  # 1 / (v + offset)
+        below = torch.log1p(-(0.5 * inverse).clamp(max=0.9)) / self.count_scale
+        above = torch.log1p(0.5 * inverse) / self.count_scale
         return Cells(
             real=filled[..., self.real_at],
             real_present=present[..., self.real_at].to(x.dtype),
-            count=filled[..., self.count_at],
+            count=count,
+            count_low=count + below,
+            count_high=count + above,
+            count_width=above - below,
+            is_zero=(1.0 / inverse - self.count_offset).abs() < FIRST,
             count_present=present[..., self.count_at].to(x.dtype),
             cell=cell,
             informative=informative,
@@ -167,59 +179,55 @@ class Columns(Likelihood):
         """Normal log densities, shape (..., R)."""
         mean, variance, _ = self.real_moments(output)
         residual = cells.real - mean
-        return cells.real_present * (
-            -0.5 * (residual * residual / variance + in_vectors(torch.log, variance) + LOG_2PI)
-        )
+        return cells.real_present * (-0.5 * (residual * residual / variance + torch.log(variance) + LOG_2PI))
 
     def real_moments(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance, and the share of the variance above its floor, shape (..., R) each."""
         mean, log_std = self.real_output(output)
-        free = in_vectors(torch.exp, 2.0 * log_std)
+        free = torch.exp(2.0 * log_std)
         variance = free + self.real_floor.square()
         return mean, variance, free / variance
 
     def count_log_prob(self, output: Tensor, cells: Cells) -> Tensor:
         """Log masses of the counts' intervals, shape (..., C), without cancellation far from the location."""
-        lower, upper, width, first, _, _ = self.count_ends(output, cells)
-        inner = in_vectors(torch.log, -in_vectors(torch.expm1, -width)) - softplus(lower)
-        return cells.count_present * (torch.where(first, 0.0, inner) - softplus(-upper))
+        lower, upper, width, _, _ = self.count_ends(output, cells)
+        inner = torch.log(-torch.expm1(-width)) - softplus(lower)
+        return cells.count_present * (torch.where(cells.is_zero, 0.0, inner) - softplus(-upper))
 
     def count_ends(self, output: Tensor, cells: Cells) -> tuple[Tensor, ...]:
-        """Ends of the counts' intervals relative to the location, and their width, in units of the scale; then a mask.
+        """Ends of the counts' intervals relative to the location, and their width, in units of the scale; then the scale.
 
-        The mask says which counts are 0; last come the scale and the share of its square above the floor.
+        Last comes the share of its square above the floor.
         """
         location, log_scale = self.count_output(output)
-        free = in_vectors(torch.exp, 2.0 * log_scale)
+        free = torch.exp(2.0 * log_scale)
         square = free + self.count_min_std.square()
         scale = square.sqrt()
-        logarithm = cells.count * self.count_scale + self.count_center  # log(v + offset)
-        inverse = in_vectors(torch.exp, -logarithm.clamp(-30.0, 30.0))  # 1 / (v + offset)
-        first = (1.0 / inverse - self.count_offset).abs() < FIRST
-        below = in_vectors(torch.log1p, -(0.5 * inverse).clamp(max=0.9)) / self.count_scale
-        above = in_vectors(torch.log1p, 0.5 * inverse) / self.count_scale
-        lower, upper = (cells.count + below - location) / scale, (cells.count + above - location) / scale
-        return lower, upper, (above - below) / scale, first, scale, free / square
+        return (
+            (cells.count_low - location) / scale,
+            (cells.count_high - location) / scale,
+            cells.count_width / scale,
+            scale,
+            free / square,
+        )
 
     def cell_log_prob(self, output: Tensor, cells: Cells) -> Tensor:
         """Log masses of the categories, shape (..., C)."""
         logits = self.logits(output)
-        if not self.categories:
-            return logits + cells.constant  # an empty tensor of the right shape
         shape = torch.broadcast_shapes(logits.shape[:-1], cells.cell.shape[:-1])
         chosen = logits.expand(*shape, -1).gather(-1, cells.cell.expand(*shape, -1))
         return cells.informative * (chosen - self.log_normalizers(logits)) + cells.constant
 
     def log_normalizers(self, logits: Tensor) -> Tensor:
         """Log-sum-exp of each categorical column's logits, shape (..., C)."""
-        return in_vectors(torch.log, product(in_vectors(torch.exp, logits), self.members.mT.contiguous()))
+        return torch.log(product(torch.exp(logits), self.members))
 
     def probabilities(self, output: Tensor) -> Tensor:
         """Probabilities of the cells within their column, shape (..., K)."""
         logits = self.logits(output)
         if not self.categories:
             return logits
-        return in_vectors(torch.exp, logits - self.log_normalizers(logits)[..., self.owner])
+        return torch.exp(logits - self.log_normalizers(logits)[..., self.owner])
 
     def probabilities_of(self, output: Tensor, at: int) -> Tensor:
         """Probabilities of the cells of column `at`, a category: shape (..., cells), float64."""
@@ -230,57 +238,55 @@ class Columns(Likelihood):
 
     # Its derivatives in the output
 
-    def grad_log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        cells = self.read(x)
-        mean, variance, share = self.real_moments(output)
-        residual = cells.real - mean
-        by_mean = cells.real_present * residual / variance
-        by_log_std = cells.real_present * (residual * residual / variance - 1.0) * share
-        by_logits = cells.hot - self.probabilities(output) * cells.informative[..., self.owner]
-        return torch.cat([by_mean, by_log_std, *self.count_score(output, cells), by_logits], dim=-1)
+    def grad_log_prob(self, output: Tensor, x: Tensor | Cells) -> Tensor:
+        cells, parts = self.read(x), []
+        if self.reals:
+            mean, variance, share = self.real_moments(output)
+            residual = cells.real - mean
+            parts.append(cells.real_present * residual / variance)
+            parts.append(cells.real_present * (residual * residual / variance - 1.0) * share)
+        if self.counts:
+            parts += self.count_score(output, cells)
+        if self.categories:
+            parts.append(cells.hot - self.probabilities(output) * cells.informative[..., self.owner])
+        return torch.cat(parts, dim=-1)
 
     def count_score(self, output: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
         """Derivatives of the counts' log masses in their locations and log scales."""
-        lower, upper, width, first, scale, share = self.count_ends(output, cells)
-        from_lower = sigmoid(lower).masked_fill(first, 0.0)
+        lower, upper, width, scale, share = self.count_ends(output, cells)
+        from_lower = sigmoid(lower).masked_fill(cells.is_zero, 0.0)
         from_upper = sigmoid(-upper)
         by_location = (from_lower - from_upper) / scale
-        narrowing = (width / in_vectors(torch.expm1, width.clamp(1e-6, 80.0))).masked_fill(first, 0.0)
-        ends = (from_lower * lower).masked_fill(first, 0.0) - from_upper * upper
+        narrowing = (width / torch.expm1(width.clamp(1e-6, 80.0))).masked_fill(cells.is_zero, 0.0)
+        ends = (from_lower * lower).masked_fill(cells.is_zero, 0.0) - from_upper * upper
         return cells.count_present * by_location, cells.count_present * (ends - narrowing) * share
 
-    def fisher_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor:
+    def fisher_gram(self, tangents: Tensor, output: Tensor, x: Tensor | Cells) -> Tensor:
         """Fisher information of the observed cells along tangents of the output, (N, L, P): shape (N, L, L).
 
         Counts use the information of the observed interval instead of its expectation. It is never negative either, and
         small for an interval that holds nearly all of the mass, which says little about the location.
         """
-        cells = self.read(x)
-        _, variance, share = self.real_moments(output)
-        lower, upper, _, first, scale, count_share = self.count_ends(output, cells)
-        bend = slope(lower).masked_fill(first, 0.0) + slope(upper)
-        by_location = cells.count_present * bend / scale.square()
-        by_log_scale = cells.count_present * LOG_SCALE_INFORMATION * (3.0 * bend).clamp(max=1.0) * count_share.square()
-        weight = self.probabilities(output) * cells.informative[..., self.owner]
-        weights = torch.cat(
-            [
-                cells.real_present / variance,
-                cells.real_present * 2.0 * share.square(),
-                by_location,
-                by_log_scale,
-                weight,
-            ],
-            dim=-1,
-        )
-        scaled = tangents * weights.sqrt()[:, None]
-        total = gram(scaled, scaled)
+        cells, parts = self.read(x), []
+        if self.reals:
+            _, variance, share = self.real_moments(output)
+            parts += [cells.real_present / variance, cells.real_present * 2.0 * share.square()]
+        if self.counts:
+            lower, upper, _, scale, share = self.count_ends(output, cells)
+            bend = slope(lower).masked_fill(cells.is_zero, 0.0) + slope(upper)
+            parts.append(cells.count_present * bend / scale.square())
+            by_log_scale = LOG_SCALE_INFORMATION * (3.0 * bend).clamp(max=1.0) * share.square()
+            parts.append(cells.count_present * by_log_scale)
         if not self.categories:
-            return total
+            scaled = tangents * torch.cat(parts, dim=-1).sqrt()[:, None]
+            return gram(scaled, scaled)
+        weight = self.probabilities(output) * cells.informative[..., self.owner]
+        scaled = tangents * torch.cat([*parts, weight], dim=-1).sqrt()[:, None]
         start = 2 * (self.reals + self.counts)
-        means = product(tangents[..., start:] * weight[:, None], self.members.mT.contiguous())  # (N, L, C)
-        return total - gram(means, means)
+        means = product(tangents[..., start:] * weight[:, None], self.members)  # (N, L, C)
+        return gram(scaled, scaled) - gram(means, means)
 
-    def excess_gram(self, tangents: Tensor, output: Tensor, x: Tensor) -> Tensor | None:
+    def excess_gram(self, tangents: Tensor, output: Tensor, x: Tensor | Cells) -> Tensor | None:
         """Observed minus Fisher information of the real columns along tangents, (N, L, P): shape (N, L, L)."""
         if not self.reals:
             return None
@@ -325,12 +331,12 @@ class Columns(Likelihood):
 
     def real_quantile(self, mean: Tensor, log_std: Tensor, u: Tensor, chosen: slice) -> Tensor:
         """Quantiles of some real columns, from their part of the output."""
-        std = (in_vectors(torch.exp, 2.0 * log_std) + self.real_floor[chosen].square()).sqrt()
+        std = (torch.exp(2.0 * log_std) + self.real_floor[chosen].square()).sqrt()
         return mean + std * torch.special.ndtri(u.clamp(*INNER))
 
     def count_quantile(self, location: Tensor, log_scale: Tensor, u: Tensor, chosen: slice) -> Tensor:
         """Quantiles of some counts, rounded to whole counts, from their part of the output."""
-        scale = (in_vectors(torch.exp, 2.0 * log_scale) + self.count_min_std[chosen].square()).sqrt()
+        scale = (torch.exp(2.0 * log_scale) + self.count_min_std[chosen].square()).sqrt()
         x = location + scale * torch.logit(u.clamp(*INNER))
         spread, center, offset = self.count_scale[chosen], self.count_center[chosen], self.count_offset[chosen]
         value = ((x * spread + center).clamp(-30.0, 30.0).exp() - offset).round().clamp(min=0)
@@ -365,7 +371,7 @@ class Columns(Likelihood):
         """Rows, shape (B, D), as numbers, one-hot categories, and a mask of the observed cells: (B, inputs)."""
         cells = self.read(x)
         numbers = torch.cat([cells.real * cells.real_present, cells.count * cells.count_present], dim=-1)
-        tamed = LINEAR * in_vectors(torch.asinh, numbers / LINEAR)
+        tamed = LINEAR * torch.asinh(numbers / LINEAR)
         return torch.cat([tamed, cells.hot, (~x.isnan()).to(x.dtype)], dim=-1)
 
     def sufficient_statistics(self, x: Tensor) -> Tensor:
@@ -381,7 +387,7 @@ class Columns(Likelihood):
         """Exact, except for counts."""
         mean, variance, _ = self.real_moments(output)
         location, log_scale = self.count_output(output)
-        spread = (in_vectors(torch.exp, 2.0 * log_scale) + self.count_min_std.square()) * (math.pi**2 / 3.0)
+        spread = (torch.exp(2.0 * log_scale) + self.count_min_std.square()) * (math.pi**2 / 3.0)
         parts = []
         for middle, square in ((mean, variance), (location, spread)):
             parts += [middle / square, -0.5 / square, -0.5 * (middle.square() / square + square.log())]
@@ -395,21 +401,30 @@ class Columns(Likelihood):
 class Cells:
     """Rows by family: numbers with 0 for missing cells, masks of the cells present, and each category's cell.
 
-    `cell` counts across all categorical columns. `informative` is 1 where a category is a known value. `constant` is the
+    A count stands for the interval from `count_low` to `count_high`; that of 0 (`is_zero`) has no lower end. `cell` counts
+    across all categorical columns. `informative` is 1 where a category is a known value. `constant` is the
     part of a category's log p(x | z) that does not depend on z.
     """
 
     real: Tensor
     real_present: Tensor
     count: Tensor
+    count_low: Tensor
+    count_high: Tensor
+    count_width: Tensor
+    is_zero: Tensor
     count_present: Tensor
     cell: Tensor
     informative: Tensor
     constant: Tensor
     hot: Tensor
 
-    def select(self, rows: slice | Tensor) -> Cells:
-        return Cells(*(getattr(self, part.name)[rows] for part in fields(self)))
+    def __getitem__(self, rows: Any) -> Cells:
+        """Some of the rows, as a tensor's index selects them; families without columns stay as they are."""
+        return Cells(*(part[rows] if part.shape[-1] else part for part in self.parts()))
+
+    def parts(self) -> list[Tensor]:
+        return [getattr(self, entry.name) for entry in fields(self)]
 
 
 def slope(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +53,10 @@ class DiagonalNormal:
     def log_prob(self, z: Tensor) -> Tensor:
         """log density of z, shape (S, ..., L), summed over latents in float64: shape (S, ...), nats."""
         noise = (z.double() - self.mean.double()) / self.std.double()
-        return (-0.5 * noise.square() - in_vectors(torch.log, self.std.double()) - 0.5 * LOG_2PI).sum(dim=-1)
+        return (-0.5 * noise.square() - torch.log(self.std.double()) - 0.5 * LOG_2PI).sum(dim=-1)
 
-    def select(self, rows: slice) -> DiagonalNormal:
-        """The distribution for a subset of the rows, if mean and std have shape (B, L)."""
+    def select(self, rows: Any) -> DiagonalNormal:
+        """The distribution for some of the rows, as a tensor's index selects them, if mean and std have shape (B, L)."""
         return DiagonalNormal(self.mean[rows], self.std[rows])
 
 
@@ -120,7 +120,7 @@ class Activated(nn.Module):
         return self.pointwise(self.linear(x))
 
     def pointwise(self, before: Tensor) -> Tensor:
-        return in_vectors(F.silu if self.activation == "silu" else torch.tanh, before)
+        return in_vectors(F.silu, before) if self.activation == "silu" else torch.tanh(before)
 
     def pointwise_tangents(self, before: Tensor, along: Tensor) -> Tensor:
         """Directional derivatives of `pointwise` at `before`, (N, outputs), along (N, L, outputs)."""
@@ -137,7 +137,7 @@ class Activated(nn.Module):
     def derivatives(self, before: Tensor) -> tuple[Tensor, Tensor]:
         """The first two derivatives of the activation."""
         if self.activation == "tanh":
-            value = in_vectors(torch.tanh, before)
+            value = torch.tanh(before)
             slope = 1 - value.square()
             return slope, -2 * value * slope
         gate = in_vectors(torch.sigmoid, before)
@@ -213,4 +213,4 @@ class VAE(nn.Module):
         """q(z | x) for rows of shape (B, D): mean and std of shape (B, L)."""
         # A row far outside the training range must not make a std of 0 or infinity.
         mean, log_variance = self.encoder(self.likelihood.encoder_input(x)).chunk(2, dim=-1)
-        return DiagonalNormal(mean, in_vectors(torch.exp, 0.5 * log_variance.clamp(-20.0, 20.0)))
+        return DiagonalNormal(mean, torch.exp(0.5 * log_variance.clamp(-20.0, 20.0)))

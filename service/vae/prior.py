@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from service.vae.determinism import in_vectors
+from service.vae.determinism import product
 from service.vae.likelihoods import LOG_2PI
 
 LOG_STDS = (-3.0, 2.0)  # range of a component's log std
@@ -115,41 +115,38 @@ class NormalMixture(Prior):
         return self.mean.to(dtype), log_std, self.logit.to(dtype).log_softmax(dim=0)
 
     def joint(self, z: Tensor) -> Tensor:
-        """Log of each component's weight times density, shape (..., L) to (K, ...)."""
-        parts = []
-        for mean, log_std, log_share in zip(*self.parts(z.dtype), strict=True):
-            noise = (z - mean) / log_std.exp()
-            parts.append((-0.5 * noise.square() - (log_std + 0.5 * LOG_2PI)).sum(dim=-1) + log_share)
-        return torch.stack(parts)
+        """Log of each component's weight times density, shape (..., L) to (..., K)."""
+        mean, log_std, log_share = self.parts(z.dtype)
+        noise = (z[..., None, :] - mean) / log_std.exp()
+        return log_share - (log_std + 0.5 * LOG_2PI).sum(dim=-1) - 0.5 * noise.square().sum(dim=-1)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        return self.joint(z).logsumexp(dim=0)
+        return self.joint(z).logsumexp(dim=-1)
 
     def slope(self, z: Tensor) -> Tensor:
         """The components' gradients, weighted by their responsibilities."""
         z = z.double()
-        responsibility, slopes, _ = self.by_component(z)
-        return (responsibility[..., None] * slopes).sum(dim=0)
-
-    def by_component(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Responsibilities (K, ...), the components' gradients (K, ..., L) and precisions (K, L) at z, float64."""
-        joint = self.joint(z)
-        responsibility = in_vectors(torch.exp, joint - joint.logsumexp(dim=0))
         mean, log_std, _ = self.parts(z.dtype)
-        precision = (-2.0 * log_std).exp()
-        slopes = torch.stack([(m - z) * p for m, p in zip(mean, precision, strict=True)])
-        return responsibility, slopes, precision
+        precision = torch.exp(-2.0 * log_std)
+        responsibility = self.joint(z).softmax(dim=-1)
+        return product(responsibility, (mean * precision).mT.contiguous()) - z * product(
+            responsibility, precision.mT.contiguous()
+        )
 
     def bend(self, z: Tensor) -> Bend:
         """The negative Hessian is the mean precision minus the covariance of the components' gradients.
 
         Both are weighted by the responsibilities.
         """
-        responsibility, slopes, precision = self.by_component(z.double())
-        weighted = responsibility[..., None] * slopes  # (K, N, L)
-        gradient = weighted.sum(dim=0)
-        positive = torch.diag_embed((responsibility[..., None] * precision[:, None]).sum(dim=0))
-        outer = (weighted[..., None] * slopes[..., None, :]).sum(dim=0)
+        z = z.double()
+        mean, log_std, _ = self.parts(z.dtype)
+        precision = torch.exp(-2.0 * log_std)
+        responsibility = self.joint(z).softmax(dim=-1)  # (N, K)
+        slopes = (mean - z[:, None]) * precision  # (N, K, L)
+        weighted = responsibility[..., None] * slopes
+        gradient = weighted.sum(dim=1)
+        positive = torch.diag_embed(product(responsibility, precision.mT.contiguous()))
+        outer = (weighted[..., None] * slopes[..., None, :]).sum(dim=1)
         return Bend(gradient, positive, positive - outer + gradient[:, :, None] * gradient[:, None])
 
     def placed(self, normal: Tensor, selector: Tensor) -> Tensor:

@@ -13,16 +13,16 @@ def log_weights(vae, x, proposal, points):
         points: points of the unit cube, S for each row, that the proposal turns into z.
 
     Returns:
-        Shape (S, B), float64, nats.
+        Shape (B, S), float64, nats.
     """
-    z = proposal.sample(points).to(vae.dtype)  # (S, B, L)
-    log_conditional = vae.likelihood.log_prob(vae.decoder(z), x).sum(dim=-1, dtype=torch.float64)
+    z = proposal.sample(points).to(vae.dtype)  # (B, S, L)
+    log_conditional = vae.likelihood.log_prob(vae.decoder(z), x[:, None]).sum(dim=-1, dtype=torch.float64)
     return log_conditional + vae.prior.log_prob(z.double()) - proposal.log_prob(z)
 
 
 def elbo(log_weights):
     """The mean log weight, shape (B,), nats: never above `log_likelihood` of the same weights (Jensen)."""
-    return log_weights.mean(dim=0)
+    return log_weights.mean(dim=-1)
 
 
 def std_error(log_weights):
@@ -31,6 +31,6 @@ def std_error(log_weights):
     By the delta method: the standard error of the mean weight over the mean weight. It holds where the weights have a
     variance, which `khat` judges.
     """
-    samples = len(log_weights)
+    samples = log_weights.shape[-1]
     deviations = normalized_weights(log_weights) - 1.0 / samples
-    return (deviations.square().sum(dim=0) * (samples / max(samples - 1, 1))).sqrt()
+    return (deviations.square().sum(dim=-1) * (samples / max(samples - 1, 1))).sqrt()

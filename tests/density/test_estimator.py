@@ -19,7 +19,7 @@ from service.density.estimate import Execution, Member, estimate
 from service.density.estimator import SETTINGS, Estimator
 from service.density.importance import log_likelihood
 from service.density.proposals import Diagonal
-from service.density.quasirandom import row_generator, row_points
+from service.density.quasirandom import BITS, REPLICATES, row_generator, row_points, row_shifts
 from service.density.starts import starts_of
 from service.density.tiling import Tiling, worker_pool
 from service.errors import CalibrationError
@@ -155,10 +155,10 @@ def test_annealing_agrees_with_a_grid():
     exact = grid_log_likelihood(vae, x)
     with torch.no_grad():
         block = Block(Estimator(), vae, starts_of(vae, starts.build(vae, x)), x)
-        block.anneal(list(range(8)))
-    for row, expected in zip(block.rows, exact, strict=True):
-        assert abs(row.log_likelihood - expected) < 5 * row.std_error + 0.02
-        assert row.std_error < 0.3
+        block.anneal(np.arange(8))
+    found = block.estimates
+    assert (np.abs(found.log_likelihood - exact) < 5 * found.std_error + 0.02).all()
+    assert (found.std_error < 0.3).all()
 
 
 # Stopping
@@ -215,15 +215,14 @@ def student(degrees):
 @pytest.mark.parametrize("num_samples", [16, 64, 256, 1024])
 def test_tiles_change_nothing_against_the_plain_way(digit_scorer, num_samples):
     model = digit_scorer.model
-    rows = Tiling.of(model.vae).rows  # a whole block
+    rows = 128
     x = model.input.encode(model.input.rows(digits()[:rows]))
     book = starts_of(model.vae, model.members[0].starts)
     with torch.no_grad():
         block = Block(fixed(num_samples), model.vae, book, x)
-        tiles = list(block.drawn(list(range(rows)), 0, num_samples))
+        drawn = torch.cat([weights for _, _, weights in block.drawn(np.arange(rows), 0, num_samples)])
         points = row_points(x, 0, 4, 0, num_samples, torch.device("cpu"))
         plain = log_weights(model.vae, torch.from_numpy(x), block.proposal, points)
-    drawn = torch.cat([weights[:, : len(chosen)] for chosen, _, weights in tiles], dim=1)
     torch.testing.assert_close(drawn, plain, atol=2e-4, rtol=0)
     estimates = estimate(fixed(num_samples), model.members[0], x)
     if num_samples < 512:  # with more, rows that are not to be trusted are estimated anew
@@ -232,8 +231,15 @@ def test_tiles_change_nothing_against_the_plain_way(digit_scorer, num_samples):
 
 def test_small_networks_take_more_rows_at_a_time():
     small, large = (VAE(Architecture(features, 4, (hidden,))) for features, hidden in ((20, 30), (784, 800)))
-    assert Tiling.of(large) == Tiling(rows=32, evaluations=256, gradients=32, tangents=256)
-    assert Tiling.of(small) == Tiling(rows=128, evaluations=1024, gradients=128, tangents=1024)
+    assert Tiling.of(large) == Tiling(rows=128, evaluations=256)
+    assert Tiling.of(small) == Tiling(rows=512, evaluations=4096)
+
+
+def test_the_shifts_are_drawn_from_the_row_s_own_generator():
+    rows = np.array([[0.0, -1.5], [-0.0, -1.5], [3.0, np.nan]], dtype=np.float32)
+    for latents in (1, 2, 9):
+        naive = [row_generator(row, 7).integers(2**BITS, size=(REPLICATES, latents + 1)) for row in rows]
+        assert np.array_equal(row_shifts(rows, 7, latents).numpy(), naive)
 
 
 # The same row, the same number
@@ -377,11 +383,10 @@ def test_the_laws_hold_over_random_small_decoders(likelihood, latents, seed):
     x = np.round(x) if likelihood == "bernoulli" else x
     with torch.no_grad():
         block = Block(fixed(64), vae, starts_of(vae, starts.build(vae, x)), x)
-        tiles = list(block.drawn(list(range(5)), 0, 64))
-    weights = torch.cat([tile[:, : len(chosen)] for chosen, _, tile in tiles], dim=1)
+        weights = torch.cat([part for _, _, part in block.drawn(np.arange(5), 0, 64)])
     estimates = estimated(fixed(64), vae, x)
     np.testing.assert_allclose(estimates.log_likelihood, log_likelihood(weights).numpy(), rtol=1e-12)
-    assert (weights.mean(0).numpy() <= estimates.log_likelihood + 1e-9).all()
+    assert (weights.mean(1).numpy() <= estimates.log_likelihood + 1e-9).all()
     assert ((estimates.ess >= 1) & (estimates.ess <= 64)).all()
     order = np.random.default_rng(seed).permutation(5)
     search_starts = starts.build(vae, x)
@@ -426,12 +431,12 @@ def test_a_setting_that_is_not_there_is_refused():
         Estimator.of("slow")
 
 
-@given(st.sampled_from([2, 16, 64, 100, 256, 5000]))
-def test_rows_share_a_tile_in_groups_that_divide_the_block(samples):
-    tiling = Tiling(rows=16, evaluations=256, gradients=16, tangents=256)
-    group = tiling.group(samples)
-    assert tiling.rows % group == 0
-    assert group == 1 or group * samples <= 256
+@given(st.integers(0, 300), st.sampled_from([1, 16, 100, 5000]))
+def test_tiles_cover_every_row_and_are_filled_to_whole_steps(rows, cost):
+    tiling = Tiling(rows=64, evaluations=256)
+    parts = list(tiling.tiles(torch.arange(rows), cost))
+    assert all(len(part) % tiling.step == 0 and len(part) * cost <= max(256, tiling.step * cost) for part in parts)
+    assert torch.cat([torch.zeros(0, dtype=torch.long), *parts]).unique().tolist() == list(range(rows))
 
 
 # Holes

@@ -37,27 +37,27 @@ def test_the_batched_fit_equals_the_plain_one(shape, size):
 
 @pytest.mark.parametrize("shape", [0.2, 0.5, 0.8])
 def test_a_known_tail_is_found(shape):
-    log_weights = np.log(np.stack([pareto(shape, 20_000, seed) + 1 for seed in range(20)], axis=1))
+    log_weights = np.log(np.stack([pareto(shape, 20_000, seed) + 1 for seed in range(20)]))
     found = khat(torch.from_numpy(log_weights)).numpy()
     error = found.std() / math.sqrt(20)
     assert abs(found.mean() - shape) < 4.5 * error + 0.03  # the tail of a shifted Pareto is one in the limit only
 
 
 def test_too_few_samples_or_no_tail_say_nothing():
-    assert khat(torch.zeros(16, 2, dtype=torch.float64)).isnan().all()
-    assert khat(torch.randn(16, 2, dtype=torch.float64)).isnan().all()
-    assert khat(torch.full((200, 2), 7.0, dtype=torch.float64)).isnan().all()
+    assert khat(torch.zeros(2, 16, dtype=torch.float64)).isnan().all()
+    assert khat(torch.randn(2, 16, dtype=torch.float64)).isnan().all()
+    assert khat(torch.full((2, 200), 7.0, dtype=torch.float64)).isnan().all()
 
 
 def test_a_constant_added_to_the_weights_and_their_order_change_nothing():
-    log_weights = torch.randn(500, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
+    log_weights = torch.randn(3, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
     torch.testing.assert_close(khat(log_weights), khat(log_weights + 123.0), rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(khat(log_weights), khat(log_weights.flip(0)))
+    torch.testing.assert_close(khat(log_weights), khat(log_weights.flip(1)))
 
 
 def test_one_weight_that_holds_everything_is_not_trusted():
-    log_weights = torch.zeros(256, 1, dtype=torch.float64)
-    log_weights[3] = 500.0
+    log_weights = torch.zeros(1, 256, dtype=torch.float64)
+    log_weights[0, 3] = 500.0
     assert khat(log_weights)[0] > 0.7
 
 

@@ -17,6 +17,7 @@ def skewed_normal(**changes):
     one = torch.ones((1, 1), dtype=torch.float64)
     parts = {"mean": 0.5 * one, "axes": 2.0 * one[..., None], "inverse": 0.5 * one[..., None]}
     parts |= {"bend": 0 * one[..., None], "skew": 0.3 * one, "tails": torch.tensor([[1.0, 1.6]], dtype=torch.float64)}
+    parts |= {"log_volume": torch.tensor([2.0], dtype=torch.float64).log()}
     return BentNormal(**(parts | changes))
 
 
@@ -30,6 +31,7 @@ def banana():
         bend=torch.tensor([[[0.3, 0.8], [0.4, -0.2]]], dtype=torch.float64),
         skew=torch.tensor([[0.1, -0.2]], dtype=torch.float64),
         tails=torch.tensor([[1.0, 1.3]], dtype=torch.float64),
+        log_volume=torch.linalg.slogdet(axes)[1],
     )
 
 
@@ -46,8 +48,11 @@ PROPOSALS = {
         [skewed_normal(), diagonal(6.0, 0.3), diagonal(0.0, 1.0)], torch.tensor([[0.6, 0.4, 0.0]], dtype=torch.float64)
     ),
     "mixture of mixtures": Mixture(
-        [Mixture([diagonal(-3.0, 0.5), diagonal(3.0, 1.0)], torch.tensor([[0.2, 0.8]])), diagonal(0.0, 4.0)],
-        torch.tensor([[0.7, 0.3]]),
+        [
+            Mixture([diagonal(-3.0, 0.5), diagonal(3.0, 1.0)], torch.tensor([[0.2, 0.8]], dtype=torch.float64)),
+            diagonal(0.0, 4.0),
+        ],
+        torch.tensor([[0.7, 0.3]], dtype=torch.float64),
     ),
 }
 
@@ -60,7 +65,7 @@ def proposal(request):
 def cumulative(proposal, at):
     """The distribution function by the trapezoid rule, and the whole integral."""
     z = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
-    density = proposal.log_prob(z.view(-1, 1, 1)).exp()[:, 0]
+    density = proposal.log_prob(z.view(1, -1, 1)).exp()[0]
     integral = torch.cumulative_trapezoid(density, z)
     return np.interp(at, z[1:].numpy(), integral.numpy()), integral[-1].item()
 
@@ -68,7 +73,7 @@ def cumulative(proposal, at):
 def test_the_density_integrates_to_one_and_is_that_of_the_draws(proposal):
     generator = torch.Generator().manual_seed(0)
     points = Points(
-        *(torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((5000, 1), (5000, 1, 1)))
+        *(torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((1, 5000), (1, 5000, 1)))
     )
     draws = proposal.sample(points).flatten().numpy()
     uniform, whole = cumulative(proposal, draws)
@@ -77,23 +82,21 @@ def test_the_density_integrates_to_one_and_is_that_of_the_draws(proposal):
 
 
 def test_some_rows_are_those_rows(proposal):
-    z = torch.linspace(-3, 3, 7, dtype=torch.float64).view(-1, 1, 1)
+    z = torch.linspace(-3, 3, 7, dtype=torch.float64).view(1, -1, 1)
     twice = proposal.select(torch.tensor([0, 0]))
-    torch.testing.assert_close(
-        twice.log_prob(z.expand(-1, 2, -1))[:, 1], proposal.log_prob(z)[:, 0], rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(twice.log_prob(z.expand(2, -1, -1))[1], proposal.log_prob(z)[0], rtol=1e-12, atol=0)
 
 
 def test_a_bent_density_integrates_to_one_and_is_that_of_the_draws():
     proposal = banana()
     axis = torch.linspace(-16, 16, 1201, dtype=torch.float64)
     z = torch.cartesian_prod(axis, axis)
-    mass = proposal.log_prob(z[:, None])[:, 0].exp() * (32 / 1200) ** 2
+    mass = proposal.log_prob(z[None])[0].exp() * (32 / 1200) ** 2
     assert mass.sum().item() == pytest.approx(1.0, abs=1e-4)
     generator = torch.Generator().manual_seed(0)
-    shapes = ((40_000, 1), (40_000, 1, 2))
+    shapes = ((1, 40_000), (1, 40_000, 2))
     points = Points(*(torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes))
-    draws = proposal.sample(points)[:, 0]
+    draws = proposal.sample(points)[0]
     for function in (lambda z: z[:, 0], lambda z: z[:, 1], lambda z: z[:, 0] ** 2, lambda z: z[:, 0] * z[:, 1]):
         values = function(draws)
         error = values.mean() - (mass * function(z)).sum()
@@ -105,8 +108,9 @@ def test_a_bend_follows_the_third_derivatives_of_a_density():
     bend = torch.tensor([[[0.0, 0.25], [0.15, 0.0]]], dtype=torch.float64)
     eye = torch.eye(2, dtype=torch.float64)[None]
     zero, tails = torch.zeros((1, 2), dtype=torch.float64), torch.ones((1, 1), dtype=torch.float64)
-    straight = BentNormal(zero, eye, eye, 0 * bend, zero, tails)
-    bent = BentNormal(0.5 * bend.sum(dim=1), eye, eye, bend, zero, tails)
+    flat = torch.zeros(1, dtype=torch.float64)
+    straight = BentNormal(zero, eye, eye, 0 * bend, zero, tails, flat)
+    bent = BentNormal(0.5 * bend.sum(dim=1), eye, eye, bend, zero, tails, flat)
     points = row_points(np.zeros((1, 2), dtype=np.float32), 0, 2, 0, 4096, torch.device("cpu"))
 
     def variance(proposal):
@@ -120,7 +124,7 @@ def test_a_bend_follows_the_third_derivatives_of_a_density():
 
 def test_without_bend_skew_and_tails_it_is_a_normal():
     plain = skewed_normal(skew=torch.zeros((1, 1), dtype=torch.float64), tails=torch.ones((1, 1), dtype=torch.float64))
-    z = torch.linspace(-3, 3, 7, dtype=torch.float64).view(-1, 1, 1)
+    z = torch.linspace(-3, 3, 7, dtype=torch.float64).view(1, -1, 1)
     torch.testing.assert_close(plain.log_prob(z), diagonal(0.5, 2.0).log_prob(z), rtol=1e-12, atol=1e-12)
 
 
@@ -129,18 +133,18 @@ def test_more_points_continue_the_same_sequences_and_every_scrambling_is_even():
     cpu = torch.device("cpu")
     whole = row_points(rows, 3, 2, 0, 1024, cpu)
     parts = [row_points(rows, 3, 2, first, 256, cpu) for first in range(0, 1024, 256)]
-    assert torch.equal(whole.uniform, torch.cat([part.uniform for part in parts]))
-    assert torch.equal(whole.selector, torch.cat([part.selector for part in parts]))
+    assert torch.equal(whole.uniform, torch.cat([part.uniform for part in parts], dim=1))
+    assert torch.equal(whole.selector, torch.cat([part.selector for part in parts], dim=1))
     for replicate in range(REPLICATES):
-        own = whole.uniform[replicate::REPLICATES, 0]  # 64 points
+        own = whole.uniform[0, replicate::REPLICATES]  # 64 points
         counts = torch.histc(own[:, 0], bins=64, min=0, max=1)
         assert (counts == 1).all()
-    assert not torch.equal(whole.uniform[:, 0], whole.uniform[:, 1])
+    assert not torch.equal(whole.uniform[0], whole.uniform[1])
 
 
 def test_the_error_of_replicates_is_the_spread_of_repeated_estimates():
     """Sobol points integrate a smooth function far better than independent ones: the error must know."""
-    from service.density.importance import log_likelihood, replicated_std_error
+    from service.density.importance import log_likelihood, normalized_weights, replicated_std_error
     from tests.density.oracles import std_error
 
     estimates, errors, naive = [], [], []
@@ -148,7 +152,7 @@ def test_the_error_of_replicates_is_the_spread_of_repeated_estimates():
         points = row_points(np.zeros((1, 1), dtype=np.float32), seed, 2, 0, 256, torch.device("cpu"))
         log_weights = 0.5 * points.normal.sum(dim=-1)
         estimates.append(log_likelihood(log_weights).item())
-        errors.append(replicated_std_error(log_weights).item())
+        errors.append(replicated_std_error(normalized_weights(log_weights)).item())
         naive.append(std_error(log_weights).item())
     spread = np.std(estimates)
     assert abs(np.mean(estimates) - 0.25) < 4.5 * spread / math.sqrt(200)

@@ -5,26 +5,18 @@ import pytest
 import torch
 
 from service.density import laplace
-from service.density.laplace import Sites
-from service.density.search import Effort, Tiles, find
+from service.density.search import Effort, find
+from service.density.tiling import Tiling
 from service.vae.conditional import conditional
 from tests.models import bent, squared
 
 
-def found(vae, x, starts, effort, tile=4):
+def found(vae, x, starts, effort):
     """What `find` finds for rows, shape (B, D), from starts, shape (K, B, L)."""
     rows = torch.from_numpy(np.asarray(x, dtype=np.float32))
+    every = torch.as_tensor(np.asarray(starts), dtype=torch.float32).movedim(0, 1).contiguous()
     with torch.no_grad():
-        encoder = vae.posterior(rows)
-        anywhere = Sites(vae, rows, conditional(vae, rows), encoder.mean, torch.zeros(len(rows), dtype=torch.float64))
-        return find(
-            anywhere,
-            torch.as_tensor(starts, dtype=torch.float32),
-            encoder,
-            len(rows),
-            effort,
-            Tiles(tile, tile, lambda: None),
-        )
+        return find(vae, conditional(vae, rows), vae.posterior(rows), every, effort, Tiling(rows=16, evaluations=16))
 
 
 def test_two_modes_are_two_components_and_two_starts_of_one_mode_are_one():
@@ -55,8 +47,8 @@ def test_every_stage_is_charged():
     starts = np.random.default_rng(1).standard_normal((5, 3, 4))
     effort = Effort(((5, 2), (2, 3), (1, 30)), probed_axes=2)
     result = found(vae, x, starts, effort)
-    climbs = 5 * 2 * 3 + 2 * 3 * 3 + 30 * 3
-    least = 5 + climbs + laplace.mode_evaluations(vae) + laplace.fit_evaluations(4, 2)
+    climbs = 5 * (2 * 2 + 1) + 2 * (2 * 3 + 1) + (2 * 30 + 1)
+    least = 5 + climbs + laplace.derivatives_evaluations(vae) + laplace.fit_evaluations(4, 2)
     assert all(cost >= least - 1e-9 for cost in result.evaluations)
     assert min(result.evaluations) == pytest.approx(least)
     assert effort.evaluations(vae) == pytest.approx(least)
@@ -70,9 +62,9 @@ def test_a_wider_search_climbs_higher():
     starts = np.random.default_rng(1).standard_normal((20, 16, 6))
 
     def height(effort):
-        parts = found(vae, x, starts, effort, tile=16).proposal.components[0]
+        parts = found(vae, x, starts, effort).proposal.components[0]
         rows = torch.from_numpy(x)
         with torch.no_grad():
-            return laplace.log_joint(vae, conditional(vae, rows), parts.mean[None].float())[0].mean()
+            return laplace.log_joint(vae, conditional(vae, rows), parts.mean[:, None].float())[:, 0].mean()
 
     assert height(Effort(((20, 9), (5, 18), (1, 20)))) > height(Effort(((1, 9),))) + 2.0

@@ -60,8 +60,8 @@ def test_the_search_starts_find_what_the_rows_came_from(digit_scorer):
     search_starts = np.concatenate([drawn.latents.astype(np.float32), starts.build(model.vae, x.numpy())])
     book = starts.SearchStarts(model.vae, search_starts)
     chosen = book.likeliest(x, 3)
-    assert chosen.shape == (3, 16, 4)
-    separation = (chosen[0] - chosen[1]).square().mean(dim=-1).sqrt()
+    assert chosen.shape == (16, 3, 4)
+    separation = (chosen[:, 0] - chosen[:, 1]).square().mean(dim=-1).sqrt()
     assert (separation >= starts.SEPARATION - 1e-6).all()
     with torch.no_grad():
         plain = torch.stack(

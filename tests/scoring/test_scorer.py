@@ -80,9 +80,9 @@ def test_the_features_log_likelihoods_are_those_of_the_weighted_posterior(any_sc
         draws = next(
             iter(weighted_draws(scorer.model.estimator, scorer.model.members[0], x[index : index + 1], POSTERIOR_DRAWS))
         )
-        weights = draws.log_weights[:, 0].softmax(0)
+        weights = draws.log_weights[0].softmax(0)
         with torch.inference_mode():
-            output = vae.decoder(draws.z[:, 0])
+            output = vae.decoder(draws.z[0])
             mean = (weights[:, None] * vae.likelihood.mean(output)).sum(0).numpy()
             given = vae.likelihood.log_prob(output, torch.from_numpy(x[index])).double()
             features = (weights[:, None] * given.exp()).sum(0).log().numpy()

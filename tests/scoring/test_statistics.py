@@ -101,6 +101,7 @@ def test_rows_with_holes_are_judged_beside_rows_with_the_same_holes(mixed_store)
     states = detected_cells(["run", "run", "boost", "run"])
     cells = np.array([2.0, np.nan, 2.0, 2.0]), np.array([np.nan, 4.0, np.nan, 4.0]), states
     holed = scorer.rows(scorer.model.input.array(Table(("speed", "load", "state"), cells)))
+    scorer.patterns.known.clear()
     scores = scorer.score(holed, ScoreOptions("combined", false_alarm=0.05))
     assert np.isfinite(scores.combined_p_value).all()
     pattern = np.isnan(holed[0])

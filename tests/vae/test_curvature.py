@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.func import grad, hessian
 
-from service.vae.curvature import curvature, forward_mode_curvature, gradient
+from service.vae.conditional import PlainConditional
+from service.vae.curvature import curvature, forward_mode_curvature
 from service.vae.network import VAE, Architecture
 
 # torch's own: glu has no batching rule for forward-mode derivatives yet, and functorch still scripts a function.
@@ -39,7 +40,9 @@ def test_the_gradient_is_the_derivative(pairs):
     vae, x, z = pairs
     expected = torch.stack([grad(log_prob(vae, row))(latent) for row, latent in zip(x, z, strict=True)])
     torch.testing.assert_close(curvature(vae, x, z).gradient, expected)
-    torch.testing.assert_close(gradient(vae, x, z), expected)
+    value, gradient = PlainConditional(vae, x).value_and_gradient(z[:, None])
+    torch.testing.assert_close(gradient[:, 0], expected)
+    torch.testing.assert_close(value, PlainConditional(vae, x).log_prob(z[:, None]))
 
 
 def test_the_hessian_is_the_second_derivative(pairs):

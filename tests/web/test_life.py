@@ -239,7 +239,7 @@ def test_a_drain_serves_on_with_readiness_red_and_ends_with_status_0(store, tmp_
 
 def test_liveness_stays_prompt_while_a_long_batch_computes(tiny_store, tmp_path):
     # One batch of seconds: thousands of rows at once, on as many threads as there are cores.
-    many = np.repeat(digits()[:256], 12, axis=0)
+    many = np.repeat(digits()[:256], 36, axis=0)
     with running_service(tiny_store, tmp_path / "log", batch_evaluations="100000000") as client:
         port = client.base_url.port
         answers = []
