@@ -60,7 +60,12 @@ CASES = {
     "adult-pattern-explain": Case("adult", 1, {"explain": 3, **ALARM}, holed=2, is_new=True),
     "columns20-pattern": Case("columns20", 1, ALARM, holed=2, is_new=True),
 }
-TABLES = {"columns10": (10, (64, 64), 6000), "columns20": (20, None, 1200), "columns30": (30, (100, 100), 6000)}
+SMALL = ("--epochs", "25", "--hidden")
+TABLES = {
+    "columns10": (10, 6000, (*SMALL, "64,64")),
+    "columns20": (20, 1200, ()),
+    "columns30": (30, 6000, (*SMALL, "100,100")),
+}
 
 
 def main(
@@ -236,19 +241,16 @@ def gaussian_rows(columns: int, rows: int) -> np.ndarray:
 
 
 def train_missing(model: str) -> None:
-    """Train a model of a table, if it is not there."""
+    """Train a model of a table as users do, if it is not there."""
     if model not in TABLES or (STORE / model).exists():
         return
-    from service.files.readers import Rows
-    from service.store.store import Store
-    from service.training.fit import FitOptions
-    from service.training.recipe import Recipe
-    from service.training.train import train
-
-    columns, hidden, rows = TABLES[model]
-    names = tuple(f"c{number}" for number in range(columns))
-    recipe = Recipe(hidden=hidden, fit=FitOptions(epochs=25))
-    Store(STORE).publish(model, train(Rows(gaussian_rows(columns, rows), names), recipe).draft)
+    columns, rows, options = TABLES[model]
+    STORE.mkdir(parents=True, exist_ok=True)
+    file = STORE.parent / f"{model}.csv"
+    header = ",".join(f"c{number}" for number in range(columns))
+    np.savetxt(file, gaussian_rows(columns, rows), fmt="%.6f", delimiter=",", header=header, comments="")
+    command = [str(Path(sys.executable).parent / "vouch"), "train", str(file), "--name", model, "--store", str(STORE)]
+    subprocess.run([*command, *options], check=True)
 
 
 def print_peers(cases: list[str]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +28,7 @@ from service.density.block import Estimates
 from service.density.estimate import Execution
 from service.density.estimator import Estimator, SearchName
 from service.density.search import EVERY_AXIS
-from service.density.tiling import worker_pool
+from service.density.tiling import Workers, worker_pool
 from service.files.readers import read
 from service.scoring.model import Model
 from service.scoring.scorer import Scorer
@@ -101,7 +100,7 @@ def auroc(valid: np.ndarray, invalid: np.ndarray) -> float:
     return float(roc_auc_score(labels, np.concatenate([valid, invalid])))
 
 
-def compare_verdicts(scorer: Scorer, digits: np.ndarray, pool: Executor | None = None) -> None:
+def compare_verdicts(scorer: Scorer, digits: np.ndarray, pool: Workers | None = None) -> None:
     """What verdicts cost, and how often they differ with another seed, and from those of far more draws."""
     model, band = scorer.model, scorer.band
     rows, ends, execution = model.input.rows(digits), (band.low, band.high), Execution(pool)
@@ -122,7 +121,7 @@ def compare_verdicts(scorer: Scorer, digits: np.ndarray, pool: Executor | None =
     )
 
 
-def model_estimates(model: Model, estimator: Estimator, rows: np.ndarray, pool: Executor | None = None) -> Estimates:
+def model_estimates(model: Model, estimator: Estimator, rows: np.ndarray, pool: Workers | None = None) -> Estimates:
     """Estimates of a model's rows by another estimator."""
     own = model.estimator
     estimator = replace(estimator, typical_error=own.typical_error, typical_decay=own.typical_decay)

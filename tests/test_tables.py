@@ -182,7 +182,8 @@ def test_answers_are_in_the_tables_own_words(client):
 
 @pytest.mark.slow
 def test_ever_new_patterns_are_refused_beyond_what_may_wait_and_are_learnt_bit_by_bit(store, tmp_path):
-    rows = [{**ROW, **dict.fromkeys(names)} for names in (["age"], ["gain"], ["age", "gain"], ["city", "grade"])]
+    rare = ["age", "gain", "city"], ["age", "gain", "grade"], ["city", "grade", "gain"], ["age", "city", "grade", "gain"]
+    rows = [{**ROW, **dict.fromkeys(names)} for names in rare]
     with running_service(store, tmp_path / "log", max_queue_evaluations="150000") as client:
         answers = [client.post("/score", json={"instances": rows}) for _ in range(5)]
         statuses = [answer.status_code for answer in answers]

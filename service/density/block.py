@@ -34,7 +34,7 @@ PARTICLES, TEMPERATURES, LEAPFROGS, LEAPFROG_STEP = 32, 32, 2, 0.6  # of the ann
 # In standard errors: 1.96 for one look, this for the eight doublings of `standard` (Bonferroni, Student's t).
 LOOKS = 3.0
 VOUCHED_SAMPLES = 128
-DRAWS_AT_ONCE = 4  # times as many draws as decoder evaluations share a tile
+DRAWS_AT_ONCE = 8  # times as many draws as decoder evaluations share a tile
 RESTART_SAMPLES = 512  # with fewer, khat says little
 
 

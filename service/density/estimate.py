@@ -12,7 +12,6 @@ draws as its score.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ import torch
 from service.density.block import Block, Draws, Estimates
 from service.density.estimator import Estimator
 from service.density.starts import starts_of
-from service.density.tiling import Tiling, one_thread
+from service.density.tiling import Tiling, Workers, one_thread
 from service.system.cancellation import CheckCancelled, never_cancelled
 from service.vae.network import VAE
 
@@ -48,7 +47,7 @@ class Execution:
     caller's thread.
     """
 
-    pool: Executor | None = None
+    pool: Workers | None = None
     check_cancelled: CheckCancelled = never_cancelled
     on_rows: Callable[[int], None] = uncounted
 
@@ -130,8 +129,9 @@ def observe(
             block.sample(part.estimator.first_samples)
             return block.estimates, [one(block, part.chosen) for one in observers]
 
-    parts = parts_of(estimator, band_ends, incomplete, Tiling.of(vae).rows)
-    run = map if execution.pool is None or vae.device.type != "cpu" else execution.pool.map
+    pool = execution.pool if vae.device.type == "cpu" else None
+    length = Tiling.of(vae).block_rows(len(x), 1 if pool is None else pool.threads)
+    parts, run = parts_of(estimator, band_ends, incomplete, length), map if pool is None else pool.map
     found = []
     for part, answer in zip(parts, run(seen, parts), strict=True):
         found.append(answer)

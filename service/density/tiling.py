@@ -19,6 +19,7 @@ from service.vae.network import VAE
 # For a decoder with so many multiplications, tiles of 256 evaluations are large enough; smaller ones get up to 16 times.
 TILE_PRODUCTS, MAX_SCALE = 2**19, 16
 MAX_ROWS = 512
+LEAST_ROWS = 32  # that are worth a thread of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,10 @@ class Tiling:
         scale = 1 << (max(1, min(MAX_SCALE, larger)).bit_length() - 1)
         return Tiling(min(MAX_ROWS, 128 * scale), 256 * scale)
 
+    def block_rows(self, rows: int, threads: int) -> int:
+        """Rows in each block, of so many that some threads share: equally many, as far as they are worth it."""
+        return max(LEAST_ROWS, min(self.rows, -(-rows // threads)))
+
     def tiles(self, index: Tensor, evaluations: int) -> Iterator[Tensor]:
         """Parts of an index of rows, each filled to a multiple of `step`, by the evaluations that a row takes."""
         most = self.evaluations // evaluations // self.step * self.step
@@ -71,10 +76,18 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+class Workers(ThreadPoolExecutor):
+    """Threads that score blocks of rows in parallel, each with one torch thread."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads, "scorer", initializer=torch.set_num_threads, initargs=(1,))
+        self.threads = threads
+
+
 @cache
-def worker_pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that score blocks of rows in parallel, each with one torch thread; shared by all scorers."""
-    return ThreadPoolExecutor(threads, "scorer", initializer=torch.set_num_threads, initargs=(1,))
+def worker_pool(threads: int) -> Workers:
+    """So many threads, shared by all scorers."""
+    return Workers(threads)
 
 
 @in_forked_child

@@ -25,7 +25,7 @@ from service.validity.column_ranks import ColumnSketch
 
 MAX_PATTERNS = 256  # most cached patterns
 USUAL_PATTERNS = 16  # most that a calibration knows beforehand
-PART_ROWS = 128  # reference rows that are estimated at a time
+PART_ROWS = 256  # reference rows that are estimated at a time
 
 
 @dataclass(frozen=True, slots=True)

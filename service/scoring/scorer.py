@@ -6,7 +6,6 @@ Rows and results are in the units of the training data. Every result is a frozen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import fields, replace
 from functools import cached_property, partial
 
@@ -17,7 +16,7 @@ from service.data.domains import MISSING, Domains, is_lowest, num_unreadable
 from service.data.frames import Rows, array_of
 from service.density.conditionals import ColumnDraws, ColumnEstimates
 from service.density.estimate import DIRECT, Execution
-from service.density.tiling import worker_pool
+from service.density.tiling import Workers, worker_pool
 from service.errors import CalibrationError, DamagedModelError, InputError
 from service.scoring.expected import MemberDraws, expected_cells
 from service.scoring.generator import Generator
@@ -54,7 +53,7 @@ class Scorer(Generator):
         self.patterns = MissingPatterns(self.model, self.calibration, self.assess)
 
     @property
-    def pool(self) -> Executor | None:
+    def pool(self) -> Workers | None:
         """Threads that share the blocks of rows; a forked process has new ones."""
         return worker_pool(self.threads) if self.threads > 1 else None
 
