@@ -34,7 +34,7 @@ PARTICLES, TEMPERATURES, LEAPFROGS, LEAPFROG_STEP = 32, 32, 2, 0.6  # of the ann
 # In standard errors: 1.96 for one look, this for the eight doublings of `standard` (Bonferroni, Student's t).
 LOOKS = 3.0
 VOUCHED_SAMPLES = 128
-DRAWS_AT_ONCE = 8  # times as many draws as decoder evaluations share a tile
+NUMBERS_AT_ONCE = 2**17  # coordinates of draws in a tile: so many fit into a CPU's caches
 RESTART_SAMPLES = 512  # with fewer, khat says little
 
 
@@ -140,7 +140,7 @@ class Block:
 
         Yields rows, (B',), their draws of z, (B', S, L), and log weights, (B', S).
         """
-        for index in self.tiling.tiles(self.index(rows), max(1, count // DRAWS_AT_ONCE)):
+        for index in self.tiling.tiles(self.index(rows), count * self.latents, NUMBERS_AT_ONCE):
             self.check_cancelled()
             part, rows = rows[: len(index)], rows[len(index) :]
             z, log_weights = self.weighed(index, shifted_points(self.shifts[index], first, count))

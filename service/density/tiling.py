@@ -19,7 +19,6 @@ from service.vae.network import VAE
 # For a decoder with so many multiplications, tiles of 256 evaluations are large enough; smaller ones get up to 16 times.
 TILE_PRODUCTS, MAX_SCALE = 2**19, 16
 MAX_ROWS = 512
-LEAST_ROWS = 32  # that are worth a thread of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +46,21 @@ class Tiling:
         scale = 1 << (max(1, min(MAX_SCALE, larger)).bit_length() - 1)
         return Tiling(min(MAX_ROWS, 128 * scale), 256 * scale)
 
+    @property
+    def least_rows(self) -> int:
+        """Rows that are worth a batch, or a thread, of their own."""
+        return self.rows // 4
+
     def block_rows(self, rows: int, threads: int) -> int:
         """Rows in each block, of so many that some threads share: equally many, as far as they are worth it."""
-        return max(LEAST_ROWS, min(self.rows, -(-rows // threads)))
+        return max(self.least_rows, min(self.rows, -(-rows // threads)))
 
-    def tiles(self, index: Tensor, evaluations: int) -> Iterator[Tensor]:
-        """Parts of an index of rows, each filled to a multiple of `step`, by the evaluations that a row takes."""
-        most = self.evaluations // evaluations // self.step * self.step
+    def tiles(self, index: Tensor, size: int, budget: int | None = None) -> Iterator[Tensor]:
+        """Parts of an index of rows of some size, which fit into a budget, each filled to a multiple of `step`.
+
+        By default the size is in decoder evaluations, and so is the budget.
+        """
+        most = (budget or self.evaluations) // size // self.step * self.step
         for part in index.split(max(self.step, most)) if len(index) else ():
             yield aligned(part, self.step)
 

@@ -256,12 +256,9 @@ class Engine:
         extra: int = 0,
         is_shadow: bool = False,
     ) -> Task[A]:
-        """A task on a model's rows, in batches of whole blocks: one, or as many as the budget allows.
-
-        A block is the number of rows that pass through the networks together; a partial one costs little less.
-        """
+        """A task on a model's rows, in batches of as many as the budget allows, but no fewer than are worth one."""
         cost = scorer.model.row_cost + extra
-        block = Tiling.of(scorer.model.vae).rows
+        block = Tiling.of(scorer.model.vae).least_rows
         blocks = max(1, self.settings.batch_evaluations // (cost * block))
         is_tiny = scorer.model.vae.evaluation_size < TINY
         return Task(compute, rows_of, (is_shadow, group), cost, blocks * block, is_shadow, is_tiny, costs_of)

@@ -139,7 +139,7 @@ class Course:
 
 def rows_at_a_time(vae: VAE) -> int:
     """How many rows are scored at a time, a block by each CPU."""
-    return Tiling.of(vae).rows * cpu_quota()
+    return Tiling.of(vae).least_rows * cpu_quota()
 
 
 def seconds_a_row(vae: VAE, spec: InputSpec, estimator: Estimator, pilot: np.ndarray) -> float:
