@@ -87,7 +87,8 @@ def by_http() -> None:
             query = {"model": "columns20", "false_alarm": "0.01"}
             whole = {"instances": rows[:1].tolist()}
             wait_for(lambda: client.post("/score", params=query, json=whole).status_code == 200)
-            before, answers = process_seconds(server.pid), []
+            before = process_seconds(server.pid)
+            answers: list[int] = []
             while not answers or answers[-1] != 200:
                 answer = client.post("/score", params=query, json=body)
                 answers.append(answer.status_code)

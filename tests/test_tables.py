@@ -182,7 +182,12 @@ def test_answers_are_in_the_tables_own_words(client):
 
 @pytest.mark.slow
 def test_ever_new_patterns_are_refused_beyond_what_may_wait_and_are_learnt_bit_by_bit(store, tmp_path):
-    rare = ["age", "gain", "city"], ["age", "gain", "grade"], ["city", "grade", "gain"], ["age", "city", "grade", "gain"]
+    rare = (
+        ["age", "gain", "city"],
+        ["age", "gain", "grade"],
+        ["city", "grade", "gain"],
+        ["age", "city", "grade", "gain"],
+    )
     rows = [{**ROW, **dict.fromkeys(names)} for names in rare]
     with running_service(store, tmp_path / "log", max_queue_evaluations="150000") as client:
         answers = [client.post("/score", json={"instances": rows}) for _ in range(5)]

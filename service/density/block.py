@@ -263,17 +263,13 @@ class Block:
         cost = 2 * PARTICLES * (1 + LEAPFROGS * (TEMPERATURES - 1))
         for index in self.tiling.tiles(self.index(rows), PARTICLES):
             self.check_cancelled()
-            proposal, x, filled = (
-                self.proposal.select(index),
-                self.x[index],
-                padded(self.rows, self.tiling.step)[index.cpu()],
-            )
+            proposal, x, own = self.proposal.select(index), self.x[index], self.rows[index.cpu().numpy()]
             log_weights = annealed_log_weights(
                 proposal.log_prob,
                 lambda z, x=x: differentiable_log_joint(self.vae, x, z),  # type: ignore[misc]  # binds the rows now
-                proposal.sample(row_points(filled, self.seed(2), self.latents, 0, PARTICLES, x.device)),
+                proposal.sample(row_points(own, self.seed(2), self.latents, 0, PARTICLES, x.device)),
                 betas,
-                self.momenta(filled),
+                self.momenta(own),
                 self.main_axes(index),
                 LEAPFROG_STEP,
                 LEAPFROGS,
