@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3.11
 DATA ?= ../shared/data
+# Another checkout that `make bench` compares with.
+AGAINST ?=
 # Where the load test puts the virtual environments of the servers that it compares with.
 PEERS ?= .peers
 # Where pip finds torch beside its usual index; empty: only there. A Linux machine that reaches the usual index alone gets
@@ -16,7 +18,7 @@ PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TOR
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: serve test test-slow test-all format lint types tests fuzz loadtest evaluate bench estimator density adbench cells bad-cells tables verdicts filter freeze bundled pictures docs sbom audit fresh image-test clean
+.PHONY: serve test test-slow test-all format lint types tests fuzz loadtest evaluate bench holes estimator density adbench cells bad-cells tables verdicts filter freeze bundled pictures docs sbom audit fresh image-test clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/vouch serve
@@ -54,8 +56,11 @@ attack: $(VENV)/test.done    ## ten minutes: bodies that are made to cost much, 
 evaluate: $(VENV)/test.done  ## the bundled models on test digits and on images of other things
 	$(BIN)/python scripts/evaluate.py --data $(DATA)
 
-bench: $(VENV)/test.done     ## speed, beside the bare matrix products
-	$(BIN)/python benchmarks/score.py
+bench: $(VENV)/test.done     ## speed, beside the bare matrix products; with AGAINST, beside another checkout
+	$(BIN)/python benchmarks/score.py $(if $(AGAINST),--against $(AGAINST))
+
+holes: $(VENV)/test.done     ## what a new pattern of missing cells costs
+	$(BIN)/python benchmarks/holes.py
 
 estimator: $(VENV)/test.done ## an hour: how right the estimates of log p(x) are, beside references; trains what it needs
 	$(BIN)/python benchmarks/estimator.py --latents 2 --latents 8 --latents 20 --latents 50 --data $(DATA)
