@@ -23,11 +23,13 @@ from torch import Tensor
 from service.density import importance
 from service.density.block import Block, Draws
 from service.density.diagnostics import is_usual
+from service.density.estimator import END_TOLERANCE
 from service.density.pareto import khat
 
 KEPT_DRAWS = 128  # draws of a row evaluated column by column, even if its score needs fewer
 MAX_CANDIDATES = 3  # columns of a row that are hidden, one at a time, to find the one to attribute
 MAX_ATTRIBUTED = 3  # most columns of a row that are attributed
+HIDDEN_SAMPLES = 256  # most draws for a row with a column hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,11 @@ class Attributor:
 
     def __init__(self, block: Block, widths: Sequence[int], suspect: np.ndarray) -> None:
         self.vae, self.search_starts, self.check_cancelled = block.vae, block.starts, block.check_cancelled
-        self.estimator, self.suspect, self.tiling = block.estimator.endless(), suspect, block.tiling
+        self.estimator, self.suspect, self.tiling = (
+            block.estimator.endless(END_TOLERANCE, HIDDEN_SAMPLES),
+            suspect,
+            block.tiling,
+        )
         self.firsts = np.cumsum([0, *widths[:-1]])
         self.owner = np.repeat(np.arange(len(widths)), widths)
 

@@ -25,6 +25,10 @@ from service.density.tiling import Tiling, Workers, one_thread
 from service.system.cancellation import CheckCancelled, never_cancelled
 from service.vae.network import VAE
 
+# Rows with missing cells are compared with rows that have the same cells hidden and are estimated alike: an error that is
+# small beside the spread of their scores changes no rank that matters.
+MISSING_TOLERANCE, MISSING_SAMPLES = 0.3, 512  # nats; most draws before a wide search
+
 
 @dataclass(frozen=True)
 class Member:
@@ -88,7 +92,7 @@ def estimate(
 
     Args:
         band_ends: ends of the band that judges the rows, nats; for an estimator that has `ends`. Incomplete rows are judged
-            by bands of their own: they stop once their standard error is at most END_TOLERANCE.
+            by bands of their own: they stop once their standard error is at most MISSING_TOLERANCE.
         log_abs_det: log-determinant of the Jacobian that converts log p(x) to the data's units, shape (B,), nats.
         incomplete: which rows have missing cells, shape (B,), for inputs in which NaN can also mean something else; by
             default the rows with any NaN.
@@ -146,7 +150,8 @@ def observe(
 
 def parts_of(estimator: Estimator, band_ends: tuple[float, ...], incomplete: np.ndarray, length: int) -> list[Part]:
     """Blocks of at most `length` rows: complete rows first, then incomplete ones, which do not stop at band ends."""
-    kinds = (estimator, band_ends, np.flatnonzero(~incomplete)), (estimator.endless(), (), np.flatnonzero(incomplete))
+    rough = estimator.endless(MISSING_TOLERANCE, MISSING_SAMPLES)
+    kinds = (estimator, band_ends, np.flatnonzero(~incomplete)), (rough, (), np.flatnonzero(incomplete))
     return [
         Part(rules, ends, part)
         for rules, ends, chosen in kinds

@@ -17,7 +17,6 @@ MAX_SAMPLES = 2**17
 TYPICAL_SAMPLES = 128
 START_WINDOW = 50.0  # nats below the best start
 END_TOLERANCE = 0.1  # nats: standard error at which a reliable estimate may stop near the ends of the pilot band
-ENDLESS_SAMPLES = 256  # most draws for a row that has no ends to stop at
 
 SettingName = Literal["fast", "standard", "thorough"]
 SearchName = Literal["narrow", "wide"]
@@ -85,16 +84,13 @@ class Estimator:
         """Whether a row's samples stop doubling once its verdict is certain, which requires the ends of a band."""
         return self.setting == "standard"
 
-    def endless(self) -> Estimator:
-        """The estimator for rows with missing or hidden cells: it has no ends to stop at, and costs little.
-
-        Such rows are compared with rows that have the same cells hidden and are estimated alike.
-        """
+    def endless(self, tolerance: float, max_samples: int) -> Estimator:
+        """The estimator for rows with missing or hidden cells, which no band's ends let stop: a rough and a cheap one."""
         return replace(
             self,
             ends=None,
-            tolerance=max(self.tolerance, END_TOLERANCE),
-            max_samples=max(self.first_samples, min(self.max_samples, ENDLESS_SAMPLES)),
+            tolerance=max(self.tolerance, tolerance),
+            max_samples=max(self.first_samples, min(self.max_samples, max_samples)),
             anneal=False,
         )
 

@@ -262,7 +262,7 @@ def excess_slopes(sites: Sites, mode: Mode, out: Tensor) -> Tensor:
     In the coordinates of the axes, shape (N, P, L).
     """
     axes = mode.axes
-    z = (sites.z.double()[:, None] + out @ axes.mT).to(sites.z.dtype)  # (N, P, L)
+    z = (sites.z.double()[:, None] + mapped(axes, out.expand(len(axes), -1, -1))).to(sites.z.dtype)  # (N, P, L)
     _, slope = ascent(sites, z)
     straight = mode.uphill[:, None] - out * (mode.precision / mode.kept)[:, None]
     return (mapped(axes.mT, slope) - straight).nan_to_num(math.inf, math.inf, -math.inf)

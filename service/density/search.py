@@ -108,7 +108,7 @@ def find(
 class Search:
     """K searches for each of B rows, for one call of `find`: latents on their way to a mode.
 
-    `z` (B, K, L), `value` = log p(x, z) (B, K), and `modes` where the searches have ended; only those in `alive` (B, K)
+    `z` (B, K, L), `value` = log p(x, z) (B, K), and `modes` once the searches have ended; only those in `alive` (B, K)
     still count.
     """
 
@@ -125,7 +125,7 @@ class Search:
         self.tiling, self.check_cancelled = tiling, check_cancelled
         self.z, self.alive = starts, torch.ones(starts.shape[:2], dtype=torch.bool, device=starts.device)
         self.value = laplace.log_joint(vae, given, starts)
-        self.modes = Mode.unknown(starts)
+        self.modes: Mode | None = None
         self.evaluations = torch.full_like(self.value[:, 0], starts.shape[1])
 
     # Which continue
@@ -137,10 +137,12 @@ class Search:
         ranked, order = ranked[:, :count], order[:, :count]
         rows = torch.arange(len(order), device=order.device)[:, None]
         self.alive = self.alive[rows, order] & (ranked >= ranked[:, :1] - window)
-        self.z, self.value, self.modes = self.z[rows, order], self.value[rows, order], self.modes.select((rows, order))
+        self.z, self.value = self.z[rows, order], self.value[rows, order]
+        self.modes = self.modes and self.modes.select((rows, order))
 
     def drop_twins(self) -> None:
         """Drop searches that ended at the same mode as a better one of their row."""
+        assert self.modes is not None
         ended = self.alive.clone()
         for later in range(1, ended.shape[1]):
             apart = (self.z[:, later, None] - self.z[:, :later]).double()  # (B, later, L)
@@ -172,7 +174,7 @@ class Search:
 
     def converge(self) -> None:
         """Look at the curvature around each search, and take further Newton steps while it is not at a mode."""
-        steps = torch.zeros_like(self.value)
+        self.modes, steps = Mode.unknown(self.z), torch.zeros_like(self.value)
         for tile in self.tiles(max(1, self.z.shape[-1] // 4)):
             rows, slots, sites = tile
             for number in range(MORE_ROUNDS + 1):
@@ -197,6 +199,7 @@ class Search:
 
     def found(self, effort: Effort) -> Found:
         """A mixture for each row of the modes found, weighted by the Laplace estimate of their posterior mass."""
+        assert self.modes is not None
         alive, latents = self.alive, self.z.shape[-1]
         normals = [BentNormal.unknown(len(alive), latents, effort.probed_axes, self.z.device) for _ in alive[0]]
         exact = ~alive

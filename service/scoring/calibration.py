@@ -28,7 +28,7 @@ from service.validity.violations import ViolationReference
 FEWER_TIMES = 4  # ratio of the pilot's two numbers of samples
 DECAYS = (0.5, 3.0)
 REFERENCE_ROWS = 1_000
-PATTERN_ROWS = 500  # most reference rows that are estimated for a pattern of missing cells
+PATTERN_ROWS = 400  # most reference rows that are estimated for a pattern of missing cells
 ENOUGH_ROWS = 300  # with fewer, the combined rule could refuse none at the usual rate
 IMPUTING_DRAWS = 64
 SUSPECT_SHARE = 0.005  # share of valid cells that may cost a second, more careful estimate

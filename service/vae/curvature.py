@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
-from service.vae.determinism import product
+from service.vae.determinism import product, pulled_back
 from service.vae.network import MLP, VAE, Activated, Gated
 
 
@@ -75,7 +75,7 @@ def mlp_curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
         layers.append((layer, before, along))
         h, tangents = layer.pointwise(before), layer.pointwise_tangents(before, along)
     output = vae.decoder.output(h)
-    backward = product(vae.likelihood.grad_log_prob(output, x), vae.decoder.output.weight.mT.contiguous())  # (N, H)
+    backward = pulled_back(vae.likelihood.grad_log_prob(output, x), vae.decoder.output.weight)  # (N, H)
     gradient = backward if tangents is None else (tangents * backward[:, None]).sum(dim=-1)
     output_tangents = through(vae.decoder.output, tangents, len(z))  # (N, L, D)
     fisher = vae.likelihood.fisher_gram(output_tangents, output, x)
@@ -85,7 +85,7 @@ def mlp_curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
     for depth, (layer, before, along) in reversed(list(enumerate(layers))):
         hessian = hessian - layer.pointwise_curvature(before, along, backward)
         if depth:
-            backward = product(layer.pointwise_backward(before, backward), layer.linear.weight.mT.contiguous())
+            backward = pulled_back(layer.pointwise_backward(before, backward), layer.linear.weight)
     return Curvature(gradient.double(), fisher.double(), hessian.double())
 
 

@@ -19,10 +19,10 @@ ALIGNED = 4  # rows: products of multiples of these round alike, whatever their 
 
 
 def in_vectors(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply an elementwise function to x, padded to whole vectors."""
+    """Apply an elementwise function to x, as one array without gaps, padded to whole vectors."""
     missing = -x.numel() % UNROLLED
     if not missing:
-        return function(x)
+        return function(x.contiguous())
     return function(F.pad(x.reshape(-1), (0, missing)))[: x.numel()].view(x.shape)
 
 
@@ -44,6 +44,13 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return F.pad(x, (0, missing)) @ F.pad(weight, (0, missing)).mT
 
 
+def pulled_back(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight for x of shape (..., N) and a contiguous weight of shape (N, K)."""
+    if weight.shape[1] >= VECTOR and len(weight) % 4 == 0:
+        return x @ weight
+    return product(x, weight.mT.contiguous())
+
+
 def gram(x: Tensor, y: Tensor) -> Tensor:
     """x @ y^T for matrices x and y of shape (N, L, D): shape (N, L, L)."""
     missing = -x.shape[-1] % VECTOR
@@ -51,8 +58,9 @@ def gram(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mapped(matrix: Tensor, y: Tensor) -> Tensor:
-    """Each row's matrix, shape (B, L, K), times its vectors, shape (B, S, K): shape (B, S, L)."""
-    return y @ matrix.mT
+    """Each row's matrix, shape (B, L, K), times its vectors, shape (B, S, K), padded to ALIGNED: shape (B, S, L)."""
+    vectors = y.shape[1]
+    return (F.pad(y, (0, 0, 0, -vectors % ALIGNED)) @ matrix.mT)[:, :vectors]
 
 
 def principal_axes(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from service.density.quasirandom import BITS, REPLICATES, row_generator, row_poi
 from service.density.starts import starts_of
 from service.density.tiling import Tiling, worker_pool
 from service.errors import CalibrationError
-from service.vae.mixed import Real
+from service.vae.mixed import Categorical, Count, Real
 from service.vae.network import VAE, Architecture
 from service.vae.prior import NormalMixture
 from tests.density.oracles import log_weights
@@ -508,3 +508,35 @@ def test_estimates_are_told_in_the_units_that_a_row_is_measured_in(digit_rows):
     plain = estimate(fixed(64), model.members[0], x[:20])
     moved = estimate(fixed(64), model.members[0], x[:20], log_abs_det=measure)
     np.testing.assert_allclose(moved.log_likelihood, plain.log_likelihood + measure, rtol=1e-12)
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from(["bernoulli", "gaussian", "discretized_logistic", "columns"]),
+    activation=st.sampled_from(["silu", "gated", "tanh"]),
+    latents=st.sampled_from([1, 2, 3, 5, 9, 15]),
+    hidden=st.sampled_from([(), (5,), (8,), (17, 6), (32, 32)]),
+    features=st.sampled_from([2, 4, 7, 13, 33]),
+    components=st.sampled_from([0, 3]),
+    seed=st.integers(0, 1000),
+)
+def test_a_row_has_the_same_bits_among_any_number_of_rows(
+    kind, activation, latents, hidden, features, components, seed
+):
+    torch.manual_seed(seed)
+    kinds = (Real(), Count(1.0, 0.0, 1.0), Categorical(3, 0.1))
+    columns = tuple(kinds[at % 3] for at in range(features)) if kind == "columns" else ()
+    architecture = Architecture(
+        features, latents, hidden, activation, kind, columns=columns, prior_components=components
+    )
+    vae = VAE(architecture).requires_grad_(False)
+    vae.decoder.output.weight.mul_(2.0)
+    x = np.random.default_rng(seed).random((530, features)).astype(np.float32)
+    x = x if kind in ("gaussian", "discretized_logistic") else np.round(2 * x) if kind == "columns" else np.round(x)
+    member, estimator = Member(vae, starts.build(vae, x[:50])), Estimator.of("fast")
+    together = estimate(estimator, member, x)
+    for rows in (slice(0, 1), slice(3, 9), slice(100, 229), slice(511, 530)):
+        few = estimate(estimator, member, x[rows])
+        for name in ("log_likelihood", "std_error", "khat"):
+            np.testing.assert_array_equal(getattr(few, name), getattr(together, name)[rows], err_msg=f"{name} {rows}")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from service.density.estimate import MISSING_TOLERANCE
 from service.scoring import missing_patterns
 from service.scoring.calibration import PATTERN_ROWS
 from service.scoring.options import Detail, ScoreOptions
@@ -87,10 +88,12 @@ def test_the_reference_rows_of_a_pattern_are_enough_and_evenly_spaced(scorer):
         assert (np.diff(rows) > 0).all()
 
 
-def test_rows_with_missing_cells_cost_no_more_than_complete_ones(scorer):
-    """In decoder evaluations: they are not drawn until their verdict is certain, but alike, and alike with the others."""
+def test_rows_with_missing_cells_cost_little_more_than_complete_ones(scorer):
+    """In decoder evaluations."""
     complete = scorer.sample(60, seed=2).samples
     holed = complete.copy()
     holed[:, [1, 3]] = np.nan
-    assert scorer.score(holed).evaluations.max() <= 1.5 * max(scorer.score(complete).evaluations.max(), 400)
-    assert scorer.score(holed).num_samples.max() <= 256
+    found, whole = scorer.score(holed), scorer.score(complete)
+    assert found.evaluations.mean() <= 1.5 * whole.evaluations.mean()
+    assert found.reliable.mean() > 0.9
+    assert np.median(found.std_error[found.reliable]) <= MISSING_TOLERANCE

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from service.vae.determinism import (
     mapped,
     principal_axes,
     product,
+    pulled_back,
     solved,
 )
 from service.vae.network import Linear
@@ -56,17 +58,19 @@ def products():
         yield f"linear {inputs} {outputs}", linear, (normal(ROWS, inputs),)
         weight = normal(outputs, inputs)
         yield f"product {inputs} {outputs}", lambda x, weight=weight: product(x, weight), (normal(ROWS, inputs),)
+        back = normal(ROWS, outputs)
+        yield f"pulled back {inputs} {outputs}", lambda x, weight=weight: pulled_back(x, weight), (back,)
 
 
 def matrices():
-    for latents in (2, 3, 5, 9, 15, 20, 40):
+    for latents in (2, 3, 5, 9, 15, 20, 21, 40):
         spd, vector = positive(latents), normal(ROWS, latents, dtype=torch.float64)
         factor = torch.linalg.cholesky(spd)
         yield f"cholesky {latents}", lambda a: torch.linalg.cholesky_ex(a)[0], (spd,)
         yield f"solve {latents}", solved, (factor, vector)
         yield f"inverse {latents}", inverted, (factor,)
         yield f"axes {latents}", principal_axes, (spd,)
-        for draws in (1, 16, 128):
+        for draws in (1, 5, 9, 14, 16, 128):
             yield f"mapped {latents} {draws}", mapped, (spd, normal(ROWS, draws, latents, dtype=torch.float64))
         for features in (14, 151, 784):
             some = normal(ROWS, latents, features)
@@ -84,14 +88,22 @@ def sums_over_draws():
 
 def functions():
     for width in (5, 9, 14, 15, 64):
-        x = normal(ROWS, width)
+        x, wide = normal(ROWS, width), normal(ROWS, 2 * width)
         for name in ("sigmoid", "silu", "softplus"):
-            function = getattr(F, name)
-            yield f"{name} {width}", lambda x, function=function: in_vectors(function, x), (x,)
+            function = partial(in_vectors, getattr(F, name))
+            yield f"{name} {width}", function, (x,)
+            yield f"{name} of half {width}", of_half(function), (wide,)
         for name in ("exp", "expm1", "log", "log1p", "tanh", "asinh"):
-            yield f"{name} {width}", getattr(torch, name), (x.abs(),)
+            function = getattr(torch, name)
+            yield f"{name} {width}", function, (x.abs(),)
+            yield f"{name} of half {width}", of_half(function), (wide.abs(),)
         yield f"erfinv {width}", torch.erfinv, (torch.tanh(x.double()),)
         yield f"row sum {width}", lambda x: x.sum(dim=-1, dtype=torch.float64), (x,)
+
+
+def of_half(function):
+    """Of the right half of x, which is a view with gaps."""
+    return lambda x: function(x.chunk(2, dim=-1)[1])
 
 
 @pytest.mark.parametrize("family", [products, matrices, sums_over_draws, functions], ids=lambda one: one.__name__)
