@@ -18,6 +18,7 @@ from torch import Tensor
 from service.density.block import Block
 from service.density.diagnostics import IMPOSSIBLE
 from service.density.quasirandom import normal_quantile
+from service.vae.determinism import product
 from service.vae.network import VAE
 
 OBSERVED_DRAWS = 16  # draws of a row that are evaluated column by column
@@ -120,5 +121,5 @@ def bound_points(latents: int) -> Tensor:
 
 def nearest_distance(x: Tensor, known: Tensor) -> Tensor:
     """Distance of each of B points, shape (B, L), to the nearest known one, (m, L): shape (B,), in float32 precision."""
-    square = x.square().sum(dim=1)[:, None] + known.square().sum(dim=1) - 2.0 * x @ known.mT
+    square = x.square().sum(dim=1)[:, None] + known.square().sum(dim=1) - 2.0 * product(x, known)
     return square.amin(dim=1).clamp(min=0.0).sqrt().float().double()
