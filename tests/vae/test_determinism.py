@@ -58,6 +58,8 @@ def products():
         yield f"linear {inputs} {outputs}", linear, (normal(ROWS, inputs),)
         weight = normal(outputs, inputs)
         yield f"product {inputs} {outputs}", lambda x, weight=weight: product(x, weight), (normal(ROWS, inputs),)
+        wide = weight.double()
+        yield f"float64 {inputs} {outputs}", partial(product, weight=wide), (normal(ROWS, inputs, dtype=torch.float64),)
         back = normal(ROWS, outputs)
         yield f"pulled back {inputs} {outputs}", lambda x, weight=weight: pulled_back(x, weight), (back,)
 
