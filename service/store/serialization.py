@@ -18,8 +18,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from service.data.inputs import InputSpec
+from service.density.estimate import MISSING_SAMPLES, MISSING_TOLERANCE
 from service.errors import DamagedModelError
-from service.scoring.calibration import Calibration, PatternEstimates, ReferenceRows
+from service.scoring.calibration import PATTERN_ROWS, Calibration, PatternEstimates, ReferenceRows
 from service.scoring.fingerprints import Fingerprints
 from service.scoring.golden import Golden
 from service.scoring.scores import ReferenceEstimates, arrays_of, concatenated, rows_of
@@ -32,6 +33,9 @@ from service.validity.combination import Combination
 from service.validity.violations import ViolationReference
 
 FINGERPRINTS = "fingerprints.safetensors"
+# How rows with missing cells are estimated, and how many they are compared with: where that changes, what a version knows of
+# its usual patterns is learnt anew.
+PATTERN_RULE = np.array([PATTERN_ROWS, MISSING_TOLERANCE, MISSING_SAMPLES])
 COMBINATION = ("parts", "combined", "weights", "scales")
 SKETCH = ("suspect", "counts", "values", "median")
 
@@ -168,13 +172,14 @@ def pattern_tensors(patterns: Sequence[PatternEstimates]) -> dict[str, torch.Ten
         return {}
     together = arrays_of(concatenated([one.estimates for one in patterns]))
     counts = [len(one.estimates.log_likelihood) for one in patterns]
-    arrays = {"masks": np.stack([one.mask for one in patterns]), "counts": np.array(counts), **together}
+    masks = np.stack([one.mask for one in patterns])
+    arrays = {"masks": masks, "counts": np.array(counts), "rule": PATTERN_RULE, **together}
     return {f"patterns.{name}": torch.tensor(array) for name, array in arrays.items()}
 
 
 def patterns_of(tensors: dict[str, torch.Tensor]) -> tuple[PatternEstimates, ...]:
-    """The usual patterns of missing cells; older versions know none."""
-    if "patterns.masks" not in tensors:
+    """The usual patterns of missing cells; older versions know none, or estimated them by another rule."""
+    if "patterns.rule" not in tensors or not np.array_equal(tensors["patterns.rule"].numpy(), PATTERN_RULE):
         return ()
     masks, counts = tensors["patterns.masks"].numpy(), tensors["patterns.counts"].numpy()
     together = ReferenceEstimates(*(tensors[f"patterns.{one.name}"].numpy() for one in fields(ReferenceEstimates)))

@@ -7,6 +7,7 @@ from service.density.estimate import MISSING_TOLERANCE
 from service.scoring import missing_patterns
 from service.scoring.calibration import PATTERN_ROWS
 from service.scoring.options import Detail, ScoreOptions
+from service.store import serialization
 from service.store.loading import load_scorer
 from service.store.store import Store
 
@@ -35,6 +36,11 @@ def test_the_usual_patterns_travel_with_the_version(scorer):
         again = scorer.patterns.estimate(scorer.patterns.reference_rows(one.mask), ALL)
         for name in ("log_likelihood", "by_member", "columns", "statistics"):
             np.testing.assert_array_equal(getattr(again, name), getattr(one.estimates, name), err_msg=name)
+
+
+def test_patterns_that_were_estimated_by_another_rule_are_learnt_anew(people_store, monkeypatch):
+    monkeypatch.setattr(serialization, "PATTERN_RULE", np.array([200.0, 0.3, 512.0]))
+    assert not load_scorer(Store(people_store), "people", "cpu").calibration.patterns
 
 
 def test_a_row_is_judged_alike_whether_its_pattern_was_known_beforehand_or_not(scorer):
