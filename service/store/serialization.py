@@ -33,8 +33,8 @@ from service.validity.combination import Combination
 from service.validity.violations import ViolationReference
 
 FINGERPRINTS = "fingerprints.safetensors"
-# How rows with missing cells are estimated, and with how many they are compared: if that changes, what a version knows of its
-# usual patterns is learnt anew.
+# How rows with missing cells are estimated, and with how many they are compared. If that changes, what a version knows of
+# its usual patterns is learnt anew.
 PATTERN_RULE = np.array([PATTERN_ROWS, MISSING_TOLERANCE, MISSING_SAMPLES])
 COMBINATION = ("parts", "combined", "weights", "scales")
 SKETCH = ("suspect", "counts", "values", "median")
