@@ -64,7 +64,7 @@ class NumberColumn(Frozen):
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Values, shape (B,), to network columns, (B, width): the atom's index, if there are atoms; the number."""
         number = (self.scale.forward(values / self.step) - self.center) / self.spread
-        number = np.where(np.isnan(values), np.nan, np.clip(np.nan_to_num(number), -FAR, FAR))
+        number = bounded(number, values)
         if not self.atoms:
             return number[:, None]
         atom = self.atom(values)
@@ -190,6 +190,11 @@ class CategoryColumn(Frozen):
         """Index of each text; of several that parse as the same number, the first."""
         backwards = reversed(list(enumerate(map(str, self.values))))
         return {number_or(value, value): place for place, value in backwards}
+
+
+def bounded(number: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Network numbers made finite, and NaN where the value is missing."""
+    return np.where(np.isnan(values), np.nan, np.clip(np.nan_to_num(number), -FAR, FAR))
 
 
 def place_among(known: Sequence[Any], values: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from service.data.beside import Beside
 from service.data.cells import USUAL, CellReader, Reading
-from service.data.columns import FAR, CategoryColumn, LearntColumn, NumberColumn, plain
+from service.data.columns import CategoryColumn, LearntColumn, NumberColumn, bounded, plain
 from service.data.table import FLOAT32_MAX, IS_INFINITE, Table
 from service.errors import Fault, InputError
 from service.system.frozen import Frozen
@@ -90,8 +90,8 @@ class Mixed(Frozen):
         for at, column in enumerate(self.columns):
             if not self.are_straight[at]:
                 x[:, ends[at] - column.width : ends[at]] = column.encode(rows[:, at])
-        center, spread, _ = self.straight
-        x[:, ends[self.are_straight] - 1] = straight_encoded(rows[:, self.are_straight], center, spread)
+        values, (center, spread, _) = rows[:, self.are_straight], self.straight
+        x[:, ends[self.are_straight] - 1] = bounded((values - center) / spread, values)
         return x
 
     def decode(self, x: np.ndarray) -> np.ndarray:
@@ -130,11 +130,6 @@ class Mixed(Frozen):
     @property
     def widths(self) -> list[int]:
         return [column.width for column in self.columns]
-
-
-def straight_encoded(values: np.ndarray, center: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """What `NumberColumn.encode` makes of numbers on a straight scale, shape (B, D)."""
-    return np.where(np.isnan(values), np.nan, np.clip(np.nan_to_num((values - center) / spread), -FAR, FAR))
 
 
 Transform = Annotated[Binary | Grey | Standard | Mixed, Field(discriminator="kind")]

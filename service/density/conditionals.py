@@ -171,11 +171,8 @@ class Attributor:
 
     def __init__(self, block: Block, widths: Sequence[int], suspect: np.ndarray) -> None:
         self.vae, self.search_starts, self.check_cancelled = block.vae, block.starts, block.check_cancelled
-        self.estimator, self.suspect, self.tiling = (
-            block.estimator.endless(END_TOLERANCE, HIDDEN_SAMPLES),
-            suspect,
-            block.tiling,
-        )
+        self.estimator = block.estimator.endless(END_TOLERANCE, HIDDEN_SAMPLES)
+        self.suspect, self.tiling = suspect, block.tiling
         self.firsts = np.cumsum([0, *widths[:-1]])
         self.owner = np.repeat(np.arange(len(widths)), widths)
 

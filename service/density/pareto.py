@@ -30,10 +30,8 @@ def khat(log_weights: Tensor) -> Tensor:
     length = tail_length(samples)
     if length < MIN_TAIL or length >= samples:
         return torch.full((rows,), math.nan, dtype=torch.float64, device=log_weights.device)
-    largest = (
-        (log_weights - log_weights.amax(dim=-1, keepdim=True)).topk(length + 1, dim=-1).values.flip(-1)
-    )  # ascending
-    weights = largest.exp()
+    relative = log_weights - log_weights.amax(dim=-1, keepdim=True)
+    weights = relative.topk(length + 1, dim=-1).values.flip(-1).exp()  # ascending
     exceedances = weights[:, 1:] - weights[:, :1]  # (B, length), ascending
     # Weights that agree up to rounding have no tail: what remains above the cutoff is rounding noise.
     spread = exceedances[:, -1] > 1e-9

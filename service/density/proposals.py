@@ -22,7 +22,6 @@ from service.vae.network import DiagonalNormal
 Rows = slice | Tensor  # some of the rows: a slice, or a tensor of indices
 
 CLIP = 2.5  # standard deviations
-TAILS = 3  # widths of a bent normal fitted to a mode
 PRECISIONS = (0.5, 2.0)
 
 
@@ -132,7 +131,7 @@ class BentNormal:
         return 2.0 * math.sqrt(2.0 / math.pi) * self.skew[:, None]
 
     @staticmethod
-    def unknown(rows: int, latents: int, bent_axes: int, device: torch.device) -> BentNormal:
+    def unknown(rows: int, latents: int, bent_axes: int, tails: int, device: torch.device) -> BentNormal:
         """Room for the normals of so many rows."""
         shapes = (
             (latents,),
@@ -140,7 +139,7 @@ class BentNormal:
             (latents, latents),
             (min(latents, bent_axes), latents),
             (latents,),
-            (TAILS,),
+            (tails,),
             (),
         )
         return BentNormal(*(torch.zeros((rows, *shape), dtype=torch.float64, device=device) for shape in shapes))

@@ -201,7 +201,10 @@ class Search:
         """A mixture for each row of the modes found, weighted by the Laplace estimate of their posterior mass."""
         assert self.modes is not None
         alive, latents = self.alive, self.z.shape[-1]
-        normals = [BentNormal.unknown(len(alive), latents, effort.probed_axes, self.z.device) for _ in alive[0]]
+        normals = [
+            BentNormal.unknown(len(alive), latents, effort.probed_axes, len(laplace.TAILS), self.z.device)
+            for _ in alive[0]
+        ]
         exact = ~alive
         for rows, slots, sites in self.tiles(max(1, min(latents, effort.probed_axes) // 4)):
             normal, is_exact = laplace.fit(sites, self.modes.select((rows, slots)), effort.probed_axes)

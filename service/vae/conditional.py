@@ -103,11 +103,11 @@ class BernoulliConditional:
 
     def log_prob_of(self, h: Tensor, logits: Tensor) -> Tensor:
         """log p(x | z) from the last hidden layer, shape (B * S, H), and the logits, (B * S, D), which it overwrites."""
-        linear = (h.view(len(self.x), -1, h.shape[-1]).double() * self.slope[:, None]).sum(dim=-1) + self.offset[
-            :, None
-        ]
-        even = even_part(logits).view(linear.shape)
-        return (linear - even).clamp(max=0.0)  # a mass is at most 1; huge logits can round above it
+        by_row = h.view(len(self.x), -1, h.shape[-1]).double()  # (B, S, H)
+        linear = (by_row * self.slope[:, None]).sum(dim=-1) + self.offset[:, None]
+        return (linear - even_part(logits).view(linear.shape)).clamp(
+            max=0.0
+        )  # a mass is at most 1; huge logits can round above it
 
     def select(self, rows: slice | Tensor) -> BernoulliConditional:
         """p(x | z) for a subset of the rows; shares the scratch block."""
