@@ -225,8 +225,6 @@ class Columns(Likelihood):
     def probabilities(self, output: Tensor) -> Tensor:
         """Probabilities of the cells within their column, shape (..., K)."""
         logits = self.logits(output)
-        if not self.categories:
-            return logits
         return torch.exp(logits - self.log_normalizers(logits)[..., self.owner])
 
     def probabilities_of(self, output: Tensor, at: int) -> Tensor:
