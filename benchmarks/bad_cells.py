@@ -161,7 +161,7 @@ def rules(
     bands |= {f"band, {rate:g} below": percentiles_of(rate, "low") for rate in RATES}
     for name, percentiles in bands.items():
         yield name, by_band(percentiles), Band.fit(scores, percentiles).accepted.expected
-    statistics = ReferenceStatistics.fit(known, of_all, spec)
+    statistics = scorer.reference_statistics().fit_alike(of_all)
     assert statistics is not None
     for rate in RATES:
         rule = CombinedRule.of(statistics, spec, rate, violations)

@@ -30,9 +30,9 @@ from service.density.estimate import Execution, Member
 from service.density.estimator import SETTINGS, Estimator, SettingName
 from service.density.tiling import worker_pool
 from service.errors import DataError, VouchError
-from service.scoring.calibration import known_rows, whole_rows
+from service.scoring.calibration import known_rows, typical_cells, whole_rows
 from service.scoring.model import Model
-from service.scoring.statistics import KnownRows, weights_of
+from service.scoring.statistics import KnownRows, has_cells, weights_of
 from service.system.cpus import cpu_quota
 from service.training.fit import FitOptions
 from service.training.inputs import table_architecture
@@ -46,6 +46,8 @@ from service.validity.combination import Combination
 USUAL_FALSE_ALARM = 5  # percent of held-out rows that are refused if contamination is "auto"
 MIN_ROWS = 2
 MAX_LATENTS = 16
+# Fast, with an average over the last hundred steps: as good on held-out rows as three times as many steps at 0.001.
+LEARNING_RATE, AVERAGING = 0.004, 0.99
 
 
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -89,7 +91,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         hidden: tuple[int, ...] = (128, 128),
         prior: PriorName = "auto",
         ensemble: int = 3,
-        steps: int = 3_000,
+        steps: int = 1_000,
         batch_size: int = 256,
         importance_samples: int = TABLE_FIT.importance_samples,
         estimator: SettingName = "fast",
@@ -160,7 +162,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         spec = InputSpec(kind="table", shape=(len(names),), columns=names, transform=transform, precision="float64")
         rows = spec.rows(np.clip(spec.array(table), -FLOAT32_MAX, FLOAT32_MAX))
         architecture: Architecture | None = None
-        members, bounds, held_out, usual = [], [], [], []
+        members, bounds, held_out, typical = [], [], [], list[KnownRows]()
         execution = Execution(worker_pool(cpu_quota()))
         for number in range(self.ensemble):
             recipe = self._recipe(seed + number, len(names), bool(np.isnan(rows).any()))
@@ -181,7 +183,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
                 continue
             known = known_rows(alone, split.train, split.validation, execution)
             assert known is not None
-            usual.append(known.usual)
+            if has_cells(spec):
+                known = replace(known, cells=typical_cells(alone, split.validation, execution))
+            typical.append(known)
             statistics = alone.assess(
                 split.validation, statistics=alone.row_statistics(known), execution=execution
             ).statistics
@@ -191,9 +195,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         self.validation_bound_ = float(np.mean(bounds))
         if self.rule == "log_likelihood":
             return np.concatenate(held_out)
-        self.row_statistics_ = self.model_.row_statistics(
-            replace(KnownRows.of(whole_rows(self.model_, rows), spec.features), usual=np.mean(usual, axis=0))
-        )
+        known = KnownRows.of(whole_rows(self.model_, rows), spec.features)
+        self.row_statistics_ = self.model_.row_statistics(known.with_averages(typical))
         statistics = np.concatenate(held_out)
         self.combination_ = Combination(np.sort(statistics, axis=0), np.zeros(0), *weights_of(spec))
         return -self.combination_.combine(statistics)
@@ -209,6 +212,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
                 steps=self.steps,
                 batch_size=self.batch_size,
                 importance_samples=self.importance_samples,
+                learning_rate=LEARNING_RATE,
+                averaging=AVERAGING,
                 seed=seed,
             ),
         )

@@ -1,4 +1,4 @@
-"""Distances from rows to their nearest known row: numbers relative to their range, categories by equality (after Gower).
+"""Distances from rows to their nearest known rows: numbers relative to their range, categories by equality (after Gower).
 
 Among known rows each column's distance is between 0 and 1, in any units (Gower, 1971). Missing cells are left out.
 """
@@ -13,6 +13,7 @@ from service.density.tiling import one_thread
 FAR = 1e6  # ranges
 CANDIDATES = 8  # nearest by float32 distances, for which exact distances are computed
 ROWS_AT_ONCE = 64
+GAP_ROWS = 256  # distinct known rows from which a typical gap is taken
 
 
 class Neighbours:
@@ -41,18 +42,45 @@ class Neighbours:
         """The numeric columns of rows, relative to their range."""
         return np.clip((rows[:, ~self.is_category].astype(np.float64) - self.low) / self.span, -FAR, FAR)
 
-    def distances(self, rows: np.ndarray) -> np.ndarray:
-        """Root mean square distance of the cells of each row, shape (B, D), from the nearest known row: shape (B,)."""
-        with one_thread():
-            parts = [self.of_some(rows[start : start + ROWS_AT_ONCE]) for start in range(0, len(rows), ROWS_AT_ONCE)]
-        return np.concatenate(parts) if parts else np.zeros(0)
+    def nearest(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances of each row, shape (B, D), from its `count` nearest known rows, ascending, and which these are: (B, N).
 
-    def of_some(self, rows: np.ndarray) -> np.ndarray:
+        A distance is the root mean square of the cells'. N is `count`, or the number of known rows if there are fewer.
+        """
+        width = min(count, len(self.numbers))
+        with one_thread():
+            parts = [
+                self.of_some(rows[start : start + ROWS_AT_ONCE], width) for start in range(0, len(rows), ROWS_AT_ONCE)
+            ]
+        if not parts:
+            return np.zeros((0, width)), np.zeros((0, width), dtype=np.int64)
+        distances, which = zip(*parts, strict=True)
+        return np.concatenate(distances), np.concatenate(which)
+
+    def gap(self) -> float:
+        """The median distance of distinct known rows from the nearest other one; 1 if there is no other."""
+        whole = np.concatenate([self.numbers, self.codes], axis=1)
+        first, group = np.unique(whole, axis=0, return_index=True, return_inverse=True)[1:]
+        if len(first) < 2:
+            return 1.0
+        some = first[np.linspace(0, len(first) - 1, min(GAP_ROWS, len(first))).round().astype(int)]
+        numbers, codes = np.where(self.has, self.numbers, np.nan)[some], self.codes[some]
+        with one_thread():
+            rough = self.rough(numbers, codes)
+        rough[group.ravel()[some, None] == group.ravel()] = np.inf
+        several = min(CANDIDATES, len(self.numbers) - 1)
+        candidates = np.argpartition(rough, several, axis=1)[:, :several]
+        there = np.isfinite(np.take_along_axis(rough, candidates, axis=1))
+        return float(np.median(np.where(there, self.exact(numbers, codes, candidates), np.inf).min(axis=1)))
+
+    def of_some(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         numbers, codes = self.scaled(rows), rows[:, self.is_category]
         rough = self.rough(numbers, codes)
-        count = min(CANDIDATES, len(self.numbers))
-        candidates = np.argpartition(rough, count - 1, axis=1)[:, :count]
-        return self.exact(numbers, codes, candidates).min(axis=1)
+        several = min(max(CANDIDATES, count + CANDIDATES // 2), len(self.numbers))
+        candidates = np.argpartition(rough, several - 1, axis=1)[:, :several]
+        exact = self.exact(numbers, codes, candidates)
+        order = np.lexsort((candidates, exact), axis=1)[:, :count]
+        return np.take_along_axis(exact, order, axis=1), np.take_along_axis(candidates, order, axis=1)
 
     def rough(self, numbers: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Squared distances from all known rows, up to rounding: shape (B, m)."""

@@ -19,7 +19,7 @@ from service.errors import CalibrationError
 from service.scoring.model import Model
 from service.scoring.pace import SUSPECT_ROWS, Pace
 from service.scoring.scores import ReferenceEstimates
-from service.scoring.statistics import KnownRows, ReferenceStatistics
+from service.scoring.statistics import KnownRows, ReferenceStatistics, has_cells, weights_of
 from service.vae.network import VAE
 from service.validity.band import Band
 from service.validity.column_ranks import ColumnSketch
@@ -162,7 +162,7 @@ class Calibration:
 
         Args:
             suspect: log p(x_j | x_-j) below which a cell is estimated with more care, shape (D,), from other rows
-                (`suspects`); by default every cell is.
+                (`typical_cells`); by default every cell is.
             known: known rows for the further statistics; without them there are no further statistics.
             pace: counts the rows.
             domains: the columns' domains, and the columns beside the input; by default none are known, and C is 0.
@@ -180,8 +180,7 @@ class Calibration:
         if model.input.reads_missing:
             whole = ReferenceRows.of(model, rows, pace)
             rows, reference = whole.rows, whole.first(REFERENCE_ROWS, unreadable)
-        if suspect is None:
-            suspect = np.full(rows.shape[1], np.inf)
+        suspect = np.full(rows.shape[1], np.inf) if suspect is None else suspect
         some = max(MIN_COLUMN_ROWS, COLUMN_CELLS // rows.shape[1])
         row_statistics = None if known is None else model.row_statistics(known)
         pace.begin("calibration", len(rows) * len(model.members), f"calibrating on {len(rows):,} rows")
@@ -196,7 +195,7 @@ class Calibration:
         if first.statistics is not None and rest.statistics is not None and known is not None:
             of_all = np.full((len(unreadable), first.statistics.shape[1]), np.inf)
             of_all[~unreadable] = np.concatenate([first.statistics, rest.statistics])
-            statistics = ReferenceStatistics.fit(known, of_all, model.input)
+            statistics = ReferenceStatistics.fit(known, of_all, *weights_of(model.input, known.generation))
         return Calibration(
             scores[order],
             percentiles,
@@ -269,7 +268,10 @@ def calibrated(
     if len(pilot):
         model = replace(model, estimator=piloted(model, pilot, percentiles, execution, pace))
     near = known_rows(model, pilot if known is None else readable(spec, known), pilot, execution, pace)
-    suspect = suspects(model, pilot, execution, pace)
+    cells = typical_cells(model, pilot, execution, pace)
+    suspect = np.full(spec.features, np.inf) if cells is None else cells.suspect
+    if near is not None and has_cells(spec):
+        near = replace(near, cells=cells)
     if pace.is_limited:
         rows = rows[: affordable(model, pilot, rows, suspect, near, execution, pace)]
     return model, Calibration.fit(model, rows, percentiles, execution, suspect, near, pace, domains)
@@ -352,10 +354,15 @@ def whole_rows(model: Model, rows: np.ndarray, pace: Pace | None = None) -> np.n
     return ReferenceRows.of(model, KnownRows.of(rows, model.input.features).rows, pace).rows
 
 
-def suspects(model: Model, pilot: np.ndarray, execution: Execution, pace: Pace | None = None) -> np.ndarray:
-    """log p(x_j | x_-j) below which a cell is suspicious, shape (D,), nats: a share SUSPECT_SHARE of the pilot's cells."""
+def typical_cells(
+    model: Model, pilot: np.ndarray, execution: Execution, pace: Pace | None = None
+) -> ColumnSketch | None:
+    """The distribution of log p(x_j | x_-j) of the pilot's cells; below SUSPECT_SHARE of them a cell is suspicious.
+
+    None without a pilot.
+    """
     if not len(pilot):
-        return np.full(model.input.features, np.inf)
+        return None
     nowhere = np.full(model.input.features, -np.inf)
     some = pilot[:SUSPECT_ROWS]
     (pace or Pace()).begin("suspects", len(some) * len(model.members))
@@ -364,7 +371,7 @@ def suspects(model: Model, pilot: np.ndarray, execution: Execution, pace: Pace |
     values = columns.log_likelihood
     ordered, counts = np.sort(values, axis=0), (~np.isnan(values)).sum(axis=0)
     chosen = (SUSPECT_SHARE * counts).astype(int)
-    return np.where(counts > 0, ordered[chosen, np.arange(len(counts))], np.inf)
+    return ColumnSketch.fit(values, np.where(counts > 0, ordered[chosen, np.arange(len(counts))], np.inf))
 
 
 def piloted(

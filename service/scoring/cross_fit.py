@@ -23,7 +23,7 @@ from service.scoring.calibration import (
     piloted,
     readable,
     ready,
-    suspects,
+    typical_cells,
 )
 from service.scoring.model import Model
 from service.scoring.pace import SUSPECT_ROWS, Pace
@@ -61,7 +61,8 @@ def calibrated_by_folds(
     model = ready(vaes, spec, estimator, pilots)
     model = replace(model, estimator=piloted(model, pilots[0], percentiles, execution, pace))
     alone = [model.alone(number) for number in range(networks)]
-    suspect = np.max([suspects(one, pilot, execution, pace) for one, pilot in zip(alone, pilots, strict=True)], axis=0)
+    cells = [typical_cells(one, pilot, execution, pace) for one, pilot in zip(alone, pilots, strict=True)]
+    suspect = np.max([np.full(spec.features, np.inf) if one is None else one.suspect for one in cells], axis=0)
     if pace.is_limited:
         few = affordable(alone[0], pilots[0], np.concatenate(folds), suspect, None, execution, pace)
         folds = [fold[: -(-few // networks)] for fold in folds]

@@ -127,9 +127,7 @@ class MissingPatterns:
         if found.columns.size and calibration.columns is not None:
             columns = ColumnSketch.fit(found.columns, calibration.columns.suspect)
         if found.statistics.size and calibration.statistics is not None:
-            statistics = ReferenceStatistics.fit(
-                calibration.statistics.known, found.statistics, self.model.input, unreadable
-            )
+            statistics = calibration.statistics.fit_alike(found.statistics, unreadable)
         with self.lock:
             before = self.known.get(pattern.tobytes(), NOTHING)
             comparison = Comparison(

@@ -77,8 +77,10 @@ class Model:
         Args:
             suspect: requests log p(x_j | x_-j) of each column; values below this are estimated with more care, shape (D,),
                 nats.
-            statistics: requests further test statistics, and computes them.
+            statistics: requests further test statistics, and computes them; columns, too, if these need them.
         """
+        if suspect is None and statistics is not None:
+            suspect = statistics.suspect
         x, log_abs_det = self.input.encode(rows), self.input.log_abs_det_jacobian(rows)
         incomplete = np.isnan(rows).any(axis=1)
         each, cases, seen = [], [], []
@@ -95,14 +97,12 @@ class Model:
             cases += found[: suspect is not None]
             seen += found[len(observers) - (statistics is not None) :]
         together = averaged(each)
-        columns = [columns_of(one, self.input.features) for one in cases]
-        return Assessment(
-            together,
-            each,
-            averaged_columns([estimates for estimates, _ in columns]) if columns else None,
-            [draws for _, draws in columns],
-            None if statistics is None else statistics.of(rows, together.log_likelihood, seen),
-        )
+        of_columns = [columns_of(one, self.input.features) for one in cases]
+        columns = averaged_columns([estimates for estimates, _ in of_columns]) if of_columns else None
+        further, cells = None, None if columns is None else columns.log_likelihood
+        if statistics is not None:
+            further = statistics.of(rows, together.log_likelihood, seen, cells)
+        return Assessment(together, each, columns, [draws for _, draws in of_columns], further)
 
     def row_statistics(self, known: KnownRows) -> RowStatistics:
         """Computes further test statistics of rows, relative to known rows."""

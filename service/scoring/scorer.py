@@ -172,7 +172,7 @@ class Scorer(Generator):
             domains=self.domains,
             spec=spec,
         )
-        if assessment.columns is None:
+        if assessment.columns is None or not options.explain:
             return scores
         return self.explained(scores, rows, assessment.columns, assessment.draws, options.explain, compared)
 

@@ -1,15 +1,15 @@
 """Test statistics of rows in addition to log p(x), and their weights in the combined rule.
 
-All of them come from quantities that scoring computes anyway, except the nearest known row, the compressed size of an
-image, and what preprocessing discards of it.
+All of them come from quantities that scoring computes anyway, except distances to known rows, the cells of mixed tables
+given the others, the compressed size of an image, and what preprocessing discards of it.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeGuard
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeGuard, get_args
 
 import numpy as np
 
@@ -18,12 +18,15 @@ from service.data.inputs import Binary, InputSpec, Mixed
 from service.density.neighbours import Neighbours
 from service.density.row_statistics import DrawObserver, DrawStatistics, Seen, encodings
 from service.vae.network import VAE
+from service.validity.column_ranks import ColumnSketch
 from service.validity.combination import FULL_WEIGHT, MIN_ROWS, Combination
 
 MAX_KNOWN_ROWS, MAX_KNOWN_CELLS = 4096, 2**20
 USUAL_SPREAD = (50.0, 5.0)  # percentiles of a column's term; their difference is its spread
 LEAST_SPREAD = 1.0  # nats
 NOTHING = 1e-9
+LEAST_GAP = 0.5  # of the typical gap between distinct known rows: smaller distances are equal
+NEIGHBOURS = 5
 WHITE = 255.0
 
 StatisticName = Literal[
@@ -37,25 +40,35 @@ StatisticName = Literal[
     "compressed_size",
     "discarded",
     "discarded_apart",
+    "worst_cell",
+    "isolation",
 ]
+
+
+InputKind = Literal["image", "black-and-white image", "table", "mixed table"]
+ANY_INPUT = frozenset(get_args(InputKind))
 
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
     """A test statistic of a row: large values are extreme, and with `both` also small ones.
 
-    `scale` is the size of a negligible difference. `since` is the first generation of versions that have it.
+    `scale` is the size of a negligible difference. `inputs` have it, of those that `kinds_of` tells apart. `since` is the
+    first generation of versions that have it.
     """
 
     name: StatisticName
     scale: float
     is_main: bool = False
     both: bool = False
-    images_only: bool = False
-    black_and_white_only: bool = False
+    inputs: frozenset[InputKind] = ANY_INPUT
     since: int = 1
 
 
+IMAGES: frozenset[InputKind] = frozenset({"image", "black-and-white image"})
+BLACK_AND_WHITE: frozenset[InputKind] = frozenset({"black-and-white image"})
+TABLES: frozenset[InputKind] = frozenset({"table", "mixed table"})
+MIXED: frozenset[InputKind] = frozenset({"mixed table"})
 STATISTICS = (
     Statistic("nearest_row", 0.01, is_main=True),
     Statistic("reconstruction", 0.01),
@@ -63,11 +76,14 @@ STATISTICS = (
     Statistic("divergence", 0.01),
     Statistic("bound_gap", 0.01),
     Statistic("nearest_encoding", 0.01),
-    Statistic("compressed_size", 0.01, both=True, images_only=True),
-    Statistic("discarded", 0.002, both=True, images_only=True, black_and_white_only=True),
-    Statistic("discarded_apart", 0.0002, images_only=True, black_and_white_only=True, since=2),
+    Statistic("compressed_size", 0.01, both=True, inputs=IMAGES),
+    Statistic("discarded", 0.002, both=True, inputs=BLACK_AND_WHITE),
+    Statistic("discarded_apart", 0.0002, inputs=BLACK_AND_WHITE, since=2),
+    Statistic("worst_cell", 0.01, is_main=True, inputs=MIXED, since=3),
+    Statistic("isolation", 0.01, is_main=True, inputs=TABLES, since=3),
 )
-GENERATION = 2  # of the statistics that new versions have
+GENERATION = 3  # of the statistics that new versions have
+LAST_UNTOLD = 2  # the last generation whose versions do not tell it
 LOG_LIKELIHOOD_SCALE = 0.01
 # On all data, a low likelihood and a large distance to all known rows are the most informative and have full weight. For
 # tables each of the others has weight 1/30: a value that one valid row in thirty shows then adds no more than the main two
@@ -80,12 +96,13 @@ ASIDE = {"table": 1.0 / 30.0, "image": 1.0 / 3.0}
 class KnownRows:
     """Rows that the networks were fitted to, shape (m, D), and typical values of valid rows' columns.
 
-    `usual` (2, D) is the median and the spread of E[log p(x_j | z)], nats. `generation` says which statistics a version was
-    calibrated for.
+    `usual` (2, D) is the median and the spread of E[log p(x_j | z)], nats, and `cells` is the distribution of
+    log p(x_j | x_-j), which mixed tables have. `generation` says which statistics a version was calibrated for.
     """
 
     rows: np.ndarray = field(repr=False)
     usual: np.ndarray = field(repr=False)
+    cells: ColumnSketch | None = None
     generation: int = GENERATION
 
     @staticmethod
@@ -95,6 +112,15 @@ class KnownRows:
         if len(rows) > most:
             rows = rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
         return KnownRows(rows, np.stack([np.zeros(features), np.ones(features)]))
+
+    def with_averages(self, others: Sequence[KnownRows]) -> KnownRows:
+        """These rows, with what is typical on average for the networks of an ensemble."""
+        cells = [one.cells for one in others if one.cells is not None]
+        return replace(
+            self,
+            usual=np.mean([one.usual for one in others], axis=0),
+            cells=ColumnSketch.averaged(cells) if cells else None,
+        )
 
     @staticmethod
     def usual_of(reconstruction: np.ndarray) -> np.ndarray:
@@ -112,16 +138,26 @@ class ReferenceStatistics:
 
     @staticmethod
     def fit(
-        known: KnownRows, statistics: np.ndarray, spec: InputSpec, unreadable: int = 0
+        known: KnownRows, statistics: np.ndarray, weights: np.ndarray, scales: np.ndarray, unreadable: int = 0
     ) -> ReferenceStatistics | None:
         """Fit to validation rows' statistics, shape (n, K), in random order; None if there are too few rows.
 
         Rows that rank below every number have infinite statistics; there are `unreadable` more of them.
+
+        Args:
+            weights, scales: of the statistics, shape (K,) both (`weights_of`).
         """
         finite = np.isfinite(statistics).all(axis=1)
         if finite.sum() < MIN_ROWS or finite[: len(statistics) // 2].sum() < MIN_ROWS // 4:
             return None
-        return ReferenceStatistics(known, Combination.fit(statistics, *weights_of(spec), round(unreadable / 2)))
+        by_ranks = known.generation > LAST_UNTOLD
+        return ReferenceStatistics(known, Combination.fit(statistics, weights, scales, round(unreadable / 2), by_ranks))
+
+    def fit_alike(self, statistics: np.ndarray, unreadable: int = 0) -> ReferenceStatistics | None:
+        """Fit to the statistics of other rows, such as rows with hidden cells, with the same weights."""
+        return ReferenceStatistics.fit(
+            self.known, statistics, self.combination.weights, self.combination.scales, unreadable
+        )
 
     @property
     def rows(self) -> int:
@@ -139,14 +175,25 @@ class ReferenceStatistics:
         return np.stack(columns, axis=1)
 
 
+def kind_of(spec: InputSpec) -> InputKind:
+    """Which statistics an input has."""
+    if spec.kind == "image":
+        return "black-and-white image" if isinstance(spec.transform, Binary) else "image"
+    is_mixed = isinstance(spec.transform, Mixed) and any(
+        isinstance(one, CategoryColumn) for one in spec.transform.columns
+    )
+    return "mixed table" if is_mixed else "table"
+
+
+def has_cells(spec: InputSpec, generation: int = GENERATION) -> bool:
+    """Whether cells given the others are among an input's statistics."""
+    return any(one.name == "worst_cell" for one in chosen_statistics(spec, generation))
+
+
 def chosen_statistics(spec: InputSpec, generation: int = GENERATION) -> list[Statistic]:
     """The further statistics that apply to an input, of a generation."""
-    is_image, is_binary = spec.kind == "image", isinstance(spec.transform, Binary)
-    return [
-        one
-        for one in STATISTICS
-        if one.since <= generation and is_image >= one.images_only and is_binary >= one.black_and_white_only
-    ]
+    kind = kind_of(spec)
+    return [one for one in STATISTICS if one.since <= generation and kind in one.inputs]
 
 
 def named(spec: InputSpec, generation: int = GENERATION) -> list[tuple[StatisticName, bool]]:
@@ -169,12 +216,12 @@ def weights_of(spec: InputSpec, generation: int = GENERATION) -> tuple[np.ndarra
 
 
 def generation_of(spec: InputSpec, sides: int) -> int:
-    """The newest generation with so many one-sided statistics.
+    """The newest generation with so many one-sided statistics, of those whose versions do not tell it themselves.
 
     Raises:
         ValueError: there is none.
     """
-    for generation in range(GENERATION, 0, -1):
+    for generation in range(LAST_UNTOLD, 0, -1):
         if len(weights_of(spec, generation)[0]) == sides:
             return generation
     raise ValueError(f"no version has {sides} statistics")
@@ -185,10 +232,26 @@ class RowStatistics:
 
     def __init__(self, spec: InputSpec, known: KnownRows, vaes: Sequence[VAE]) -> None:
         self.spec, self.known = spec, known
+        self.chosen = chosen_statistics(spec, known.generation)
         # If a pixel is black in all known rows, the slightest grey there would otherwise be a huge distance.
         span = WHITE if spec.kind == "image" else None
-        self.neighbours = Neighbours(coordinates(spec, known.rows), categories(spec), span)
+        near = coordinates(spec, known.rows)
+        self.neighbours = Neighbours(near, categories(spec), span)
         self.encodings = [encodings(vae, spec.encode(known.rows)) for vae in vaes]
+        self.closest = LEAST_GAP * self.neighbours.gap() if known.generation > LAST_UNTOLD else NOTHING
+        self.count = NEIGHBOURS if self.has("isolation") else 1
+        if self.has("isolation"):
+            around = self.neighbours.nearest(near, NEIGHBOURS + 1)[0][:, 1:]  # the first is the row itself
+            self.spacing = logarithm(around.mean(axis=1) if around.size else np.zeros(len(near)), self.closest)
+
+    def has(self, name: StatisticName) -> bool:
+        """Whether a statistic applies to the input and the version."""
+        return any(one.name == name for one in self.chosen)
+
+    @property
+    def suspect(self) -> np.ndarray | None:
+        """log p(x_j | x_-j) below which a cell is estimated with more care, shape (D,); None if none need be."""
+        return self.known.cells.suspect if self.has("worst_cell") and self.known.cells is not None else None
 
     def observer(self, number: int) -> DrawObserver:
         """An observer of network `number` that collects what the statistics need from its draws."""
@@ -198,17 +261,25 @@ class RowStatistics:
         """Average over the networks what each has seen of B rows."""
         return DrawStatistics.averaged([DrawStatistics.stacked(rows, self.spec.features) for rows in seen])
 
-    def of(self, rows: np.ndarray, log_likelihood: np.ndarray, seen: Sequence[Sequence[Seen]]) -> np.ndarray:
+    def of(
+        self,
+        rows: np.ndarray,
+        log_likelihood: np.ndarray,
+        seen: Sequence[Sequence[Seen]],
+        cells: np.ndarray | None = None,
+    ) -> np.ndarray:
         """All one-sided statistics of checked rows, shape (B, D): shape (B, K); the larger, the more extreme.
 
         Args:
             seen: for each network, what its observer saw of each row.
+            cells: log p(x_j | x_-j), shape (B, D), nats, if `suspect` asks for it.
         """
         by_draws = self.together(seen)
         middle, spread = self.known.usual
         short = np.where(np.isnan(rows), 0.0, (middle - by_draws.reconstruction) / spread)
+        distances, which = self.neighbours.nearest(coordinates(self.spec, rows), self.count)
         values: dict[StatisticName, Callable[[], np.ndarray]] = {
-            "nearest_row": lambda: logarithm(self.neighbours.distances(coordinates(self.spec, rows))),
+            "nearest_row": lambda: logarithm(distances[:, 0], self.closest),
             "reconstruction": lambda: -by_draws.reconstruction.sum(axis=1),
             "worst_column": lambda: short.max(axis=1),
             "divergence": lambda: np.arcsinh(by_draws.divergence),
@@ -217,17 +288,36 @@ class RowStatistics:
             "compressed_size": lambda: logarithm(compressed_sizes(rows.reshape(-1, *self.spec.shape))),
             "discarded": lambda: discarded(self.spec, rows).mean(axis=1),
             "discarded_apart": lambda: discarded_apart(self.spec, rows),
+            "worst_cell": lambda: self.worst_cell(cells),
+            "isolation": lambda: self.isolation(distances, which),
         }
         columns = [-log_likelihood, log_likelihood]
-        for one in chosen_statistics(self.spec, self.known.generation):
+        for one in self.chosen:
             value = values[one.name]()
             columns += [value, -value] if one.both else [value]
         return np.stack(columns, axis=1).astype(np.float64)
 
+    def worst_cell(self, cells: np.ndarray | None) -> np.ndarray:
+        """The surprise of each row's most surprising cell given the others, nats, among typical cells: shape (B,)."""
+        assert cells is not None
+        assert self.known.cells is not None
+        return np.fmax.reduce(self.known.cells.surprise(cells), axis=1, initial=0.0)
 
-def logarithm(values: np.ndarray) -> np.ndarray:
-    """log of numbers that may be 0, with a floor at NOTHING."""
-    return np.log(np.maximum(values, NOTHING))
+    def isolation(self, distances: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """log of the mean distance to the nearest known rows, less half of that of their own distances: shape (B,).
+
+        Where known rows are far apart, a new one may be, too. Less all of it, this would be the simplified local outlier
+        factor (Schubert, Zimek and Kriegel, 2014), for which a distance is not strange by itself.
+
+        Args:
+            distances, which: of the nearest known rows, and their numbers, shape (B, N) both.
+        """
+        return logarithm(distances.mean(axis=1), self.closest) - 0.5 * self.spacing[which].mean(axis=1)
+
+
+def logarithm(values: np.ndarray, least: float = NOTHING) -> np.ndarray:
+    """log of numbers that may be 0; smaller ones than `least` are taken for it."""
+    return np.log(np.maximum(values, least))
 
 
 def coordinates(spec: InputSpec, rows: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import Tensor
 from service.errors import DamagedModelError
 from service.scoring.calibration import Calibration, ReferenceRows
 from service.scoring.golden import Golden
+from service.scoring.statistics import KnownRows
 from service.scoring.version import Card
 from service.vae.network import VAE, Architecture
 from service.validity.column_ranks import ColumnSketch
@@ -57,10 +58,7 @@ def check_calibration(label: str, card: Card, calibration: Calibration, golden: 
         or (calibration.statistics and combination_problem(calibration.statistics.combination))
         or domains_problem(card, calibration)
         or (calibration.violations and violations_problem(calibration.violations, calibration))
-        or (
-            calibration.statistics
-            and known_problem(calibration.statistics.known.rows, calibration.statistics.known.usual)
-        )
+        or (calibration.statistics and known_problem(calibration.statistics.known))
         or (golden and golden_problem(golden, card.input.features))
     )
     if problem:
@@ -155,10 +153,12 @@ def violations_problem(violations: ViolationReference, calibration: Calibration)
     return None
 
 
-def known_problem(rows: np.ndarray, usual: np.ndarray) -> str | None:
-    if not len(rows) or np.isinf(rows).any():
+def known_problem(known: KnownRows) -> str | None:
+    if not len(known.rows) or np.isinf(known.rows).any():
         return "the known rows are not finite"
-    return None if np.isfinite(usual).all() and (usual[1] > 0).all() else "what is usual in columns is not finite"
+    if not np.isfinite(known.usual).all() or not (known.usual[1] > 0).all():
+        return "what is usual in columns is not finite"
+    return None if known.cells is None else sketch_problem(known.cells, known.rows.shape[1])
 
 
 def golden_problem(golden: Golden, features: int) -> str | None:

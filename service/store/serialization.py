@@ -24,7 +24,14 @@ from service.scoring.calibration import PATTERN_ROWS, Calibration, PatternEstima
 from service.scoring.fingerprints import Fingerprints
 from service.scoring.golden import Golden
 from service.scoring.scores import ReferenceEstimates, arrays_of, concatenated, rows_of
-from service.scoring.statistics import KnownRows, ReferenceStatistics, generation_of
+from service.scoring.statistics import (
+    LAST_UNTOLD,
+    KnownRows,
+    ReferenceStatistics,
+    generation_of,
+    has_cells,
+    weights_of,
+)
 from service.scoring.version import CalibrationCard, Card, Draft, Reference
 from service.store.plausible import check_calibration, check_weights
 from service.vae.network import VAE
@@ -37,6 +44,7 @@ FINGERPRINTS = "fingerprints.safetensors"
 # its usual patterns is learnt anew.
 PATTERN_RULE = np.array([PATTERN_ROWS, MISSING_TOLERANCE, MISSING_SAMPLES])
 COMBINATION = ("parts", "combined", "weights", "scales")
+COLUMNS, CELLS = "columns.", "evidence.cells."  # sketches of all validation rows' cells, and of the pilot's
 SKETCH = ("suspect", "counts", "values", "median")
 
 
@@ -205,15 +213,15 @@ def reference_of(tensors: dict[str, torch.Tensor]) -> ReferenceRows | None:
     return ReferenceRows(tensors["reference.rows"].numpy(), tensors["reference.holes"].numpy(), folds, unreadable)
 
 
-def sketch_tensors(sketch: ColumnSketch | None) -> dict[str, torch.Tensor]:
-    """Tensors of the column sketch; empty if the calibration has none."""
-    return {} if sketch is None else {f"columns.{name}": torch.tensor(getattr(sketch, name)) for name in SKETCH}
+def sketch_tensors(sketch: ColumnSketch | None, prefix: str = COLUMNS) -> dict[str, torch.Tensor]:
+    """Tensors of a column sketch; empty if the calibration has none."""
+    return {} if sketch is None else {prefix + name: torch.tensor(getattr(sketch, name)) for name in SKETCH}
 
 
-def sketch_of(tensors: dict[str, torch.Tensor]) -> ColumnSketch | None:
-    if f"columns.{SKETCH[0]}" not in tensors:
+def sketch_of(tensors: dict[str, torch.Tensor], prefix: str = COLUMNS) -> ColumnSketch | None:
+    if prefix + SKETCH[0] not in tensors:
         return None
-    return ColumnSketch(*(tensors[f"columns.{name}"].numpy() for name in SKETCH))
+    return ColumnSketch(*(tensors[prefix + name].numpy() for name in SKETCH))
 
 
 def statistics_tensors(reference: ReferenceStatistics | None) -> dict[str, torch.Tensor]:
@@ -225,9 +233,11 @@ def statistics_tensors(reference: ReferenceStatistics | None) -> dict[str, torch
     arrays = {
         "rows": small if np.array_equal(small.astype(rows.dtype), rows) else rows,
         "usual": reference.known.usual,
+        "generation": np.array(reference.known.generation),
         **{name: getattr(reference.combination, name) for name in COMBINATION},
     }
-    return {f"evidence.{name}": torch.tensor(array) for name, array in arrays.items()}
+    cells = sketch_tensors(reference.known.cells, CELLS)
+    return {f"evidence.{name}": torch.tensor(array) for name, array in arrays.items()} | cells
 
 
 def statistics_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> ReferenceStatistics | None:
@@ -240,9 +250,17 @@ def statistics_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> Referenc
         return None
     arrays = {name: tensors[f"evidence.{name}"].numpy() for name in ("rows", "usual", *COMBINATION)}
     sides = len(arrays["weights"])
-    generation = generation_of(spec, sides)
-    known = KnownRows(arrays["rows"].astype(spec.dtype), arrays["usual"].astype(np.float64), generation)
-    combination = Combination(*(arrays[name].astype(np.float64) for name in COMBINATION))
+    told = tensors.get("evidence.generation")
+    generation = generation_of(spec, sides) if told is None else int(told)
+    if len(weights_of(spec, generation)[0]) != sides:
+        raise ValueError("reference statistics of another generation")
+    cells = sketch_of(tensors, CELLS)
+    if (cells is not None) != has_cells(spec, generation):
+        raise ValueError("reference statistics without typical cells")
+    rows, usual = arrays["rows"].astype(spec.dtype), arrays["usual"].astype(np.float64)
+    known = KnownRows(rows, usual, cells, generation)
+    of_combination = {name: arrays[name].astype(np.float64) for name in COMBINATION}
+    combination = Combination(**of_combination, by_ranks=generation > LAST_UNTOLD)
     shapes = known.rows.shape[1:], known.usual.shape, combination.parts.shape[1:], combination.weights.shape
     if shapes != ((spec.features,), (2, spec.features), (sides,), (sides,)):
         raise ValueError("reference statistics have the wrong shapes")

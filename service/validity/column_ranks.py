@@ -6,11 +6,14 @@ the p-value from all rows, rounded up to the next kept rank, and so is still val
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 RANKS = 64
+TAIL_SHARE = 0.05  # of the cells; in this tail, surprise grows linearly
+LEAST_EXCESS = 0.25  # nats: the least mean excess of a tail
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,13 @@ class ColumnSketch:
         middle = np.take_along_axis(ordered, np.maximum((counts + 1) // 2 - 1, 0)[None], axis=0)[0]
         return ColumnSketch(suspect.astype(np.float64), counts, np.nan_to_num(values), np.nan_to_num(middle))
 
+    @staticmethod
+    def averaged(sketches: Sequence[ColumnSketch]) -> ColumnSketch:
+        """The sketch between some, of about as many cells each: their quantiles are averaged."""
+        means = (np.mean([getattr(one, name) for one in sketches], axis=0) for name in ("suspect", "values", "median"))
+        suspect, values, median = means
+        return ColumnSketch(suspect, np.min([one.counts for one in sketches], axis=0), values, median)
+
     def p_values(self, log_likelihood: np.ndarray) -> np.ndarray:
         """(1 + validation cells as unlikely or more) / (n + 1), rounded up to a kept rank: (B, D) to (B, D).
 
@@ -49,6 +59,16 @@ class ColumnSketch:
         usual = self.counts[2 * self.counts >= self.counts.max()]
         p_values = np.maximum(worst / (self.counts + 1.0), 1.0 / (usual.min() + 1.0))
         return np.where(np.isnan(given), np.nan, p_values)
+
+    def surprise(self, log_likelihood: np.ndarray) -> np.ndarray:
+        """-log of the share of validation cells as unlikely or more, smoothed: (B, D) to (B, D); NaN for missing cells.
+
+        Below the fifth percentile it grows linearly, as for an exponential distribution with the tail's mean excess.
+        """
+        surprise = np.full(log_likelihood.shape, np.nan)
+        for at, count in enumerate(self.counts.tolist()):
+            surprise[:, at] = cell_surprise(self.values[:, at], count, log_likelihood[:, at]) if count else 0.0
+        return np.where(np.isnan(log_likelihood), np.nan, surprise)
 
     def most_suspicious(
         self, log_likelihood: np.ndarray, p_values: np.ndarray, count: int, violated: np.ndarray | None = None
@@ -67,3 +87,17 @@ def ranks(counts: np.ndarray) -> np.ndarray:
     """Ranks from 1 to n in geometric progression: for counts (D,), shape (RANKS, D)."""
     powers = np.arange(RANKS)[:, None] / (RANKS - 1)
     return np.minimum(np.ceil(np.maximum(counts, 1) ** powers - 1e-9), counts).astype(int)
+
+
+def cell_surprise(values: np.ndarray, count: int, log_likelihood: np.ndarray) -> np.ndarray:
+    """The surprise of cells of one column, (B,), by the kept order statistics of `count` validation cells, (RANKS,)."""
+    kept, first = np.unique(values, return_index=True)
+    rank = ranks(np.array([count]))[:, 0]
+    last = rank[np.append(first[1:], len(rank)) - 1]
+    share = (0.5 * (rank[first] + last) + 0.5) / (count + 1)  # equal ones count half
+    start = min(max(1, int(np.searchsorted(share, TAIL_SHARE))), len(kept) - 1)
+    masses, below = np.diff(share[:start], prepend=0.0), kept[start] - kept[:start]
+    excess = max(float((masses * below).sum() / masses.sum()) if start else 0.0, LEAST_EXCESS)
+    by_rank = -np.interp(log_likelihood, kept, np.log(share))
+    beyond = -np.log(share[start]) + (kept[start] - log_likelihood) / excess
+    return np.maximum(by_rank, np.where(log_likelihood < kept[start], beyond, 0.0))

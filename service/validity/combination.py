@@ -30,16 +30,20 @@ class Combination:
     Rows that rank below every number have infinite statistics: they are no `parts`, and infinite in `combined`.
 
     The larger a statistic, the more extreme a row. `weights` (K,) say how much each counts. `scales` (K,) are lower bounds
-    on the mean excess in the tail: smaller differences do not count as such.
+    on the mean excess in the tail: smaller differences do not count as such. With `by_ranks`, surprise is never less than
+    the ranks say, however long the tail; versions of before were calibrated without.
     """
 
     parts: np.ndarray
     combined: np.ndarray
     weights: np.ndarray
     scales: np.ndarray
+    by_ranks: bool = True
 
     @staticmethod
-    def fit(statistics: np.ndarray, weights: np.ndarray, scales: np.ndarray, infinite: int = 0) -> Combination:
+    def fit(
+        statistics: np.ndarray, weights: np.ndarray, scales: np.ndarray, infinite: int = 0, by_ranks: bool = True
+    ) -> Combination:
         """Fit to validation rows in random order, shape (n, K), at least MIN_ROWS: the first half gives `parts`.
 
         `infinite` further rows rank below every number.
@@ -47,18 +51,18 @@ class Combination:
         half = len(statistics) // 2
         first, second = (rows[np.isfinite(rows).all(axis=1)] for rows in (statistics[:half], statistics[half:]))
         parts = np.sort(first, axis=0)
-        nothing = Combination(parts, np.zeros(0), weights, scales)
+        nothing = Combination(parts, np.zeros(0), weights, scales, by_ranks)
         infinite += len(statistics) - half - len(second)
         combined = np.append(nothing.combine(second), np.full(infinite, np.inf))
-        return Combination(parts, np.sort(combined), weights, scales)
+        return Combination(parts, np.sort(combined), weights, scales, by_ranks)
 
     def surprise(self, statistics: np.ndarray) -> np.ndarray:
         """-log of the share of valid rows at least as extreme, smoothed: shape (B, K), at least 0.
 
-        In the upper tail it grows linearly, as for an exponential distribution with the tail's mean excess.
+        In the upper tail it grows linearly (`surprise`).
         """
         columns = [
-            surprise(known, values, scale)
+            surprise(known, values, scale, self.by_ranks)
             for known, values, scale in zip(self.parts.T, statistics.T, self.scales, strict=True)
         ]
         most = np.where(self.weights >= FULL_WEIGHT, np.inf, BELIEVED * np.log(len(self.parts) + 1.0))
@@ -84,8 +88,12 @@ def p_values(known: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (1 + len(known) - np.searchsorted(known, values, side="left")) / (len(known) + 1)
 
 
-def surprise(known: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
-    """-log of the smoothed share of known values, ascending, that are at least as large: shape (B,)."""
+def surprise(known: np.ndarray, values: np.ndarray, scale: float, by_ranks: bool = True) -> np.ndarray:
+    """-log of the smoothed share of known values, ascending, that are at least as large: shape (B,).
+
+    Beyond TAIL_SHARE it is that of an exponential distribution with the tail's mean excess and, with `by_ranks`, never less
+    than the share itself: where many known values are equal, the tail may begin far below the others.
+    """
     count = len(known)
     tail = min(count - 1, max(MIN_TAIL, int(np.ceil(TAIL_SHARE * count))))
     start = known[count - 1 - tail]
@@ -95,4 +103,6 @@ def surprise(known: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
     share = (count - 0.5 * (first + last) + 1.0) / (count + 1)  # ties count half
     below = np.interp(values, distinct, -np.log(share), left=0.0)
     beyond = np.interp(start, distinct, -np.log(share)) + (values - start) / excess
+    if by_ranks:
+        beyond = np.maximum(beyond, below)
     return np.maximum(np.where(values > start, beyond, below), 0.0)

@@ -106,29 +106,29 @@ def test_distances_are_gower_s(holes):
     rows[:, 3] = 7.0
     is_category = np.array([False, False, True, False])
     known, asked = rows[:60], rows[60:]
-    found = Neighbours(known, is_category).distances(asked)
+    found = Neighbours(known, is_category).nearest(asked, 1)[0][:, 0]
     assert found == pytest.approx([gower(known, row, is_category) for row in asked], abs=1e-9)
-    assert Neighbours(known, is_category).distances(known[:5]) == pytest.approx(0.0)
+    assert Neighbours(known, is_category).nearest(known[:5], 1)[0][:, 0] == pytest.approx(0.0)
 
 
 def test_neighbours_bear_rows_from_anywhere():
     neighbours = Neighbours(np.random.default_rng(0).normal(size=(20, 3)), np.zeros(3, dtype=bool))
-    far = neighbours.distances(np.array([[1e38, 0, 0], [np.nan] * 3, [-1e38, 1e38, 1e38]]))
+    far = neighbours.nearest(np.array([[1e38, 0, 0], [np.nan] * 3, [-1e38, 1e38, 1e38]]), 1)[0][:, 0]
     assert np.isfinite(far).all()
-    assert neighbours.distances(np.zeros((0, 3))).shape == (0,)
+    assert neighbours.nearest(np.zeros((0, 3)), 1)[0].shape == (0, 1)
 
 
 def test_a_row_s_distance_does_not_depend_on_its_company():
     generator = np.random.default_rng(1)
     neighbours = Neighbours(generator.random((300, 64)), np.zeros(64, dtype=bool))
     rows = generator.random((150, 64))
-    together = neighbours.distances(rows)
-    assert [neighbours.distances(rows[at : at + 1])[0] for at in (0, 63, 64, 149)] == together[
+    together = neighbours.nearest(rows, 1)[0][:, 0]
+    assert [neighbours.nearest(rows[at : at + 1], 1)[0][0, 0] for at in (0, 63, 64, 149)] == together[
         [0, 63, 64, 149]
     ].tolist()
 
 
 def test_numbers_may_share_a_range():
     known = np.array([[0.0, 0.0], [200.0, 0.0]])
-    found = Neighbours(known, np.zeros(2, dtype=bool), 255.0).distances(np.array([[200.0, 51.0]]))
+    found = Neighbours(known, np.zeros(2, dtype=bool), 255.0).nearest(np.array([[200.0, 51.0]]), 1)[0][:, 0]
     assert found == pytest.approx(np.sqrt(0.5 * 0.2**2))

@@ -107,7 +107,6 @@ def test_rows_with_holes_are_judged_beside_rows_with_the_same_holes(mixed_store)
     pattern = np.isnan(holed[0])
     known = scorer.patterns.known[pattern.tobytes()]
     assert known.has(Detail(statistics=True))
-    assert not known.has(Detail(columns=True))
     alone = scorer.score(holed[2:3], ScoreOptions("combined", false_alarm=0.05, explain=1))
     assert alone.combined_p_value[0] == scores.combined_p_value[2]
     assert not scores.valid[2]  # a speed of 2 belongs to another state
