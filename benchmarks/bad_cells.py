@@ -42,7 +42,6 @@ from service.scoring.scores import CombinedRule
 from service.scoring.statistics import KnownRows, ReferenceStatistics
 from service.scoring.version import Published, Reference
 from service.store.loading import load_scorer
-from service.store.serialization import card_of
 from service.store.store import Store
 from service.system.cpus import cpu_quota
 from service.training.fit import FitOptions
@@ -301,7 +300,7 @@ def scorer_of(done: Trained) -> Scorer:
     """A scorer of a model that is not published."""
     draft = done.draft
     reference = Reference("made", "1")
-    published = Published(reference, "", card_of(reference, draft), draft.model, draft.calibration, None)
+    published = Published(reference, "", draft.card(reference), draft.model, draft.calibration, None)
     return Scorer(published, threads=cpu_quota())
 
 

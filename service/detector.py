@@ -46,8 +46,6 @@ from service.validity.combination import Combination
 USUAL_FALSE_ALARM = 5  # percent of held-out rows that are refused if contamination is "auto"
 MIN_ROWS = 2
 MAX_LATENTS = 16
-# Fast, with an average over the last hundred steps: as good on held-out rows as three times as many steps at 0.001.
-LEARNING_RATE, AVERAGING = 0.004, 0.99
 
 
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -167,7 +165,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         for number in range(self.ensemble):
             recipe = self._recipe(seed + number, len(names), bool(np.isnan(rows).any()))
             if architecture is None:
-                architecture = self._architecture(transform, recipe)
+                architecture = self._architecture(transform, recipe, len(rows))
             else:
                 recipe = replace(recipe, prior="mixture" if architecture.prior_components else "normal")
             order = np.random.default_rng(recipe.fit.seed).permutation(len(rows))
@@ -212,15 +210,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
                 steps=self.steps,
                 batch_size=self.batch_size,
                 importance_samples=self.importance_samples,
-                learning_rate=LEARNING_RATE,
-                averaging=AVERAGING,
+                learning_rate=TABLE_FIT.learning_rate,
+                averaging=TABLE_FIT.averaging,
                 seed=seed,
             ),
         )
 
-    def _architecture(self, transform: Mixed, recipe: Recipe) -> Architecture:
+    def _architecture(self, transform: Mixed, recipe: Recipe, rows: int) -> Architecture:
         """The network that all members share."""
-        architecture = table_architecture(transform, recipe)
+        architecture = table_architecture(transform, recipe, rows)
         if self.columns == "inferred":
             return architecture
         # Only the default floor limits how sharp a density may be, whatever a column's steps.

@@ -19,7 +19,6 @@ from service.scoring.options import ScoreOptions
 from service.scoring.scorer import Scorer
 from service.scoring.version import Published, Reference
 from service.store.loading import load_scorer
-from service.store.serialization import card_of
 from service.store.store import Store
 from service.training.train import recalibrate, train_table
 from service.validity.conformal import Discoveries, ScoreRanks
@@ -107,7 +106,7 @@ def client(store, tmp_path_factory):
 
 def in_memory(published: Published, draft) -> Scorer:
     reference = Reference("people", "2")
-    return Scorer(replace(published, card=card_of(reference, draft), model=draft.model, calibration=draft.calibration))
+    return Scorer(replace(published, card=draft.card(reference), model=draft.model, calibration=draft.calibration))
 
 
 # One bad row among others

@@ -1,4 +1,4 @@
-"""The command line: train, schema, calibrate, score, evaluate, sample, filter, models, promote, keys, serve, version."""
+"""The command line: `vouch` and its commands."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 import typer
 
 from service.cli import filter as _filter
-from service.cli import keys, models, score, serve, train
+from service.cli import keys, models, score, selftest, serve, train
 from service.cli.app import app
 
-COMMANDS = (train, score, _filter, models, keys, serve)  # importing a module registers its commands
+COMMANDS = (train, score, selftest, _filter, models, keys, serve)  # importing a module registers its commands
 
 
 def main() -> None:

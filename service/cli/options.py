@@ -178,15 +178,37 @@ class BandOptions:
 
 
 @dataclass(frozen=True)
-class JudgeOptions(BandOptions):
-    """Options that choose how rows are judged."""
+class RuleOptions(BandOptions):
+    """Options that choose the rule by which rows are judged."""
 
     rule: Annotated[
-        Literal["band", "combined"],
+        Literal["band", "combined"] | None,
         typer.Option(
-            help="band: judge by log p(x); combined: by several test statistics, at a promised rate of false alarms"
+            help="band: judge by log p(x); combined: by several test statistics, at a promised rate of false alarms; "
+            "default: the model's (new: band)"
         ),
-    ] = "band"
+    ] = None
+
+    def chosen(self) -> tuple[float, float] | None:
+        """The band's percentiles, if any option sets them."""
+        self.check()
+        return None if self.rule == "combined" else super().chosen()
+
+    def check(self) -> None:
+        """Raise if the options contradict each other.
+
+        Raises:
+            InputError: says which.
+        """
+        from service.scoring.options import ScoreOptions
+
+        ScoreOptions(self.rule, self.pair(), self.false_alarm, self.tail)
+
+
+@dataclass(frozen=True)
+class JudgeOptions(RuleOptions):
+    """Options that choose how rows are judged, and what else is told of them."""
+
     fdr: Annotated[
         float | None,
         typer.Option(help="mark discoveries: at most this share of them is valid, in expectation, such as 0.05"),

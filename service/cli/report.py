@@ -12,6 +12,7 @@ from service.errors import CalibrationError
 
 if TYPE_CHECKING:
     from service.scoring.scores import CombinedRule
+    from service.scoring.selftest import SelfTest
     from service.scoring.version import Draft, Reference
     from service.training.fit import FitReport
     from service.training.train import Trained
@@ -38,11 +39,14 @@ def report_lines(reference: Reference, trained: Trained, seconds: float, store: 
         yield "note: the fit was interrupted; the best network until then was calibrated and published"
     rule = recommended_rule(draft)
     yield from accepted_lines(draft, rule)
+    if draft.selftest is not None:
+        yield from selftest_lines(draft.selftest)
     if trained.left_out:
         yield f"columns left out: {some_of(trained.left_out)}"
     if trained.report.validation.active_latents == 0:
         yield unconnected("pixels" if draft.model.input.kind == "image" else "columns")
-    options = "" if rule is None else f" --rule combined --false-alarm {rule.false_alarm:g}"
+    is_other = rule is not None and draft.rule == "band"
+    options = f" --rule combined --false-alarm {rule.false_alarm:g}" if rule is not None and is_other else ""
     place = "" if store == USUAL_STORE else f" --store {shlex.quote(store)}"
     yield f"next: vouch score FILE --model {reference.name}{options}{place}"
     yield fit_line(trained.report)
@@ -69,6 +73,8 @@ def recommended_rule(draft: Draft) -> CombinedRule | None:
     statistics, violations = draft.calibration.statistics, draft.calibration.violations
     if statistics is None:
         return None
+    if draft.rule == "combined":
+        return CombinedRule.of(statistics, draft.model.input, draft.false_alarm, violations)
     for percent in range(round(100 * FALSE_ALARM), 100):
         try:
             return CombinedRule.of(statistics, draft.model.input, percent / 100.0, violations)
@@ -82,14 +88,37 @@ def accepted_lines(draft: Draft, rule: CombinedRule | None) -> Iterator[str]:
     band, rows = draft.calibration.band(), len(draft.calibration.scores)
     low, high = band.percentiles
     ends = f"above {low:g} %" if math.isinf(band.high) else f"from {low:g} to {high:g} %"
-    yield f"the band {ends} (the default) accepts {known(band.accepted, rows)}"
+    is_default = " (the default)" if draft.rule == "band" else ""
+    yield f"the band {ends}{is_default} accepts {known(band.accepted, rows)}"
     if rule is None:
         why = "networks by folds do not have it" if draft.calibration.folds is not None else "it needs more rows"
         yield f"the rule combined is not available: {why}"
     else:
-        yield f"the rule combined at a false-alarm rate of {rule.false_alarm:g} accepts {known(rule.accepted, rows)}"
+        is_default = " (the default)" if draft.rule == "combined" else ""
+        name = f"the rule combined at a false-alarm rate of {rule.false_alarm:g}{is_default}"
+        yield f"{name} accepts {known(rule.accepted, rows)}"
         if rule.false_alarm > FALSE_ALARM:
             yield f"a lower rate, such as {FALSE_ALARM:g}, needs more rows to calibrate on"
+
+
+def selftest_lines(selftest: SelfTest, is_whole: bool = False) -> Iterator[str]:
+    """What is caught of spoilt rows by the last of the rules, the most first; the whole of it has a line for each spoil."""
+    rate, rule = 100 * selftest.false_alarm, selftest.rules[-1]
+    ranked = sorted(selftest.caught, key=lambda one: -one.shares[-1])
+    if is_whole:
+        yield f"rows that each rule calls invalid at a false-alarm rate of {rate:.3g} %, in per cent"
+        width = max(len(one.spoil) for one in ranked)
+        yield f"{'':{width}}  {'rows':>6}" + "".join(f"  {name:>16}" for name in selftest.rules)
+        valid = ("valid, as they are", selftest.rows, selftest.alarms)
+        for name, rows, shares in (valid, *((one.spoil, one.rows, one.shares) for one in ranked)):
+            yield f"{name:{width}}  {rows:6,}" + "".join(f"  {100 * share:16.1f}" for share in shares)
+        return
+    rows = max(one.rows for one in ranked)
+    yield f"at {rate:.3g} % false alarms the rule {rule} catches, of up to {rows:,} valid rows spoilt in each way:"
+    for least, most, name in ((0.95, 2.0, "nearly all"), (0.5, 0.95, "most"), (0.1, 0.5, "some"), (-1.0, 0.1, "few")):
+        some = [one for one in ranked if least <= one.shares[-1] < most]
+        if some:
+            yield f"  {name}: " + ", ".join(f"{one.spoil} ({100 * one.shares[-1]:.0f} %)" for one in some)
 
 
 def known(share: Acceptance, rows: int) -> str:

@@ -173,10 +173,14 @@ def evaluate(
     ] = None,
     trained_rows: TrainedRowsOption = "refuse",
     device: DeviceOption = "auto",
+    cost_miss: Annotated[float | None, typer.Option(help="what an invalid row costs that is called valid")] = None,
+    cost_alarm: Annotated[float, typer.Option(help="what a valid row costs that is called invalid")] = 1.0,
+    prevalence: Annotated[float, typer.Option(help="share of rows that are invalid, for the costs")] = 0.01,
 ) -> None:
-    """Compare the rules on valid and invalid rows, and recommend one."""
-    from service.scoring.evaluation import RATES, evaluated, recommendation
+    """Compare the rules on valid and invalid rows, recommend one, and name the rate that costs least."""
+    from service.scoring.evaluation import RATES, Costs, cheapest, cost_sentence, evaluated, recommendation
 
+    costs = None if cost_miss is None else Costs(cost_miss, cost_alarm, prevalence)
     scorer = scorer_of(store, model, device)
     sets = dict(named_file(text) for text in invalid)
     if len(sets) < len(invalid):
@@ -198,6 +202,8 @@ def evaluate(
         table.add_row(one.name, one.rule, f"{one.auroc:.4f}", f"{one.auprc:.4f}", *shares, alarms)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     print(recommendation(results))
+    if costs is not None:
+        print(cost_sentence(cheapest(results, costs, len(scorer.calibration.scores)), costs))
     if picture is not None:
         write(picture, drawn_rules(results))
 

@@ -23,12 +23,12 @@ from service.cli.console import (
 )
 from service.cli.inputs import check_unseen, existing, group_cells, repeated, rows_for, schema_in, table_from
 from service.cli.options import (
-    BandOptions,
     ColumnsOption,
     DataArgument,
     DeviceOption,
     KeyOption,
     RepeatOptions,
+    RuleOptions,
     StoreOption,
     TableOptions,
     TextFileOptions,
@@ -105,8 +105,12 @@ class FittingOptions:
     patience: Annotated[
         int | None, typer.Option(min=1, help="stop after this many epochs without a better validation bound")
     ] = None
-    batch_size: Annotated[int, typer.Option(min=1, help="rows per optimizer step")] = 128
-    learning_rate: Annotated[float, typer.Option(help="peak learning rate of Adam")] = 1e-3
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="rows per optimizer step; default: 256 for tables, else 128")
+    ] = None
+    learning_rate: Annotated[
+        float | None, typer.Option(help="peak learning rate of Adam; default: 0.004 for tables, else 0.001")
+    ] = None
     beta: Annotated[float, typer.Option(help="weight of the ELBO's KL term")] = 1.0
     importance_samples: Annotated[
         int | None, typer.Option(min=1, help="above 1: fit the IWAE bound; default: 5 for tables, else 1")
@@ -130,8 +134,8 @@ class FittingOptions:
             epochs=self.epochs,
             minutes=self.minutes,
             patience=self.patience,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
+            batch_size=self.batch_size or usual.batch_size,
+            learning_rate=usual.learning_rate if self.learning_rate is None else self.learning_rate,
             beta=self.beta,
             importance_samples=self.importance_samples or (usual.importance_samples if self.beta == 1.0 else 1),
             seed=self.seed,
@@ -182,7 +186,7 @@ def train(
     network: NetworkOptions,
     fitting: FittingOptions,
     hold_out: HoldOutOptions,
-    band: BandOptions,
+    rule: RuleOptions,
     store: StoreOption = USUAL_STORE,
     description: Annotated[str, typer.Option(help="one line for the model card")] = "",
 ) -> None:
@@ -193,7 +197,7 @@ def train(
     started = time.monotonic()
     checked_name(name)
     is_mixed = check_options(source, data, network, fitting, hold_out)
-    recipe = recipe_of(network, fitting, hold_out, band, is_mixed)
+    recipe = recipe_of(network, fitting, hold_out, rule, is_mixed)
     kept = Checkpoints.beside(store, name, fitting.resume, fitting.checkpoint)
     trained = trained_on(source, data, recipe, is_mixed, kept)
     reference = Store(store).publish(name, replace(trained.draft, description=description))
@@ -231,7 +235,7 @@ def check_options(
 
 
 def recipe_of(
-    network: NetworkOptions, fitting: FittingOptions, hold_out: HoldOutOptions, band: BandOptions, is_mixed: bool
+    network: NetworkOptions, fitting: FittingOptions, hold_out: HoldOutOptions, rule: RuleOptions, is_mixed: bool
 ) -> Recipe:
     """The options as a recipe, with defaults that depend on the kind of data."""
     from service.density.estimator import Estimator
@@ -250,7 +254,9 @@ def recipe_of(
         fit=fitting.fit_options(TABLE_FIT if is_mixed else FitOptions()),
         estimator=Estimator.of(hold_out.estimator),
         augment=fitting.augment,
-        percentiles=band.chosen() or usual.percentiles,
+        percentiles=rule.chosen() or usual.percentiles,
+        rule=rule.rule or usual.rule,
+        false_alarm=rule.false_alarm if rule.rule == "combined" else None,
         validation_share=hold_out.validation_share,
         calibration_share=hold_out.calibration_share or usual.calibration_share,
         folds=hold_out.folds or 1,
@@ -337,7 +343,7 @@ def schema(
 def calibrate(
     model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS")],
     data: DataArgument,
-    band: BandOptions,
+    rule: RuleOptions,
     text: TextFileOptions,
     repeats: RepeatOptions,
     store: StoreOption = "model_store",
@@ -363,8 +369,11 @@ def calibrate(
     check_unseen(models, published.reference, cells, trained_rows)
     found = repeated(data, cells, published.card.input, repeats, rows.raw)
     with progress_bar() as on_progress:
-        draft = recalibrate(published, rows.rows, chosen, band.chosen(), on_progress, found.groups)
+        draft = recalibrate(published, rows.rows, chosen, rule.chosen(), on_progress, found.groups)
     draft = replace(draft, fingerprints=models.fingerprints(published.reference))
+    if rule.rule is not None:
+        rate = rule.false_alarm if rule.rule == "combined" else None
+        draft = draft.judging(rule.rule, rate)
     reference = models.publish(published.reference.name, draft)
     fitted = draft.calibration.band()
     used, pilot = fitted.rows, draft.calibration_data["pilot_rows"]

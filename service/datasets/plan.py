@@ -63,6 +63,7 @@ class RunOptions(Frozen):
         text: TextOptions = AS_SHOWN,
     ) -> RunOptions:
         """The options of a run with this scorer. Without `shard_rows`, shards are sized by the row width."""
+        options = scorer.resolved(options)
         combined = options.rule == "combined"
         return RunOptions(
             model=str(scorer.published.reference),

@@ -130,6 +130,7 @@ def as_table(scores: Scores, origin: Origin) -> pa.Table:
     if scores.rule is not None:
         columns["combined_p_value"] = scores.combined_p_value
         columns |= {f"p_value_{name}": scores.evidence[:, at] for at, name in enumerate(scores.rule.statistics)}
+    columns["reason"] = pa.array(scores.reasons(), pa.string())
     if isinstance(scores, ExplainedScores):
         columns |= blamed(scores, origin)
     return pa.table(columns)

@@ -5,16 +5,19 @@ Never imported by the running service.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from service.errors import InputError
 from service.scoring.options import ScoreOptions
 from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 
 RATES = (0.01, 0.05, 0.1, 0.5)
+NUM_RATES = 60  # that are looked at for the cheapest
 
 
 def flagged(scores: Scores, p_values: np.ndarray) -> np.ndarray:
@@ -42,7 +45,7 @@ class RuleOnSet:
     """How a rule does on one set of invalid rows.
 
     At each of RATES, `caught` is the share of invalid rows that it flags, and `alarms` the share of valid ones. `auroc` and
-    `auprc` rank rows by the rule's p-values.
+    `auprc` rank rows by the rule's p-values, `p_valid` (B,) and `p_invalid` (N,).
     """
 
     rule: str
@@ -51,6 +54,8 @@ class RuleOnSet:
     caught: tuple[float, ...]
     auroc: float
     auprc: float
+    p_valid: np.ndarray = field(repr=False)
+    p_invalid: np.ndarray = field(repr=False)
 
 
 def evaluated(scorer: Scorer, valid: np.ndarray, invalid: dict[str, np.ndarray]) -> list[RuleOnSet]:
@@ -69,8 +74,77 @@ def evaluated(scorer: Scorer, valid: np.ndarray, invalid: dict[str, np.ndarray])
         bad = scorer.score_read(rows, options)
         for rule in rules:
             p_valid, p_invalid = RULES[rule](good), RULES[rule](bad)
-            results.append(RuleOnSet(rule, name, shares(p_valid), shares(p_invalid), *ranking(p_valid, p_invalid)))
+            auroc, auprc = ranking(p_valid, p_invalid)
+            at_rates = shares(p_valid), shares(p_invalid)
+            results.append(RuleOnSet(rule, name, *at_rates, auroc, auprc, p_valid, p_invalid))
     return results
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a missed invalid row and a refused valid one cost, and the share of rows that are invalid, above 0 and below 1.
+
+    Raises:
+        InputError: a cost is not above 0, or the share is not between 0 and 1.
+    """
+
+    miss: float
+    alarm: float
+    prevalence: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.miss < math.inf and 0 < self.alarm < math.inf):
+            raise InputError("costs: expected numbers above 0")
+        if not 0 < self.prevalence < 1:
+            raise InputError("prevalence: expected a share above 0 and below 1")
+
+    def of(self, alarms: float, caught: float) -> float:
+        """The cost of a row, in the mean."""
+        return self.prevalence * self.miss * (1.0 - caught) + (1.0 - self.prevalence) * self.alarm * alarms
+
+
+@dataclass(frozen=True, slots=True)
+class Cheapest:
+    """The rule and the rate of false alarms that cost least; `by_row` is that cost, in the mean of the invalid sets.
+
+    If no rate costs less than accepting every row, `rate` is 0.
+    """
+
+    rule: str
+    rate: float
+    alarms: float
+    caught: float
+    by_row: float
+
+
+def cheapest(results: Sequence[RuleOnSet], costs: Costs, rows: int) -> Cheapest:
+    """The cheapest rule and rate, of those that a version calibrated on so many rows allows.
+
+    Alarms are as many as are promised, or as were seen of the valid rows if these are more; every invalid set counts alike.
+    """
+    rates = np.geomspace(max(1e-4, 2.0 / (rows + 1)), 0.5, NUM_RATES)
+    best = Cheapest("", 0.0, 0.0, 0.0, costs.of(0.0, 0.0))
+    for rule in dict.fromkeys(one.rule for one in results):
+        own = [one for one in results if one.rule == rule]
+        for rate in rates.tolist():
+            alarms = max(rate, float((own[0].p_valid <= rate).mean()))
+            caught = float(np.mean([(one.p_invalid <= rate).mean() for one in own]))
+            by_row = costs.of(alarms, caught)
+            if by_row < best.by_row:
+                best = Cheapest(rule, rate, alarms, caught, by_row)
+    return best
+
+
+def cost_sentence(best: Cheapest, costs: Costs) -> str:
+    """What to do to pay least, in a sentence."""
+    nothing = costs.of(0.0, 0.0)
+    if not best.rate:
+        return f"Accept every row: at {nothing:.4g} a row, no rate of false alarms costs less."
+    option = OPTIONS[best.rule].replace("RATE", f"{best.rate:.2g}")
+    return (
+        f"Cheapest: `{option}` ({best.rule}), {best.by_row:.4g} a row, where accepting every row costs {nothing:.4g}; it "
+        f"catches {100 * best.caught:.1f} % of the invalid rows, in the mean of the sets."
+    )
 
 
 def shares(p_values: np.ndarray) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from service.density.conditionals import KEPT_DRAWS
@@ -33,10 +33,11 @@ class ScoreOptions:
     """How to judge rows, and what else to report. `Scorer.check` checks that a version supports it.
 
     Attributes:
-        rule: `band` judges by log p(x); `combined` by several test statistics together, at a false-alarm rate.
+        rule: `band` judges by log p(x); `combined` by several test statistics together, at a false-alarm rate; None: what
+            the version was published with (`or_default`).
         percentiles: another band for this call, from the same validation scores.
         false_alarm: the share of valid rows that may be called invalid, instead of percentiles; by default the
-            calibration's, or for the combined rule `scores.USUAL_FALSE_ALARM`.
+            version's, or for the combined rule `scores.USUAL_FALSE_ALARM`.
         tail: for a false-alarm rate of the band, and for `fdr`: `low` flags only unlikely rows, `both` also rows that are
             too likely.
         fdr: mark discoveries so that the expected share of valid rows among them is at most this.
@@ -47,7 +48,7 @@ class ScoreOptions:
         InputError: the options contradict each other, or a share is not between 0 and 1.
     """
 
-    rule: RuleName = "band"
+    rule: RuleName | None = None
     percentiles: tuple[float, float] | None = None
     false_alarm: float | None = None
     tail: Tail | None = None
@@ -65,10 +66,18 @@ class ScoreOptions:
         if self.percentiles is not None and self.false_alarm is not None:
             raise InputError("percentiles and false_alarm: expected only one of them")
 
+    def or_default(self, rule: RuleName, false_alarm: float | None) -> ScoreOptions:
+        """These options, with a version's rule and rate where they say nothing; percentiles and tail belong to the band."""
+        if self.rule is not None:
+            return self
+        if rule == "band" or self.percentiles is not None or self.tail is not None:
+            return replace(self, rule="band")
+        return replace(self, rule=rule, false_alarm=self.false_alarm or false_alarm)
+
     @property
     def band_percentiles(self) -> tuple[float, float] | None:
         """The percentiles of the judging band; None for the calibration's default."""
-        if self.rule == "band" and self.false_alarm is not None:
+        if self.rule != "combined" and self.false_alarm is not None:
             return percentiles_of(self.false_alarm, self.tail or "both")
         return self.percentiles
 

@@ -87,12 +87,18 @@ class Scorer(Generator):
         except DamagedModelError as error:
             raise DamagedModelError(f"{self.published.reference}: {error}") from None
 
+    def resolved(self, options: ScoreOptions) -> ScoreOptions:
+        """The options with this version's rule where they name none."""
+        of_version = self.published.card.calibration
+        return options.or_default(of_version.rule, of_version.false_alarm)
+
     def check(self, options: ScoreOptions) -> None:
         """Check that this version supports the options, before any row is read.
 
         Raises:
             CalibrationError: too few validation rows for the band or the rate, or the calibration lacks what is requested.
         """
+        options = self.resolved(options)
         if options.band_percentiles is not None:
             self.calibration.band(options.band_percentiles)
         if options.explain:
@@ -121,6 +127,7 @@ class Scorer(Generator):
         self, rows: np.ndarray, options: ScoreOptions = DEFAULT, check_cancelled: CheckCancelled = never_cancelled
     ) -> Scores:
         """The scores of rows that have been checked (`read`), shape (B, D + C)."""
+        options = self.resolved(options)
         execution, detail = Execution(self.pool, check_cancelled), options.detail
         percentiles = options.band_percentiles
         band = self.band if percentiles is None else self.calibration.band(percentiles)

@@ -12,6 +12,7 @@ import numpy as np
 from service.data.domains import MISSING, Domains, Violation, num_unreadable
 from service.data.inputs import InputSpec
 from service.errors import CalibrationError
+from service.scoring.reasons import reasons_of, with_cells
 from service.scoring.statistics import ReferenceStatistics, names_of
 from service.validity.band import SIDES, Band, Side, Verdict, exact, rank
 from service.validity.conformal import Acceptance, Discoveries, Tail, check_share, places_refused
@@ -185,6 +186,10 @@ class Scores:
             found[row] = self.domains.violations(self.spec, self.codes[row])
         return found
 
+    def reasons(self) -> list[str | None]:
+        """Why each row is invalid, in a sentence; None for valid ones."""
+        return reasons_of(self)
+
     @property
     def num_violations(self) -> np.ndarray:
         """How many violations each row has, shape (B,)."""
@@ -240,6 +245,10 @@ class ExplainedScores(Scores):
     expected_low: np.ndarray
     expected_high: np.ndarray
     expected_probability: np.ndarray
+
+    def reasons(self) -> list[str | None]:
+        """Why each row is invalid, with its most suspicious cell; None for valid ones."""
+        return with_cells(self, reasons_of(self))
 
 
 @dataclass(frozen=True, slots=True)

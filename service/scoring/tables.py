@@ -73,6 +73,7 @@ def score_lists(scores: Scores, discoveries: Discoveries | None = None) -> tuple
         columns = [*columns, scores.combined_p_value, *scores.evidence.T]
     if discoveries is not None:
         names, columns = [*names, "discovery"], [*columns, discoveries.chosen]
+    names, columns = [*names, "reason"], [*columns, scores.reasons()]
     lists = [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]
     # NaN alone differs from itself.
     return names, ([None if value != value else value for value in row] for row in zip(*lists, strict=True))  # noqa: PLR0124

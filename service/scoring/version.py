@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
@@ -14,14 +14,19 @@ from service.data.domains import Domains
 from service.data.inputs import InputSpec
 from service.data.kinds import ColumnKind
 from service.density.estimator import Estimator
+from service.errors import CalibrationError
 from service.scoring.calibration import Calibration
 from service.scoring.fingerprints import Fingerprints
 from service.scoring.golden import Golden
 from service.scoring.model import Model
+from service.scoring.options import RuleName
+from service.scoring.scores import CombinedRule
+from service.scoring.selftest import SelfTest
 from service.system.frozen import Frozen
 from service.vae.network import Architecture
 
 MAX_MEMBERS = 100
+LATER_FIELDS = ("domains", "selftest")  # of the card
 
 
 class CalibrationCard(Frozen):
@@ -31,6 +36,8 @@ class CalibrationCard(Frozen):
     percentiles: tuple[float, float]
     band: tuple[float | None, float | None]  # None for no end
     data: dict[str, Any] = {}
+    rule: RuleName = "band"  # by which rows are judged that are asked about without one
+    false_alarm: float | None = None  # of the rule combined
 
 
 class Card(Frozen):
@@ -51,12 +58,13 @@ class Card(Frozen):
     reading: Reading = USUAL  # absent in older cards, whose data was read with the default
     kinds: tuple[ColumnKind, ...] = ()  # what each column of the training file was taken for, and why
     domains: Domains | None = None  # what the training rows never held; None where that was not learnt
+    selftest: SelfTest | None = None  # what the rules catch of valid rows that were spoilt; None if that was not tried
 
     @model_serializer(mode="wrap")
     def without_unknown(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields; one that was added later only where it says something."""
+        """The fields; those that were added later only where they say something."""
         document: dict[str, Any] = serialize(self)
-        return document if self.domains is not None else {key: one for key, one in document.items() if key != "domains"}
+        return {key: one for key, one in document.items() if key not in LATER_FIELDS or one is not None}
 
     def reader(self) -> CellReader:
         """A reader of cells for the version's rows."""
@@ -85,6 +93,8 @@ class Draft:
         kinds: what each column of the training file was taken for.
         domains: what its rows never held.
         fingerprints: of the rows that the networks were fitted to; None if they are not kept.
+        selftest: what the rules catch of spoilt rows; None if that was not tried.
+        rule, false_alarm: by which rows are judged that are asked about without a rule.
     """
 
     model: Model
@@ -96,6 +106,56 @@ class Draft:
     kinds: tuple[ColumnKind, ...] = ()
     domains: Domains | None = None
     fingerprints: Fingerprints | None = None
+    selftest: SelfTest | None = None
+    rule: RuleName = "band"
+    false_alarm: float | None = None
+
+    def judging(self, rule: RuleName, false_alarm: float | None = None) -> Draft:
+        """This model, judging by a rule where it is asked without one.
+
+        `false_alarm` is the rate of the rule combined; None: the usual one.
+
+        Raises:
+            CalibrationError: it cannot judge by the rule at that rate.
+        """
+        if rule == "combined":
+            statistics = self.calibration.statistics
+            if statistics is None:
+                raise CalibrationError("the rule combined needs more validation rows, and networks without folds")
+            CombinedRule.of(statistics, self.model.input, false_alarm, self.calibration.violations)
+        return replace(self, rule=rule, false_alarm=false_alarm)
+
+    def card(self, reference: Reference) -> Card:
+        """The card of this model, published as a version."""
+        model, calibration = self.model, self.calibration
+        return Card(
+            name=reference.name,
+            version=reference.version,
+            created=datetime.now(UTC).replace(microsecond=0),
+            description=self.description,
+            architecture=model.vae.architecture,
+            members=len(model.members),
+            input=model.input,
+            estimator=model.estimator,
+            calibration=CalibrationCard(
+                rows=len(calibration.scores),
+                percentiles=calibration.percentiles,
+                band=calibration.band().ends_or_none,
+                data=self.calibration_data,
+                rule=self.rule,
+                false_alarm=self.false_alarm,
+            ),
+            training=self.training,
+            reading=self.reading,
+            kinds=self.kinds,
+            domains=self.domains,
+            selftest=self.selftest,
+        )
+
+    def unpublished(self) -> Published:
+        """This model as if it were published, to score with it before it is."""
+        reference = Reference("draft", "0")
+        return Published(reference, "", self.card(reference), self.model, self.calibration, None)
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,7 @@ class Engine:
 
     async def score(self, call: Call, scorer: Scorer, rows: np.ndarray, options: ScoreOptions = DEFAULT) -> Scores:
         """Score rows that were read for the scorer, shape (B, D + C), in batches with those of other calls; count them."""
+        options = scorer.resolved(options)
 
         def compute(batch: np.ndarray, check_cancelled: CheckCancelled) -> Scores:
             scores = scorer.score_read(batch, options, check_cancelled)

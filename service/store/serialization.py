@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ from service.scoring.statistics import (
     has_cells,
     weights_of,
 )
-from service.scoring.version import CalibrationCard, Card, Draft, Reference
+from service.scoring.version import Card, Draft, Reference
 from service.store.plausible import check_calibration, check_weights
 from service.vae.network import VAE
 from service.validity.column_ranks import ColumnSketch
@@ -52,7 +51,7 @@ def contents_of(reference: Reference, draft: Draft) -> dict[str, bytes]:
     """The files of a version to publish, without its manifest."""
     model, calibration = draft.model, draft.calibration
     return {
-        "card.json": (card_of(reference, draft).model_dump_json(indent=2) + "\n").encode(),
+        "card.json": (draft.card(reference).model_dump_json(indent=2) + "\n").encode(),
         "weights.safetensors": save_tensors(
             {
                 prefix_of(number) + key: tensor.detach().cpu().contiguous()
@@ -80,31 +79,6 @@ def contents_of(reference: Reference, draft: Draft) -> dict[str, bytes]:
         ),
         **({} if draft.fingerprints is None else {FINGERPRINTS: fingerprint_bytes(draft.fingerprints)}),
     }
-
-
-def card_of(reference: Reference, draft: Draft) -> Card:
-    """The card of a version to publish."""
-    model, calibration = draft.model, draft.calibration
-    return Card(
-        name=reference.name,
-        version=reference.version,
-        created=datetime.now(UTC).replace(microsecond=0),
-        description=draft.description,
-        architecture=model.vae.architecture,
-        members=len(model.members),
-        input=model.input,
-        estimator=model.estimator,
-        calibration=CalibrationCard(
-            rows=len(calibration.scores),
-            percentiles=calibration.percentiles,
-            band=calibration.band().ends_or_none,
-            data=draft.calibration_data,
-        ),
-        training=draft.training,
-        reading=draft.reading,
-        kinds=draft.kinds,
-        domains=draft.domains,
-    )
 
 
 def prefix_of(member: int) -> str:

@@ -29,14 +29,16 @@ class FitOptions:
     """Options of a fit.
 
     `epochs` and `minutes` bound the fit, and the learning rate decays over whichever ends first. Without `epochs` there
-    are 100 or, on small data sets, as many as it takes for `steps` optimizer steps. The fit stops after `patience`
-    epochs without a better bound; the default is a tenth of the epochs, at least 20. `averaging` is the share that the
-    moving average of the weights keeps at each step. `augment_share` is the first part of the budget, in which rows are
-    augmented if an augmentation is given.
+    are 100 or, on small data sets, as many as it takes for `steps` optimizer steps. If there are fewer rows than that, one
+    step a row is enough, but no fewer than `least_steps`, if that is given. The fit stops after `patience` epochs without a
+    better bound; the default is a tenth of the epochs, at least 20. `averaging` is the share that the moving average of the
+    weights keeps at each step. `augment_share` is the first part of the budget, in which rows are augmented if an
+    augmentation is given.
     """
 
     epochs: int | None = None
     steps: int = 5_000
+    least_steps: int | None = None
     minutes: float | None = None
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -64,7 +66,8 @@ class FitOptions:
 
     def for_rows(self, rows: int) -> FitOptions:
         """These options with epochs and patience set for this number of training rows."""
-        epochs = self.epochs or max(100, math.ceil(self.steps / max(1, rows // self.batch_size)))
+        steps = self.steps if self.least_steps is None else max(self.least_steps, min(self.steps, rows))
+        epochs = self.epochs or max(100, math.ceil(steps / max(1, rows // self.batch_size)))
         return replace(self, epochs=epochs, patience=self.patience or max(20, epochs // 10))
 
 

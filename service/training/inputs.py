@@ -21,6 +21,7 @@ from service.training.recipe import Recipe
 from service.vae.mixed import Categorical, Column, Count, Real
 from service.vae.network import Architecture, LikelihoodName
 
+WIDE, MANY_ROWS = 256, 2_000  # the hidden layers' width for so many rows of a table; half as wide for fewer
 MIN_STD = 0.05  # smallest standard deviation of a standardised column given z
 
 
@@ -88,12 +89,13 @@ def network_columns(column: NumberColumn | CategoryColumn) -> list[Column]:
     return [*gate, Real(max(MIN_STD, 0.5 * step))]
 
 
-def table_architecture(transform: Mixed, recipe: Recipe) -> Architecture:
-    """The network for a table of mixed columns: wide for its size, which improves densities of tables most."""
+def table_architecture(transform: Mixed, recipe: Recipe, rows: int) -> Architecture:
+    """The network for a table of mixed columns: wide for its size, which improves densities of tables of many rows most."""
+    wide = WIDE if rows >= MANY_ROWS else WIDE // 2
     columns = tuple(one for column in transform.columns for one in network_columns(column))
     sized = replace(
         recipe,
-        hidden=recipe.hidden if recipe.hidden is not None else (min(400, max(256, 4 * len(columns))),) * 2,
+        hidden=recipe.hidden if recipe.hidden is not None else (min(400, max(wide, 4 * len(columns))),) * 2,
         latents=recipe.latents or max(2, min(16, len(columns) // 2)),
     )
     return replace(architecture_of(len(columns), "columns", sized), columns=columns)
@@ -127,7 +129,7 @@ def mixed_input(
     others = [name for name in table.names if name not in names]
     ignored = dict.fromkeys((*others, *reading.ignored))
     reading = reading.model_copy(update={"ignored": tuple(ignored)})
-    return spec, table_architecture(transform, recipe), reading
+    return spec, table_architecture(transform, recipe, len(fitted)), reading
 
 
 def network_rows(spec: InputSpec, rows: np.ndarray) -> torch.Tensor:

@@ -49,6 +49,7 @@ from service.training.recipe import (
     least_calibration,
 )
 from service.training.repeats import Repeats, RepeatsName, numbered, one_of_each
+from service.training.selftest import with_selftest, with_test_rows
 from service.vae.network import VAE, Architecture
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ def fit_and_calibrate(
     domains: Domains | None = None,
 ) -> Trained:
     """Fit networks to rows of a known input spec, or to a feed of more such rows, and calibrate them."""
-    checkpoints = hooks.checkpoints
+    checkpoints, (splits, testing) = hooks.checkpoints, with_test_rows(splits, least_calibration(recipe))
     if checkpoints is not None:
         key = hashlib.sha256(f"{data_digest}\n{recipe}\n{architecture}\n{spec.fingerprint_text()}".encode())
         key.update(np.ascontiguousarray(splits[0].train).data)  # which rows these are, does not follow from the recipe
@@ -254,7 +255,9 @@ def fit_and_calibrate(
         calibration_data={"digest": data_digest, "rows": len(calibration.scores), "held_back": True} | by_folds,
         domains=domains,
         fingerprints=fingerprints_of(spec, splits[0], feed),
-    )
+    ).judging(recipe.rule, recipe.false_alarm)
+    if len(splits) == 1:
+        draft = with_selftest(draft, testing, course)
     course.end()
     return Trained(draft, report, notes=tuple(course.notes))
 
@@ -422,4 +425,6 @@ def recalibrate_on(
         reading=published.card.reading,
         kinds=published.card.kinds,
         domains=domains,
+        rule=published.card.calibration.rule,
+        false_alarm=published.card.calibration.false_alarm,
     )

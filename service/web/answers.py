@@ -54,6 +54,7 @@ class Score(msgspec.Struct, omit_defaults=True):
     id: Any = msgspec.UNSET
     discovery: bool | msgspec.UnsetType = msgspec.UNSET
     evidence: Any = msgspec.UNSET
+    reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def negotiate(accept: str, offered: Sequence[str]) -> str:
@@ -179,6 +180,7 @@ def score_list(
         unset if ids is None else [msgspec.UNSET if one is None else one for one in ids],
         unset if discoveries is None else discoveries.chosen.tolist(),
         unset if scores.rule is None else evidence_of(scores, scores.rule),
+        [reason or msgspec.UNSET for reason in scores.reasons()],
         strict=True,
     )
     return [Score(*row) for row in columns]

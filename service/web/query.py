@@ -42,9 +42,12 @@ class ScoreQuery(msgspec.Struct):
         Tail | None, described("low: only unlikely rows are invalid; both: also rows that are too likely")
     ] = None
     rule: Annotated[
-        RuleName,
-        described("band: judge by log p(x); combined: judge by several test statistics, at a false-alarm rate"),
-    ] = "band"
+        RuleName | None,
+        described(
+            "band: judge by log p(x); combined: judge by several test statistics, at a false-alarm rate; default: what the "
+            "version was published with, usually band"
+        ),
+    ] = None
     fdr: Annotated[Share | None, described("mark discoveries: in expectation, at most this share of them is valid")] = (
         None
     )

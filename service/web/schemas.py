@@ -129,6 +129,7 @@ class ScoreAnswer(Answer):
     evidence: dict[str, float] | None = Field(
         None, description="with ?rule=combined, the conformal p_value of the combined rule and of each statistic"
     )
+    reason: str | None = Field(None, description="why the row is invalid, in a sentence; absent for valid rows")
     discovery: bool | None = Field(None, description="with ?fdr=, whether the row is a discovery")
     id: str | int | float | None = None
 

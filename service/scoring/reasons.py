@@ -1,0 +1,99 @@
+"""Why a row is invalid, in a sentence that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from service.data.domains import Violation
+from service.data.inputs import InputSpec
+
+if TYPE_CHECKING:
+    from service.scoring.scores import ExplainedScores, Scores
+
+# How a valid row would have to be to be as strange. Of statistics that say so equally, the first is told.
+PHRASES = {
+    "violations": "violates as rare limits of its columns, or lacks as unusual cells",
+    "worst_cell": "has a cell that contradicts its other cells as much",
+    "log_likelihood": "is as unlikely",
+    "nearest_row": "is as far from every row that the model was trained on",
+    "isolation": "is as far from its nearest training rows, for how close those lie together",
+    "reconstruction": "is reconstructed as badly",
+    "worst_column": "has a column that is reconstructed as badly",
+    "nearest_encoding": "has an encoding as far from those of training rows",
+    "divergence": "has as unusual an encoding",
+    "bound_gap": "is encoded as badly",
+    "compressed_size": "compresses so much better or worse than the others",
+    "discarded": "has as unusual an amount of grey that the threshold takes away",
+    "discarded_apart": "has as much grey apart from its edges",
+}
+TOO_LIKELY = "is as likely, which is more than valid rows usually are"
+
+
+def reasons_of(scores: Scores) -> list[str | None]:
+    """Why each row is invalid; None for valid ones."""
+    found: list[str | None] = [None] * len(scores)
+    violations = scores.violations()
+    for row in np.flatnonzero(~scores.valid).tolist():
+        if scores.unreadable[row]:
+            found[row] = f"cannot be judged: {words(violations[row])}"
+        elif scores.rule is None:
+            found[row] = by_band(float(scores.percentile[row]), int(scores.sides[row]))
+        else:
+            side = bool(scores.low_p_value[row] > 0.5)
+            found[row] = by_statistics(scores.rule.statistics, scores.evidence[row], side, violations[row])
+    return found
+
+
+def by_band(percentile: float, side: int) -> str:
+    """Why a row outside the band is invalid, by the share of valid rows that are less likely, in per cent."""
+    if side < 0:
+        return f"less likely than {share(100.0 - percentile)} of valid rows"
+    return f"more likely than {share(percentile)} of valid rows: valid ones are seldom so plain"
+
+
+def by_statistics(names: Sequence[str], p_values: np.ndarray, is_likely: bool, violations: Sequence[Violation]) -> str:
+    """Why a row is invalid by the statistics of the rule combined, shape (E,): the one that most speaks against it."""
+    by_name = dict(zip(names, p_values.tolist(), strict=True))
+    name = min(PHRASES, key=lambda one: by_name.get(one, 2.0))
+    phrase = TOO_LIKELY if name == "log_likelihood" and is_likely else PHRASES[name]
+    reason = f"{one_in(by_name[name])} {phrase}"
+    return f"{words(violations)}; {reason}" if name == "violations" and violations else reason
+
+
+def with_cells(scores: ExplainedScores, reasons: Sequence[str | None]) -> list[str | None]:
+    """The reasons with each row's most suspicious cell, and what was expected there."""
+    found = list(reasons)
+    for row in np.flatnonzero(~scores.valid & ~scores.unreadable & (scores.columns[:, :1] >= 0).any(axis=1)).tolist():
+        at = int(scores.columns[row, 0])
+        spec, cell = scores.spec, float(scores.cells[row, 0])
+        value, low, high = (float(one[row, 0]) for one in (scores.expected, scores.expected_low, scores.expected_high))
+        found[row] = f"{found[row]}; most suspicious: {cell_words(spec, at, cell, value, low, high)}"
+    return found
+
+
+def cell_words(spec: InputSpec, at: int, cell: float, value: float, low: float, high: float) -> str:
+    """A cell and what was expected in its place: an interval or, without one, a category."""
+    if np.isnan(low):
+        expected = f"{spec.cell(at, value)}"
+    else:
+        low, high = spec.rounded(at, np.array([low, high])).tolist()
+        expected = f"{low:g} to {high:g}"
+    return f"{spec.column(at)} is {spec.cell(at, cell)}, expected was {expected}"
+
+
+def words(violations: Sequence[Violation]) -> str:
+    return "; ".join(f"{one.column}: {one.message}" if one.column else one.message for one in violations)
+
+
+def one_in(p_value: float) -> str:
+    """A share of valid rows, as the subject of a sentence."""
+    return f"1 in {round(1.0 / p_value):,} valid rows" if p_value <= 0.5 else f"{100.0 * p_value:.0f} % of valid rows"
+
+
+def share(percent: float) -> str:
+    """A percentage with as many digits as tell it from all."""
+    digits = 1 if percent < 99.0 else 2 if percent < 99.9 else 3
+    return "all" if percent >= 100.0 else f"{percent:.{digits}f} %"
