@@ -35,6 +35,7 @@ from service.errors import DataError
 
 if TYPE_CHECKING:
     from service.data.inputs import InputSpec
+    from service.scoring.evaluation import Costs
     from service.scoring.options import ScoreOptions
     from service.scoring.scorer import Scorer
     from service.scoring.scores import Samples, Scores
@@ -160,9 +161,26 @@ def print_scores(reference: str, scores: Scores, origin: Origin, discoveries: Di
             err.print(f"warning: {warning}")
 
 
+@dataclass(frozen=True)
+class CostOptions:
+    """What mistakes cost, and how often rows are invalid."""
+
+    cost_miss: Annotated[float | None, typer.Option(help="what an invalid row costs that is called valid")] = None
+    cost_alarm: Annotated[float, typer.Option(help="what a valid row costs that is called invalid")] = 1.0
+    prevalence: Annotated[float, typer.Option(help="share of rows that are invalid, for the costs")] = 0.01
+
+    def costs(self) -> Costs | None:
+        """The costs, if any are given."""
+        from service.scoring.evaluation import Costs
+
+        return None if self.cost_miss is None else Costs(self.cost_miss, self.cost_alarm, self.prevalence)
+
+
 @app.command()
 @fail_in_one_line
+@takes_options
 def evaluate(
+    cost: CostOptions,
     valid: Annotated[Path, typer.Option(help="file of valid rows that the model has not seen")],
     invalid: Annotated[list[str], typer.Option(help="NAME=FILE of invalid rows; may be repeated")],
     model: ModelOption = None,
@@ -173,14 +191,11 @@ def evaluate(
     ] = None,
     trained_rows: TrainedRowsOption = "refuse",
     device: DeviceOption = "auto",
-    cost_miss: Annotated[float | None, typer.Option(help="what an invalid row costs that is called valid")] = None,
-    cost_alarm: Annotated[float, typer.Option(help="what a valid row costs that is called invalid")] = 1.0,
-    prevalence: Annotated[float, typer.Option(help="share of rows that are invalid, for the costs")] = 0.01,
 ) -> None:
     """Compare the rules on valid and invalid rows, recommend one, and name the rate that costs least."""
-    from service.scoring.evaluation import RATES, Costs, cheapest, cost_sentence, evaluated, recommendation
+    from service.scoring.evaluation import RATES, cheapest, cost_sentence, evaluated, recommendation
 
-    costs = None if cost_miss is None else Costs(cost_miss, cost_alarm, prevalence)
+    costs = cost.costs()
     scorer = scorer_of(store, model, device)
     sets = dict(named_file(text) for text in invalid)
     if len(sets) < len(invalid):

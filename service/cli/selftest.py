@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,27 +29,34 @@ if TYPE_CHECKING:
 SPOILS = "SPOILS"
 
 
+@dataclass(frozen=True)
+class SpoilOptions:
+    """Options that choose how rows are spoilt, and how many."""
+
+    false_alarm: Annotated[
+        float | None, typer.Option(help="rate of false alarms; default: 0.01, or the lowest that the version allows")
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=10, help="spoil only the first N rows in each way")] = None
+    spoil: Annotated[
+        Path | None,
+        typer.Option(help=f"Python file whose {SPOILS} are further ways of spoiling rows: docs/verdicts.md"),
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, help="seed of what is random in the spoils")] = 0
+
+
 @app.command()
 @fail_in_one_line
 @takes_options
 def selftest(
     model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS")],
     text: TextFileOptions,
+    spoiling: SpoilOptions,
     data: Annotated[
         Path | None,
         typer.Argument(metavar="DATA", help="valid rows that the model has not seen; default: none are tested"),
     ] = None,
     store: StoreOption = "model_store",
     key: KeyOption = None,
-    false_alarm: Annotated[
-        float | None, typer.Option(help="rate of false alarms; default: 0.01, or the lowest that the version allows")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=10, help="spoil only the first N rows in each way")] = None,
-    spoil: Annotated[
-        Path | None,
-        typer.Option(help=f"Python file whose {SPOILS} are further ways of spoiling rows: docs/verdicts.md"),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="seed of what is random in the spoils")] = 0,
     trained_rows: TrainedRowsOption = "refuse",
     device: DeviceOption = "auto",
 ) -> None:
@@ -65,7 +73,7 @@ def selftest(
             )
         found = scorer.published.card.selftest
     else:
-        own = [] if spoil is None else spoils_in(spoil)
+        own = [] if spoiling.spoil is None else spoils_in(spoiling.spoil)
         rows = rows_for(scorer.reader, data, key, text.text_options()).of_model(data, scorer.model.input)
         check_unseen(existing(store), scorer.published.reference, rows[:, : scorer.model.input.features], trained_rows)
         spoils = [*spoils_of(scorer.model.input), *own]
@@ -73,10 +81,10 @@ def selftest(
             found = selftested(
                 scorer,
                 rows,
-                false_alarm,
+                spoiling.false_alarm,
                 spoils,
-                limit,
-                seed,
+                spoiling.limit,
+                spoiling.seed,
                 lambda done, number: on_progress(TrainingProgress("spoiling", f"{done} ways", done / number, None)),
             )
     for line in selftest_lines(found, is_whole=True):

@@ -20,6 +20,9 @@ def test_areas_are_those_of_scikit_learn(digits_after_point):
     assert auprc == pytest.approx(average_precision_score(labels, strangeness))
 
 
+NONE = np.zeros(0)
+
+
 def test_every_rule_is_judged_on_every_set(digit_scorer):
     sets = {"inverted": 255 - digits()[:50], "blank": np.zeros((50, 8, 8))}
     read = {name: digit_scorer.read(rows) for name, rows in sets.items()}
@@ -33,7 +36,9 @@ def test_every_rule_is_judged_on_every_set(digit_scorer):
 
 
 def test_a_simpler_rule_is_recommended_where_it_does_as_well():
-    results = [RuleOnSet(rule, "x", (0,) * 4, (1,) * 4, 0.9 + 0.001 * at, 0.9) for at, rule in enumerate(RULES)]
+    results = [
+        RuleOnSet(rule, "x", (0,) * 4, (1,) * 4, 0.9 + 0.001 * at, 0.9, NONE, NONE) for at, rule in enumerate(RULES)
+    ]
     assert recommendation(results).startswith("Use `?false_alarm=RATE` (band, both sides)")
 
 

@@ -68,6 +68,8 @@ def test_progress_never_falls_and_ends_at_one_and_changes_nothing(table, more):
     assert fits == (
         [f"fitting {at} of 3" for at in (1, 2, 3)] if "folds" in more else ["fitting 1 of 2", "fitting 2 of 2"]
     )
+    if "folds" not in more:
+        assert stages.pop(-2) == "testing the model against itself"
     assert stages[-2] == f"calibrating on {len(followed.calibration.scores):,} rows"
     known = [one for one in told if one.seconds_left is not None]
     assert all(math.isfinite(one.seconds_left) and one.seconds_left >= 0 for one in known)

@@ -89,7 +89,7 @@ def test_the_document_has_every_parameter_with_its_bounds_and_a_description():
     assert list(parameters) == list(ScoreQuery.__struct_fields__)
     assert all(one["in"] == "query" and not one["required"] and one["description"] for one in parameters.values())
     assert parameters["explain"]["schema"]["minimum"] == 0
-    assert parameters["rule"]["schema"]["default"] == "band"
+    assert parameters["rule"]["schema"]["default"] is None
     assert {"exclusiveMinimum": 0, "exclusiveMaximum": 1, "type": "number"}.items() <= parameters["fdr"]["schema"][
         "anyOf"
     ][0].items()

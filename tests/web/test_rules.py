@@ -1,5 +1,6 @@
 """Rates of false alarms and of false discoveries, asked for by a request."""
 
+import csv
 import io
 
 import numpy as np
@@ -54,8 +55,8 @@ def test_discoveries_leave_the_verdicts_as_they_are(client, digit_scorer):
     )
     assert records["discovery"].tolist() == chosen
     text = client.post("/score?fdr=0.2", content=npy(rows), headers=NPY | {"accept": "text/csv"}).text.splitlines()
-    assert text[0].endswith(",discovery")
-    assert [line.rsplit(",", 1)[1] == "True" for line in text[1:]] == chosen
+    assert text[0].endswith(",discovery,reason")
+    assert [row["discovery"] == "True" for row in csv.DictReader(text)] == chosen
 
 
 def test_it_is_said_when_there_are_too_few_validation_rows_to_discover_anything(client):
