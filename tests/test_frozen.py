@@ -43,18 +43,14 @@ def test_public_names_are_what_they_were(kind):
     assert freeze.names()[kind] == NAMES[kind]
 
 
-# What versions have since the bundled ones were published.
-LATER = {"card": {"selftest"}, "weights": set(), "calibration": {"evidence.generation"}}
-
-
 def test_a_new_version_has_the_card_and_the_tensors_of_the_bundled_ones(tiny_store):
     (folder,) = (tiny_store / "digits").iterdir()
     frozen = NAMES["files"]["mnist"]
     card = json.loads((folder / "card.json").read_text())
-    assert sorted(card) == sorted({*frozen["card"], *LATER["card"]})
+    assert sorted(card) == frozen["card"]
     for file in ("weights", "calibration"):
         bundled = {name for name in frozen[file] if ".hidden.1." not in name}  # one hidden layer has no second
-        assert freeze.tensor_names(folder / f"{file}.safetensors").keys() == bundled | LATER[file]
+        assert freeze.tensor_names(folder / f"{file}.safetensors").keys() == bundled
 
 
 def test_the_bundled_models_have_the_fingerprints_that_they_were_published_with():

@@ -37,7 +37,7 @@ from service.cli.options import (
     takes_options,
     widths,
 )
-from service.cli.report import USUAL_STORE, print_report
+from service.cli.report import USUAL_STORE, print_report, selftest_lines
 from service.errors import DataError
 
 if TYPE_CHECKING:
@@ -384,7 +384,13 @@ def calibrate(
     if found.note:
         err.print(f"note: {found.note}")
     total = len(rows.rows.array) if found.groups is None else len(set(found.groups.tolist()))
+    tested = 0 if draft.selftest is None else draft.selftest.rows
+    others = total - used - pilot - tested
     err.print(
         f"{used:,} of {total:,} rows calibrate; {pilot:,} were used to set the estimator (the pilot)"
-        + (f"; the other {total - used - pilot:,} would tell no more" if total > used + pilot else "")
+        + (f"; {tested:,} test the model" if tested else "")
+        + (f"; the other {others:,} would tell no more" if others > 0 else "")
     )
+    if draft.selftest is not None:
+        for line in selftest_lines(draft.selftest):
+            err.print(line, highlight=False, markup=False)

@@ -50,8 +50,8 @@ def reasons_of(scores: Scores) -> list[str | None]:
 def by_band(percentile: float, side: int) -> str:
     """Why a row outside the band is invalid, by the share of valid rows that are less likely, in per cent."""
     if side < 0:
-        return f"less likely than {share(100.0 - percentile)} of valid rows"
-    return f"more likely than {share(percentile)} of valid rows: valid ones are seldom so plain"
+        return f"less likely than {share(100.0 - percentile)}"
+    return f"more likely than {share(percentile)}: valid rows are seldom so plain"
 
 
 def by_statistics(names: Sequence[str], p_values: np.ndarray, is_likely: bool, violations: Sequence[Violation]) -> str:
@@ -94,6 +94,8 @@ def one_in(p_value: float) -> str:
 
 
 def share(percent: float) -> str:
-    """A percentage with as many digits as tell it from all."""
+    """A percentage of valid rows, with as many digits as tell it from all."""
+    if percent >= 100.0:
+        return "every valid row that it was compared with"
     digits = 1 if percent < 99.0 else 2 if percent < 99.9 else 3
-    return "all" if percent >= 100.0 else f"{percent:.{digits}f} %"
+    return f"{percent:.{digits}f} % of valid rows"

@@ -170,8 +170,8 @@ def first_digit_twice(values: np.ndarray) -> np.ndarray:
 
 
 def shifted(deviations: float, values: np.ndarray, column: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    side = generator.choice([-1.0, 1.0], len(values))
-    return values + side * deviations * column.std()
+    moved = values + generator.choice([-1.0, 1.0], len(values)) * deviations * column.std()
+    return np.rint(moved) if (column == np.rint(column)).all() else moved
 
 
 def some_value(column: np.ndarray, generator: np.random.Generator) -> float:

@@ -357,8 +357,8 @@ def recalibrate(
 ) -> Draft:
     """The same network, calibrated on other rows, or for another estimator or band.
 
-    A random tenth of the rows are the pilot rows, and the rest calibrate, both up to the most that count
-    (`service.training.recipe`).
+    A random tenth of the rows are the pilot rows, some are for the self-test, and the rest calibrate, up to the most that
+    count (`service.training.recipe`).
 
     Args:
         data: rows as the version's reader reads them, shape (N, D + C).
@@ -367,9 +367,20 @@ def recalibrate(
     generator = np.random.default_rng(0)
     order = generator.permutation(len(data.array)) if groups is None else one_of_each(groups, generator)
     pilot, rest = np.split(order, [min(MOST_VALIDATION, round(PILOT_SHARE * len(order)))])
-    rows = data.array[rest[:MOST_CALIBRATION]]
-    digest = data.digest()
-    return recalibrate_on(published, data.array[pilot], rows, digest, estimator, percentiles, on_progress=on_progress)
+    card = published.card.calibration
+    recipe = Recipe(percentiles=percentiles or card.percentiles, rule=card.rule, false_alarm=card.false_alarm)
+    (split,), testing = with_test_rows([Split(order[:0], pilot, rest, pilot)], least_calibration(recipe))
+    rows = data.array[split.calibration[:MOST_CALIBRATION]]
+    return recalibrate_on(
+        published,
+        data.array[pilot],
+        rows,
+        data.digest(),
+        estimator,
+        percentiles,
+        on_progress=on_progress,
+        testing=data.array[testing],
+    )
 
 
 def recalibrate_on(
@@ -382,11 +393,13 @@ def recalibrate_on(
     known: np.ndarray | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
     domains: Domains | None = None,
+    testing: np.ndarray | None = None,
 ) -> Draft:
     """Recalibrate on pilot rows and calibration rows that are already split.
 
     `known` are rows that the network was fitted to, among which neighbours are searched; default: those of the old
-    calibration. `domains` are those of the rows that it was fitted to; default: the version's.
+    calibration. `domains` are those of the rows that it was fitted to; default: the version's. `testing` are rows for the
+    self-test; without any there is none.
     """
     old, statistics = published.model, published.calibration.statistics
     if known is None and statistics is not None:
@@ -410,8 +423,7 @@ def recalibrate_on(
         domains,
     )
     calibration = with_usual_patterns(model, calibration, Execution(worker_pool(cpu_quota())), course.until)
-    course.end()
-    return Draft(
+    draft = Draft(
         model,
         calibration,
         training=published.card.training,
@@ -428,3 +440,7 @@ def recalibrate_on(
         rule=published.card.calibration.rule,
         false_alarm=published.card.calibration.false_alarm,
     )
+    if testing is not None and len(testing):
+        draft = with_selftest(draft, testing, course)
+    course.end()
+    return draft

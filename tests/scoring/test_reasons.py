@@ -36,9 +36,9 @@ def test_every_statistic_has_a_phrase():
 def test_shares_are_told_in_words():
     assert one_in(0.0002) == "1 in 5,000 valid rows"
     assert one_in(0.8) == "80 % of valid rows"
-    assert share(99.97) == "99.970 %"
+    assert share(99.97) == "99.970 % of valid rows"
     assert by_band(0.2, -1) == "less likely than 99.80 % of valid rows"
-    assert by_band(100.0, 1).startswith("more likely than all of valid rows")
+    assert by_band(100.0, 1).startswith("more likely than every valid row that it was compared with")
 
 
 def judged_by(scorer, **fields):
