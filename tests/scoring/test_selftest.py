@@ -85,7 +85,7 @@ def test_own_spoils_are_tried_and_too_few_rows_refused(any_scorer):
     assert [one.spoil for one in found.caught] == ["nothing but ends"]
     with pytest.raises(CalibrationError, match="at least 10 valid rows"):
         selftested(scorer, scorer.read(rows[:9]))
-    with pytest.raises(CalibrationError, match="needs? at least"):
+    with pytest.raises(CalibrationError, match=r"needs? at least"):
         selftested(scorer, scorer.read(rows[:20]), 1e-6)
 
 
