@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # How a valid row would have to be to be as strange. Of statistics that say so equally, the first is told.
 PHRASES = {
     "violations": "violates as rare limits of its columns, or lacks as unusual cells",
+    "rare_pair": "has two values that come together as seldom, for how frequent each of them is",
     "worst_cell": "has a cell that contradicts its other cells as much",
     "log_likelihood": "is as unlikely",
     "nearest_row": "is as far from every row that the model was trained on",

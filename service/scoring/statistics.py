@@ -1,7 +1,7 @@
 """Test statistics of rows in addition to log p(x), and their weights in the combined rule.
 
-All of them come from quantities that scoring computes anyway, except distances to known rows, the cells of mixed tables
-given the others, the compressed size of an image, and what preprocessing discards of it.
+All of them come from quantities that scoring computes anyway, except distances to known rows, the cells and pairs of mixed
+tables, the compressed size of an image, and what preprocessing discards of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from service.data.columns import CategoryColumn, NumberColumn
 from service.data.inputs import Binary, InputSpec, Mixed
 from service.density.neighbours import Neighbours
+from service.density.pairs import RarePairs
 from service.density.row_statistics import DrawObserver, DrawStatistics, Seen, encodings
 from service.vae.network import VAE
 from service.validity.column_ranks import ColumnSketch
@@ -41,6 +42,7 @@ StatisticName = Literal[
     "discarded",
     "discarded_apart",
     "worst_cell",
+    "rare_pair",
     "isolation",
 ]
 
@@ -80,15 +82,16 @@ STATISTICS = (
     Statistic("discarded", 0.002, both=True, inputs=BLACK_AND_WHITE),
     Statistic("discarded_apart", 0.0002, inputs=BLACK_AND_WHITE, since=2),
     Statistic("worst_cell", 0.01, is_main=True, inputs=MIXED, since=3),
+    Statistic("rare_pair", 0.01, is_main=True, inputs=MIXED, since=3),
     Statistic("isolation", 0.01, is_main=True, inputs=TABLES, since=3),
 )
 GENERATION = 3  # of the statistics that new versions have
 LAST_UNTOLD = 2  # the last generation whose versions do not tell it
 LOG_LIKELIHOOD_SCALE = 0.01
-# On all data, a low likelihood and a large distance to all known rows are the most informative and have full weight. For
-# tables each of the others has weight 1/30: a value that one valid row in thirty shows then adds no more than the main two
-# do for any row. For images the main two say less, because simple images are likely and the pixels of any two images are
-# far apart: there the others have weight 1/3.
+# On all data, a low likelihood and a large distance to all known rows are the most informative and have full weight, and so
+# have, for tables with categories, the worst cell and the rarest pair. For tables each of the others has weight 1/30: a
+# value that one valid row in thirty shows then adds no more than the main ones do for any row. For images the main two say
+# less, because simple images are likely and the pixels of any two images are far apart: there the others have weight 1/3.
 ASIDE = {"table": 1.0 / 30.0, "image": 1.0 / 3.0}
 
 
@@ -179,10 +182,14 @@ def kind_of(spec: InputSpec) -> InputKind:
     """Which statistics an input has."""
     if spec.kind == "image":
         return "black-and-white image" if isinstance(spec.transform, Binary) else "image"
-    is_mixed = isinstance(spec.transform, Mixed) and any(
-        isinstance(one, CategoryColumn) for one in spec.transform.columns
-    )
-    return "mixed table" if is_mixed else "table"
+    return "mixed table" if is_category(spec).any() else "table"
+
+
+def is_category(spec: InputSpec) -> np.ndarray:
+    """Which of an input's columns hold categories, shape (D,), bool."""
+    if not isinstance(spec.transform, Mixed):
+        return np.zeros(spec.features, dtype=bool)
+    return np.array([isinstance(one, CategoryColumn) for one in spec.transform.columns])
 
 
 def has_cells(spec: InputSpec, generation: int = GENERATION) -> bool:
@@ -239,6 +246,8 @@ class RowStatistics:
         self.neighbours = Neighbours(near, categories(spec), span)
         self.encodings = [encodings(vae, spec.encode(known.rows)) for vae in vaes]
         self.closest = LEAST_GAP * self.neighbours.gap() if known.generation > LAST_UNTOLD else NOTHING
+        if self.has("rare_pair"):
+            self.pairs = RarePairs(known.rows, is_category(spec))
         self.count = NEIGHBOURS if self.has("isolation") else 1
         if self.has("isolation"):
             around = self.neighbours.nearest(near, NEIGHBOURS + 1)[0][:, 1:]  # the first is the row itself
@@ -289,6 +298,7 @@ class RowStatistics:
             "discarded": lambda: discarded(self.spec, rows).mean(axis=1),
             "discarded_apart": lambda: discarded_apart(self.spec, rows),
             "worst_cell": lambda: self.worst_cell(cells),
+            "rare_pair": lambda: self.pairs.rarest(rows)[0],
             "isolation": lambda: self.isolation(distances, which),
         }
         columns = [-log_likelihood, log_likelihood]

@@ -13,7 +13,7 @@ import numpy as np
 
 RANKS = 64
 TAIL_SHARE = 0.05  # of the cells; in this tail, surprise grows linearly
-LEAST_EXCESS = 0.25  # nats: the least mean excess of a tail
+LEAST_EXCESS = 1.0  # nats: of a density that is right, no tail of log p(x_j | x_-j) is shorter
 
 
 @dataclass(frozen=True)

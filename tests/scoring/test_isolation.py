@@ -117,13 +117,14 @@ def test_a_category_that_contradicts_another_is_invalid(married):
     assert not scores.valid[:5].any()
     assert scores.valid[5:].all()
     named = dict(zip(scores.rule.statistics, scores.evidence[0], strict=True))
-    assert named["worst_cell"] < 0.01
+    assert named["worst_cell"] < 0.05
+    assert named["rare_pair"] < 0.01
 
 
 def test_older_versions_lack_what_came_later(any_scorer):
     spec = any_scorer[0].model.input
     assert len(names_of(spec, 1)) <= len(names_of(spec, 2)) <= len(names_of(spec, 3))
-    assert not {"worst_cell", "isolation"} & set(names_of(spec, 2))
+    assert not {"worst_cell", "rare_pair", "isolation"} & set(names_of(spec, 2))
     weights, scales = weights_of(spec)
     assert len(weights) == len(scales)
     assert (weights > 0).all()
