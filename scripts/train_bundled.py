@@ -91,19 +91,8 @@ def tested(draft: Draft, testing: np.ndarray) -> Draft:
 
 def with_test(store: Store, published: Published, testing: np.ndarray) -> Reference:
     """The same version, tested anew: it scores to the bit as it did."""
-    card = published.card
-    draft = Draft(
-        published.model,
-        published.calibration,
-        training=card.training,
-        calibration_data=card.calibration.data,
-        description=card.description,
-        reading=card.reading,
-        kinds=card.kinds,
-        domains=card.domains,
-        rule=card.calibration.rule,
-        false_alarm=card.calibration.false_alarm,
-    )
+    data = published.card.calibration.data
+    draft = published.again(published.model, published.calibration, data)
     return store.publish(published.reference.name, tested(draft, testing))
 
 

@@ -168,3 +168,18 @@ class Published:
     model: Model
     calibration: Calibration
     golden: Golden | None
+
+    def again(self, model: Model, calibration: Calibration, calibration_data: dict[str, Any]) -> Draft:
+        """The same model, calibrated anew, to publish as another version: it judges by the same rule."""
+        return Draft(
+            model,
+            calibration,
+            training=self.card.training,
+            calibration_data=calibration_data,
+            description=self.card.description,
+            reading=self.card.reading,
+            kinds=self.card.kinds,
+            domains=self.card.domains,
+            rule=self.card.calibration.rule,
+            false_alarm=self.card.calibration.false_alarm,
+        )

@@ -423,23 +423,8 @@ def recalibrate_on(
         domains,
     )
     calibration = with_usual_patterns(model, calibration, Execution(worker_pool(cpu_quota())), course.until)
-    draft = Draft(
-        model,
-        calibration,
-        training=published.card.training,
-        calibration_data={
-            "digest": data_digest,
-            "rows": len(rows),
-            "pilot_rows": len(pilot),
-            "from": str(published.reference),
-        },
-        description=published.card.description,
-        reading=published.card.reading,
-        kinds=published.card.kinds,
-        domains=domains,
-        rule=published.card.calibration.rule,
-        false_alarm=published.card.calibration.false_alarm,
-    )
+    data = {"digest": data_digest, "rows": len(rows), "pilot_rows": len(pilot), "from": str(published.reference)}
+    draft = replace(published.again(model, calibration, data), domains=domains)
     if testing is not None and len(testing):
         draft = with_selftest(draft, testing, course)
     course.end()
