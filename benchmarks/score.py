@@ -255,8 +255,8 @@ def train_missing(model: str) -> None:
 
 def print_peers(cases: list[str]) -> None:
     """Milliseconds a row of PyOD's detectors, which promise nothing of their scores, on the same rows."""
-    from pyod.models.iforest import IForest  # type: ignore[import-not-found]
-    from pyod.models.knn import KNN  # type: ignore[import-not-found]
+    from pyod.models.iforest import IForest
+    from pyod.models.knn import KNN
 
     from service import load
 
