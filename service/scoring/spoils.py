@@ -14,6 +14,7 @@ import numpy as np
 
 from service.data.columns import CategoryColumn
 from service.data.inputs import InputSpec, Mixed
+from service.data.table import FLOAT32_MAX
 
 CODE = -999.0  # a usual way to write that a number is missing
 FEW_COLUMNS = 3
@@ -88,7 +89,8 @@ def spoilt(spec: InputSpec, rows: np.ndarray, spoil: Spoil, seed: int = 0) -> Sp
         some = np.arange(len(rows))
     if not len(some):
         return Spoilt(spoil.name, rows[:0], some, some)
-    changed = spoil.change(rows[some].astype(np.float64), chosen[some], generator).astype(rows.dtype)
+    changed = spoil.change(rows[some].astype(np.float64), chosen[some], generator)
+    changed = np.clip(changed, -FLOAT32_MAX, FLOAT32_MAX).astype(rows.dtype)  # further out, a number cannot be read
     differs = ~np.isclose(changed, rows[some], rtol=1e-9, atol=0.0, equal_nan=True).all(axis=1)
     differs &= (spec.encode(changed) != spec.encode(rows[some])).any(axis=1) | (spec.kind == "table")
     return Spoilt(spoil.name, changed[differs], some[differs], chosen[some][differs])
@@ -317,6 +319,5 @@ def patches_shuffled(images: np.ndarray, generator: np.random.Generator) -> np.n
 
 
 def halves(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    images, others = images.copy(), images[generator.permutation(len(images))]
-    images[:, images.shape[1] // 2 :] = others[:, images.shape[1] // 2 :]
-    return images
+    half = max(1, images.shape[1] // 2)  # of a single row of pixels nothing is taken
+    return np.concatenate([images[:, :half], images[generator.permutation(len(images)), half:]], axis=1)
