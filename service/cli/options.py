@@ -165,12 +165,6 @@ class BandOptions:
     false_alarm: FalseAlarmOption = None
     tail: TailOption = None
 
-    def chosen(self) -> tuple[float, float] | None:
-        """The band's percentiles, if any option sets them."""
-        from service.scoring.options import ScoreOptions
-
-        return ScoreOptions("band", self.pair(), self.false_alarm, self.tail).band_percentiles
-
     def pair(self) -> tuple[float, float] | None:
         from service.scoring.options import parse_percentiles
 
@@ -189,20 +183,15 @@ class RuleOptions(BandOptions):
         ),
     ] = None
 
-    def chosen(self) -> tuple[float, float] | None:
-        """The band's percentiles, if any option sets them."""
-        self.check()
-        return None if self.rule == "combined" else super().chosen()
-
-    def check(self) -> None:
-        """Raise if the options contradict each other.
+    def options(self) -> ScoreOptions:
+        """The rule, as far as it is named.
 
         Raises:
-            InputError: says which.
+            InputError: the options contradict each other.
         """
         from service.scoring.options import ScoreOptions
 
-        ScoreOptions(self.rule, self.pair(), self.false_alarm, self.tail)
+        return ScoreOptions(self.rule, self.pair(), self.false_alarm, self.tail)
 
 
 @dataclass(frozen=True)

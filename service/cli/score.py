@@ -193,7 +193,7 @@ def evaluate(
     device: DeviceOption = "auto",
 ) -> None:
     """Compare the rules on valid and invalid rows, recommend one, and name the rate that costs least."""
-    from service.scoring.evaluation import RATES, cheapest, cost_sentence, evaluated, recommendation
+    from service.scoring.evaluation import RATES, cheapest, cost_sentence, evaluated, rates_allowed, recommendation
 
     costs = cost.costs()
     scorer = scorer_of(store, model, device)
@@ -218,7 +218,7 @@ def evaluate(
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     print(recommendation(results))
     if costs is not None:
-        print(cost_sentence(cheapest(results, costs, len(scorer.calibration.scores)), costs))
+        print(cost_sentence(cheapest(results, costs, rates_allowed(scorer)), costs))
     if picture is not None:
         write(picture, drawn_rules(results))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -101,10 +102,11 @@ def spoils_in(path: Path) -> list[Spoil]:
 
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location("spoils", path)
+    spec = importlib.util.spec_from_file_location("vouch_spoils", path)
     if spec is None or spec.loader is None:
         raise DataError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for themselves
     try:
         spec.loader.exec_module(module)
     except Exception as error:

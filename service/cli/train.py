@@ -242,7 +242,7 @@ def recipe_of(
     from service.training.fit import FitOptions
     from service.training.recipe import TABLE_FIT, TO_PUBLISH, TO_PUBLISH_BY_FOLDS, Recipe
 
-    usual = Recipe()
+    usual, judging = Recipe(), rule.options().or_default("band", None)
     return Recipe(
         likelihood=network.likelihood,
         threshold=network.threshold,
@@ -254,9 +254,9 @@ def recipe_of(
         fit=fitting.fit_options(TABLE_FIT if is_mixed else FitOptions()),
         estimator=Estimator.of(hold_out.estimator),
         augment=fitting.augment,
-        percentiles=rule.chosen() or usual.percentiles,
-        rule=rule.rule or usual.rule,
-        false_alarm=rule.false_alarm if rule.rule == "combined" else None,
+        percentiles=judging.band_percentiles or usual.percentiles,
+        rule=judging.default_rule[0],
+        false_alarm=judging.default_rule[1],
         validation_share=hold_out.validation_share,
         calibration_share=hold_out.calibration_share or usual.calibration_share,
         folds=hold_out.folds or 1,
@@ -364,16 +364,17 @@ def calibrate(
     published = models.load(models.resolve(model))
     published.model.vae.to(torch_device(device))
     chosen = None if estimator is None else Estimator.of(estimator)
+    card = published.card.calibration
+    judging = rule.options().or_default(card.rule, card.false_alarm)
     rows = rows_for(published.card.reader(), data, key, text.text_options())
     cells = rows.of_model(data, published.card.input)[:, : published.card.input.features]
     check_unseen(models, published.reference, cells, trained_rows)
     found = repeated(data, cells, published.card.input, repeats, rows.raw)
     with progress_bar() as on_progress:
-        draft = recalibrate(published, rows.rows, chosen, rule.chosen(), on_progress, found.groups)
+        draft = recalibrate(
+            published, rows.rows, chosen, judging.band_percentiles, on_progress, found.groups, judging.default_rule
+        )
     draft = replace(draft, fingerprints=models.fingerprints(published.reference))
-    if rule.rule is not None:
-        rate = rule.false_alarm if rule.rule == "combined" else None
-        draft = draft.judging(rule.rule, rate)
     reference = models.publish(published.reference.name, draft)
     fitted = draft.calibration.band()
     used, pilot = fitted.rows, draft.calibration_data["pilot_rows"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 BINS = 8  # of a column of numbers, with about as many known rows in each
+PAIRS_AT_ONCE = 2**20  # of rows and pairs of columns
 MOST_CELLS = 20_000_000  # of all tables of pairs: of very wide tables, only the first columns have any
 
 
@@ -60,8 +61,15 @@ class RarePairs:
 
     def rarest(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The largest lift of each row, shape (B, D), at least 0, and the two columns, (B,) and (B, 2); -1 for none."""
-        if not len(self.lifts):
+        if not len(self.lifts) or not len(rows):
             return np.zeros(len(rows)), np.full((len(rows), 2), -1)
+        size = max(1, PAIRS_AT_ONCE // len(self.first))
+        parts = [self.rarest_of(rows[start : start + size]) for start in range(0, len(rows), size)]
+        lifts, columns = zip(*parts, strict=True)
+        return np.concatenate(lifts), np.concatenate(columns)
+
+    def rarest_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`rarest` of a few rows."""
         codes = self.codes(rows)
         a, b = codes[:, self.first], codes[:, self.second]  # (B, P)
         there = (a >= 0) & (b >= 0)

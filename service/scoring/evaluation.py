@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.errors import InputError
-from service.scoring.options import ScoreOptions
+from service.errors import CalibrationError, InputError
+from service.scoring.options import RuleName, ScoreOptions
 from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 
 RATES = (0.01, 0.05, 0.1, 0.5)
-NUM_RATES = 60  # that are looked at for the cheapest
+# Rates that are looked at for the cheapest, with three digits each: as they are told, they are judged.
+CANDIDATES = tuple(digits * 10.0**power / 100.0 for power in (-3, -2, -1) for digits in range(100, 1000, 5))
 
 
 def flagged(scores: Scores, p_values: np.ndarray) -> np.ndarray:
@@ -34,8 +35,8 @@ RULES: dict[str, Measured] = {
     "combined": lambda scores: flagged(scores, scores.combined_p_value),
 }
 OPTIONS = {
-    "band, both sides": "?false_alarm=RATE",
-    "band, low side": "?false_alarm=RATE&tail=low",
+    "band, both sides": "?rule=band&false_alarm=RATE",
+    "band, low side": "?rule=band&false_alarm=RATE&tail=low",
     "combined": "?rule=combined&false_alarm=RATE",
 }
 
@@ -117,22 +118,38 @@ class Cheapest:
     by_row: float
 
 
-def cheapest(results: Sequence[RuleOnSet], costs: Costs, rows: int) -> Cheapest:
-    """The cheapest rule and rate, of those that a version calibrated on so many rows allows.
+def cheapest(results: Sequence[RuleOnSet], costs: Costs, allows: Callable[[str, float], bool]) -> Cheapest:
+    """The cheapest rule and rate, of those that a version allows (`rates_allowed`).
 
     Alarms are as many as are promised, or as were seen of the valid rows if these are more; every invalid set counts alike.
     """
-    rates = np.geomspace(max(1e-4, 2.0 / (rows + 1)), 0.5, NUM_RATES)
     best = Cheapest("", 0.0, 0.0, 0.0, costs.of(0.0, 0.0))
     for rule in dict.fromkeys(one.rule for one in results):
         own = [one for one in results if one.rule == rule]
-        for rate in rates.tolist():
-            alarms = max(rate, float((own[0].p_valid <= rate).mean()))
-            caught = float(np.mean([(one.p_invalid <= rate).mean() for one in own]))
+        for rate in CANDIDATES:
+            if not allows(rule, rate):
+                continue
+            flagged_up_to = rate * (1.0 + 1e-12)
+            alarms = max(rate, float((own[0].p_valid <= flagged_up_to).mean()))
+            caught = float(np.mean([(one.p_invalid <= flagged_up_to).mean() for one in own]))
             by_row = costs.of(alarms, caught)
             if by_row < best.by_row:
                 best = Cheapest(rule, rate, alarms, caught, by_row)
     return best
+
+
+def rates_allowed(scorer: Scorer) -> Callable[[str, float], bool]:
+    """Whether a version allows a rule at a rate: it has enough validation rows."""
+
+    def allows(rule: str, rate: float) -> bool:
+        name: RuleName = "combined" if rule == "combined" else "band"
+        try:
+            scorer.check(ScoreOptions(name, false_alarm=rate, tail="low" if rule == "band, low side" else None))
+        except CalibrationError:
+            return False
+        return True
+
+    return allows
 
 
 def cost_sentence(best: Cheapest, costs: Costs) -> str:
@@ -140,7 +157,7 @@ def cost_sentence(best: Cheapest, costs: Costs) -> str:
     nothing = costs.of(0.0, 0.0)
     if not best.rate:
         return f"Accept every row: at {nothing:.4g} a row, no rate of false alarms costs less."
-    option = OPTIONS[best.rule].replace("RATE", f"{best.rate:.2g}")
+    option = OPTIONS[best.rule].replace("RATE", f"{best.rate:g}")
     return (
         f"Cheapest: `{option}` ({best.rule}), {best.by_row:.4g} a row, where accepting every row costs {nothing:.4g}; it "
         f"catches {100 * best.caught:.1f} % of the invalid rows, in the mean of the sets."

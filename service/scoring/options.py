@@ -75,6 +75,11 @@ class ScoreOptions:
         return replace(self, rule=rule, false_alarm=self.false_alarm or false_alarm)
 
     @property
+    def default_rule(self) -> tuple[RuleName, float | None]:
+        """These options, once they name a rule, as a version's own: the rule, and the rate of the rule combined."""
+        return ("combined", self.false_alarm) if self.rule == "combined" else ("band", None)
+
+    @property
     def band_percentiles(self) -> tuple[float, float] | None:
         """The percentiles of the judging band; None for the calibration's default."""
         if self.rule != "combined" and self.false_alarm is not None:

@@ -23,9 +23,9 @@ from service.scoring.generator import Generator
 from service.scoring.judgement import Compared, Violations, judge_by_band, judge_combined
 from service.scoring.missing_patterns import Comparison, MissingPatterns, distinct_patterns
 from service.scoring.model import Assessment
-from service.scoring.options import DEFAULT, PLAIN, Detail, ScoreOptions
+from service.scoring.options import DEFAULT, EXPLAINING_EVALUATIONS, PLAIN, Detail, ScoreOptions
 from service.scoring.scores import CombinedRule, ExplainedScores, Scores
-from service.scoring.statistics import ReferenceStatistics, RowStatistics
+from service.scoring.statistics import ReferenceStatistics, RowStatistics, has_cells
 from service.scoring.version import Published
 from service.system.cancellation import CheckCancelled, never_cancelled
 from service.validity.column_ranks import ColumnSketch
@@ -190,6 +190,13 @@ class Scorer(Generator):
         suspect = self.column_sketch().suspect if detail.columns else None
         statistics = self.row_statistics if detail.statistics else None
         return self.model.assess(rows, ends, suspect, statistics, execution)
+
+    def extra_evaluations(self, options: ScoreOptions) -> int:
+        """Cost per row in addition to its score, in decoder evaluations, of options that name a rule."""
+        statistics, extra = self.calibration.statistics, options.extra_evaluations
+        if options.rule != "combined" or options.explain or statistics is None:
+            return extra
+        return extra + (EXPLAINING_EVALUATIONS if has_cells(self.model.input, statistics.known.generation) else 0)
 
     # Parts of a calibration that some versions lack
 

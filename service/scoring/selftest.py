@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-
 from service.system.frozen import Frozen
 
 LEAST_ROWS = 10  # of a kind of spoil
@@ -23,11 +19,6 @@ class Caught(Frozen):
     shares: tuple[float, ...]
     columns: dict[str, tuple[int, int]] = {}
 
-    def std_error(self, rule: int = -1) -> float:
-        """Of a rule's share."""
-        share = self.shares[rule]
-        return math.sqrt(max(share * (1.0 - share), 0.25 / self.rows) / self.rows)
-
 
 class SelfTest(Frozen):
     """What each of some rules catches of spoilt rows at a rate of false alarms, and how many valid rows it refuses."""
@@ -37,7 +28,3 @@ class SelfTest(Frozen):
     rows: int
     alarms: tuple[float, ...]
     caught: tuple[Caught, ...]
-
-    def mean(self, rule: int = -1) -> float:
-        """The mean share that a rule catches, over the kinds of spoils."""
-        return float(np.mean([one.shares[rule] for one in self.caught]))

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.data.domains import is_lowest
 from service.data.inputs import InputSpec
 from service.errors import CalibrationError
 from service.scoring.evaluation import RULES
 from service.scoring.options import RuleName, ScoreOptions
 from service.scoring.scorer import Scorer
 from service.scoring.selftest import LEAST_ROWS, Caught, SelfTest
-from service.scoring.spoils import Spoil, spoils_of, spoilt
+from service.scoring.spoils import MADE_ZERO, Spoil, spoils_of, spoilt
 
 RATE = 0.01  # of false alarms, or the lowest whole percentage that the version allows
 MOST_PERCENT = 50
@@ -42,31 +43,42 @@ def selftested(
     Args:
         false_alarm: by default RATE or, with few validation rows, the lowest whole percentage that the version allows.
         spoils: by default all that apply to the input.
-        most: rows that are spoilt in each way; by default all.
+        most: rows that are spoilt in each way, and judged as they are; by default all.
         on_spoil: hears how many of the ways are done.
         until: a time of `time.monotonic`; ways that are not begun by then are left out.
 
     Raises:
         CalibrationError: the version does not allow the rate, or there are fewer than LEAST_ROWS rows.
     """
-    judge = Judge.of(scorer, false_alarm)
-    if len(rows) < LEAST_ROWS:
-        raise CalibrationError(f"a self-test needs at least {LEAST_ROWS} valid rows, there are {len(rows):,}")
-    spec, chosen = scorer.model.input, spoils_of(scorer.model.input) if spoils is None else list(spoils)
-    alarms, caught = judge.flagged(rows).mean(axis=1), []
+    judge, spec = Judge.of(scorer, false_alarm), scorer.model.input
+    rows = rows[~is_lowest(scorer.domains.codes(spec, rows), spec.features)]  # others are invalid in any case
+    whole = complete_rows(rows, spec)[:most]
+    if len(whole) < LEAST_ROWS:
+        raise CalibrationError(f"a self-test needs at least {LEAST_ROWS} valid rows, there are {len(whole):,}")
+    chosen = spoils_of(spec) if spoils is None else list(spoils)
+    alarms, caught = judge.flagged(whole).mean(axis=1), []
     for number, spoil in enumerate(chosen):
         if time.monotonic() >= until:
             break
-        one = caught_of(judge, spec, rows[: most or len(rows)], spoil, seed)
+        one = caught_of(judge, spec, rows[:most] if spoil.name == MADE_ZERO else whole, spoil, seed)
         caught += [] if one is None else [one]
         on_spoil(number + 1, len(chosen))
     return SelfTest(
         false_alarm=judge.rate,
         rules=tuple(judge.rules),
-        rows=len(rows),
+        rows=len(whole),
         alarms=tuple(alarms.tolist()),
         caught=tuple(caught),
     )
+
+
+def complete_rows(rows: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """The rows without missing cells, shape (N, D + C), if at least half are; otherwise all.
+
+    What rows with missing cells are compared with has to be scored for each pattern of them.
+    """
+    complete = ~np.isnan(rows[:, : spec.features]).any(axis=1)
+    return rows[complete] if 2 * complete.sum() >= len(rows) else rows
 
 
 def caught_of(judge: Judge, spec: InputSpec, rows: np.ndarray, spoil: Spoil, seed: int) -> Caught | None:
@@ -101,7 +113,7 @@ class Judge:
         rules = tuple(rule for rule in RULES if can_combine or rule != COMBINED)
 
         def check(rate: float) -> float:
-            scorer.check(ScoreOptions(false_alarm=rate))
+            scorer.check(ScoreOptions("band", false_alarm=rate))
             if can_combine:
                 scorer.check(ScoreOptions(COMBINED, false_alarm=rate))
             return rate

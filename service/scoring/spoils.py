@@ -15,6 +15,7 @@ import numpy as np
 from service.data.columns import CategoryColumn
 from service.data.inputs import InputSpec, Mixed
 from service.data.table import FLOAT32_MAX
+from service.errors import InputError
 
 CODE = -999.0  # a usual way to write that a number is missing
 FEW_COLUMNS = 3
@@ -90,9 +91,12 @@ def spoilt(spec: InputSpec, rows: np.ndarray, spoil: Spoil, seed: int = 0) -> Sp
     if not len(some):
         return Spoilt(spoil.name, rows[:0], some, some)
     changed = spoil.change(rows[some].astype(np.float64), chosen[some], generator)
-    changed = np.clip(changed, -FLOAT32_MAX, FLOAT32_MAX).astype(rows.dtype)  # further out, a number cannot be read
+    changed = np.clip(np.asarray(changed), -FLOAT32_MAX, FLOAT32_MAX).astype(rows.dtype)  # others cannot be read
+    if changed.shape != rows[some].shape:
+        raise InputError(f"the spoil {spoil.name!r} returned an array of another shape than its rows")
     differs = ~np.isclose(changed, rows[some], rtol=1e-9, atol=0.0, equal_nan=True).all(axis=1)
-    differs &= (spec.encode(changed) != spec.encode(rows[some])).any(axis=1) | (spec.kind == "table")
+    if spec.kind == "image":  # what a threshold takes away is no change, either
+        differs &= (spec.encode(changed) != spec.encode(rows[some])).any(axis=1)
     return Spoilt(spoil.name, changed[differs], some[differs], chosen[some][differs])
 
 
@@ -136,7 +140,7 @@ def table_spoils(columns: Columns) -> list[Spoil]:
         Spoil("a number off by one standard deviation", cell(partial(shifted, 1.0)), numbers),
         Spoil("a number off by three standard deviations", cell(partial(shifted, 3.0)), numbers),
         Spoil("a number stuck at one value", cell(lambda v, a, g: np.full(len(v), some_value(a, g))), numbers),
-        Spoil("numbers clipped at their median", clipped),
+        Spoil("numbers clipped at their median", partial(clipped, columns)),
         Spoil("numbers with noise of a standard deviation", partial(noisy, columns, 1.0)),
         Spoil("numbers with noise of a fifth of it", partial(noisy, columns, 0.2)),
         Spoil("two numbers swapped", partial(two_swapped, columns)),
@@ -180,11 +184,11 @@ def some_value(column: np.ndarray, generator: np.random.Generator) -> float:
     return float(generator.choice(column))
 
 
-def clipped(rows: np.ndarray, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Every column at most its median."""
+def clipped(columns: Columns, rows: np.ndarray, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Every number at most the median of its column."""
     with np.errstate(all="ignore"):
         middle = np.array([np.median(one[~np.isnan(one)]) if (~np.isnan(one)).any() else np.nan for one in rows.T])
-    return np.where(np.isnan(rows), np.nan, np.fmin(rows, middle))
+    return np.where(columns.is_number & ~np.isnan(rows), np.fmin(rows, middle), rows)
 
 
 def noisy(

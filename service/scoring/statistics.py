@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, TypeGuard, get_args
 
 import numpy as np
@@ -246,12 +247,15 @@ class RowStatistics:
         self.neighbours = Neighbours(near, categories(spec), span)
         self.encodings = [encodings(vae, spec.encode(known.rows)) for vae in vaes]
         self.closest = LEAST_GAP * self.neighbours.gap() if known.generation > LAST_UNTOLD else NOTHING
-        if self.has("rare_pair"):
-            self.pairs = RarePairs(known.rows, is_category(spec))
         self.count = NEIGHBOURS if self.has("isolation") else 1
         if self.has("isolation"):
             around = self.neighbours.nearest(near, NEIGHBOURS + 1)[0][:, 1:]  # the first is the row itself
             self.spacing = logarithm(around.mean(axis=1) if around.size else np.zeros(len(near)), self.closest)
+
+    @cached_property
+    def pairs(self) -> RarePairs:
+        """Which values come together in known rows; counted when first asked for."""
+        return RarePairs(self.known.rows, is_category(self.spec))
 
     def has(self, name: StatisticName) -> bool:
         """Whether a statistic applies to the input and the version."""

@@ -169,6 +169,11 @@ class Published:
     calibration: Calibration
     golden: Golden | None
 
+    def judging(self, rule: RuleName, false_alarm: float | None) -> Published:
+        """This version, but judging by another rule where it is asked without one."""
+        calibration = self.card.calibration.model_copy(update={"rule": rule, "false_alarm": false_alarm})
+        return replace(self, card=self.card.model_copy(update={"calibration": calibration}))
+
     def again(self, model: Model, calibration: Calibration, calibration_data: dict[str, Any]) -> Draft:
         """The same model, calibrated anew, to publish as another version: it judges by the same rule."""
         return Draft(

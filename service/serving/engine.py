@@ -158,7 +158,9 @@ class Engine:
 
         with self.quotas.admitted(call.caller, call.quota, len(rows)):
             await self.learn_patterns(call, scorer, rows, options)
-            scores = await self.computed(call, scorer, rows, compute, (scorer, options), options.extra_evaluations)
+            scores = await self.computed(
+                call, scorer, rows, compute, (scorer, options), scorer.extra_evaluations(options)
+            )
         call.note_scores(scorer.published, scores)
         # The blocks of a stream belong to one request, but are not retries of each other.
         request_id = None if call.is_stream else call.request_id
@@ -183,7 +185,7 @@ class Engine:
         if not scorer.model.input.reads_missing:
             return
 
-        patterns, detail, extra = scorer.patterns, options.detail, options.extra_evaluations
+        patterns, detail, extra = scorer.patterns, options.detail, scorer.extra_evaluations(options)
 
         def compute(batch: np.ndarray, check_cancelled: CheckCancelled) -> ReferenceEstimates:
             return patterns.estimate(batch, detail, Execution(scorer.pool, check_cancelled))

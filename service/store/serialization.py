@@ -24,6 +24,7 @@ from service.scoring.fingerprints import Fingerprints
 from service.scoring.golden import Golden
 from service.scoring.scores import ReferenceEstimates, arrays_of, concatenated, rows_of
 from service.scoring.statistics import (
+    GENERATION,
     LAST_UNTOLD,
     KnownRows,
     ReferenceStatistics,
@@ -226,7 +227,7 @@ def statistics_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> Referenc
     sides = len(arrays["weights"])
     told = tensors.get("evidence.generation")
     generation = generation_of(spec, sides) if told is None else int(told)
-    if len(weights_of(spec, generation)[0]) != sides:
+    if not 1 <= generation <= GENERATION or len(weights_of(spec, generation)[0]) != sides:
         raise ValueError("reference statistics of another generation")
     cells = sketch_of(tensors, CELLS)
     if (cells is not None) != has_cells(spec, generation):

@@ -31,6 +31,7 @@ from service.scoring.cross_fit import calibrated_by_folds
 from service.scoring.fingerprints import Fingerprints
 from service.scoring.missing_patterns import with_usual_patterns
 from service.scoring.model import Model
+from service.scoring.options import RuleName
 from service.scoring.pace import PREPARING
 from service.scoring.version import Draft, Published
 from service.system.cpus import cpu_quota
@@ -354,8 +355,9 @@ def recalibrate(
     percentiles: tuple[float, float] | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
     groups: np.ndarray | None = None,
+    rule: tuple[RuleName, float | None] | None = None,
 ) -> Draft:
-    """The same network, calibrated on other rows, or for another estimator or band.
+    """The same network, calibrated on other rows, or for another estimator, band or rule.
 
     A random tenth of the rows are the pilot rows, some are for the self-test, and the rest calibrate, up to the most that
     count (`service.training.recipe`).
@@ -363,16 +365,18 @@ def recalibrate(
     Args:
         data: rows as the version's reader reads them, shape (N, D + C).
         groups: which rows belong together, shape (N,): one of each is used.
+        rule: by which rows are judged that are asked about without one, and its rate; default: the version's.
     """
     generator = np.random.default_rng(0)
     order = generator.permutation(len(data.array)) if groups is None else one_of_each(groups, generator)
     pilot, rest = np.split(order, [min(MOST_VALIDATION, round(PILOT_SHARE * len(order)))])
     card = published.card.calibration
-    recipe = Recipe(percentiles=percentiles or card.percentiles, rule=card.rule, false_alarm=card.false_alarm)
+    name, rate = rule or (card.rule, card.false_alarm)
+    recipe = Recipe(percentiles=percentiles or card.percentiles, rule=name, false_alarm=rate)
     (split,), testing = with_test_rows([Split(order[:0], pilot, rest, pilot)], least_calibration(recipe))
     rows = data.array[split.calibration[:MOST_CALIBRATION]]
     return recalibrate_on(
-        published,
+        published.judging(name, rate),
         data.array[pilot],
         rows,
         data.digest(),
@@ -400,6 +404,9 @@ def recalibrate_on(
     `known` are rows that the network was fitted to, among which neighbours are searched; default: those of the old
     calibration. `domains` are those of the rows that it was fitted to; default: the version's. `testing` are rows for the
     self-test; without any there is none.
+
+    Raises:
+        CalibrationError: the rows are too few for the band or the rule.
     """
     old, statistics = published.model, published.calibration.statistics
     if known is None and statistics is not None:
@@ -424,7 +431,9 @@ def recalibrate_on(
     )
     calibration = with_usual_patterns(model, calibration, Execution(worker_pool(cpu_quota())), course.until)
     data = {"digest": data_digest, "rows": len(rows), "pilot_rows": len(pilot), "from": str(published.reference)}
-    draft = replace(published.again(model, calibration, data), domains=domains)
+    card = published.card.calibration
+    draft = published.again(model, calibration, data).judging(card.rule, card.false_alarm)
+    draft = replace(draft, domains=domains)
     if testing is not None and len(testing):
         draft = with_selftest(draft, testing, course)
     course.end()

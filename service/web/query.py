@@ -77,7 +77,7 @@ def policy_of(text: str | None) -> ScoreOptions | None:
         given = dict(parse_qsl(text, keep_blank_values=True, strict_parsing=True))
         if not given.keys() <= set(JUDGING):
             raise InputError(f"expected some of {', '.join(JUDGING)}")
-        return parse_query(given, ScoreQuery).options()
+        return parse_query(given, ScoreQuery).options().or_default("band", None)  # whatever a version's own rule is
     except (ValueError, InputError) as error:
         detail = f": {error}" if isinstance(error, InputError) else ""
         raise SettingsError(f"VOUCH_POLICY: expected a rule such as false_alarm=0.01&tail=low{detail}") from None
@@ -93,7 +93,8 @@ def under_policy(query: ScoreQuery, policy: ScoreOptions | None) -> ScoreOptions
     if policy is None:
         return asked
     ruled = replace(policy, explain=asked.explain, fdr=asked.fdr, strict=asked.strict)
-    if asked not in (ruled, ScoreOptions(explain=asked.explain, fdr=asked.fdr, strict=asked.strict)):
+    silent = ScoreOptions(explain=asked.explain, fdr=asked.fdr, strict=asked.strict)
+    if asked != silent and asked.or_default("band", None) != ruled:
         raise ScopeError(f"this deployment sets the rule for all callers: leave out {', '.join(JUDGING)}")
     return ruled
 

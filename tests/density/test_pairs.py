@@ -53,6 +53,16 @@ def test_a_contradiction_is_named_and_what_is_only_rare_is_not():
     assert lifts[1] < 1
 
 
+def test_many_rows_are_looked_up_in_parts(monkeypatch):
+    generator = np.random.default_rng(0)
+    rows = generator.integers(3, size=(300, 4)).astype(float)
+    pairs = RarePairs(rows, np.ones(4, dtype=bool))
+    whole = pairs.rarest(rows)
+    monkeypatch.setattr("service.density.pairs.PAIRS_AT_ONCE", 60)
+    for part, all_at_once in zip(pairs.rarest(rows), whole, strict=True):
+        assert np.array_equal(part, all_at_once)
+
+
 def test_columns_of_numbers_alone_have_no_pairs_and_nothing_breaks():
     rows = np.random.default_rng(0).normal(size=(50, 3))
     lifts, columns = RarePairs(rows, np.zeros(3, dtype=bool)).rarest(rows)

@@ -39,7 +39,7 @@ def test_a_simpler_rule_is_recommended_where_it_does_as_well():
     results = [
         RuleOnSet(rule, "x", (0,) * 4, (1,) * 4, 0.9 + 0.001 * at, 0.9, NONE, NONE) for at, rule in enumerate(RULES)
     ]
-    assert recommendation(results).startswith("Use `?false_alarm=RATE` (band, both sides)")
+    assert recommendation(results).startswith("Use `?rule=band&false_alarm=RATE` (band, both sides)")
 
 
 def test_the_command_prints_and_draws(tiny_store, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from service.cli.report import selftest_lines
 from service.data.inputs import Binary, InputSpec, Standard
 from service.errors import CalibrationError, InputError
-from service.scoring.evaluation import Costs, RuleOnSet, cheapest, cost_sentence
+from service.scoring.evaluation import CANDIDATES, Costs, RuleOnSet, cheapest, cost_sentence, rates_allowed
 from service.scoring.options import ScoreOptions
 from service.scoring.selftest import LEAST_ROWS, SelfTest
 from service.scoring.selftesting import Judge, selftested
@@ -78,6 +78,20 @@ def test_the_shares_are_those_of_the_rules_and_the_valid_rows_are_told(any_score
     assert SelfTest.model_validate(json.loads(found.model_dump_json())) == found
 
 
+def test_a_test_without_time_finds_nothing_and_says_nothing(any_scorer):
+    scorer, rows = any_scorer
+    found = selftested(scorer, scorer.read(rows[:20]), until=-1.0)
+    assert found.caught == ()
+    assert all(0 <= share <= 1 for share in found.alarms)
+
+
+def test_a_spoil_of_another_shape_is_refused(any_scorer):
+    scorer, rows = any_scorer
+    wrong = Spoil("half", lambda rows, chosen, generator: rows[:5])
+    with pytest.raises(InputError, match="another shape"):
+        selftested(scorer, scorer.read(rows[:20]), spoils=[wrong])
+
+
 def test_own_spoils_are_tried_and_too_few_rows_refused(any_scorer):
     scorer, rows = any_scorer
     own = Spoil("nothing but ends", lambda rows, chosen, generator: np.full_like(rows, np.nanmax(rows)))
@@ -117,12 +131,24 @@ def test_rows_that_are_spoilt_were_not_calibrated_on(any_scorer):
     assert (len(same), len(none)) == (2, 0)
 
 
+def allowed_from(least):
+    return lambda rule, rate: rate >= least
+
+
+def test_a_rate_that_is_named_is_one_that_the_version_allows(any_scorer):
+    allows = rates_allowed(any_scorer[0])
+    for rule, name in (("band, both sides", "band"), ("combined", "combined")):
+        rates = [rate for rate in CANDIDATES if allows(rule, rate)]
+        any_scorer[0].check(ScoreOptions(name, false_alarm=min(rates)))
+        assert not allows(rule, 1e-6)
+
+
 def test_the_cheapest_rate_is_that_of_all_rates():
     generator = np.random.default_rng(0)
     p_valid, p_invalid = generator.random(5000), generator.random(5000) ** 6
     results = [RuleOnSet("combined", "one", (), (), 0.0, 0.0, p_valid, p_invalid)]
     costs = Costs(50.0, 1.0, 0.01)
-    best = cheapest(results, costs, 5000)
+    best = cheapest(results, costs, allowed_from(2 / 5001))
     by_hand = min(
         0.01 * 50.0 * (p_invalid > rate).mean() + 0.99 * max(rate, (p_valid <= rate).mean())
         for rate in np.linspace(1e-3, 0.5, 2000)
@@ -130,8 +156,10 @@ def test_the_cheapest_rate_is_that_of_all_rates():
     assert best.by_row == pytest.approx(by_hand, rel=0.02)
     assert "Cheapest: `?rule=combined&false_alarm=" in cost_sentence(best, costs)
     blind = [replace(results[0], p_invalid=p_valid)]
-    assert cheapest(blind, Costs(1.0, 1.0, 0.01), 5000).rate == 0
-    assert cost_sentence(cheapest(blind, Costs(1.0, 1.0, 0.01), 5000), Costs(1.0, 1.0, 0.01)).startswith("Accept every")
+    nothing = cheapest(blind, Costs(1.0, 1.0, 0.01), allowed_from(2 / 5001))
+    assert nothing.rate == 0
+    assert cost_sentence(nothing, Costs(1.0, 1.0, 0.01)).startswith("Accept every")
+    assert cheapest(results, costs, allowed_from(0.2)).rate >= 0.2
     for wrong in ((0.0, 1.0, 0.5), (1.0, -1.0, 0.5), (1.0, 1.0, 1.0), (float("nan"), 1.0, 0.5)):
         with pytest.raises(InputError):
             Costs(*wrong)
