@@ -13,7 +13,7 @@ from service.density.tiling import one_thread
 FAR = 1e6  # ranges
 CANDIDATES = 8  # nearest by float32 distances, for which exact distances are computed
 ROWS_AT_ONCE = 64
-GAP_ROWS = 256  # distinct known rows from which a typical gap is taken
+RESOLVED_ROWS = 256  # distinct known rows of which the distances to others tell the resolution of the data
 
 
 class Neighbours:
@@ -57,21 +57,22 @@ class Neighbours:
         distances, which = zip(*parts, strict=True)
         return np.concatenate(distances), np.concatenate(which)
 
-    def gap(self) -> float:
-        """The median distance of distinct known rows from the nearest other one; 1 if there is no other."""
+    def resolution(self) -> float:
+        """The least distance of some distinct known rows from the nearest other one; 1 if there is no other."""
         whole = np.concatenate([self.numbers, self.codes], axis=1)
         first, group = np.unique(whole, axis=0, return_index=True, return_inverse=True)[1:]
         if len(first) < 2:
             return 1.0
-        some = first[np.linspace(0, len(first) - 1, min(GAP_ROWS, len(first))).round().astype(int)]
+        some = first[np.linspace(0, len(first) - 1, min(RESOLVED_ROWS, len(first))).round().astype(int)]
         numbers, codes = np.where(self.has, self.numbers, np.nan)[some], self.codes[some]
         with one_thread():
             rough = self.rough(numbers, codes)
         rough[group.ravel()[some, None] == group.ravel()] = np.inf
         several = min(CANDIDATES, len(self.numbers) - 1)
         candidates = np.argpartition(rough, several, axis=1)[:, :several]
-        there = np.isfinite(np.take_along_axis(rough, candidates, axis=1))
-        return float(np.median(np.where(there, self.exact(numbers, codes, candidates), np.inf).min(axis=1)))
+        distances = self.exact(numbers, codes, candidates)
+        others = distances[np.isfinite(np.take_along_axis(rough, candidates, axis=1)) & (distances > 0)]
+        return float(others.min(initial=1.0))
 
     def of_some(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         numbers, codes = self.scaled(rows), rows[:, self.is_category]

@@ -27,7 +27,7 @@ MAX_KNOWN_ROWS, MAX_KNOWN_CELLS = 4096, 2**20
 USUAL_SPREAD = (50.0, 5.0)  # percentiles of a column's term; their difference is its spread
 LEAST_SPREAD = 1.0  # nats
 NOTHING = 1e-9
-LEAST_GAP = 0.5  # of the typical gap between distinct known rows: smaller distances are equal
+LEAST_DISTANCE = 0.5  # of the resolution of the known rows: smaller distances are equal
 NEIGHBOURS = 5
 WHITE = 255.0
 
@@ -246,7 +246,7 @@ class RowStatistics:
         near = coordinates(spec, known.rows)
         self.neighbours = Neighbours(near, categories(spec), span)
         self.encodings = [encodings(vae, spec.encode(known.rows)) for vae in vaes]
-        self.closest = LEAST_GAP * self.neighbours.gap() if known.generation > LAST_UNTOLD else NOTHING
+        self.closest = LEAST_DISTANCE * self.neighbours.resolution() if known.generation > LAST_UNTOLD else NOTHING
         self.count = NEIGHBOURS if self.has("isolation") else 1
         if self.has("isolation"):
             around = self.neighbours.nearest(near, NEIGHBOURS + 1)[0][:, 1:]  # the first is the row itself

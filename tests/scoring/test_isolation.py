@@ -38,13 +38,13 @@ def test_the_nearest_rows_are_those_of_all_distances():
     assert few == pytest.approx(naive_nearest(known[:3], rows, 3), abs=1e-12)
 
 
-def test_the_gap_is_that_of_distinct_rows():
+def test_the_resolution_is_that_of_distinct_rows():
     grid = np.array([[x, y] for x in range(11) for y in range(11)], dtype=float)
-    assert Neighbours(np.repeat(grid, 7, axis=0), PLAIN).gap() == pytest.approx(0.1 / np.sqrt(2))
-    assert Neighbours(np.ones((5, 2)), PLAIN).gap() == 1.0
+    assert Neighbours(np.repeat(grid, 7, axis=0), PLAIN).resolution() == pytest.approx(0.1 / np.sqrt(2))
+    assert Neighbours(np.ones((5, 2)), PLAIN).resolution() == 1.0
     generator = np.random.default_rng(0)
     known = generator.normal(size=(250, 2))
-    assert Neighbours(known, PLAIN).gap() == pytest.approx(np.median(naive_nearest(known, known, 2)[:, 1]))
+    assert Neighbours(known, PLAIN).resolution() == pytest.approx(np.min(naive_nearest(known, known, 2)[:, 1]))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.99])
