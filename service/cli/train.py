@@ -385,11 +385,11 @@ def calibrate(
     if found.note:
         err.print(f"note: {found.note}")
     total = len(rows.rows.array) if found.groups is None else len(set(found.groups.tolist()))
-    tested = 0 if draft.selftest is None else draft.selftest.rows
+    tested = draft.calibration_data.get("test_rows", 0)
     others = total - used - pilot - tested
     err.print(
         f"{used:,} of {total:,} rows calibrate; {pilot:,} were used to set the estimator (the pilot)"
-        + (f"; {tested:,} test the model" if tested else "")
+        + (f"; {tested:,} are kept to test the model" if tested else "")
         + (f"; the other {others:,} would tell no more" if others > 0 else "")
     )
     if draft.selftest is not None:

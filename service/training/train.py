@@ -430,7 +430,14 @@ def recalibrate_on(
         domains,
     )
     calibration = with_usual_patterns(model, calibration, Execution(worker_pool(cpu_quota())), course.until)
-    data = {"digest": data_digest, "rows": len(rows), "pilot_rows": len(pilot), "from": str(published.reference)}
+    data: dict[str, Any] = {
+        "digest": data_digest,
+        "rows": len(rows),
+        "pilot_rows": len(pilot),
+        "from": str(published.reference),
+    }
+    if testing is not None and len(testing):
+        data["test_rows"] = len(testing)
     card = published.card.calibration
     draft = published.again(model, calibration, data).judging(card.rule, card.false_alarm)
     draft = replace(draft, domains=domains)

@@ -109,7 +109,7 @@ def test_calibrate_says_how_many_rows_count_and_why(path, tmp_path):
     assert f"next: vouch score FILE --model people --rule combined --false-alarm 0.05 --store {tmp_path}" in done.stderr
     calibrated = vouch("calibrate", "people", path, *store, "--trained-rows", "allow")
     assert "calibrating on 240 rows: " in calibrated.stderr
-    assert "240 of 300 rows calibrate; 30 were used to set the estimator (the pilot); 30 test the model" in calibrated.stderr
+    assert "240 of 300 rows calibrate; 30 were used to set the estimator (the pilot); 30 are kept" in calibrated.stderr
 
 
 def test_durations_are_in_seconds_minutes_or_hours():
