@@ -4,7 +4,7 @@
 
 Each model is trained as `vouch train` trains one, on a made table of its own: some columns from some hidden factors,
 with categories that follow from them and counts. Fresh rows come from the same maker. A share of n rows that was published
-and one of 2,000 fresh rows are compared by a two-sample test; of honest ones, one in 370 is beyond three standard errors.
+and one of 500 fresh rows are compared by a two-sample test; of honest ones, one in 370 is beyond three standard errors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from service.system.cpus import cpu_quota
 from service.training.recipe import TABLE_FIT, TO_PUBLISH, Recipe
 from service.training.train import train_table
 
-TRAINED, FRESH = 1_500, 2_000
+TRAINED, FRESH = 1_500, 500
 WORDS = ("idle", "run", "boost", "off", "late")
 
 
