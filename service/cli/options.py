@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -153,8 +153,8 @@ class RepeatOptions:
 
 
 @dataclass(frozen=True)
-class BandOptions:
-    """Options that choose the band of valid rows."""
+class RuleOptions:
+    """Options that choose the rule by which rows are judged."""
 
     percentiles: Annotated[
         str | None,
@@ -164,16 +164,6 @@ class BandOptions:
     ] = None
     false_alarm: FalseAlarmOption = None
     tail: TailOption = None
-
-    def pair(self) -> tuple[float, float] | None:
-        from service.scoring.options import parse_percentiles
-
-        return None if self.percentiles is None else parse_percentiles(self.percentiles)
-
-
-@dataclass(frozen=True)
-class RuleOptions(BandOptions):
-    """Options that choose the rule by which rows are judged."""
 
     rule: Annotated[
         Literal["band", "combined"] | None,
@@ -189,9 +179,10 @@ class RuleOptions(BandOptions):
         Raises:
             InputError: the options contradict each other.
         """
-        from service.scoring.options import ScoreOptions
+        from service.scoring.options import ScoreOptions, parse_percentiles
 
-        return ScoreOptions(self.rule, self.pair(), self.false_alarm, self.tail)
+        percentiles = None if self.percentiles is None else parse_percentiles(self.percentiles)
+        return ScoreOptions(self.rule, percentiles, self.false_alarm, self.tail)
 
 
 @dataclass(frozen=True)
@@ -208,9 +199,7 @@ class JudgeOptions(RuleOptions):
     ] = False
 
     def score_options(self) -> ScoreOptions:
-        from service.scoring.options import ScoreOptions
-
-        return ScoreOptions(self.rule, self.pair(), self.false_alarm, self.tail, self.fdr, self.explain, self.strict)
+        return replace(self.options(), fdr=self.fdr, explain=self.explain, strict=self.strict)
 
 
 def split_names(columns: str | None) -> list[str] | None:

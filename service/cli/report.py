@@ -45,8 +45,9 @@ def report_lines(reference: Reference, trained: Trained, seconds: float, store: 
         yield f"columns left out: {some_of(trained.left_out)}"
     if trained.report.validation.active_latents == 0:
         yield unconnected("pixels" if draft.model.input.kind == "image" else "columns")
-    is_other = rule is not None and draft.rule == "band"
-    options = f" --rule combined --false-alarm {rule.false_alarm:g}" if rule is not None and is_other else ""
+    options = ""
+    if rule is not None and draft.rule == "band":
+        options = f" --rule combined --false-alarm {rule.false_alarm:g}"
     place = "" if store == USUAL_STORE else f" --store {shlex.quote(store)}"
     yield f"next: vouch score FILE --model {reference.name}{options}{place}"
     yield fit_line(trained.report)

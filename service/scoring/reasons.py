@@ -86,6 +86,7 @@ def cell_words(spec: InputSpec, at: int, cell: float, value: float, low: float, 
 
 
 def words(violations: Sequence[Violation]) -> str:
+    """Column and message of each violation."""
     return "; ".join(f"{one.column}: {one.message}" if one.column else one.message for one in violations)
 
 

@@ -12,10 +12,11 @@ from functools import partial
 
 import numpy as np
 
-from service.data.columns import CategoryColumn
+from service.data.columns import CategoryColumn, NumberColumn
 from service.data.inputs import InputSpec, Mixed
 from service.data.table import FLOAT32_MAX
 from service.errors import InputError
+from service.scoring.statistics import is_category
 
 CODE = -999.0  # a usual way to write that a number is missing
 FEW_COLUMNS = 3
@@ -25,33 +26,24 @@ Change = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which of a row's D columns hold numbers and which categories, with the number of the latter's values, (D,) each.
-
-    `codes` says that a category is its index, so that the count of values stands for one that was never seen.
-    """
+    """Which of a row's D columns hold numbers, shape (D,), and the values of those that hold categories, as in rows."""
 
     is_number: np.ndarray
-    num_values: np.ndarray
-    codes: np.ndarray
     values: tuple[tuple[float, ...], ...]
 
     @staticmethod
     def of(spec: InputSpec) -> Columns:
         if not isinstance(spec.transform, Mixed):
-            nothing = np.zeros(spec.features, dtype=int)
-            return Columns(nothing == 0, nothing, nothing > 0, ((),) * spec.features)
-        columns = spec.transform.columns
-        categories = [one if isinstance(one, CategoryColumn) else None for one in columns]
-        codes = np.array([one is not None and one.is_text for one in categories])
-        values = tuple(
-            () if one is None else tuple(map(float, range(len(one.values)) if one.is_text else one.values))
-            for one in categories
-        )
-        return Columns(np.array([one is None for one in categories]), np.array([*map(len, values)]), codes, values)
+            return Columns(np.ones(spec.features, dtype=bool), ((),) * spec.features)
+        values = tuple(category_values(one) for one in spec.transform.columns)
+        return Columns(~is_category(spec), values)
 
-    @property
-    def is_category(self) -> np.ndarray:
-        return ~self.is_number
+
+def category_values(column: NumberColumn | CategoryColumn) -> tuple[float, ...]:
+    """The values of a column of categories, or their indices if they are text; none of a column of numbers."""
+    if not isinstance(column, CategoryColumn):
+        return ()
+    return tuple(map(float, range(len(column.values)) if column.is_text else column.values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +110,7 @@ def table_spoils(columns: Columns) -> list[Spoil]:
         return columns.is_number
 
     def categories(columns: Columns) -> np.ndarray:
-        return columns.is_category & (columns.num_values > 1)
+        return np.array([len(values) > 1 for values in columns.values])
 
     def any_column(columns: Columns) -> np.ndarray:
         return np.ones(len(columns.is_number), dtype=bool)
@@ -144,8 +136,8 @@ def table_spoils(columns: Columns) -> list[Spoil]:
         Spoil("numbers with noise of a standard deviation", partial(noisy, columns, 1.0)),
         Spoil("numbers with noise of a fifth of it", partial(noisy, columns, 0.2)),
         Spoil("two numbers swapped", partial(two_swapped, columns)),
-        Spoil("another category", partial(another_category, columns), categories),
-        Spoil("a category never seen", partial(unseen_category, columns), categories),
+        Spoil("another category", partial(recategorised, columns, another_category), categories),
+        Spoil("a category never seen", partial(recategorised, columns, unseen_category), categories),
         Spoil("a value of another row", of_another_row, any_column),
         Spoil(MADE_ZERO, partial(missing_made_zero, columns)),
         Spoil("all columns from different rows", independent),
@@ -214,23 +206,27 @@ def two_swapped(columns: Columns, rows: np.ndarray, chosen: np.ndarray, generato
     return rows
 
 
-def another_category(
-    columns: Columns, rows: np.ndarray, chosen: np.ndarray, generator: np.random.Generator
+def recategorised(
+    columns: Columns,
+    value: Callable[[tuple[float, ...], float, np.random.Generator], float],
+    rows: np.ndarray,
+    chosen: np.ndarray,
+    generator: np.random.Generator,
 ) -> np.ndarray:
+    """Another category in each row, given the values of its column and its own."""
     rows = rows.copy()
     for row, at in zip(rows, chosen, strict=True):
-        others = [value for value in columns.values[at] if value != row[at]]
-        row[at] = generator.choice(others) if others else row[at]
+        row[at] = value(columns.values[at], row[at], generator)
     return rows
 
 
-def unseen_category(
-    columns: Columns, rows: np.ndarray, chosen: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
-    rows = rows.copy()
-    for row, at in zip(rows, chosen, strict=True):
-        row[at] = columns.num_values[at] if columns.codes[at] else max(columns.values[at]) + 1.0
-    return rows
+def another_category(values: tuple[float, ...], own: float, generator: np.random.Generator) -> float:
+    return float(generator.choice([value for value in values if value != own]))
+
+
+def unseen_category(values: tuple[float, ...], own: float, generator: np.random.Generator) -> float:
+    """Beyond all of them: the index of text that was never seen is their number."""
+    return max(values) + 1.0
 
 
 def of_another_row(rows: np.ndarray, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:

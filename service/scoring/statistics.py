@@ -243,18 +243,27 @@ class RowStatistics:
         self.chosen = chosen_statistics(spec, known.generation)
         # If a pixel is black in all known rows, the slightest grey there would otherwise be a huge distance.
         span = WHITE if spec.kind == "image" else None
-        near = coordinates(spec, known.rows)
-        self.neighbours = Neighbours(near, categories(spec), span)
+        self.near = coordinates(spec, known.rows)
+        self.neighbours = Neighbours(self.near, categories(spec), span)
         self.encodings = [encodings(vae, spec.encode(known.rows)) for vae in vaes]
-        self.closest = LEAST_DISTANCE * self.neighbours.resolution() if known.generation > LAST_UNTOLD else NOTHING
         self.count = NEIGHBOURS if self.has("isolation") else 1
-        if self.has("isolation"):
-            around = self.neighbours.nearest(near, NEIGHBOURS + 1)[0][:, 1:]  # the first is the row itself
-            self.spacing = logarithm(around.mean(axis=1) if around.size else np.zeros(len(near)), self.closest)
+
+    # Computed when first asked for: who only observes draws needs none of these.
+
+    @cached_property
+    def closest(self) -> float:
+        """The least distance that counts: smaller ones are equal."""
+        return LEAST_DISTANCE * self.neighbours.resolution() if self.known.generation > LAST_UNTOLD else NOTHING
+
+    @cached_property
+    def spacing(self) -> np.ndarray:
+        """log of the mean distance of each known row to its own nearest ones, shape (m,)."""
+        around = self.neighbours.nearest(self.near, NEIGHBOURS + 1)[0][:, 1:]  # the first is the row itself
+        return logarithm(around.mean(axis=1) if around.size else np.zeros(len(self.near)), self.closest)
 
     @cached_property
     def pairs(self) -> RarePairs:
-        """Which values come together in known rows; counted when first asked for."""
+        """Which values come together in known rows."""
         return RarePairs(self.known.rows, is_category(self.spec))
 
     def has(self, name: StatisticName) -> bool:

@@ -16,6 +16,7 @@ from service.data.columns import NO_VALUE, plain
 from service.data.inputs import InputSpec
 from service.data.table import is_missing
 from service.errors import DataError
+from service.scoring.reasons import words
 from service.scoring.scores import ExplainedScores, Scores
 from service.validity.conformal import Discoveries
 
@@ -81,10 +82,7 @@ def score_lists(scores: Scores, discoveries: Discoveries | None = None) -> tuple
 
 def violation_texts(scores: Scores) -> list[str | None]:
     """What is wrong with each row, in words: column and message of each violation; None if nothing is."""
-    return [
-        "; ".join(f"{one.column}: {one.message}" if one.column else one.message for one in found) or None
-        for found in scores.violations()
-    ]
+    return [words(found) or None for found in scores.violations()]
 
 
 def scores_csv(scores: Scores, ids: Sequence[Any] | None = None, discoveries: Discoveries | None = None) -> str:
