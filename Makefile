@@ -18,7 +18,7 @@ PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TOR
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: serve test test-slow test-all format lint types tests fuzz loadtest evaluate bench holes estimator density adbench cells bad-cells tables verdicts selftest filter freeze bundled pictures docs sbom audit fresh image-test clean
+.PHONY: serve test test-slow test-all format lint types tests fuzz loadtest evaluate bench holes estimator density adbench cells bad-cells tables verdicts selftest groups filter freeze bundled pictures docs sbom audit fresh image-test clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/vouch serve
@@ -89,6 +89,9 @@ verdicts: $(VENV)/test.done  ## half an hour: what verdicts promise and what the
 selftest: $(VENV)/test.done  ## half an hour: are published self-tests honest, and what is caught of spoilt people and wines
 	$(BIN)/python benchmarks/selftest.py
 	$(BIN)/python benchmarks/spoilt.py --data $(DATA)
+
+groups: $(VENV)/test.done    ## ten minutes: what each group of adult is promised, and gets, with --by and without
+	$(BIN)/python benchmarks/groups.py --data $(DATA)
 
 filter: $(VENV)/test.done    ## an hour: whole data sets, beside the bare Scorer, by Ray, killed, and what --fdr holds
 	for part in speed workers kills fdr; do $(BIN)/python benchmarks/filter.py --part $$part || exit 1; done

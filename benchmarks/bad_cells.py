@@ -39,7 +39,7 @@ from service.scoring.model import Model
 from service.scoring.options import ScoreOptions
 from service.scoring.scorer import Scorer
 from service.scoring.scores import CombinedRule
-from service.scoring.statistics import KnownRows, ReferenceStatistics
+from service.scoring.statistics import ReferenceStatistics
 from service.scoring.version import Published, Reference
 from service.store.loading import load_scorer
 from service.store.store import Store
@@ -154,7 +154,6 @@ def rules(
     spec, lowest = scorer.model.input, scored.lowest[calibrating]
     of_all = np.where(lowest[:, None], np.inf, scored.hidden[0][2][calibrating])
     scores = np.sort(np.where(lowest, -np.inf, scored.hidden[0][1][calibrating]))
-    known = scorer.reference_statistics().known
     bands = {"band 25-75": (25.0, 75.0)}
     bands |= {f"band, {rate:g} on both sides": percentiles_of(rate) for rate in RATES}
     bands |= {f"band, {rate:g} below": percentiles_of(rate, "low") for rate in RATES}
@@ -164,7 +163,7 @@ def rules(
     assert statistics is not None
     for rate in RATES:
         rule = CombinedRule.of(statistics, spec, rate, violations)
-        yield f"combined, {rate:g}", by_combined(rule, known, spec), rule.accepted.expected
+        yield f"combined, {rate:g}", by_combined(rule, scorer.reference_statistics()), rule.accepted.expected
 
 
 def by_band(percentiles: tuple[float, float]) -> Judge:
@@ -176,11 +175,11 @@ def by_band(percentiles: tuple[float, float]) -> Judge:
     return judge
 
 
-def by_combined(rule: CombinedRule, known: KnownRows, spec: object) -> Judge:
+def by_combined(rule: CombinedRule, like: ReferenceStatistics) -> Judge:
     def judge(
         scores: np.ndarray, of_all: np.ndarray, more: int, own: np.ndarray, statistics: np.ndarray, beside: np.ndarray
     ) -> np.ndarray:
-        reference = ReferenceStatistics.fit(known, of_all, spec, more)  # type: ignore[arg-type]
+        reference = like.fit_alike(of_all, more)
         assert reference is not None
         return rule.are_valid(rule.p_values(reference.combination.p_value(statistics), beside))
 

@@ -31,8 +31,9 @@ from service.scoring.version import Draft, Published, Reference
 from service.store.store import Store
 from service.system.cpus import cpu_quota
 from service.training.fit import FitOptions
+from service.training.recalibrate import recalibrate_on
 from service.training.recipe import TABLE_FIT, Recipe, Split
-from service.training.train import Hooks, Trained, recalibrate_on, train_on_splits, train_table
+from service.training.train import Hooks, Trained, train_on_splits, train_table
 
 TEST_ROWS = 400
 TABLES = {

@@ -20,7 +20,8 @@ from service.scoring.scorer import Scorer
 from service.scoring.version import Published, Reference
 from service.store.loading import load_scorer
 from service.store.store import Store
-from service.training.train import recalibrate, train_table
+from service.training.recalibrate import recalibrate
+from service.training.train import train_table
 from service.validity.conformal import Discoveries, ScoreRanks
 from service.validity.martingale import Martingale, Ranks, log_limit
 from tests.models import COLUMNS, PEOPLE, made

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from service.cli.console import accepted, duration, err
+from service.cli.console import accepted, duration, err, interval
 from service.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -69,16 +69,12 @@ def rows_lines(draft: Draft) -> Iterator[str]:
 
 def recommended_rule(draft: Draft) -> CombinedRule | None:
     """The combined rule at FALSE_ALARM or, with few rows, at the smallest whole percentage that they allow."""
-    from service.scoring.scores import CombinedRule
-
-    statistics, violations = draft.calibration.statistics, draft.calibration.violations
-    if statistics is None:
-        return None
+    calibration, spec = draft.calibration, draft.model.input
     if draft.rule == "combined":
-        return CombinedRule.of(statistics, draft.model.input, draft.false_alarm, violations)
+        return calibration.combined_rule(spec, draft.false_alarm)
     for percent in range(round(100 * FALSE_ALARM), 100):
         try:
-            return CombinedRule.of(statistics, draft.model.input, percent / 100.0, violations)
+            return calibration.combined_rule(spec, percent / 100.0)
         except CalibrationError:
             continue
     return None
@@ -100,6 +96,39 @@ def accepted_lines(draft: Draft, rule: CombinedRule | None) -> Iterator[str]:
         yield f"{name} accepts {known(rule.accepted, rows)}"
         if rule.false_alarm > FALSE_ALARM:
             yield f"a lower rate, such as {FALSE_ALARM:g}, needs more rows to calibrate on"
+    yield from group_lines(draft, rule)
+
+
+def group_lines(draft: Draft, rule: CombinedRule | None) -> Iterator[str]:
+    """The shares of each group's valid rows that the default rule will accept, if there are groups."""
+    band = draft.calibration.band()
+    grouping = draft.calibration.grouping(draft.model.input, band, rule if draft.rule == "combined" else None)
+    if grouping is not None:
+        yield f"each group of {grouping.column} is compared with its own rows; by the default rule"
+        of_each = zip(grouping.names, grouping.accepted, grouping.rows, strict=True)
+        yield from (f"  {name}: accepts {known(share, rows)}" for name, share, rows in of_each if rows)
+
+
+def calibrated_lines(reference: Reference, draft: Draft, total: int, note: str | None) -> Iterator[str]:
+    """What `vouch calibrate` has made of so many rows, line by line."""
+    fitted, data = draft.calibration.band(), draft.calibration_data
+    used, pilot, tested = fitted.rows, data["pilot_rows"], data.get("test_rows", 0)
+    low, high = fitted.percentiles
+    yield (
+        f"published {reference}: band {interval(fitted.ends_or_none)} nats, percentiles {low:g} to {high:g} of {used:,} "
+        f"rows, accepts {accepted(fitted.accepted)}"
+    )
+    if note:
+        yield f"note: {note}"
+    others = total - used - pilot - tested
+    yield (
+        f"{used:,} of {total:,} rows calibrate; {pilot:,} were used to set the estimator (the pilot)"
+        + (f"; {tested:,} are kept to test the model" if tested else "")
+        + (f"; the other {others:,} would tell no more" if others > 0 else "")
+    )
+    yield from group_lines(draft, recommended_rule(draft))
+    if draft.selftest is not None:
+        yield from selftest_lines(draft.selftest)
 
 
 def selftest_lines(selftest: SelfTest, is_whole: bool = False) -> Iterator[str]:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -82,8 +82,7 @@ def score(
     scorer = scorer_of(store, model, device)
     scorer.check(options)
     with choosing(scorer, model, data):
-        reader = replace(scorer.reader, is_strict=options.strict)
-        source = rows_for(reader, data, key, text.text_options())
+        source = rows_for(scorer.judging_reader(options.strict), data, key, text.text_options())
         rows = source.of_model(data, scorer.model.input)[: listing.limit]
     with naming(data):
         origin = Origin.of(source.raw, len(rows), split_names(listing.keep) or (), listing.full)
@@ -135,9 +134,9 @@ def print_scores(reference: str, scores: Scores, origin: Origin, discoveries: Di
     from service.scoring.tables import violation_texts
 
     invalid = int((~scores.valid).sum())
-    judged_by = f"band {interval(scores.band.ends_or_none)} nats, accepts {accepted(scores.band.accepted)}"
+    judged_by = f"band {interval(scores.band.ends_or_none)} nats, accepts {accepted(scores.accepted)}"
     if scores.rule is not None:
-        judged_by = f"{100 * scores.rule.false_alarm:.4g} % false alarms, accepts {accepted(scores.rule.accepted)}"
+        judged_by = f"{100 * scores.rule.false_alarm:.4g} % false alarms, accepts {accepted(scores.accepted)}"
     err.print(
         f"{len(scores):,} rows, {invalid:,} invalid ({100 * invalid / len(scores):.1f} %); {reference}, {judged_by}"
     )
@@ -204,7 +203,7 @@ def evaluate(
         raise DataError(f"{picture}: expected a name that ends in .png")
 
     def read_rows(path: Path) -> np.ndarray:
-        return rows_for(scorer.reader, path, None).of_model(path, scorer.model.input)[:limit]
+        return rows_for(scorer.judging_reader(), path, None).of_model(path, scorer.model.input)[:limit]
 
     good = read_rows(valid)
     check_unseen(existing(store), scorer.published.reference, good[:, : scorer.model.input.features], trained_rows)

@@ -11,10 +11,8 @@ import typer
 
 from service.cli.app import app
 from service.cli.console import (
-    accepted,
     err,
     fail_in_one_line,
-    interval,
     naming,
     print_schema,
     progress_bar,
@@ -37,7 +35,7 @@ from service.cli.options import (
     takes_options,
     widths,
 )
-from service.cli.report import USUAL_STORE, print_report, selftest_lines
+from service.cli.report import USUAL_STORE, calibrated_lines, print_report
 from service.errors import DataError
 
 if TYPE_CHECKING:
@@ -189,6 +187,12 @@ def train(
     rule: RuleOptions,
     store: StoreOption = USUAL_STORE,
     description: Annotated[str, typer.Option(help="one line for the model card")] = "",
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="column of categories: each of its groups is compared with its own rows, and has the promised rate"
+        ),
+    ] = None,
 ) -> None:
     """Train a model on valid rows, calibrate it on rows held back from training, and publish it."""
     from service.store.store import Store, checked_name
@@ -197,7 +201,9 @@ def train(
     started = time.monotonic()
     checked_name(name)
     is_mixed = check_options(source, data, network, fitting, hold_out)
-    recipe = recipe_of(network, fitting, hold_out, rule, is_mixed)
+    if by is not None and not is_mixed:
+        raise DataError("--by needs a table with named columns, and no --likelihood or --threshold")
+    recipe = replace(recipe_of(network, fitting, hold_out, rule, is_mixed), by=by)
     kept = Checkpoints.beside(store, name, fitting.resume, fitting.checkpoint)
     trained = trained_on(source, data, recipe, is_mixed, kept)
     reference = Store(store).publish(name, replace(trained.draft, description=description))
@@ -337,61 +343,64 @@ def schema(
         write(output, (survey.schema.model_dump_json(indent=2) + "\n").encode())
 
 
+@dataclass(frozen=True)
+class TermsOptions(RuleOptions):
+    """Options of what a calibration is for."""
+
+    estimator: Annotated[
+        Literal["fast", "standard", "thorough"] | None,
+        typer.Option(help="how log p(x) is estimated; default: unchanged"),
+    ] = None
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="column whose groups are each compared with their own rows; '' for none; default: the model's"
+        ),
+    ] = None
+
+
 @app.command()
 @fail_in_one_line
 @takes_options
 def calibrate(
     model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS")],
     data: DataArgument,
-    rule: RuleOptions,
+    terms: TermsOptions,
     text: TextFileOptions,
     repeats: RepeatOptions,
     store: StoreOption = "model_store",
     key: KeyOption = None,
     trained_rows: TrainedRowsOption = "refuse",
-    estimator: Annotated[
-        Literal["fast", "standard", "thorough"] | None,
-        typer.Option(help="how log p(x) is estimated; default: unchanged"),
-    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Calibrate a model on other valid rows, and publish the result as a new version."""
     from service.density.estimator import Estimator
     from service.scoring.scorer import torch_device
-    from service.training.train import recalibrate
+    from service.training.recalibrate import recalibrate
 
     models = existing(store)
     published = models.load(models.resolve(model))
     published.model.vae.to(torch_device(device))
-    chosen = None if estimator is None else Estimator.of(estimator)
+    chosen = None if terms.estimator is None else Estimator.of(terms.estimator)
     card = published.card.calibration
-    judging = rule.options().or_default(card.rule, card.false_alarm)
+    judging = terms.options().or_default(card.rule, card.false_alarm)
     rows = rows_for(published.card.reader(), data, key, text.text_options())
     cells = rows.of_model(data, published.card.input)[:, : published.card.input.features]
     check_unseen(models, published.reference, cells, trained_rows)
     found = repeated(data, cells, published.card.input, repeats, rows.raw)
     with progress_bar() as on_progress:
         draft = recalibrate(
-            published, rows.rows, chosen, judging.band_percentiles, on_progress, found.groups, judging.default_rule
+            published,
+            rows.rows,
+            chosen,
+            judging.band_percentiles,
+            on_progress,
+            found.groups,
+            judging.default_rule,
+            terms.by,
         )
     draft = replace(draft, fingerprints=models.fingerprints(published.reference))
     reference = models.publish(published.reference.name, draft)
-    fitted = draft.calibration.band()
-    used, pilot = fitted.rows, draft.calibration_data["pilot_rows"]
-    err.print(
-        f"published {reference}: band {interval(fitted.ends_or_none)} nats, percentiles {fitted.percentiles[0]:g} to "
-        f"{fitted.percentiles[1]:g} of {fitted.rows:,} rows, accepts {accepted(fitted.accepted)}"
-    )
-    if found.note:
-        err.print(f"note: {found.note}")
     total = len(rows.rows.array) if found.groups is None else len(set(found.groups.tolist()))
-    tested = draft.calibration_data.get("test_rows", 0)
-    others = total - used - pilot - tested
-    err.print(
-        f"{used:,} of {total:,} rows calibrate; {pilot:,} were used to set the estimator (the pilot)"
-        + (f"; {tested:,} are kept to test the model" if tested else "")
-        + (f"; the other {others:,} would tell no more" if others > 0 else "")
-    )
-    if draft.selftest is not None:
-        for line in selftest_lines(draft.selftest):
-            err.print(line, highlight=False, markup=False)
+    for line in calibrated_lines(reference, draft, total, found.note):
+        err.print(line, highlight=False, markup=False)

@@ -97,6 +97,7 @@ class CellReader:
         refuses_unknown: whether extra columns in a row are a fault; files may have any.
         is_strict: whether a cell that cannot be read is a fault.
         beside: columns that the network does not read, each with a number in rows all the same (`data.beside`).
+        whole_but: the only column of which a row may lack the cell (`InputSpec.check_whole`); None: it may lack any.
     """
 
     shape: tuple[int, ...]
@@ -107,6 +108,7 @@ class CellReader:
     refuses_unknown: bool = True
     is_strict: bool = False
     beside: tuple[Beside, ...] = ()
+    whole_but: str | None = None
 
     @property
     def features(self) -> int:

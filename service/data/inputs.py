@@ -18,8 +18,8 @@ from pydantic import Field
 from service.data.beside import Beside
 from service.data.cells import USUAL, CellReader, Reading
 from service.data.columns import CategoryColumn, LearntColumn, NumberColumn, bounded, plain
-from service.data.table import FLOAT32_MAX, IS_INFINITE, Table
-from service.errors import Fault, InputError
+from service.data.table import FLOAT32_MAX, IS_INFINITE, Table, is_unreadable
+from service.errors import Fault, InputError, summary
 from service.system.frozen import Frozen
 
 
@@ -233,7 +233,25 @@ class InputSpec(Frozen):
         if not reader.is_strict and self.reads_missing and array.dtype.kind == "f":
             finite = self.cast(array)[1]
             array = array if finite.all() else np.where(finite, array, IS_INFINITE)
-        return self.rows(array)
+        rows = self.rows(array)
+        if reader.whole_but is not None:
+            self.check_whole(rows, reader.whole_but)
+        return rows
+
+    def check_whole(self, rows: np.ndarray, but: str) -> None:
+        """Raise if a row, (B, D), lacks a cell of another column than `but`; not for rows that cannot be judged at all.
+
+        Raises:
+            InputError: names rows and columns.
+        """
+        gaps = np.isnan(rows)
+        is_judged = ~gaps.all(axis=1) & ~is_unreadable(rows).any(axis=1)
+        gaps &= is_judged[:, None] & (np.array(self.columns or [""] * rows.shape[1]) != but)
+        if gaps.any():
+            expected = f"a value: the version is calibrated by groups of {but!r}, each too small for rows with gaps"
+            places = np.argwhere(gaps)[: InputError.MAX_FAULTS].tolist()
+            faults = [Fault("missing", row, self.column(at), expected) for row, at in places]
+            raise InputError(summary(faults), faults)
 
     def in_range(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows; raise if a pixel is outside 0..255, or a text category has no such position."""

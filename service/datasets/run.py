@@ -105,7 +105,7 @@ class Run:
         for shard in shards:
             found_here = scores_of(shard, self.out, [column]).column(column).to_numpy()
             values, counts = merged(values, counts, *np.unique(found_here, return_counts=True))
-        known = self.scorer.combined_rule().finest if options.combined else self.scorer.band.rows
+        known = self.scorer.finest("combined" if options.combined else "band")
         assert options.fdr is not None
         return RejectionLimit.of(values, counts, options.fdr, "low", known)
 

@@ -6,7 +6,6 @@ Every engine calls it, and so can anything that provides Arrow tables: a local p
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ def score_table(
     """
     with readable("the table"):
         raw = raw_cells(scorer, table)
-        rows = rows_of(scorer, table, raw, replace(scorer.reader, is_strict=options.strict))
+        rows = rows_of(scorer, table, raw, scorer.judging_reader(options.strict))
     size = int(np.clip(BATCH_CELLS // scorer.model.input.features, LEAST_BATCH, MOST_BATCH))
     parts = []
     for start in range(0, max(1, len(rows)), size):
@@ -127,6 +126,8 @@ def as_table(scores: Scores, origin: Origin) -> pa.Table:
         columns["missing"] = scores.missing
         columns["violations"] = pa.array(violation_texts(scores), pa.string())
         columns["unreadable"] = scores.unreadable
+    if scores.grouping is not None:
+        columns["group"] = pa.array(scores.group_names, pa.string())
     if scores.rule is not None:
         columns["combined_p_value"] = scores.combined_p_value
         columns |= {f"p_value_{name}": scores.evidence[:, at] for at, name in enumerate(scores.rule.statistics)}

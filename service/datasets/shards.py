@@ -89,7 +89,7 @@ class Worker:
     def score_rows(self, shard: Shard, raw: pa.Table, on_batch: OnBatch = lambda rows, invalid: None) -> ShardResult:
         """Score a shard whose raw rows have been read."""
         options = self.options.score_options
-        reader = replace(self.scorer.reader, refuses_unknown=False, is_strict=options.strict)
+        reader = replace(self.scorer.judging_reader(options.strict), refuses_unknown=False)
         try:
             cells = shard.file_format.cells(raw, shard.header, reader)
             scores = score_table(self.scorer, cells, options, on_batch)

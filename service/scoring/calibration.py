@@ -16,9 +16,10 @@ from service.density.block import Estimates
 from service.density.estimate import DIRECT, Execution, Member, observe, weighted_draws
 from service.density.estimator import END_TOLERANCE, TYPICAL_SAMPLES, Estimator
 from service.errors import CalibrationError
+from service.scoring.groups import USUAL, Groups, Terms
 from service.scoring.model import Model
 from service.scoring.pace import SUSPECT_ROWS, Pace
-from service.scoring.scores import ReferenceEstimates
+from service.scoring.scores import CombinedRule, Grouping, ReferenceEstimates
 from service.scoring.statistics import KnownRows, ReferenceStatistics, has_cells, weights_of
 from service.vae.network import VAE
 from service.validity.band import Band
@@ -133,7 +134,7 @@ class Calibration:
     score, if each was computed by the network fitted without that fold (`service.validity.cross_conformal`). `violations`
     are those of the rows, if their columns' domains are known. `complete` (n,) says which rows had no missing cell; None if
     that is not known. `patterns` are the usual patterns of missing cells; for any other, rows to compare with are
-    scored when it first occurs.
+    scored when it first occurs. With `groups`, complete rows are compared with those of their group.
     """
 
     scores: np.ndarray
@@ -146,12 +147,13 @@ class Calibration:
     violations: ViolationReference | None = None
     complete: np.ndarray | None = None
     patterns: tuple[PatternEstimates, ...] = ()
+    groups: Groups | None = None
 
     @staticmethod
     def fit(
         model: Model,
         rows: np.ndarray,
-        percentiles: tuple[float, float] = (25.0, 75.0),
+        terms: Terms = USUAL,
         execution: Execution = DIRECT,
         suspect: np.ndarray | None = None,
         known: KnownRows | None = None,
@@ -168,13 +170,14 @@ class Calibration:
             domains: the columns' domains, and the columns beside the input; by default none are known, and C is 0.
 
         Raises:
-            CalibrationError: too few rows for the percentiles, or too many that cannot be read.
+            CalibrationError: too few rows for the percentiles, in all or in a group, or too many that cannot be read.
         """
-        pace = pace or Pace()
+        pace, percentiles = pace or Pace(), terms.percentiles
         execution = pace.counting(execution)
         check_rows(model.input, rows, percentiles)  # before they are scored
         codes = (domains or Domains.unknown(model.input)).codes(model.input, rows)
         unreadable = is_lowest(codes, model.input.features)
+        numbers = terms.numbers(model.input, rows, codes)
         rows = rows[~unreadable, : model.input.features]
         reference, missing = None, np.isnan(rows)
         if model.input.reads_missing:
@@ -191,7 +194,7 @@ class Calibration:
         order = np.argsort(scores, kind="stable")
         assert first.columns is not None
         sketch = ColumnSketch.fit(np.where(missing[:some], np.nan, first.columns.log_likelihood), suspect)
-        statistics = None
+        statistics, of_all = None, None
         if first.statistics is not None and rest.statistics is not None and known is not None:
             of_all = np.full((len(unreadable), first.statistics.shape[1]), np.inf)
             of_all[~unreadable] = np.concatenate([first.statistics, rest.statistics])
@@ -203,6 +206,7 @@ class Calibration:
             reference,
             sketch,
             statistics,
+            groups=terms.grouped(numbers, scores, of_all, statistics, None if domains is None else codes, unreadable),
             violations=None if domains is None else ViolationReference.of(counted(codes), unreadable),
             complete=None if reference is None else ~has_missing(codes, model.input.features)[order],
         )
@@ -210,6 +214,28 @@ class Calibration:
     def band(self, percentiles: tuple[float, float] | None = None) -> Band:
         """The band between the default percentiles, or between other ones."""
         return Band.fit(self.scores, percentiles or self.percentiles, self.num_folds)
+
+    def combined_rule(self, spec: InputSpec, false_alarm: float | None = None) -> CombinedRule:
+        """The rule combined at a false-alarm rate; by default the usual one, or the smallest that the rows allow.
+
+        Raises:
+            CalibrationError: there are no statistics to combine, or too few rows for the rate, in all or in a group.
+        """
+        if self.statistics is None:
+            raise CalibrationError("the rule combined needs more validation rows, and networks without folds")
+        if self.groups is not None and false_alarm is None:
+            false_alarm = self.groups.least_rate(spec)
+        rule = CombinedRule.of(self.statistics, spec, false_alarm, self.violations)
+        self.grouping(spec, self.band(), rule)
+        return rule
+
+    def grouping(self, spec: InputSpec, band: Band, rule: CombinedRule | None) -> Grouping | None:
+        """What a band or, if given, a rule accepts of each group's valid rows; None without groups.
+
+        Raises:
+            CalibrationError: too few rows for it in a group.
+        """
+        return None if self.groups is None else self.groups.grouping(spec, band, rule)
 
     @property
     def num_folds(self) -> int:
@@ -235,7 +261,7 @@ def calibrated(
     estimator: Estimator,
     pilot: np.ndarray,
     rows: np.ndarray,
-    percentiles: tuple[float, float] = (25.0, 75.0),
+    terms: Terms = USUAL,
     execution: Execution = DIRECT,
     known: np.ndarray | None = None,
     pace: Pace | None = None,
@@ -255,9 +281,9 @@ def calibrated(
         domains: the columns' domains, and the columns beside the input.
 
     Raises:
-        CalibrationError: too few rows for the percentiles, or too many that cannot be read.
+        CalibrationError: too few rows for the percentiles, in all or in a group, or too many that cannot be read.
     """
-    check_rows(spec, rows, percentiles)  # before any are scored
+    check_rows(spec, rows, terms.percentiles)  # before any are scored
     pilot = readable(spec, pilot)
     pace = pace or Pace()
     execution = pace.counting(execution)
@@ -266,7 +292,7 @@ def calibrated(
     pace.plan(len(pilot), len(rows), len(vaes), incomplete)
     model = ready(vaes, spec, estimator, [pilot] * len(vaes))
     if len(pilot):
-        model = replace(model, estimator=piloted(model, pilot, percentiles, execution, pace))
+        model = replace(model, estimator=piloted(model, pilot, terms.percentiles, execution, pace))
     near = known_rows(model, pilot if known is None else readable(spec, known), pilot, execution, pace)
     cells = typical_cells(model, pilot, execution, pace)
     suspect = np.full(spec.features, np.inf) if cells is None else cells.suspect
@@ -274,7 +300,7 @@ def calibrated(
         near = replace(near, cells=cells)
     if pace.is_limited:
         rows = rows[: affordable(model, pilot, rows, suspect, near, execution, pace)]
-    return model, Calibration.fit(model, rows, percentiles, execution, suspect, near, pace, domains)
+    return model, Calibration.fit(model, rows, terms, execution, suspect, near, pace, domains)
 
 
 def readable(spec: InputSpec, rows: np.ndarray) -> np.ndarray:

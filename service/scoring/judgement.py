@@ -122,18 +122,18 @@ def judge_combined(
     """Judge B rows by the combined rule: all are compared with `everything`, except those listed in `compared`."""
     assert assessment.statistics is not None
     of_all = np.where(violations.lowest[:, None], np.inf, assessment.statistics)
-    of_violations = np.ones(len(of_all))
-    if violations.reference is not None:
-        of_violations = violations.reference.p_values(counted(violations.codes), violations.lowest)
+    of_violations, codes = np.ones(len(of_all)), counted(violations.codes)
     width = margins(assessment.estimates.std_error, assessment.estimates.reliable)
     others = np.logical_or.reduce([one.rows for one in compared]) if compared else np.zeros(len(width), dtype=bool)
     p_value, certain = np.ones(len(width)), np.ones(len(width), dtype=bool)
     p_values = np.ones((len(width), len(rule.statistics)))
-    if rule.violation_rows:
-        p_values[:, -1] = of_violations
     for one in (Compared(~others, everything), *compared):
+        if not one.rows.any():
+            continue
         reference = one.comparison.statistics
         assert reference is not None
+        if (known := one.comparison.violations or violations.reference) is not None:
+            of_violations[one.rows] = known.p_values(codes[one.rows], violations.lowest[one.rows])
         statistics, beside = of_all[one.rows], of_violations[one.rows]
         p_value[one.rows] = rule.p_values(reference.combination.p_value(statistics), beside)
         of_each = reference.p_values(assessment.statistics[one.rows], spec)
@@ -141,6 +141,8 @@ def judge_combined(
         moved = (shifted(statistics, sign * width[one.rows]) for sign in (-1, 1))
         less, more = (rule.are_valid(rule.p_values(reference.combination.p_value(other), beside)) for other in moved)
         certain[one.rows] = (less == more) | violations.lowest[one.rows]
+    if rule.violation_rows:
+        p_values[:, -1] = of_violations
     return CombinedJudgement(p_value, certain, p_values)
 
 

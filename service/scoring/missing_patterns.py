@@ -22,6 +22,7 @@ from service.scoring.options import PLAIN, Detail
 from service.scoring.scores import ReferenceEstimates, concatenated
 from service.scoring.statistics import ReferenceStatistics
 from service.validity.column_ranks import ColumnSketch
+from service.validity.violations import ViolationReference
 
 MAX_PATTERNS = 256  # most cached patterns
 USUAL_PATTERNS = 16  # most that a calibration knows beforehand
@@ -32,13 +33,15 @@ PART_ROWS = 256  # reference rows that are estimated at a time
 class Comparison:
     """What rows are compared with: ascending scores of validation rows, and their further statistics.
 
-    `folds` is the fold of each score, if there are folds.
+    `folds` is the fold of each score, if there are folds. `violations` are those of the rows, if they are not those of all
+    validation rows.
     """
 
     scores: np.ndarray
     folds: np.ndarray | None = None
     columns: ColumnSketch | None = None
     statistics: ReferenceStatistics | None = None
+    violations: ViolationReference | None = None
 
     def has(self, detail: Detail) -> bool:
         if detail.statistics and self.statistics is None:

@@ -30,6 +30,7 @@ PHRASES = {
     "discarded": "has as unusual an amount of grey that the threshold takes away",
     "discarded_apart": "has as much grey apart from its edges",
 }
+VALID_ROWS = "valid rows"
 TOO_LIKELY = "is as likely, which is more than valid rows usually are"
 
 
@@ -37,30 +38,48 @@ def reasons_of(scores: Scores) -> list[str | None]:
     """Why each row is invalid; None for valid ones."""
     found: list[str | None] = [None] * len(scores)
     violations = scores.violations()
+    compared = compared_with(scores)
     for row in np.flatnonzero(~scores.valid).tolist():
         if scores.unreadable[row]:
             found[row] = f"cannot be judged: {words(violations[row])}"
         elif scores.rule is None:
-            found[row] = by_band(float(scores.percentile[row]), int(scores.sides[row]))
+            found[row] = by_band(float(scores.percentile[row]), int(scores.sides[row]), compared[row])
         else:
             side = bool(scores.low_p_value[row] > 0.5)
-            found[row] = by_statistics(scores.rule.statistics, scores.evidence[row], side, violations[row])
+            of_row = scores.evidence[row], side, violations[row], compared[row]
+            found[row] = by_statistics(scores.rule.statistics, *of_row)
     return found
 
 
-def by_band(percentile: float, side: int) -> str:
+def compared_with(scores: Scores) -> list[str]:
+    """The valid rows that each row is compared with, in words: those of its group, if there are groups."""
+    if scores.grouping is None:
+        return [VALID_ROWS] * len(scores)
+    column, (pool, *names) = scores.grouping.column, scores.grouping.names
+    words_of: dict[str | None, str] = {name: f"{VALID_ROWS} with {column} {name}" for name in names}
+    words_of[pool] = f"{VALID_ROWS} of the other groups of {column}" if scores.grouping.rows[0] else VALID_ROWS
+    return [words_of.get(name, VALID_ROWS) for name in scores.group_names]
+
+
+def by_band(percentile: float, side: int, compared: str = VALID_ROWS) -> str:
     """Why a row outside the band is invalid, by the share of valid rows that are less likely, in per cent."""
     if side < 0:
-        return f"less likely than {share(100.0 - percentile)}"
-    return f"more likely than {share(percentile)}: valid rows are seldom so plain"
+        return f"less likely than {share(100.0 - percentile, compared)}"
+    return f"more likely than {share(percentile, compared)}: valid rows are seldom so plain"
 
 
-def by_statistics(names: Sequence[str], p_values: np.ndarray, is_likely: bool, violations: Sequence[Violation]) -> str:
+def by_statistics(
+    names: Sequence[str],
+    p_values: np.ndarray,
+    is_likely: bool,
+    violations: Sequence[Violation],
+    compared: str = VALID_ROWS,
+) -> str:
     """Why a row is invalid by the statistics of the rule combined, shape (E,): the one that most speaks against it."""
     by_name = dict(zip(names, p_values.tolist(), strict=True))
     name = min(PHRASES, key=lambda one: by_name.get(one, 2.0))
     phrase = TOO_LIKELY if name == "log_likelihood" and is_likely else PHRASES[name]
-    reason = f"{one_in(by_name[name])} {phrase}"
+    reason = f"{one_in(by_name[name], compared)} {phrase}"
     return f"{words(violations)}; {reason}" if name == "violations" and violations else reason
 
 
@@ -90,14 +109,14 @@ def words(violations: Sequence[Violation]) -> str:
     return "; ".join(f"{one.column}: {one.message}" if one.column else one.message for one in violations)
 
 
-def one_in(p_value: float) -> str:
+def one_in(p_value: float, rows: str = VALID_ROWS) -> str:
     """A share of valid rows, as the subject of a sentence."""
-    return f"1 in {round(1.0 / p_value):,} valid rows" if p_value <= 0.5 else f"{100.0 * p_value:.0f} % of valid rows"
+    return f"1 in {round(1.0 / p_value):,} {rows}" if p_value <= 0.5 else f"{100.0 * p_value:.0f} % of {rows}"
 
 
-def share(percent: float) -> str:
+def share(percent: float, rows: str = VALID_ROWS) -> str:
     """A percentage of valid rows, with as many digits as tell it from all."""
     if percent >= 100.0:
         return "every valid row that it was compared with"
     digits = 1 if percent < 99.0 else 2 if percent < 99.9 else 3
-    return f"{percent:.{digits}f} % of valid rows"
+    return f"{percent:.{digits}f} % of {rows}"

@@ -12,6 +12,7 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 
+from service.data.cells import CellReader
 from service.data.domains import MISSING, Domains, is_lowest, num_unreadable
 from service.data.frames import Rows, array_of
 from service.density.conditionals import ColumnDraws, ColumnEstimates
@@ -20,10 +21,11 @@ from service.density.tiling import Workers, worker_pool
 from service.errors import CalibrationError, DamagedModelError, InputError
 from service.scoring.expected import MemberDraws, expected_cells
 from service.scoring.generator import Generator
+from service.scoring.groups import HIDDEN, POOL, Groups
 from service.scoring.judgement import Compared, Violations, judge_by_band, judge_combined
 from service.scoring.missing_patterns import Comparison, MissingPatterns, distinct_patterns
 from service.scoring.model import Assessment
-from service.scoring.options import DEFAULT, EXPLAINING_EVALUATIONS, PLAIN, Detail, ScoreOptions
+from service.scoring.options import DEFAULT, EXPLAINING_EVALUATIONS, PLAIN, Detail, RuleName, ScoreOptions
 from service.scoring.scores import CombinedRule, ExplainedScores, Scores
 from service.scoring.statistics import ReferenceStatistics, RowStatistics, has_cells
 from service.scoring.version import Published
@@ -59,14 +61,17 @@ class Scorer(Generator):
 
     def rows(self, rows: Rows) -> np.ndarray:
         """Check rows without unreadable cells and cast them to the input's precision, shape (B, D)."""
-        return self.read(rows, is_strict=True)[:, : self.model.input.features]
+        return self.read_by(replace(self.reader, is_strict=True), rows)[:, : self.model.input.features]
 
     def read(self, rows: Rows, is_strict: bool = False) -> np.ndarray:
         """Check rows for `score_read`, shape (B, D + C): C further cells say whether columns that were constant still are.
 
         Unless `is_strict`, a cell that cannot be read makes its row invalid, if the model's rows may have missing cells.
         """
-        reader = replace(self.reader, is_strict=is_strict)
+        return self.read_by(self.judging_reader(is_strict), rows)
+
+    def read_by(self, reader: CellReader, rows: Rows) -> np.ndarray:
+        """Check rows by a reader of cells, shape (B, D + C)."""
         is_numbers = isinstance(rows, np.ndarray) and rows.dtype != object
         return self.model.input.read(reader.padded(rows) if is_numbers else array_of(rows, reader), reader)
 
@@ -100,7 +105,8 @@ class Scorer(Generator):
         """
         options = self.resolved(options)
         if options.band_percentiles is not None:
-            self.calibration.band(options.band_percentiles)
+            band = self.calibration.band(options.band_percentiles)
+            self.calibration.grouping(self.model.input, band, None)
         if options.explain:
             self.column_sketch()
         if options.rule == "combined":
@@ -138,10 +144,8 @@ class Scorer(Generator):
         missing = np.isnan(rows)
         # Rows stop once clear of the pilot band's ends; this band's ends differ a little and must be cleared as well.
         assessment = self.assess(rows, detail, execution, band.ends)
-        compared = [
-            Compared((missing == pattern).all(axis=1) & ~lowest, self.patterns.comparison(pattern, detail, execution))
-            for pattern in distinct_patterns(missing[~lowest])
-        ]
+        group = self.group_numbers(rows, lowest)
+        compared = self.compared(missing, lowest, group, detail, execution)
         everything = Comparison(
             self.calibration.scores, self.calibration.folds, self.calibration.columns, self.calibration.statistics
         )
@@ -176,12 +180,30 @@ class Scorer(Generator):
             evidence=evidence,
             unreadable=lowest,
             codes=codes,
+            group=group,
+            grouping=self.calibration.grouping(spec, band, rule),
             domains=self.domains,
             spec=spec,
         )
         if assessment.columns is None or not options.explain:
             return scores
         return self.explained(scores, rows, assessment.columns, assessment.draws, options.explain, compared)
+
+    def compared(
+        self, missing: np.ndarray, lowest: np.ndarray, group: np.ndarray, detail: Detail, execution: Execution
+    ) -> list[Compared]:
+        """What those rows are compared with that are not compared with all validation rows.
+
+        These are rows with missing cells, given by a mask of shape (B, D), and rows of groups.
+        """
+        found = [
+            Compared((missing == pattern).all(axis=1) & ~lowest, self.patterns.comparison(pattern, detail, execution))
+            for pattern in distinct_patterns(missing[~lowest])
+        ]
+        if self.groups is not None:
+            present = np.unique(group[group != HIDDEN]).tolist()
+            found += [Compared(group == number, self.of_group(number)) for number in present]
+        return found
 
     def assess(
         self, rows: np.ndarray, detail: Detail = PLAIN, execution: Execution = DIRECT, ends: tuple[float, ...] = ()
@@ -197,6 +219,45 @@ class Scorer(Generator):
         if options.rule != "combined" or options.explain or statistics is None:
             return extra
         return extra + (EXPLAINING_EVALUATIONS if has_cells(self.model.input, statistics.known.generation) else 0)
+
+    # Groups
+
+    @property
+    def groups(self) -> Groups | None:
+        """The groups that the version is calibrated by."""
+        return self.calibration.groups
+
+    def group_numbers(self, rows: np.ndarray, lowest: np.ndarray) -> np.ndarray:
+        """The group that each of checked rows, (B, D), is compared with, which rank below every number or not: (B,).
+
+        Raises:
+            InputError: a row lacks a cell, and not that of its group.
+        """
+        if self.groups is None:
+            return np.zeros(len(rows), dtype=int)
+        self.model.input.check_whole(rows[~lowest], self.groups.plan.column)
+        numbers = self.groups.plan.numbers(self.model.input, rows)
+        numbers[lowest] = np.maximum(numbers[lowest], POOL)
+        return numbers
+
+    def of_group(self, number: int) -> Comparison:
+        """What rows of a group are compared with."""
+        assert self.groups is not None
+        one = self.groups.members[number]
+        return Comparison(one.scores, None, self.calibration.columns, one.statistics, one.violations)
+
+    def finest(self, rule: RuleName) -> int:
+        """The number of validation rows behind the coarsest p-values of a rule, at its usual rate."""
+        combined = self.combined_rule() if rule == "combined" else None
+        grouping = self.calibration.grouping(self.model.input, self.band, combined)
+        if grouping is not None:
+            return grouping.finest
+        return self.band.rows if combined is None else combined.finest
+
+    def judging_reader(self, is_strict: bool = False) -> CellReader:
+        """A reader of cells for rows to judge; those of a version with groups must be whole, but for their group."""
+        whole_but = None if self.groups is None else self.groups.plan.column
+        return replace(self.reader, is_strict=is_strict, whole_but=whole_but)
 
     # Parts of a calibration that some versions lack
 
@@ -219,7 +280,8 @@ class Scorer(Generator):
         Raises:
             CalibrationError: this version has no statistics to combine, or too few rows for that rate.
         """
-        return CombinedRule.of(self.reference_statistics(), self.model.input, false_alarm, self.calibration.violations)
+        self.reference_statistics()
+        return self.calibration.combined_rule(self.model.input, false_alarm)
 
     @cached_property
     def row_statistics(self) -> RowStatistics:

@@ -114,6 +114,33 @@ def accepts(rows: int, refused: int) -> Acceptance:
 
 
 @dataclass(frozen=True, slots=True)
+class Grouping:
+    """The groups of a column by which rows are judged: G names, and what is accepted of each group's valid rows.
+
+    `rows` are the validation rows of each, and `finest` is the number of rows behind the coarsest p-values. The first
+    group is the pool; it has 0 rows if there is none, and is then compared with all.
+    """
+
+    column: str
+    names: tuple[str, ...]
+    accepted: tuple[Acceptance, ...]
+    rows: tuple[int, ...]
+    finest: int
+
+    @property
+    def together(self) -> Acceptance:
+        """The share of all valid rows that is accepted, if groups are as frequent as among the validation rows."""
+        shares = np.array(self.rows) / sum(self.rows)
+
+        def mean(values: Sequence[float]) -> float:
+            return float(shares @ np.array(values))
+
+        lows, highs = zip(*(one.interval or (0.0, 1.0) for one in self.accepted), strict=True)
+        expected = mean([one.expected for one in self.accepted])
+        return Acceptance(expected, (mean(lows), mean(highs)), expected, any(one.is_bound for one in self.accepted))
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """Verdicts on B rows and the numbers behind them; arrays of shape (B,).
 
@@ -123,6 +150,9 @@ class Scores:
     `evidence` has shape (B, 0). `missing` counts a row's missing cells. A row with missing cells is compared with
     validation rows that have the same cells hidden: `low` and `high` are the ends of its own band. With folds every row has
     a band of its own. `evaluations` is what the estimate cost, in decoder evaluations.
+
+    With a `grouping` each row is compared with validation rows of its own group, `group`: the number of its name; -1 if its
+    group is missing, so that it is compared with rows of all groups.
 
     Rows that are `unreadable` have a cell that cannot be read, or no value: they rank below every number, and are always
     invalid. `codes` (B, D + C) tell what is wrong with each cell by the columns' `domains`; `violations` puts it in words.
@@ -150,6 +180,8 @@ class Scores:
     evidence: np.ndarray
     unreadable: np.ndarray
     codes: np.ndarray
+    group: np.ndarray
+    grouping: Grouping | None
     domains: Domains
     spec: InputSpec
 
@@ -164,10 +196,26 @@ class Scores:
         Raises:
             CalibrationError: unless 0 < level < 1.
         """
+        finest = self.band.rows if self.rule is None else self.rule.finest
+        finest = finest if self.grouping is None else self.grouping.finest
         if self.rule is not None:
-            return Discoveries.of(self.combined_p_value, level, "low", self.rule.finest)
-        p_values = self.low_p_value if tail == "low" else self.p_value
-        return Discoveries.of(p_values, level, tail, self.band.rows)
+            return Discoveries.of(self.combined_p_value, level, "low", finest)
+        return Discoveries.of(self.low_p_value if tail == "low" else self.p_value, level, tail, finest)
+
+    @property
+    def accepted(self) -> Acceptance:
+        """The share of valid rows that the band or the rule accepts."""
+        if self.grouping is not None:
+            return self.grouping.together
+        return self.band.accepted if self.rule is None else self.rule.accepted
+
+    @property
+    def group_names(self) -> list[str | None]:
+        """The group by which each row is judged; None for rows that are compared with all."""
+        if self.grouping is None:
+            return [None] * len(self)
+        names = [*self.grouping.names, None]  # -1 is the last
+        return [names[number] for number in self.group.tolist()]
 
     def sides_of(self, percentiles: tuple[float, float]) -> np.ndarray:
         """The sides of another band: -1 below, 0 inside, 1 above, shape (B,), int.
@@ -203,14 +251,12 @@ class Scores:
     def rate_warning(self) -> str | None:
         """A warning if valid rows are refused more often than was asked for, since too many cannot be read; else None."""
         band, rule = self.band, self.rule
-        accepted, refused = (
-            (band.accepted, sum(band.outside) / (band.rows + 1)) if rule is None else (rule.accepted, rule.false_alarm)
-        )
-        if accepted.expected > 1.0 - refused - 1e-6:
+        refused = sum(band.outside) / (band.rows + 1) if rule is None else rule.false_alarm
+        if self.accepted.expected > 1.0 - refused - 1e-6:
             return None
         return (
-            f"only {100 * accepted.expected:.3g} % of valid rows are accepted: more validation rows than the rate allows "
-            "have a cell that cannot be read"
+            f"only {100 * self.accepted.expected:.3g} % of valid rows are accepted: more validation rows than the rate "
+            "allows have a cell that cannot be read"
         )
 
     @property

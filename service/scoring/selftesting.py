@@ -52,7 +52,8 @@ def selftested(
     """
     judge, spec = Judge.of(scorer, false_alarm), scorer.model.input
     rows = rows[~is_lowest(scorer.domains.codes(spec, rows), spec.features)]  # others are invalid in any case
-    whole = complete_rows(rows, spec)[:most]
+    whole = complete_rows(rows, spec, must=scorer.groups is not None)[:most]
+    rows = rows if scorer.groups is None else whole
     if len(whole) < LEAST_ROWS:
         raise CalibrationError(f"a self-test needs at least {LEAST_ROWS} valid rows, there are {len(whole):,}")
     chosen = spoils_of(spec) if spoils is None else list(spoils)
@@ -72,18 +73,19 @@ def selftested(
     )
 
 
-def complete_rows(rows: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """The rows without missing cells, shape (N, D + C), if at least half are; otherwise all.
+def complete_rows(rows: np.ndarray, spec: InputSpec, must: bool = False) -> np.ndarray:
+    """The rows without missing cells, shape (N, D + C), if at least half are or they must be; otherwise all.
 
     What rows with missing cells are compared with has to be scored for each pattern of them.
     """
     complete = ~np.isnan(rows[:, : spec.features]).any(axis=1)
-    return rows[complete] if 2 * complete.sum() >= len(rows) else rows
+    return rows[complete] if must or 2 * complete.sum() >= len(rows) else rows
 
 
 def caught_of(judge: Judge, spec: InputSpec, rows: np.ndarray, spoil: Spoil, seed: int) -> Caught | None:
     """What is caught of rows, shape (N, D + C), spoilt in one way; None if it changes too few of them."""
     found = spoilt(spec, rows[:, : spec.features], spoil, seed)
+    found = found if judge.scorer.groups is None else found.whole()  # others cannot be judged by groups
     if len(found.rows) < LEAST_ROWS:
         return None
     flagged = judge.flagged(np.concatenate([found.rows, rows[found.of, spec.features :]], axis=1))

@@ -68,6 +68,11 @@ class Spoilt:
     of: np.ndarray
     columns: np.ndarray
 
+    def whole(self) -> Spoilt:
+        """Those without missing cells."""
+        whole = ~np.isnan(self.rows).any(axis=1)
+        return Spoilt(self.name, self.rows[whole], self.of[whole], self.columns[whole])
+
 
 def spoilt(spec: InputSpec, rows: np.ndarray, spoil: Spoil, seed: int = 0) -> Spoilt:
     """Valid rows, shape (N, D), each spoilt in a random column that it has a value in; without those that do not change."""

@@ -74,6 +74,8 @@ def score_lists(scores: Scores, discoveries: Discoveries | None = None) -> tuple
         columns = [*columns, scores.combined_p_value, *scores.evidence.T]
     if discoveries is not None:
         names, columns = [*names, "discovery"], [*columns, discoveries.chosen]
+    if scores.grouping is not None:
+        names, columns = [*names, "group"], [*columns, scores.group_names]
     names, columns = [*names, "reason"], [*columns, scores.reasons()]
     lists = [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]
     # NaN alone differs from itself.

@@ -14,13 +14,12 @@ from service.data.domains import Domains
 from service.data.inputs import InputSpec
 from service.data.kinds import ColumnKind
 from service.density.estimator import Estimator
-from service.errors import CalibrationError
 from service.scoring.calibration import Calibration
 from service.scoring.fingerprints import Fingerprints
 from service.scoring.golden import Golden
+from service.scoring.groups import GroupPlan
 from service.scoring.model import Model
 from service.scoring.options import RuleName
-from service.scoring.scores import CombinedRule
 from service.scoring.selftest import SelfTest
 from service.system.frozen import Frozen
 from service.vae.network import Architecture
@@ -38,6 +37,13 @@ class CalibrationCard(Frozen):
     data: dict[str, Any] = {}
     rule: RuleName = "band"  # by which rows are judged that are asked about without one
     false_alarm: float | None = None  # of the rule combined
+    groups: GroupPlan | None = None  # by which rows are compared with others of their group
+
+    @model_serializer(mode="wrap")
+    def without_groups(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields; without groups, none are told of."""
+        document: dict[str, Any] = serialize(self)
+        return {key: one for key, one in document.items() if key != "groups" or one is not None}
 
 
 class Card(Frozen):
@@ -119,10 +125,7 @@ class Draft:
             CalibrationError: it cannot judge by the rule at that rate.
         """
         if rule == "combined":
-            statistics = self.calibration.statistics
-            if statistics is None:
-                raise CalibrationError("the rule combined needs more validation rows, and networks without folds")
-            CombinedRule.of(statistics, self.model.input, false_alarm, self.calibration.violations)
+            self.calibration.combined_rule(self.model.input, false_alarm)
         return replace(self, rule=rule, false_alarm=false_alarm)
 
     def card(self, reference: Reference) -> Card:
@@ -144,6 +147,7 @@ class Draft:
                 data=self.calibration_data,
                 rule=self.rule,
                 false_alarm=self.false_alarm,
+                groups=None if calibration.groups is None else calibration.groups.plan,
             ),
             training=self.training,
             reading=self.reading,

@@ -11,6 +11,7 @@ from torch import Tensor
 from service.errors import DamagedModelError
 from service.scoring.calibration import Calibration, ReferenceRows
 from service.scoring.golden import Golden
+from service.scoring.groups import Groups
 from service.scoring.statistics import KnownRows
 from service.scoring.version import Card
 from service.vae.network import VAE, Architecture
@@ -57,7 +58,8 @@ def check_calibration(label: str, card: Card, calibration: Calibration, golden: 
         or patterns_problem(calibration, card.input.features)
         or (calibration.statistics and combination_problem(calibration.statistics.combination))
         or domains_problem(card, calibration)
-        or (calibration.violations and violations_problem(calibration.violations, calibration))
+        or (calibration.violations and violations_problem(calibration.violations, len(calibration.scores)))
+        or (calibration.groups and groups_problem(calibration.groups, calibration))
         or (calibration.statistics and known_problem(calibration.statistics.known))
         or (golden and golden_problem(golden, card.input.features))
     )
@@ -144,12 +146,32 @@ def domains_problem(card: Card, calibration: Calibration) -> str | None:
     )
 
 
-def violations_problem(violations: ViolationReference, calibration: Calibration) -> str | None:
+def violations_problem(violations: ViolationReference, rows: int) -> str | None:
     codes, counts = violations.codes, violations.counts
     if codes.dtype != np.uint8 or codes.ndim != 2 or counts.shape != codes.shape[:1] or (codes >= CODES).any():
         return "the violations have the wrong shape"
-    if (counts < 1).any() or violations.lowest < 0 or violations.rows != len(calibration.scores):
+    if (counts < 1).any() or violations.lowest < 0 or violations.rows != rows:
         return "the violations are not those of the validation rows"
+    return None
+
+
+def groups_problem(groups: Groups, calibration: Calibration) -> str | None:
+    """Why some group is not one of a calibration's rows."""
+    members = groups.members if groups.plan.has_pool else groups.members[1:]
+    if calibration.folds is not None or sum(len(one.scores) for one in members) > len(calibration.scores):
+        return "the groups are not those of the validation rows"
+    for one in members:
+        problem = (
+            (
+                scores_problem(one.scores)
+                or ((one.scores[1:] < one.scores[:-1]).any() and "the scores are not ascending")
+            )
+            or (one.statistics and combination_problem(one.statistics.combination))
+            or ((one.violations is None) != (calibration.violations is None) and "it lacks violations")
+            or (one.violations and violations_problem(one.violations, len(one.scores)))
+        )
+        if problem:
+            return f"group {one.name}: {problem}"
     return None
 
 

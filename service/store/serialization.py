@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from service.errors import DamagedModelError
 from service.scoring.calibration import PATTERN_ROWS, Calibration, PatternEstimates, ReferenceRows
 from service.scoring.fingerprints import Fingerprints
 from service.scoring.golden import Golden
+from service.scoring.groups import POOL, POOL_NAME, Group, Groups
 from service.scoring.scores import ReferenceEstimates, arrays_of, concatenated, rows_of
 from service.scoring.statistics import (
     GENERATION,
@@ -44,6 +45,7 @@ FINGERPRINTS = "fingerprints.safetensors"
 # its usual patterns is learnt anew.
 PATTERN_RULE = np.array([PATTERN_ROWS, MISSING_TOLERANCE, MISSING_SAMPLES])
 COMBINATION = ("parts", "combined", "weights", "scales")
+OF_GROUP = COMBINATION[:2]  # weights and scales are those of all rows
 COLUMNS, CELLS = "columns.", "evidence.cells."  # sketches of all validation rows' cells, and of the pilot's
 SKETCH = ("suspect", "counts", "values", "median")
 
@@ -75,6 +77,7 @@ def contents_of(reference: Reference, draft: Draft) -> dict[str, bytes]:
                 **violation_tensors(calibration.violations),
                 **({} if calibration.complete is None else {"complete": torch.from_numpy(calibration.complete)}),
                 **pattern_tensors(calibration.patterns),
+                **group_tensors(calibration.groups),
             },
             metadata={"fingerprint": calibration.fingerprint},
         ),
@@ -118,6 +121,8 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.n
         violations = violations_of(tensors)
         complete = tensors["complete"].numpy() if "complete" in tensors else None
         patterns = patterns_of(tensors)
+        whole = Group(POOL_NAME, scores, statistics, violations)
+        groups = None if card.calibration.groups is None else groups_of(tensors, card, whole)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DamagedModelError(f"{card.name}@{card.version}: calibration.safetensors cannot be read") from error
     if scores.shape != (card.calibration.rows,) or not len(scores) or (scores[1:] < scores[:-1]).any():
@@ -144,6 +149,7 @@ def load_calibration(card: Card, content: bytes) -> tuple[Calibration, list[np.n
         violations,
         complete,
         patterns,
+        groups,
     )
     check_calibration(f"{card.name}@{card.version}", card, calibration, golden)
     return calibration, all_starts, golden
@@ -242,19 +248,67 @@ def statistics_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> Referenc
     return ReferenceStatistics(known, combination)
 
 
-def violation_tensors(reference: ViolationReference | None) -> dict[str, torch.Tensor]:
+def violation_tensors(reference: ViolationReference | None, prefix: str = "") -> dict[str, torch.Tensor]:
     """Tensors of the calibration rows' violations; empty if the columns' domains are not known."""
     if reference is None:
         return {}
     arrays = {"codes": reference.codes, "counts": reference.counts, "lowest": np.array([reference.lowest])}
-    return {f"violations.{name}": torch.tensor(array) for name, array in arrays.items()}
+    return {f"{prefix}violations.{name}": torch.tensor(array) for name, array in arrays.items()}
 
 
-def violations_of(tensors: dict[str, torch.Tensor]) -> ViolationReference | None:
-    if "violations.codes" not in tensors:
+def violations_of(tensors: dict[str, torch.Tensor], prefix: str = "") -> ViolationReference | None:
+    if f"{prefix}violations.codes" not in tensors:
         return None
-    codes, counts = tensors["violations.codes"].numpy(), tensors["violations.counts"].numpy()
-    return ViolationReference(codes, counts, int(tensors["violations.lowest"]))
+    codes, counts, lowest = (tensors[f"{prefix}violations.{name}"] for name in ("codes", "counts", "lowest"))
+    return ViolationReference(codes.numpy(), counts.numpy(), int(lowest))
+
+
+def group_tensors(groups: Groups | None) -> dict[str, torch.Tensor]:
+    """Tensors of the groups by their numbers; of what stands in for a pool, none."""
+    if groups is None:
+        return {}
+    found: dict[str, torch.Tensor] = {}
+    for number, one in enumerate(groups.members):
+        if number == POOL and not groups.plan.has_pool:
+            continue
+        prefix = group_prefix(number)
+        found[f"{prefix}scores"] = torch.tensor(one.scores)
+        if one.statistics is not None:
+            for name in OF_GROUP:
+                found[prefix + name] = torch.tensor(getattr(one.statistics.combination, name))
+        found |= violation_tensors(one.violations, prefix)
+    return found
+
+
+def groups_of(tensors: dict[str, torch.Tensor], card: Card, whole: Group) -> Groups:
+    """The groups of a card; `whole` are all validation rows, which stand in for a pool where there is none.
+
+    Raises:
+        KeyError, ValueError: the tensors do not match the card.
+    """
+    plan = card.calibration.groups
+    assert plan is not None
+    plan.check(card.input)
+    members = []
+    for number, name in enumerate(plan.names):
+        prefix, statistics = group_prefix(number), None
+        if number == POOL and not plan.has_pool:
+            members.append(whole)
+            continue
+        if prefix + OF_GROUP[0] in tensors and whole.statistics is not None:
+            own = {key: tensors[prefix + key].numpy().astype(np.float64) for key in OF_GROUP}
+            combination = replace(whole.statistics.combination, parts=own["parts"], combined=own["combined"])
+            if combination.parts.shape[1:] != combination.weights.shape:
+                raise ValueError("a group's statistics have the wrong shape")
+            statistics = replace(whole.statistics, combination=combination)
+        scores = tensors[f"{prefix}scores"].numpy().astype(np.float64)
+        members.append(Group(name, scores, statistics, violations_of(tensors, prefix)))
+    return Groups(plan, tuple(members))
+
+
+def group_prefix(number: int) -> str:
+    """Prefix of the names of a group's tensors."""
+    return f"groups.{number}."
 
 
 def fingerprint_bytes(fingerprints: Fingerprints) -> bytes:

@@ -55,7 +55,8 @@ class Recipe:
     `auto` fits a network with each prior, within the same minutes, and keeps the one with the better bound on the
     validation rows. `ensemble` networks are fitted from different starts, and their densities averaged. With `folds`
     above 1 there is one network per fold, fitted without that fold and calibrated on it. `processes` split each batch.
-    `rule` is that of rows which are judged without one; `false_alarm` its rate, if it is `combined`.
+    `rule` is that of rows which are judged without one; `false_alarm` its rate, if it is `combined`. `by` is the column by
+    whose groups rows are compared (`service.scoring.groups`).
     """
 
     likelihood: LikelihoodName | None = None
@@ -74,6 +75,7 @@ class Recipe:
     percentiles: tuple[float, float] = (25.0, 75.0)
     rule: RuleName = "band"
     false_alarm: float | None = None
+    by: str | None = None
     validation_share: float = 0.1
     calibration_share: float = 0.2
     least: LeastRows = LeastRows()
@@ -172,6 +174,8 @@ def check_sizes(splits: Sequence[Split], recipe: Recipe) -> None:
     check_percentiles(recipe.percentiles)
     if recipe.rule == "combined" and recipe.folds > 1:
         raise CalibrationError("the rule combined is not available for networks by folds: leave out --rule or --folds")
+    if recipe.by is not None and recipe.folds > 1:
+        raise CalibrationError("--by is not available for networks by folds: leave out --by or --folds")
     split, calibration = splits[0], sum(len(one.calibration) for one in splits)
     if len(split.train) < recipe.least.training or not len(split.validation) or not calibration:
         raise DataError(too_few(split, calibration, recipe))

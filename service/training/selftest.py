@@ -64,8 +64,9 @@ def with_selftest(draft: Draft, rows: np.ndarray, course: Course) -> Draft:
     rows = rows.reshape(len(rows), -1)
     aside = scorer.model.input.features + len(scorer.reader.beside) - rows.shape[1]
     rows = scorer.model.input.read(np.pad(rows, ((0, 0), (0, aside))), scorer.reader)  # nothing is told of what is 0
+    whole = complete_rows(rows, scorer.model.input, must=scorer.groups is not None)
     try:
-        found = tested_for(scorer, complete_rows(rows, scorer.model.input), rows, draft, seconds, course)
+        found = tested_for(scorer, whole, rows, draft, seconds, course)
     except VouchError as error:  # what is fitted is not lost for want of a report on it
         course.notes.append(f"no self-test: {error}")
         return draft

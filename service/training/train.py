@@ -22,34 +22,33 @@ from service.data.kinds import IS_CONSTANT, Schema, infer
 from service.data.survey import surveyed
 from service.data.table import MISSING, Table, is_unreadable
 from service.density.estimate import Execution
-from service.density.estimator import Estimator
 from service.density.tiling import worker_pool
 from service.errors import DataError
 from service.files.readers import Rows
-from service.scoring.calibration import Calibration, calibrated, readable
+from service.scoring.calibration import Calibration, calibrated
 from service.scoring.cross_fit import calibrated_by_folds
 from service.scoring.fingerprints import Fingerprints
+from service.scoring.groups import GroupPlan, Terms
 from service.scoring.missing_patterns import with_usual_patterns
 from service.scoring.model import Model
-from service.scoring.options import RuleName
 from service.scoring.pace import PREPARING
-from service.scoring.version import Draft, Published
+from service.scoring.version import Draft
 from service.system.cpus import cpu_quota
 from service.training.checkpoints import Checkpoints
-from service.training.course import Course, TrainingProgress, seconds_a_row
+from service.training.course import Course, TrainingProgress
 from service.training.fit import FitOptions, FitReport
 from service.training.inputs import architecture_of, input_of, mixed_input, network_rows
 from service.training.networks import fitted, pilot_of
 from service.training.recipe import (
-    MOST_CALIBRATION,
-    MOST_VALIDATION,
+    TO_PUBLISH,
     Recipe,
     Split,
+    calibration_needed,
     check_sizes,
     fitted_rows,
     least_calibration,
 )
-from service.training.repeats import Repeats, RepeatsName, numbered, one_of_each
+from service.training.repeats import Repeats, RepeatsName, numbered
 from service.training.selftest import with_selftest, with_test_rows
 from service.vae.network import VAE, Architecture
 
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
     from service.training.parquet_source import ParquetFeed, Source  # it needs an extra
 
 NEW_READING = Reading(missing=tuple(sorted(MISSING)))
-PILOT_SHARE = 0.1
 LEARNING = "learning what the columns are"
 DATES = "dates", "times, as "  # how reasons begin for which columns of dates are left out
 
@@ -238,14 +236,17 @@ def fit_and_calibrate(
     domains: Domains | None = None,
 ) -> Trained:
     """Fit networks to rows of a known input spec, or to a feed of more such rows, and calibrate them."""
-    checkpoints, (splits, testing) = hooks.checkpoints, with_test_rows(splits, least_calibration(recipe))
+    plan, least = None, least_calibration(recipe)
+    if recipe.by is not None:
+        plan, least = planned(spec, recipe, splits[0], least)
+    checkpoints, (splits, testing) = hooks.checkpoints, with_test_rows(splits, least)
     if checkpoints is not None:
         key = hashlib.sha256(f"{data_digest}\n{recipe}\n{architecture}\n{spec.fingerprint_text()}".encode())
         key.update(np.ascontiguousarray(splits[0].train).data)  # which rows these are, does not follow from the recipe
         checkpoints = checkpoints.start(key.hexdigest())
         course.until -= sum(checkpoints.seconds().values())
     vaes, report, bounds = fitted(spec, splits, architecture, recipe, course, checkpoints, feed)
-    model, calibration = calibrated_on(splits, vaes, spec, recipe, course, domains)
+    model, calibration = calibrated_on(splits, vaes, spec, recipe, course, domains, plan, least)
     calibration = with_usual_patterns(model, calibration, Execution(worker_pool(cpu_quota())), course.until)
     by_folds = {"folds": recipe.folds} if recipe.folds > 1 else {}
     training = training_record(splits[0], recipe.fit, report, data_digest, feed)
@@ -270,8 +271,10 @@ def calibrated_on(
     recipe: Recipe,
     course: Course,
     domains: Domains | None = None,
+    plan: GroupPlan | None = None,
+    least: int = 0,
 ) -> tuple[Model, Calibration]:
-    """Calibrate fitted networks on the rows held back from them, within the time that is left."""
+    """Calibrate fitted networks on the rows held back from them, within the time that is left, but on at least `least`."""
     reader = spec.reader(beside=() if domains is None else domains.beside)
     pilots, calibrating = (
         [spec.rows(pilot_of(one)) for one in splits],
@@ -279,7 +282,7 @@ def calibrated_on(
     )
     percentiles, execution = recipe.percentiles, Execution(worker_pool(cpu_quota()))
     course.enter(PREPARING)
-    pace = course.pace(vaes[0], least_calibration(recipe))
+    pace = course.pace(vaes[0], max(least, least_calibration(recipe)))
     if recipe.folds > 1:
         model, calibration = calibrated_by_folds(
             vaes,
@@ -292,14 +295,26 @@ def calibrated_on(
             pace,
         )
     else:
-        known = spec.rows(splits[0].train)
+        known, terms = spec.rows(splits[0].train), Terms(percentiles, plan)
         model, calibration = calibrated(
-            vaes, spec, recipe.estimator, pilots[0], calibrating[0], percentiles, execution, known, pace, domains
+            vaes, spec, recipe.estimator, pilots[0], calibrating[0], terms, execution, known, pace, domains
         )
     used, held_back = len(calibration.scores), sum(map(len, calibrating))
     if used < held_back:
         course.notes.append(f"{used:,} of {held_back:,} rows calibrate: --minutes leaves no time to score more")
     return model, calibration
+
+
+def planned(spec: InputSpec, recipe: Recipe, split: Split, least: int) -> tuple[GroupPlan, int]:
+    """The groups to calibrate by, and the fewest calibration rows to use, so that each group has enough.
+
+    Raises:
+        DataError: the recipe's column has no groups, or too small ones.
+    """
+    assert recipe.by is not None
+    needed, rows = calibration_needed(replace(recipe, least=TO_PUBLISH)), spec.rows(split.train)
+    plan = GroupPlan.of(spec, recipe.by, rows, len(split.calibration), needed)
+    return plan, max(least, plan.least_rows(spec, rows, needed))
 
 
 def read_rows(spec: InputSpec, reader: CellReader, raw: RawTable) -> np.ndarray:
@@ -346,102 +361,3 @@ def training_record(
         "options": dataclasses.asdict(options),
         "report": dataclasses.asdict(report),
     }
-
-
-def recalibrate(
-    published: Published,
-    data: Rows,
-    estimator: Estimator | None = None,
-    percentiles: tuple[float, float] | None = None,
-    on_progress: Callable[[TrainingProgress], None] | None = None,
-    groups: np.ndarray | None = None,
-    rule: tuple[RuleName, float | None] | None = None,
-) -> Draft:
-    """The same network, calibrated on other rows, or for another estimator, band or rule.
-
-    A random tenth of the rows are the pilot rows, some are for the self-test, and the rest calibrate, up to the most that
-    count (`service.training.recipe`).
-
-    Args:
-        data: rows as the version's reader reads them, shape (N, D + C).
-        groups: which rows belong together, shape (N,): one of each is used.
-        rule: by which rows are judged that are asked about without one, and its rate; default: the version's.
-    """
-    generator = np.random.default_rng(0)
-    order = generator.permutation(len(data.array)) if groups is None else one_of_each(groups, generator)
-    pilot, rest = np.split(order, [min(MOST_VALIDATION, round(PILOT_SHARE * len(order)))])
-    card = published.card.calibration
-    name, rate = rule or (card.rule, card.false_alarm)
-    recipe = Recipe(percentiles=percentiles or card.percentiles, rule=name, false_alarm=rate)
-    (split,), testing = with_test_rows([Split(order[:0], pilot, rest, pilot)], least_calibration(recipe))
-    rows = data.array[split.calibration[:MOST_CALIBRATION]]
-    return recalibrate_on(
-        published.judging(name, rate),
-        data.array[pilot],
-        rows,
-        data.digest(),
-        estimator,
-        percentiles,
-        on_progress=on_progress,
-        testing=data.array[testing],
-    )
-
-
-def recalibrate_on(
-    published: Published,
-    pilot: np.ndarray,
-    rows: np.ndarray,
-    data_digest: str,
-    estimator: Estimator | None = None,
-    percentiles: tuple[float, float] | None = None,
-    known: np.ndarray | None = None,
-    on_progress: Callable[[TrainingProgress], None] | None = None,
-    domains: Domains | None = None,
-    testing: np.ndarray | None = None,
-) -> Draft:
-    """Recalibrate on pilot rows and calibration rows that are already split.
-
-    `known` are rows that the network was fitted to, among which neighbours are searched; default: those of the old
-    calibration. `domains` are those of the rows that it was fitted to; default: the version's. `testing` are rows for the
-    self-test; without any there is none.
-
-    Raises:
-        CalibrationError: the rows are too few for the band or the rule.
-    """
-    old, statistics = published.model, published.calibration.statistics
-    if known is None and statistics is not None:
-        known = statistics.known.rows
-    domains, reader = domains or published.card.domains, published.card.reader()
-    pilot, rows = (old.input.read(one, reader) for one in (pilot, rows))
-    course, chosen = Course(on_progress), estimator or old.estimator
-    course.enter(PREPARING)
-    if course.is_followed and len(pilot):
-        course.seconds_a_row = seconds_a_row(old.vae, old.input, chosen, readable(old.input, pilot))
-    model, calibration = calibrated(
-        [one.vae for one in old.members],
-        old.input,
-        chosen,
-        pilot,
-        rows,
-        percentiles or published.calibration.percentiles,
-        Execution(worker_pool(cpu_quota())),
-        None if known is None else old.input.rows(known),
-        course.pace(old.vae, len(rows)),
-        domains,
-    )
-    calibration = with_usual_patterns(model, calibration, Execution(worker_pool(cpu_quota())), course.until)
-    data: dict[str, Any] = {
-        "digest": data_digest,
-        "rows": len(rows),
-        "pilot_rows": len(pilot),
-        "from": str(published.reference),
-    }
-    if testing is not None and len(testing):
-        data["test_rows"] = len(testing)
-    card = published.card.calibration
-    draft = published.again(model, calibration, data).judging(card.rule, card.false_alarm)
-    draft = replace(draft, domains=domains)
-    if testing is not None and len(testing):
-        draft = with_selftest(draft, testing, course)
-    course.end()
-    return draft

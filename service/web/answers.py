@@ -14,7 +14,16 @@ from starlette.responses import Response
 from service.data.inputs import InputSpec
 from service.errors import NotAcceptableError
 from service.files.images import grid, png
-from service.scoring.scores import CombinedRule, Encodings, ExplainedScores, Manifold, Reconstructions, Samples, Scores
+from service.scoring.scores import (
+    CombinedRule,
+    Encodings,
+    ExplainedScores,
+    Grouping,
+    Manifold,
+    Reconstructions,
+    Samples,
+    Scores,
+)
 from service.scoring.tables import blamed_columns, rows_csv, scores_csv
 from service.validity.band import Band
 from service.validity.conformal import CONFIDENCE, Acceptance, Discoveries
@@ -55,6 +64,7 @@ class Score(msgspec.Struct, omit_defaults=True):
     discovery: bool | msgspec.UnsetType = msgspec.UNSET
     evidence: Any = msgspec.UNSET
     reason: str | msgspec.UnsetType = msgspec.UNSET
+    group: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def negotiate(accept: str, offered: Sequence[str]) -> str:
@@ -181,6 +191,7 @@ def score_list(
         unset if discoveries is None else discoveries.chosen.tolist(),
         unset if scores.rule is None else evidence_of(scores, scores.rule),
         [reason or msgspec.UNSET for reason in scores.reasons()],
+        unset if scores.grouping is None else scores.group_names,
         strict=True,
     )
     return [Score(*row) for row in columns]
@@ -189,10 +200,11 @@ def score_list(
 def missing_fields(scores: Scores) -> tuple[list[Any], list[Any]]:
     """Each row's number of missing cells and its own band.
 
-    Both are unset for complete rows, except that with folds every row has its own band.
+    Both are unset for complete rows, except that with folds or groups every row has its own band.
     """
     missing = [number or msgspec.UNSET for number in scores.missing.tolist()]
-    has_own = (((scores.missing > 0) & ~scores.unreadable) | (scores.band.folds > 1)).tolist()
+    has_all_own = scores.band.folds > 1 or scores.grouping is not None
+    has_own = (((scores.missing > 0) & ~scores.unreadable) | has_all_own).tolist()
     ends = zip(has_own, scores.low.tolist(), scores.high.tolist(), strict=True)
     return missing, [(low, high) if own else msgspec.UNSET for own, low, high in ends]
 
@@ -206,7 +218,7 @@ def scores_answer(kind: str, model: ModelId, scores: Scores, batch: Batch, disco
         return csv_response(scores_csv(scores, batch.ids, discoveries), model_headers(model))
     document = {
         "model": model,
-        "band": band_document(scores.band),
+        "band": band_document(scores.band, scores.band.accepted if scores.rule is not None else scores.accepted),
         "scores": score_list(scores, batch.ids, discoveries, batch.lines),
     }
     if scores.rule is not None:
@@ -214,8 +226,10 @@ def scores_answer(kind: str, model: ModelId, scores: Scores, batch: Batch, disco
         document["rule"] = {
             "name": "combined",
             "false_alarm": rule.false_alarm,
-            "accepts": accepts(rule.accepted, rule.rows),
+            "accepts": accepts(scores.accepted, rule.rows),
         }
+    if scores.grouping is not None:
+        document["groups"] = grouping_document(scores.grouping)
     if discoveries is not None:
         document["fdr"] = {
             "level": discoveries.level,
@@ -228,12 +242,21 @@ def scores_answer(kind: str, model: ModelId, scores: Scores, batch: Batch, disco
     return json_response(document | noted(warnings))
 
 
-def band_document(band: Band) -> dict[str, Any]:
+def band_document(band: Band, accepted: Acceptance) -> dict[str, Any]:
     """A band, and the share of valid rows that it accepts, for JSON; an open end is null."""
     return {
         "percentiles": band.percentiles,
         "log_likelihood": band.ends_or_none,
-        "accepts": accepts(band.accepted, band.rows) | ({"folds": band.folds} if band.folds > 1 else {}),
+        "accepts": accepts(accepted, band.rows) | ({"folds": band.folds} if band.folds > 1 else {}),
+    }
+
+
+def grouping_document(grouping: Grouping) -> dict[str, Any]:
+    """What is accepted of each group, for JSON."""
+    of_each = zip(grouping.names, grouping.accepted, grouping.rows, strict=True)
+    return {
+        "column": grouping.column,
+        "accepts": {name: accepts(accepted, rows) for name, accepted, rows in of_each if rows},
     }
 
 

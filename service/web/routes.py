@@ -7,6 +7,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
+from service.data.cells import CellReader
 from service.errors import InputError
 from service.scoring.scorer import Scorer
 from service.web import answers, schemas
@@ -39,7 +40,7 @@ async def score(request: Request) -> Response:
     kind = answers.negotiate(context.accept, (JSON, NPY, CSV))
     scorer = await context.scorer(query.model)
     scorer.check(wanted)
-    batch = await batch_of(context, scorer, wanted.strict)
+    batch = await batch_of(context, scorer, scorer.judging_reader(wanted.strict))
     limited("rows times explain", len(batch) * wanted.explain, context.settings.max_rows)
     scores = await context.engine.score(context, scorer, batch.rows, wanted)
     discoveries = None if wanted.fdr is None else scores.discoveries(wanted.fdr, wanted.tail or "low")
@@ -54,11 +55,11 @@ async def score(request: Request) -> Response:
     )
 
 
-async def batch_of(context: RequestContext, scorer: Scorer, is_strict: bool = True) -> Batch:
-    """Read and parse the rows of a request; if `is_strict`, a cell that cannot be read is an error."""
+async def batch_of(context: RequestContext, scorer: Scorer, reader: CellReader | None = None) -> Batch:
+    """Read and parse the rows of a request; by default a cell that cannot be read is an error."""
     context.engine.check_room(context, scorer)
     body = await context.body()
-    reader = replace(scorer.reader, is_strict=is_strict)
+    reader = reader or replace(scorer.reader, is_strict=True)
     parse = partial(parse_rows, body, context.content_type, scorer.model.input, reader, context.limits())
     return await context.parsed(len(body), parse, always_beside=context.content_type.startswith("image/"))
 

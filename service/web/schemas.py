@@ -121,7 +121,8 @@ class ScoreAnswer(Answer):
     )
     line: int | None = Field(None, description="for a row of a CSV body with violations, the line in which it begins")
     band: tuple[float, float] | None = Field(
-        None, description="the row's own band, if it has one: that of validation rows with the same missing cells"
+        None,
+        description="the row's own band, if it has one: that of rows of its group, or with the same missing cells",
     )
     columns: list[BlamedAnswer] | None = Field(
         None, description="with ?explain=N, the N most suspicious columns, smallest p_value first"
@@ -130,6 +131,11 @@ class ScoreAnswer(Answer):
         None, description="with ?rule=combined, the conformal p_value of the combined rule and of each statistic"
     )
     reason: str | None = Field(None, description="why the row is invalid, in a sentence; absent for valid rows")
+    group: str | None = Field(
+        None,
+        description="of a version that is calibrated by groups: the group that the row is compared with; null if its group "
+        "is missing, so that it is compared with rows of all groups",
+    )
     discovery: bool | None = Field(None, description="with ?fdr=, whether the row is a discovery")
     id: str | int | float | None = None
 
@@ -140,6 +146,13 @@ class RuleAnswer(Answer):
     name: Literal["combined"]
     false_alarm: float
     accepts: AcceptsAnswer
+
+
+class GroupsAnswer(Answer):
+    """The groups by which rows are compared: of each, the share of valid rows that the band or rule accepts."""
+
+    column: str
+    accepts: dict[str, AcceptsAnswer]
 
 
 class FdrAnswer(Answer):
@@ -162,6 +175,7 @@ class ScoresAnswer(Answer):
     band: BandAnswer
     scores: list[ScoreAnswer]
     rule: RuleAnswer | None = None
+    groups: GroupsAnswer | None = Field(None, description="of a version that is calibrated by groups")
     fdr: FdrAnswer | None = None
     warnings: list[str] = []
 

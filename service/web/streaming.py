@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -178,7 +177,7 @@ def read_block(
     scorer: Scorer, block: list[bytes], is_strict: bool = False
 ) -> tuple[list[Any], np.ndarray, list[Any] | None, list[int]]:
     """Parse lines: the problems of invalid ones in their places, and the rows, ids and places of the others."""
-    spec, reader = scorer.model.input, replace(scorer.reader, is_strict=is_strict)
+    spec, reader = scorer.model.input, scorer.judging_reader(is_strict)
     try:
         simple = parse_simple_rows(block, spec)
         if simple is not None:

@@ -22,8 +22,9 @@ from service.scoring.statistics import (
 from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.fit import FitOptions
+from service.training.recalibrate import recalibrate_on
 from service.training.recipe import Recipe
-from service.training.train import recalibrate_on, train_table
+from service.training.train import train_table
 from tests.models import digits
 from tests.tools import REPOSITORY, detected_cells
 

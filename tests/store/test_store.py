@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from service.errors import CalibrationError, DamagedModelError, ModelConflictError, ModelNotFoundError, UnavailableError
 from service.scoring.calibration import Calibration
+from service.scoring.groups import Terms
 from service.scoring.scorer import Scorer
 from service.scoring.version import Draft, Reference
 from service.store.loading import load_scorer
@@ -176,7 +177,7 @@ def test_a_folder_that_is_not_there_is_not_taken_for_an_empty_one(tmp_path):
 def test_too_few_calibration_rows_are_refused_before_they_are_scored(digit_scorer):
     rows = digit_scorer.rows(digits()[:50])
     with pytest.raises(CalibrationError, match="need at least 99 validation rows, there are 50"):
-        Calibration.fit(digit_scorer.model, rows, (1.0, 99.0))
+        Calibration.fit(digit_scorer.model, rows, Terms((1.0, 99.0)))
     assert np.all(np.diff(Calibration.fit(digit_scorer.model, rows).scores) >= 0)
 
 
