@@ -86,7 +86,8 @@ STATISTICS = (
     Statistic("rare_pair", 0.01, is_main=True, inputs=MIXED, since=3),
     Statistic("isolation", 0.01, is_main=True, inputs=TABLES, since=3),
 )
-GENERATION = 3  # of the statistics that new versions have
+GENERATION = 4  # of the statistics that new versions have
+LAST_CURVED = 3  # the last generation whose distances are between columns as the network sees them
 LAST_UNTOLD = 2  # the last generation whose versions do not tell it
 LOG_LIKELIHOOD_SCALE = 0.01
 # On all data, a low likelihood and a large distance to all known rows are the most informative and have full weight, and so
@@ -243,8 +244,8 @@ class RowStatistics:
         self.chosen = chosen_statistics(spec, known.generation)
         # If a pixel is black in all known rows, the slightest grey there would otherwise be a huge distance.
         span = WHITE if spec.kind == "image" else None
-        self.near = coordinates(spec, known.rows)
-        self.neighbours = Neighbours(self.near, categories(spec), span)
+        self.near = coordinates(spec, known.rows, known.generation)
+        self.neighbours = Neighbours(self.near, categories(spec, known.generation), span)
         self.encodings = [encodings(vae, spec.encode(known.rows)) for vae in vaes]
         self.count = NEIGHBOURS if self.has("isolation") else 1
 
@@ -299,7 +300,7 @@ class RowStatistics:
         by_draws = self.together(seen)
         middle, spread = self.known.usual
         short = np.where(np.isnan(rows), 0.0, (middle - by_draws.reconstruction) / spread)
-        distances, which = self.neighbours.nearest(coordinates(self.spec, rows), self.count)
+        distances, which = self.neighbours.nearest(coordinates(self.spec, rows, self.known.generation), self.count)
         values: dict[StatisticName, Callable[[], np.ndarray]] = {
             "nearest_row": lambda: logarithm(distances[:, 0], self.closest),
             "reconstruction": lambda: -by_draws.reconstruction.sum(axis=1),
@@ -343,16 +344,21 @@ def logarithm(values: np.ndarray, least: float = NOTHING) -> np.ndarray:
     return np.log(np.maximum(values, least))
 
 
-def coordinates(spec: InputSpec, rows: np.ndarray) -> np.ndarray:
-    """Coordinates of rows, shape (B, D), for distances: an image's pixels; a table's columns as the network sees them.
+def coordinates(spec: InputSpec, rows: np.ndarray, generation: int = GENERATION) -> np.ndarray:
+    """Coordinates of rows, shape (B, D), for distances: an image's pixels; a table's columns in their own units.
 
-    A few numbers, such as grades, are coordinates by their size: one that was never seen may be far from all others. In
-    older versions it is one step away.
+    On development sets these tell strange rows far better than columns on the curved scales that the network sees, which
+    put a number that is much too large near the others. Older versions have those, and there a few numbers, such as grades,
+    are coordinates by their size: one that was never seen may be far from all others, or, at first, is one step away.
     """
     if spec.kind == "image":
         return rows
+    if not isinstance(spec.transform, Mixed):
+        return spec.encode(rows)
+    if generation > LAST_CURVED:
+        return rows.astype(np.float64)
     x = spec.encode(rows)
-    if not (isinstance(spec.transform, Mixed) and spec.precision == "float64"):
+    if spec.precision != "float64":
         return x
     x, ends = x.astype(np.float64), np.cumsum(spec.widths)
     for at, column in enumerate(spec.transform.columns):
@@ -366,7 +372,7 @@ def has_positions(column: NumberColumn | CategoryColumn) -> TypeGuard[CategoryCo
     return isinstance(column, CategoryColumn) and not column.is_text and column.kind in ("ordinal", "binary")
 
 
-def categories(spec: InputSpec) -> np.ndarray:
+def categories(spec: InputSpec, generation: int = GENERATION) -> np.ndarray:
     """Which of the coordinates are categorical, shape (D',), bool."""
     if not isinstance(spec.transform, Mixed):
         return np.zeros(spec.features, dtype=bool)
@@ -375,6 +381,8 @@ def categories(spec: InputSpec) -> np.ndarray:
         if isinstance(column, CategoryColumn):
             is_ordered = column.kind == "ordinal" or (spec.precision == "float64" and has_positions(column))
             flags.append(not is_ordered)
+        elif generation > LAST_CURVED:
+            flags.append(False)
         else:
             flags += [True, False] if column.atoms else [False]  # which atom, if any
     return np.array(flags)

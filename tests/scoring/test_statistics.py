@@ -5,14 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.data.inputs import Binary, InputSpec, Standard
+from service.data.inputs import Binary, InputSpec, Mixed, Standard
+from service.data.kinds import infer
+from service.data.learn import learn
 from service.data.table import Table
 from service.density.estimator import Estimator
+from service.density.neighbours import Neighbours
 from service.errors import CalibrationError
 from service.scoring.generator import Generator
 from service.scoring.options import Detail, ScoreOptions
 from service.scoring.statistics import (
+    GENERATION,
+    LAST_CURVED,
+    categories,
     compressed_sizes,
+    coordinates,
     discarded,
     discarded_apart,
     generation_of,
@@ -203,3 +210,28 @@ def test_a_letter_that_is_too_faint_for_the_threshold_is_seen_beside_a_digit():
     assert np.array_equal(digits_alone.log_likelihood, with_letters.log_likelihood)
     assert digits_alone.valid.sum() >= 9
     assert with_letters.valid.sum() <= 1
+
+
+def test_distances_are_in_the_columns_own_units():
+    """A curved scale puts a number that is far too large near the largest ones that are known."""
+    generator = np.random.default_rng(0)
+    sizes, places = np.exp(2.0 * generator.normal(size=400)).round(3), generator.normal(size=400).round(3)
+    table = Table(("size", "place"), (sizes, places))
+    spec = InputSpec(
+        kind="table",
+        shape=(2,),
+        columns=("size", "place"),
+        transform=Mixed(columns=learn(infer(table), table)),
+        precision="float64",
+    )
+    rows = spec.rows(np.stack([sizes, places], axis=1))
+    strange = np.array([[3.0 * sizes.max(), 0.0]])
+    assert np.array_equal(coordinates(spec, rows), rows)
+    assert not categories(spec).any()
+    distances = {}
+    for generation in (LAST_CURVED, GENERATION):
+        near = Neighbours(coordinates(spec, rows, generation), categories(spec, generation))
+        own = near.nearest(coordinates(spec, rows, generation), 2)[0][:, 1]
+        distances[generation] = near.nearest(coordinates(spec, strange, generation), 1)[0][0, 0] / own.max()
+    assert distances[GENERATION] > 2.0
+    assert distances[LAST_CURVED] < 1.0
