@@ -33,10 +33,10 @@ from service.density.estimator import Estimator
 from service.density.tiling import worker_pool
 from service.errors import CalibrationError
 from service.files.tables import read_table
-from service.scoring.calibration import ReferenceRows
 from service.scoring.missing_patterns import distinct_patterns
 from service.scoring.model import Model
 from service.scoring.options import ScoreOptions
+from service.scoring.reference_rows import ReferenceRows
 from service.scoring.scorer import Scorer
 from service.scoring.scores import CombinedRule
 from service.scoring.statistics import ReferenceStatistics

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from service.cli.console import accepted, duration, err, interval
 from service.errors import CalibrationError
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 USUAL_STORE = "model_store"
 FALSE_ALARM = 0.02  # of the rule that is recommended
 MOST_NAMES = 10
+CHOOSING, NOT_CHOOSING = "mean of ways that may choose weights", "mean of ways that never do"
 
 
 def print_report(reference: Reference, trained: Trained, seconds: float, store: str = USUAL_STORE) -> None:
@@ -39,6 +42,7 @@ def report_lines(reference: Reference, trained: Trained, seconds: float, store: 
         yield "note: the fit was interrupted; the best network until then was calibrated and published"
     rule = recommended_rule(draft)
     yield from accepted_lines(draft, rule)
+    yield from weighting_lines(draft)
     if draft.selftest is not None:
         yield from selftest_lines(draft.selftest)
     if trained.left_out:
@@ -127,21 +131,49 @@ def calibrated_lines(reference: Reference, draft: Draft, total: int, note: str |
         + (f"; the other {others:,} would tell no more" if others > 0 else "")
     )
     yield from group_lines(draft, recommended_rule(draft))
+    yield from weighting_lines(draft)
     if draft.selftest is not None:
         yield from selftest_lines(draft.selftest)
 
 
+def weighting_lines(draft: Draft) -> Iterator[str]:
+    """How the statistics of the rule combined are weighed, and why."""
+    from service.scoring.weighing import LEAST_HELD_BACK, USUAL
+
+    chosen = draft.calibration.weighting
+    if draft.calibration.statistics is None:
+        return
+    if chosen is None:
+        yield f"the rule combined has the usual weights: choosing takes {LEAST_HELD_BACK} rows held back, and time"
+        return
+    by = f"of {chosen.rows:,} valid rows, spoilt in {chosen.ways} ways"
+    if chosen.name == USUAL:
+        yield f"the rule combined has the usual weights: no others catch clearly more {by} ({100 * chosen.usual:.0f} %)"
+    else:
+        yield (
+            f"the rule combined weighs {chosen.name}: it catches {100 * chosen.caught:.0f} % {by}, and "
+            f"{100 * chosen.usual:.0f} % with the usual weights"
+        )
+
+
 def selftest_lines(selftest: SelfTest, is_whole: bool = False) -> Iterator[str]:
     """What is caught of spoilt rows by the last of the rules, the most first; the whole of it has a line for each spoil."""
+    from service.scoring.spoils import APART
+
     rate, rule = 100 * selftest.false_alarm, selftest.rules[-1]
     ranked = sorted(selftest.caught, key=lambda one: -one.shares[-1])
     if is_whole:
         yield f"rows that each rule calls invalid at a false-alarm rate of {rate:.3g} %, in per cent"
-        width = max(len(one.spoil) for one in ranked)
+        width = max(len(NOT_CHOOSING) - 8, *(len(one.spoil) for one in ranked))
         yield f"{'':{width}}  {'rows':>6}" + "".join(f"  {name:>16}" for name in selftest.rules)
         valid = ("valid, as they are", selftest.rows, selftest.alarms)
         for name, rows, shares in (valid, *((one.spoil, one.rows, one.shares) for one in ranked)):
             yield f"{name:{width}}  {rows:6,}" + "".join(f"  {100 * share:16.1f}" for share in shares)
+        apart = [one for one in ranked if one.spoil in APART]
+        others = [one for one in ranked if one.spoil not in APART]
+        for name, some in ((CHOOSING, others), (NOT_CHOOSING, apart)):
+            means = np.mean([one.shares for one in some], axis=0).tolist() if some else []
+            yield f"{name:{width + 8}}" + "".join(f"  {100 * share:16.1f}" for share in means)
         return
     rows = max(one.rows for one in ranked)
     yield f"at {rate:.3g} % false alarms the rule {rule} catches, of up to {rows:,} valid rows spoilt in each way:"

@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from service.data.domains import Domains, counted, has_missing, is_lowest
 from service.data.inputs import InputSpec
 from service.density import starts
 from service.density.block import Estimates
-from service.density.estimate import DIRECT, Execution, Member, observe, weighted_draws
+from service.density.estimate import DIRECT, Execution, Member, observe
 from service.density.estimator import END_TOLERANCE, TYPICAL_SAMPLES, Estimator
 from service.errors import CalibrationError
 from service.scoring.groups import USUAL, Groups, Terms
-from service.scoring.model import Model
+from service.scoring.model import Assessment, Model
 from service.scoring.pace import SUSPECT_ROWS, Pace
-from service.scoring.scores import CombinedRule, Grouping, ReferenceEstimates
-from service.scoring.statistics import KnownRows, ReferenceStatistics, has_cells, weights_of
+from service.scoring.reference_rows import PatternEstimates, ReferenceRows
+from service.scoring.scores import CombinedRule, Grouping
+from service.scoring.statistics import KnownRows, ReferenceStatistics, RowStatistics, has_cells, weights_of
+from service.scoring.weighing import Weighting, chosen_weights, rows_to_assess
 from service.vae.network import VAE
 from service.validity.band import Band
 from service.validity.column_ranks import ColumnSketch
@@ -29,99 +30,9 @@ from service.validity.violations import ViolationReference
 FEWER_TIMES = 4  # ratio of the pilot's two numbers of samples
 DECAYS = (0.5, 3.0)
 REFERENCE_ROWS = 1_000
-PATTERN_ROWS = 400  # most reference rows that are estimated for a pattern of missing cells
-ENOUGH_ROWS = 300  # with fewer, the combined rule could refuse none at the usual rate
-IMPUTING_DRAWS = 64
 SUSPECT_SHARE = 0.005  # share of valid cells that may cost a second, more careful estimate
 # Columns are calibrated on this many cells, but on no fewer than this many rows.
 MIN_COLUMN_ROWS, COLUMN_CELLS = 1_000, 2_000_000
-
-
-@dataclass(frozen=True)
-class ReferenceRows:
-    """Validation rows to compare rows with missing cells against.
-
-    `rows` are of the input's precision and `missing` is a mask of the cells that were missing, both (m, D). Missing cells
-    are imputed by draws from p(missing cells | observed cells). `folds` (m,) is each row's fold, if there are folds. Among
-    the validation rows that they were taken from, `unreadable` more rank below every number.
-    """
-
-    rows: np.ndarray
-    missing: np.ndarray
-    folds: np.ndarray | None = None
-    unreadable: int = 0
-
-    @staticmethod
-    def of(model: Model, rows: np.ndarray, pace: Pace | None = None) -> ReferenceRows:
-        """Reference rows from validation rows, shape (m, D), without folds."""
-        missing = np.isnan(rows)
-        incomplete = missing.any(axis=1)
-        filled = rows.copy()
-        if incomplete.any():
-            filled[incomplete] = np.where(missing[incomplete], imputed(model, rows[incomplete], pace), rows[incomplete])
-        return ReferenceRows(filled, missing)
-
-    def first(self, count: int, unreadable: np.ndarray | None = None) -> ReferenceRows:
-        """The first `count` rows, which are a random subset because the rows are in random order.
-
-        Args:
-            unreadable: which of the rows that these were taken from rank below every number, shape (n,).
-        """
-        among = 0
-        if unreadable is not None and unreadable.any():
-            readable = np.flatnonzero(~unreadable)
-            end = len(unreadable) if count >= len(readable) else int(readable[count])
-            among = int(unreadable[:end].sum())
-        return ReferenceRows(self.rows[:count], self.missing[:count], unreadable=among)
-
-    def with_missing(self, pattern: np.ndarray) -> np.ndarray:
-        """The rows with the cells of a mask, shape (D,), hidden: shape (k, D).
-
-        Uses rows in which all other cells were observed, if there are enough; otherwise all rows, with imputed cells. At
-        most PATTERN_ROWS of them, evenly spaced.
-        """
-        return np.where(pattern, self.rows.dtype.type(np.nan), self.rows[self.usable(pattern)])
-
-    def folds_with_missing(self, pattern: np.ndarray) -> np.ndarray | None:
-        """The fold of each row of `with_missing`, shape (k,); None without folds."""
-        return None if self.folds is None else self.folds[self.usable(pattern)]
-
-    def unreadable_among(self, used: int) -> int:
-        """How many validation rows rank below every number, for so many of these rows: their share."""
-        return round(self.unreadable * used / max(1, len(self.rows)))
-
-    def usable(self, pattern: np.ndarray) -> np.ndarray:
-        """The rows that `with_missing` uses, by number, shape (k,): they depend on nothing but the pattern."""
-        rows = np.flatnonzero(~(self.missing & ~pattern).any(axis=1))
-        if len(rows) < min(ENOUGH_ROWS, len(self.rows)):
-            rows = np.arange(len(self.rows))
-        count = min(PATTERN_ROWS, len(rows))
-        return rows[np.arange(count) * len(rows) // max(1, count)]
-
-
-def imputed(model: Model, rows: np.ndarray, pace: Pace | None = None) -> np.ndarray:
-    """One draw of x for each row, shape (m, D), given its observed cells, from the model's first network."""
-    pace = pace or Pace()
-    pace.begin("imputed", len(rows))
-    x = model.input.encode(rows)
-    generator = torch.Generator().manual_seed(0)
-    drawn = []
-    with torch.inference_mode():
-        for weighted in weighted_draws(model.estimator, model.members[0], x, IMPUTING_DRAWS):
-            weights = weighted.log_weights.softmax(dim=-1).cpu()  # (few, S)
-            picks = torch.multinomial(weights, 1, generator=generator)[:, 0].to(weighted.z.device)
-            output = model.vae.decoder(weighted.z[torch.arange(len(picks)), picks])
-            drawn.append(model.vae.likelihood.sample(output, generator).double().cpu().numpy())
-            pace.count(len(picks))
-    return model.input.decode(np.concatenate(drawn)).astype(model.input.dtype)
-
-
-@dataclass(frozen=True)
-class PatternEstimates:
-    """What reference rows score with the cells of a pattern hidden, `mask` (D,): of k rows, in all the detail there is."""
-
-    mask: np.ndarray
-    estimates: ReferenceEstimates
 
 
 @dataclass(frozen=True)
@@ -134,7 +45,8 @@ class Calibration:
     score, if each was computed by the network fitted without that fold (`service.validity.cross_conformal`). `violations`
     are those of the rows, if their columns' domains are known. `complete` (n,) says which rows had no missing cell; None if
     that is not known. `patterns` are the usual patterns of missing cells; for any other, rows to compare with are
-    scored when it first occurs. With `groups`, complete rows are compared with those of their group.
+    scored when it first occurs. With `groups`, complete rows are compared with those of their group. `weighting` says how
+    the weights of the statistics were chosen, if they were chosen now.
     """
 
     scores: np.ndarray
@@ -148,6 +60,7 @@ class Calibration:
     complete: np.ndarray | None = None
     patterns: tuple[PatternEstimates, ...] = ()
     groups: Groups | None = None
+    weighting: Weighting | None = None
 
     @staticmethod
     def fit(
@@ -186,6 +99,7 @@ class Calibration:
         suspect = np.full(rows.shape[1], np.inf) if suspect is None else suspect
         some = max(MIN_COLUMN_ROWS, COLUMN_CELLS // rows.shape[1])
         row_statistics = None if known is None else model.row_statistics(known)
+        weights, weighting = weighed(model, row_statistics, terms, pace, execution)
         pace.begin("calibration", len(rows) * len(model.members), f"calibrating on {len(rows):,} rows")
         first = model.assess(rows[:some], (), suspect, row_statistics, execution)
         rest = model.assess(rows[some:], (), None, row_statistics, execution)
@@ -194,11 +108,9 @@ class Calibration:
         order = np.argsort(scores, kind="stable")
         assert first.columns is not None
         sketch = ColumnSketch.fit(np.where(missing[:some], np.nan, first.columns.log_likelihood), suspect)
-        statistics, of_all = None, None
-        if first.statistics is not None and rest.statistics is not None and known is not None:
-            of_all = np.full((len(unreadable), first.statistics.shape[1]), np.inf)
-            of_all[~unreadable] = np.concatenate([first.statistics, rest.statistics])
-            statistics = ReferenceStatistics.fit(known, of_all, *weights_of(model.input, known.generation))
+        statistics, of_all = None, statistics_of((first, rest), unreadable)
+        if of_all is not None and known is not None:
+            statistics = ReferenceStatistics.fit(known, of_all, weights, weights_of(model.input, known.generation)[1])
         return Calibration(
             scores[order],
             percentiles,
@@ -206,6 +118,7 @@ class Calibration:
             reference,
             sketch,
             statistics,
+            weighting=weighting,
             groups=terms.grouped(numbers, scores, of_all, statistics, None if domains is None else codes, unreadable),
             violations=None if domains is None else ViolationReference.of(counted(codes), unreadable),
             complete=None if reference is None else ~has_missing(codes, model.input.features)[order],
@@ -301,6 +214,31 @@ def calibrated(
     if pace.is_limited:
         rows = rows[: affordable(model, pilot, rows, suspect, near, execution, pace)]
     return model, Calibration.fit(model, rows, terms, execution, suspect, near, pace, domains)
+
+
+def statistics_of(parts: Sequence[Assessment], unreadable: np.ndarray) -> np.ndarray | None:
+    """The statistics of n rows, (n, K), from those of readable ones, in parts; infinite for others; None without any."""
+    found = [one.statistics for one in parts if one.statistics is not None]
+    if not found:
+        return None
+    of_all = np.full((len(unreadable), found[0].shape[1]), np.inf)
+    of_all[~unreadable] = np.concatenate(found)
+    return of_all
+
+
+def weighed(
+    model: Model, statistics: RowStatistics | None, terms: Terms, pace: Pace, execution: Execution
+) -> tuple[np.ndarray, Weighting | None]:
+    """The weights of the statistics, (K,): chosen by the rows for that, as far as there are any and time for them."""
+    usual = np.zeros(0) if statistics is None else weights_of(model.input, statistics.known.generation)[0]
+    if statistics is None or terms.weighing is None:
+        return usual, None
+    rows = readable(model.input, terms.weighing)
+    expected = rows_to_assess(model.input, len(rows)) * len(model.members)
+    if not pace.allows("weighing", expected):
+        return usual, None
+    pace.begin("weighing", expected)
+    return chosen_weights(model, statistics, rows, execution) or (usual, None)
 
 
 def readable(spec: InputSpec, rows: np.ndarray) -> np.ndarray:

@@ -17,7 +17,6 @@ from service.density.estimator import Estimator
 from service.scoring.calibration import (
     REFERENCE_ROWS,
     Calibration,
-    ReferenceRows,
     affordable,
     check_rows,
     piloted,
@@ -27,6 +26,7 @@ from service.scoring.calibration import (
 )
 from service.scoring.model import Model
 from service.scoring.pace import SUSPECT_ROWS, Pace
+from service.scoring.reference_rows import ReferenceRows
 from service.vae.network import VAE
 from service.validity.column_ranks import ColumnSketch
 

@@ -224,10 +224,14 @@ class Groups:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a calibration is for: the percentiles of its own band, and the groups to calibrate by, if any."""
+    """What a calibration is for: the percentiles of its own band, and the groups to calibrate by, if any.
+
+    `weighing` are valid rows that choose the weights of the statistics, shape (m, D); without any they are the usual ones.
+    """
 
     percentiles: tuple[float, float] = (25.0, 75.0)
     groups: GroupPlan | None = None
+    weighing: np.ndarray | None = None
 
     def numbers(self, spec: InputSpec, rows: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """The group of each of n calibration rows, (n, D + C), with codes (n, D + C): (n,); HIDDEN if a cell is missing.

@@ -16,9 +16,10 @@ from typing import Protocol
 import numpy as np
 
 from service.density.estimate import DIRECT, Execution
-from service.scoring.calibration import Calibration, PatternEstimates, readable
+from service.scoring.calibration import Calibration, readable
 from service.scoring.model import Assessment, Model
 from service.scoring.options import PLAIN, Detail
+from service.scoring.reference_rows import PatternEstimates
 from service.scoring.scores import ReferenceEstimates, concatenated
 from service.scoring.statistics import ReferenceStatistics
 from service.validity.column_ranks import ColumnSketch

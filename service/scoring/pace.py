@@ -14,10 +14,11 @@ from typing import Literal
 
 from service.density.estimate import Execution
 
-Step = Literal["few", "some", "known", "suspects", "imputed", "trial", "calibration"]
+Step = Literal["few", "some", "known", "suspects", "imputed", "trial", "weighing", "calibration"]
 # Typical costs of a row in each step, relative to "suspects": an estimate of log p(x) and of every column.
 COSTS: dict[Step, float] = {
-    "few": 0.4, "some": 0.7, "known": 0.6, "suspects": 1.0, "imputed": 0.5, "trial": 1.3, "calibration": 1.3
+    "few": 0.4, "some": 0.7, "known": 0.6, "suspects": 1.0, "imputed": 0.5, "trial": 1.3, "weighing": 1.3,
+    "calibration": 1.3,
 }  # fmt: skip
 ALIKE: tuple[Step, ...] = ("trial", "suspects", "some", "few")  # steps that tell another's pace, the best first
 PREPARING = "preparing the calibration"
@@ -25,6 +26,7 @@ SUSPECT_ROWS = 1_000  # pilot rows for known rows' typical values and for suspec
 LEAST_PILOT = 100
 PILOT_TIME = 0.35  # largest share of the time for what comes before the calibration rows
 TRIAL = 8  # with fewer rounds of calibration rows, no rows are scored just to learn their pace
+OPTIONAL = 0.1  # largest share of the time left for a step that may be left out
 CAUTION = 0.9  # share of the time left that calibration rows may take, by their expected pace
 
 
@@ -121,6 +123,10 @@ class Pace:
     def needs_trial(self, rows: int) -> bool:
         """Whether some rows are scored beforehand for their pace: not if they would take as long as all the others."""
         return self.is_limited and rows > TRIAL * self.round_rows
+
+    def allows(self, step: Step, rows: int) -> bool:
+        """Whether there is time for a step that may as well be left out: it takes a tenth of what is left, at most."""
+        return not self.is_limited or rows * self.seconds_a_row(step) <= OPTIONAL * (self.until - time.monotonic())
 
     def pilot_rows(self, available: int, networks: int = 1) -> int:
         """How many pilot rows the time allows."""

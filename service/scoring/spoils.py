@@ -21,6 +21,17 @@ from service.scoring.statistics import is_category
 CODE = -999.0  # a usual way to write that a number is missing
 FEW_COLUMNS = 3
 MISSING, MADE_ZERO = "a cell missing", "a missing number made 0"
+# A quarter of all ways: they choose nothing, so that what is caught of them is no more than of ways that nobody thought of.
+APART = {
+    *(
+        "a number x 10",
+        "a number made 0",
+        "two numbers swapped",
+        "another category",
+        "half of one row and half of another",
+    ),
+    *("mirrored", "noise of 80 grey levels", "half the exposure", "the mean of two"),
+}
 Change = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -57,6 +68,11 @@ class Spoil:
     name: str
     change: Change
     of: Callable[[Columns], np.ndarray] | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether what is caught of it may choose the weights of statistics (`service.scoring.weighing`)."""
+        return self.name not in APART
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -21,11 +22,17 @@ from service.scoring.groups import GroupPlan
 from service.scoring.model import Model
 from service.scoring.options import RuleName
 from service.scoring.selftest import SelfTest
+from service.scoring.weighing import Weighting
 from service.system.frozen import Frozen
 from service.vae.network import Architecture
 
 MAX_MEMBERS = 100
 LATER_FIELDS = ("domains", "selftest")  # of the card
+
+
+def without_nothing(document: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """A document without those of the named fields that are None."""
+    return {key: one for key, one in document.items() if key not in names or one is not None}
 
 
 class CalibrationCard(Frozen):
@@ -38,12 +45,12 @@ class CalibrationCard(Frozen):
     rule: RuleName = "band"  # by which rows are judged that are asked about without one
     false_alarm: float | None = None  # of the rule combined
     groups: GroupPlan | None = None  # by which rows are compared with others of their group
+    weighting: Weighting | None = None  # how the weights of the rule combined were chosen; None for the usual ones
 
     @model_serializer(mode="wrap")
-    def without_groups(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields; without groups, none are told of."""
-        document: dict[str, Any] = serialize(self)
-        return {key: one for key, one in document.items() if key != "groups" or one is not None}
+    def without_unknown(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields; those that were added later only where they say something."""
+        return without_nothing(serialize(self), ("groups", "weighting"))
 
 
 class Card(Frozen):
@@ -69,8 +76,7 @@ class Card(Frozen):
     @model_serializer(mode="wrap")
     def without_unknown(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The fields; those that were added later only where they say something."""
-        document: dict[str, Any] = serialize(self)
-        return {key: one for key, one in document.items() if key not in LATER_FIELDS or one is not None}
+        return without_nothing(serialize(self), LATER_FIELDS)
 
     def reader(self) -> CellReader:
         """A reader of cells for the version's rows."""
@@ -148,6 +154,7 @@ class Draft:
                 rule=self.rule,
                 false_alarm=self.false_alarm,
                 groups=None if calibration.groups is None else calibration.groups.plan,
+                weighting=calibration.weighting,
             ),
             training=self.training,
             reading=self.reading,

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from service.errors import DamagedModelError
-from service.scoring.calibration import Calibration, ReferenceRows
+from service.scoring.calibration import Calibration
 from service.scoring.golden import Golden
 from service.scoring.groups import Groups
+from service.scoring.reference_rows import ReferenceRows
 from service.scoring.statistics import KnownRows
 from service.scoring.version import Card
 from service.vae.network import VAE, Architecture

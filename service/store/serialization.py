@@ -19,10 +19,11 @@ from safetensors.torch import save as save_tensors
 from service.data.inputs import InputSpec
 from service.density.estimate import MISSING_SAMPLES, MISSING_TOLERANCE
 from service.errors import DamagedModelError
-from service.scoring.calibration import PATTERN_ROWS, Calibration, PatternEstimates, ReferenceRows
+from service.scoring.calibration import Calibration
 from service.scoring.fingerprints import Fingerprints
 from service.scoring.golden import Golden
 from service.scoring.groups import POOL, POOL_NAME, Group, Groups
+from service.scoring.reference_rows import PATTERN_ROWS, PatternEstimates, ReferenceRows
 from service.scoring.scores import ReferenceEstimates, arrays_of, concatenated, rows_of
 from service.scoring.statistics import (
     GENERATION,

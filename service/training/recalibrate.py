@@ -24,10 +24,11 @@ from service.scoring.options import RuleName
 from service.scoring.pace import PREPARING
 from service.scoring.version import Draft, Published
 from service.system.cpus import cpu_quota
+from service.training.aside import with_rows_aside
 from service.training.course import Course, TrainingProgress, seconds_a_row
 from service.training.recipe import MOST_CALIBRATION, MOST_VALIDATION, Recipe, Split, least_calibration
 from service.training.repeats import one_of_each
-from service.training.selftest import with_selftest, with_test_rows
+from service.training.selftest import with_selftest
 from service.training.train import planned
 
 PILOT_SHARE = 0.1
@@ -64,14 +65,15 @@ def recalibrate(
     card = published.card.calibration
     name, rate = rule or (card.rule, card.false_alarm)
     recipe = Recipe(percentiles=percentiles or card.percentiles, rule=name, false_alarm=rate, by=by or None)
-    plan, least = None if by == "" else card.groups, least_calibration(recipe)
+    terms, least = Terms(recipe.percentiles, None if by == "" else card.groups), least_calibration(recipe)
     if by:
         known = published.calibration.statistics
         if known is None:
             raise DataError("--by: the version keeps no training rows, whose groups would count: train it anew")
         calibrating = rest[:MOST_CALIBRATION]
-        plan, least = planned(published.model.input, recipe, Split(known.known.rows, pilot, calibrating), least)
-    (split,), testing = with_test_rows([Split(order[:0], pilot, rest, pilot)], least)
+        terms, least = planned(published.model.input, recipe, Split(known.known.rows, pilot, calibrating), least)
+    (split,), aside = with_rows_aside([Split(order[:0], pilot, rest, pilot)], least)
+    spec = published.model.input
     rows = data.array[split.calibration[:MOST_CALIBRATION]]
     return recalibrate_on(
         published.judging(name, rate),
@@ -79,9 +81,9 @@ def recalibrate(
         rows,
         data.digest(),
         estimator,
-        Terms(recipe.percentiles, plan),
+        aside.map(lambda chosen: data.array[chosen]).terms(terms, spec),
         on_progress=on_progress,
-        testing=data.array[testing],
+        testing=data.array[aside.testing],
     )
 
 

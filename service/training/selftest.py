@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,38 +15,13 @@ from service.scoring.spoils import spoils_of
 from service.scoring.version import Draft
 from service.system.cpus import cpu_quota
 from service.training.course import Course
-from service.training.recipe import Split
 
-MOST_ROWS = 400
-SHARE_OF_CALIBRATION = 0.25  # of the rows beyond those that the combined rule needs
-SHARE_OF_VALIDATION = 0.33
 SHARE_OF_TIME = 0.15  # of the time that the run has taken
 TIMED_ROWS = 64
-USUAL_CALIBRATION = 299  # rows for the usual rate of the rule combined of tables, 0.01
 ENOUGH = 1.5  # times the time that the rows should take: rows with missing cells take longer
 TESTING = "testing the model against itself"
 TOO_FEW = "too few rows for a self-test: what the rules catch is not known"
 NO_TIME = "no time was left for a self-test: what the rules catch is not known"
-
-
-def with_test_rows(splits: Sequence[Split], least: int) -> tuple[Sequence[Split], np.ndarray]:
-    """The splits without the rows that are kept for the self-test, and these, which may be none.
-
-    They are calibration rows beyond the `least` that are needed or, where there are too few, rows for early stopping. With
-    folds there are none.
-    """
-    split, *others = splits
-    if others:
-        return splits, split.calibration[:0]
-    if len(split.calibration) >= USUAL_CALIBRATION:
-        least = max(least, USUAL_CALIBRATION)
-    some = min(MOST_ROWS, int(SHARE_OF_CALIBRATION * (len(split.calibration) - least)))
-    if some >= LEAST_ROWS:
-        return [replace(split, calibration=split.calibration[:-some])], split.calibration[-some:]
-    some = int(SHARE_OF_VALIDATION * len(split.validation))
-    if split.pilot is None and some >= LEAST_ROWS:
-        return [replace(split, validation=split.validation[:-some])], split.validation[-some:]
-    return splits, split.calibration[:0]
 
 
 def with_selftest(draft: Draft, rows: np.ndarray, course: Course) -> Draft:

@@ -34,6 +34,7 @@ from service.scoring.model import Model
 from service.scoring.pace import PREPARING
 from service.scoring.version import Draft
 from service.system.cpus import cpu_quota
+from service.training.aside import with_rows_aside
 from service.training.checkpoints import Checkpoints
 from service.training.course import Course, TrainingProgress
 from service.training.fit import FitOptions, FitReport
@@ -49,7 +50,7 @@ from service.training.recipe import (
     least_calibration,
 )
 from service.training.repeats import Repeats, RepeatsName, numbered
-from service.training.selftest import with_selftest, with_test_rows
+from service.training.selftest import with_selftest
 from service.vae.network import VAE, Architecture
 
 if TYPE_CHECKING:
@@ -236,17 +237,18 @@ def fit_and_calibrate(
     domains: Domains | None = None,
 ) -> Trained:
     """Fit networks to rows of a known input spec, or to a feed of more such rows, and calibrate them."""
-    plan, least = None, least_calibration(recipe)
+    terms, least = Terms(recipe.percentiles), least_calibration(recipe)
     if recipe.by is not None:
-        plan, least = planned(spec, recipe, splits[0], least)
-    checkpoints, (splits, testing) = hooks.checkpoints, with_test_rows(splits, least)
+        terms, least = planned(spec, recipe, splits[0], least)
+    checkpoints, (splits, aside) = hooks.checkpoints, with_rows_aside(splits, least)
     if checkpoints is not None:
         key = hashlib.sha256(f"{data_digest}\n{recipe}\n{architecture}\n{spec.fingerprint_text()}".encode())
         key.update(np.ascontiguousarray(splits[0].train).data)  # which rows these are, does not follow from the recipe
         checkpoints = checkpoints.start(key.hexdigest())
         course.until -= sum(checkpoints.seconds().values())
     vaes, report, bounds = fitted(spec, splits, architecture, recipe, course, checkpoints, feed)
-    model, calibration = calibrated_on(splits, vaes, spec, recipe, course, domains, plan, least)
+    terms = aside.terms(terms, spec)
+    model, calibration = calibrated_on(splits, vaes, spec, recipe, course, terms, domains, least)
     calibration = with_usual_patterns(model, calibration, Execution(worker_pool(cpu_quota())), course.until)
     by_folds = {"folds": recipe.folds} if recipe.folds > 1 else {}
     training = training_record(splits[0], recipe.fit, report, data_digest, feed)
@@ -259,7 +261,7 @@ def fit_and_calibrate(
         fingerprints=fingerprints_of(spec, splits[0], feed),
     ).judging(recipe.rule, recipe.false_alarm)
     if len(splits) == 1:
-        draft = with_selftest(draft, testing, course)
+        draft = with_selftest(draft, aside.testing, course)
     course.end()
     return Trained(draft, report, notes=tuple(course.notes))
 
@@ -270,8 +272,8 @@ def calibrated_on(
     spec: InputSpec,
     recipe: Recipe,
     course: Course,
+    terms: Terms,
     domains: Domains | None = None,
-    plan: GroupPlan | None = None,
     least: int = 0,
 ) -> tuple[Model, Calibration]:
     """Calibrate fitted networks on the rows held back from them, within the time that is left, but on at least `least`."""
@@ -280,7 +282,7 @@ def calibrated_on(
         [spec.rows(pilot_of(one)) for one in splits],
         [spec.read(one.calibration, reader) for one in splits],
     )
-    percentiles, execution = recipe.percentiles, Execution(worker_pool(cpu_quota()))
+    execution = Execution(worker_pool(cpu_quota()))
     course.enter(PREPARING)
     pace = course.pace(vaes[0], max(least, least_calibration(recipe)))
     if recipe.folds > 1:
@@ -290,12 +292,12 @@ def calibrated_on(
             recipe.estimator,
             pilots,
             [one[:, : spec.features] for one in calibrating],
-            percentiles,
+            terms.percentiles,
             execution,
             pace,
         )
     else:
-        known, terms = spec.rows(splits[0].train), Terms(percentiles, plan)
+        known = spec.rows(splits[0].train)
         model, calibration = calibrated(
             vaes, spec, recipe.estimator, pilots[0], calibrating[0], terms, execution, known, pace, domains
         )
@@ -305,8 +307,8 @@ def calibrated_on(
     return model, calibration
 
 
-def planned(spec: InputSpec, recipe: Recipe, split: Split, least: int) -> tuple[GroupPlan, int]:
-    """The groups to calibrate by, and the fewest calibration rows to use, so that each group has enough.
+def planned(spec: InputSpec, recipe: Recipe, split: Split, least: int) -> tuple[Terms, int]:
+    """The terms with the recipe's groups, and the fewest calibration rows to use, so that each group has enough.
 
     Raises:
         DataError: the recipe's column has no groups, or too small ones.
@@ -314,7 +316,7 @@ def planned(spec: InputSpec, recipe: Recipe, split: Split, least: int) -> tuple[
     assert recipe.by is not None
     needed, rows = calibration_needed(replace(recipe, least=TO_PUBLISH)), spec.rows(split.train)
     plan = GroupPlan.of(spec, recipe.by, rows, len(split.calibration), needed)
-    return plan, max(least, plan.least_rows(spec, rows, needed))
+    return Terms(recipe.percentiles, plan), max(least, plan.least_rows(spec, rows, needed))
 
 
 def read_rows(spec: InputSpec, reader: CellReader, raw: RawTable) -> np.ndarray:

@@ -5,8 +5,8 @@ import pytest
 
 from service.density.estimate import MISSING_TOLERANCE
 from service.scoring import missing_patterns
-from service.scoring.calibration import PATTERN_ROWS
 from service.scoring.options import Detail, ScoreOptions
+from service.scoring.reference_rows import PATTERN_ROWS
 from service.store import serialization
 from service.store.loading import load_scorer
 from service.store.store import Store

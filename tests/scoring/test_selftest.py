@@ -111,24 +111,32 @@ def test_a_new_version_says_what_it_catches(any_scorer):
     assert "false alarms the rule combined catches" in lines[0]
     assert sum(line.count("%") for line in lines[1:]) == len(card.selftest.caught)
     whole = list(selftest_lines(card.selftest, is_whole=True))
-    assert len(whole) == len(card.selftest.caught) + 3
+    assert len(whole) == len(card.selftest.caught) + 5
 
 
 def test_rows_that_are_spoilt_were_not_calibrated_on(any_scorer):
     """The split is of disjoint rows: what is tested is in neither part."""
+    from service.training.aside import with_rows_aside
     from service.training.recipe import Split
-    from service.training.selftest import with_test_rows
 
     split = Split(np.arange(700), np.arange(700, 800), np.arange(800, 1000))
-    (left,), kept = with_test_rows([split], 150)
-    assert len(kept) == 12
-    assert not np.isin(kept, np.concatenate([left.train, left.validation, left.calibration])).any()
-    assert len(left.calibration) + len(kept) == 200
-    (left,), kept = with_test_rows([replace(split, calibration=split.calibration[:150])], 150)
-    assert len(kept) == 33
-    assert not np.isin(kept, np.concatenate([left.train, left.validation, left.calibration])).any()
-    same, none = with_test_rows([split, split], 150)
-    assert (len(same), len(none)) == (2, 0)
+    (left,), aside = with_rows_aside([split], 150)
+    assert (len(aside.testing), len(aside.weighing)) == (12, 0)
+    assert are_disjoint(left.train, left.validation, left.calibration, aside.testing)
+    assert len(left.calibration) + len(aside.testing) == 200
+    (left,), aside = with_rows_aside([replace(split, calibration=split.calibration[:150])], 150)
+    assert (len(aside.testing), len(aside.weighing)) == (33, 0)
+    assert are_disjoint(left.train, left.validation, left.calibration, aside.testing)
+    large = replace(split, calibration=np.arange(800, 1600))
+    (left,), aside = with_rows_aside([large], 150)
+    assert (len(left.calibration), len(aside.testing), len(aside.weighing)) == (550, 125, 125)
+    assert are_disjoint(left.train, left.validation, left.calibration, aside.testing, aside.weighing)
+    same, aside = with_rows_aside([large, large], 150)
+    assert (len(same), len(aside.testing), len(aside.weighing)) == (2, 0, 0)
+
+
+def are_disjoint(*parts):
+    return len(np.unique(np.concatenate(parts))) == sum(map(len, parts))
 
 
 def allowed_from(least):
