@@ -20,16 +20,18 @@ import typer
 from mnist import DATA, load_mnist
 
 from service.cli.console import fail_in_one_line, progress_bar
-from service.cli.report import print_report
+from service.cli.report import print_report, weighting_lines
 from service.data.domains import Domains
 from service.errors import DataError
 from service.files.readers import Rows
 from service.files.tables import read_table
+from service.scoring.groups import Terms
 from service.scoring.scorer import Scorer
 from service.scoring.selftesting import selftested
 from service.scoring.version import Draft, Published, Reference
 from service.store.store import Store
 from service.system.cpus import cpu_quota
+from service.training.aside import MOST_WEIGHING
 from service.training.fit import FitOptions
 from service.training.recalibrate import recalibrate_on
 from service.training.recipe import TABLE_FIT, Recipe, Split
@@ -79,8 +81,11 @@ def again(
     digest: str,
 ) -> Reference:
     """The same network, calibrated anew, and tested with other rows."""
-    domains = Domains.learnt(published.model.input, known)
-    draft = recalibrate_on(published, pilot, rows, digest, known=known, domains=domains)
+    spec, card = published.model.input, published.card.calibration
+    domains, (rows, weighing) = Domains.learnt(spec, known), np.split(rows, [len(rows) - MOST_WEIGHING])
+    terms = Terms(card.percentiles, card.groups, spec.rows(weighing))
+    draft = recalibrate_on(published, pilot, rows, digest, terms=terms, known=known, domains=domains)
+    print("\n".join(weighting_lines(draft)))
     return store.publish(published.reference.name, tested(draft, testing))
 
 

@@ -8,6 +8,7 @@ chosen for.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,9 +24,11 @@ USUAL = "usual"
 DISTANCES: tuple[StatisticName, ...] = ("nearest_row", "isolation")
 DENSITY: tuple[StatisticName, ...] = ("log_likelihood", "worst_cell", "reconstruction")
 LEAST_HELD_BACK = 400  # rows held back from training; with fewer, weights are not chosen
-LEAST_SPOILT, MOST_SPOILT = 10, 60  # rows that are spoilt in each way
+LEAST_SPOILT, MOST_SPOILT = 10, 40  # rows of each half that are spoilt in each way
 RATES = (0.02, 0.05, 0.1)  # of false alarms, over which what is caught is averaged
-CLEARLY = 2.0  # standard errors by which a weighting must be better than the usual one
+# Standard errors, over the ways, by which a weighting must be better than the usual one in each half of the rows. With one
+# half, or two standard errors, it is often chance that chooses: the threshold of so few rows errs for all ways alike.
+CLEARLY = 3.0
 
 
 class Weighting(Frozen):
@@ -41,8 +44,8 @@ class Weighting(Frozen):
 def weightings(spec: InputSpec, generation: int) -> dict[str, np.ndarray]:
     """The weightings to choose between, shape (K,) each.
 
-    They are the usual one, those with full weight for one more statistic, for all, or for all that usually have it but
-    log p(x), and those with full weight for distances alone, or for the density alone.
+    They are the usual one, those with full weight for one more statistic, or for all that usually have it but log p(x), and
+    those with full weight for distances alone, or for the density alone.
     """
     usual, aside = weights_of(spec, generation)[0], ASIDE[spec.kind]
     chosen = chosen_statistics(spec, generation)
@@ -55,7 +58,6 @@ def weightings(spec: InputSpec, generation: int) -> dict[str, np.ndarray]:
 
     found = {USUAL: usual}
     found |= {f"{one.name} in full": in_full({*main, one.name}) for one in chosen if not one.is_main}
-    found["all statistics in full"] = in_full(set(names) - {""})
     found["all but log p(x)"] = in_full(main - {"log_likelihood"})
     found["distances alone"] = in_full(DISTANCES)
     found["the density alone"] = in_full(DENSITY)
@@ -65,66 +67,68 @@ def weightings(spec: InputSpec, generation: int) -> dict[str, np.ndarray]:
 def rows_to_assess(spec: InputSpec, rows: int) -> int:
     """About how many rows are assessed to choose weights by so many: these, and spoilt ones."""
     ways = sum(one.chooses for one in spoils_of(spec))
-    return rows + ways * min(MOST_SPOILT, rows // 2)
+    return rows + 2 * ways * min(MOST_SPOILT, rows // 2)
 
 
 def chosen_weights(
-    model: Model, statistics: RowStatistics, rows: np.ndarray, execution: Execution = DIRECT, seed: int = 0
+    model: Model, statistics: RowStatistics, rows: np.ndarray, execution: Execution = DIRECT
 ) -> tuple[np.ndarray, Weighting] | None:
-    """The weights for a model's statistics, shape (K,), by valid rows that it has not seen, (n, D); None if they are few.
-
-    Half of the rows rank each statistic; the others set the threshold of each weighting, and are spoilt.
-    """
-    spec = model.input
+    """The weights for a model's statistics, (K,), by valid rows that it has not seen, (n, D); None if they are few."""
     rows = rows[~np.isnan(rows).any(axis=1)]
-    half = len(rows) // 2
-    if half < MIN_ROWS:
-        return None
-    others, bad = rows[half:], []
-    for one in spoils_of(spec):
-        found = spoilt(spec, others[:MOST_SPOILT], one, seed).whole() if one.chooses else None
-        if found is not None and len(found.rows) >= LEAST_SPOILT:
-            bad.append((one.name, found.rows))
-    ends = np.cumsum([len(rows), *(len(some) for _, some in bad)])
-    everything = np.concatenate([rows, *(some for _, some in bad)])
-    assessed = model.assess(everything, statistics=statistics, execution=execution).statistics
-    assert assessed is not None
-    parts = [assessed[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    ways = {name: part for (name, _), part in zip(bad, parts[1:], strict=True)}
-    return best_weights(spec, statistics.known.generation, parts[0][:half], parts[0][half:], ways)
+    halves = []
+    for half, some in enumerate(np.array_split(rows, 2)):
+        if len(some) < MIN_ROWS:
+            return None
+        bad = spoilt_rows(model.input, some[:MOST_SPOILT], seed=half)
+        ends = np.cumsum([len(some), *map(len, bad.values())])
+        everything = np.concatenate([some, *bad.values()])
+        assessed = model.assess(everything, statistics=statistics, execution=execution).statistics
+        assert assessed is not None
+        parts = [assessed[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        halves.append(Half(parts[0], dict(zip(bad, parts[1:], strict=True))))
+    return best_weights(model.input, statistics.known.generation, halves[0], halves[1])
 
 
-def best_weights(
-    spec: InputSpec, generation: int, ranking: np.ndarray, valid: np.ndarray, ways: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, Weighting] | None:
-    """The weighting that catches most, if that is clearly more than the usual one does; else the usual one.
+def spoilt_rows(spec: InputSpec, rows: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Rows, shape (n, D), spoilt in each way that may choose weights and changes enough of them, without missing cells."""
+    ways = {one.name: spoilt(spec, rows, one, seed).whole().rows for one in spoils_of(spec) if one.chooses}
+    return {name: found for name, found in ways.items() if len(found) >= LEAST_SPOILT}
 
-    Args:
-        ranking: statistics of valid rows that rank each statistic, shape (n, K).
-        valid: those of other valid rows, (m, K).
-        ways: those of rows that were spoilt, by the way in which they were, (N, K) each.
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """Statistics of valid rows, shape (n, K), and of rows spoilt in each way, (N, K) each."""
+
+    valid: np.ndarray
+    ways: dict[str, np.ndarray]
+
+
+def best_weights(spec: InputSpec, generation: int, first: Half, second: Half) -> tuple[np.ndarray, Weighting] | None:
+    """The weighting that catches most, if in both halves that is clearly more than the usual one; else the usual one.
+
+    In each half, the other half's valid rows rank each statistic, and its own set the threshold.
     """
-    if len(ways) < 2:
+    if min(len(first.ways), len(second.ways)) < 2:
         return None
     scales, candidates = weights_of(spec, generation)[1], weightings(spec, generation)
-    caught = {
-        name: caught_by(Combination(np.sort(ranking, axis=0), np.zeros(0), weights, scales), valid, ways)
-        for name, weights in candidates.items()
-    }
-    usual, best, most = caught[USUAL], USUAL, 0.0
-    for name, shares in caught.items():
-        gains = shares - usual
-        gain, error = float(gains.mean()), float(gains.std(ddof=1)) / np.sqrt(len(gains))
-        if gain > most and gain > CLEARLY * error:
-            best, most = name, gain
-    chosen = Weighting(
-        name=best,
-        rows=len(ranking) + len(valid),
-        ways=len(ways),
-        caught=float(caught[best].mean()),
-        usual=float(usual.mean()),
-    )
-    return candidates[best], chosen
+    caught = {}
+    for name, weights in candidates.items():
+        of_halves = []
+        for own, other in ((first, second), (second, first)):
+            combination = Combination(np.sort(other.valid, axis=0), np.zeros(0), weights, scales)
+            of_halves.append(caught_by(combination, own.valid, own.ways))
+        caught[name] = of_halves
+    means = {name: float(np.concatenate(shares).mean()) for name, shares in caught.items()}
+    better = [name for name, shares in caught.items() if all(map(is_clear, shares, caught[USUAL]))]
+    best = max([USUAL, *better], key=lambda name: means[name])
+    rows, ways = len(first.valid) + len(second.valid), max(len(first.ways), len(second.ways))
+    return candidates[best], Weighting(name=best, rows=rows, ways=ways, caught=means[best], usual=means[USUAL])
+
+
+def is_clear(shares: np.ndarray, usual: np.ndarray) -> bool:
+    """Whether shares of rows that are caught, by way, are clearly larger than the usual ones in the mean, (W,) both."""
+    gains = shares - usual
+    return bool(gains.mean() > CLEARLY * gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 def caught_by(combination: Combination, valid: np.ndarray, ways: Mapping[str, np.ndarray]) -> np.ndarray:
