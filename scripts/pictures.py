@@ -17,7 +17,7 @@ from mnist import DATA
 
 from service import load
 from service.cli.console import drawn_rules, fail_in_one_line
-from service.files.images import grid, png, read_image
+from service.files.images import decode, grid, png
 from service.files.readers import read
 from service.scoring.evaluation import evaluated
 from service.scoring.options import ScoreOptions
@@ -60,7 +60,7 @@ def draw_p_values(scorer: Scorer, path: Path) -> None:
     top = axis.get_ylim()[1]
     axis.text((band.low + band.high) / 2, 0.94 * top, "band 25-75: valid", ha="center", color="tab:green")
     for file, colour, height in (("valid/digit-0", "tab:blue", 0.6), ("invalid/blank", "tab:red", 0.6)):
-        scores = scorer.score(read_image((EXAMPLES / f"{file}.png").read_bytes()).pixels[None])
+        scores = scorer.score(decode((EXAMPLES / f"{file}.png").read_bytes()).pixels[None])
         place = float(scores.log_likelihood[0])
         axis.axvline(place, color=colour)
         axis.text(
@@ -110,7 +110,7 @@ def draw_posteriors(scorer: Scorer, path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.5))
     turn = np.linspace(0, 2 * np.pi, 200)
     for axis, name in zip(axes, ("valid/digit-0", "valid/digit-4", "invalid/boot"), strict=True):
-        image = read_image((EXAMPLES / f"{name}.png").read_bytes()).pixels[None]
+        image = decode((EXAMPLES / f"{name}.png").read_bytes()).pixels[None]
         x = torch.from_numpy(scorer.model.input.encode(scorer.rows(image)))
         with torch.inference_mode():
             log_joint = (log_prior + vae.likelihood.log_prob(output, x).sum(dim=1)).double().numpy()
@@ -183,7 +183,7 @@ def draw_verdicts(store: Path, path: Path) -> None:
     """Each example image with its log p(x) and verdict, at 25-75 and at 1-99."""
     scorer = load("mnist", store, "cpu")
     files = sorted((EXAMPLES / "valid").glob("*.png")) + sorted((EXAMPLES / "invalid").glob("*.png"))
-    images = np.stack([read_image(file.read_bytes()).pixels for file in files])
+    images = np.stack([decode(file.read_bytes()).pixels for file in files])
     scores, wide = scorer.score(images), scorer.score(images, ScoreOptions(percentiles=(1.0, 99.0)))
     columns = 8
     lines = -(-len(files) // columns)

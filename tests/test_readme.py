@@ -94,10 +94,10 @@ def test_the_examples_are_judged_as_the_readme_says(bundled):
 
 
 def test_the_shipped_rows_are_the_shipped_images():
-    from service.files.images import read_image
+    from service.files.images import decode
 
     digits = np.load(REPOSITORY / "examples" / "digits.npy")
-    first = read_image((REPOSITORY / "examples" / "valid" / "digit-0.png").read_bytes()).pixels
+    first = decode((REPOSITORY / "examples" / "valid" / "digit-0.png").read_bytes()).pixels
     np.testing.assert_array_equal(digits[0], first)
 
 

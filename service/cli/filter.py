@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from service.cli.app import app
 from service.cli.console import err, fail_in_one_line, row_bar
-from service.cli.inputs import scorer_of
+from service.cli.inputs import rows_for, scorer_of
 from service.cli.options import (
     DeviceName,
     DeviceOption,
@@ -26,6 +27,8 @@ from service.errors import DataError
 if TYPE_CHECKING:
     from service.datasets.report import Report
     from service.datasets.run import Run
+    from service.scoring.options import ScoreOptions
+    from service.scoring.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class WorkOptions:
             help="i/N, i from 0 to N - 1: do only every N-th shard, for a scheduler that starts N such commands"
         ),
     ] = None
+    images: Annotated[
+        Literal["link", "copy"], typer.Option(help="of a folder of images: whether files are linked or copied")
+    ] = "link"
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="pass over images that cannot be read, and list them")
+    ] = False
     finish: Annotated[bool, typer.Option("--finish", help="only merge the results of commands run with --shard")] = (
         False
     )
@@ -79,7 +88,8 @@ def filter_rows(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="a file, folder or glob of .parquet, .csv, .tsv, .jsonl (and .gz of them), .npy or .npz, or an fsspec URL",
+            help="a file, folder or glob of .parquet, .csv, .tsv, .jsonl (and .gz of them), .npy or .npz, an fsspec URL, "
+            "or a folder of images",
         ),
     ],
     output: Annotated[str, typer.Option("--out", help="results folder: a new one, or that of a run to resume")],
@@ -91,8 +101,12 @@ def filter_rows(
     key: KeyOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Split a data set into valid and invalid rows, with scores and a report. Run again to resume."""
+    """Split a data set into valid and invalid rows, with scores and a report. Run again to resume.
+
+    A folder of images is divided into valid/ and invalid/, with scores.csv and a sheet of the strangest.
+    """
     try:
+        from service.datasets.image_folder import are_images
         from service.datasets.plan import RunOptions
         from service.datasets.run import Run
     except ImportError:
@@ -101,6 +115,9 @@ def filter_rows(
         raise DataError("--fdr sets the threshold itself; leave out --percentiles, --false-alarm and --tail")
     options, part = judge.score_options(), work.part
     scorer = scorer_of(store, model, device)
+    if scorer.model.input.kind == "image" and are_images(Path(source)):
+        divide_images(scorer, Path(source), Path(output), options, work)
+        return
     run_options = RunOptions.of(scorer, options, key, work.write, work.shard_rows, text.text_options())
     run = Run.start(source, output, run_options, scorer, work.on_bad_file)
     report = worked(run, work, part, store, device)
@@ -111,6 +128,24 @@ def filter_rows(
         )
         return
     print_report(report, output)
+
+
+def divide_images(scorer: Scorer, root: Path, out: Path, options: ScoreOptions, work: WorkOptions) -> None:
+    """Divide a folder of images, and say what became of it."""
+    from service.cli.score import scored
+    from service.datasets.image_folder import divide
+
+    scorer.check(options)
+    source = rows_for(scorer.judging_reader(options.strict), root, None, skip_bad=work.skip_bad)
+    rows = source.of_model(root, scorer.model.input)
+    names = source.rows.names or ()
+    found = divide(scorer, root, out, rows, names, scored(scorer, rows, options), options, work.images)
+    share = 100 * found.invalid / max(1, len(rows))
+    err.print(
+        f"{len(rows):,} images, {found.invalid:,} invalid ({share:.1f} %); {scorer.published.reference}; see {out}"
+    )
+    for warning in found.warnings:
+        err.print(f"warning: {warning}", markup=False, highlight=False)
 
 
 def worked(run: Run, work: WorkOptions, part: tuple[int, int], store: str, device: DeviceName) -> Report | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,16 +60,27 @@ class FileRows:
             return spec.read(self.rows.array, self.reader)
 
 
-def rows_for(reader: CellReader, path: Path, key: str | None, text: TextOptions | None = None) -> FileRows:
-    """A file's rows, with a table's columns in the model's order; errors name the file and the line."""
+def rows_for(
+    reader: CellReader, path: Path, key: str | None, text: TextOptions | None = None, skip_bad: bool = False
+) -> FileRows:
+    """A file's rows, with a table's columns in the model's order, or a folder's images; errors name the file and the line.
+
+    If `skip_bad`, images that cannot be read are passed over.
+    """
     from service.files.dialect import AS_SHOWN
+    from service.files.image_folders import ImageOptions
     from service.files.readers import Rows, read
     from service.files.tables import is_table, read_raw
     from service.system.processes import without_garbage_collection
 
     if key is not None or not is_table(path):
-        rows = read(path, key)
-        return FileRows(Rows(reader.padded(rows.array), rows.columns), reader)
+        size = (reader.shape[0], reader.shape[1]) if len(reader.shape) > 1 else None
+        rows = read(
+            path, key, images=ImageOptions(size, reader.images.mode, reader.images, skip_bad, learns_range=False)
+        )
+        for note in rows.notes:
+            err.print(f"note: {note}", highlight=False, markup=False)
+        return FileRows(replace(rows, array=reader.padded(rows.array)), reader)
     with without_garbage_collection():
         raw = read_raw(path, options=text or AS_SHOWN, known=reader.names or (), as_text=bool(reader.reading.formats))
     tell(path, raw)

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,14 @@ from service.errors import DataError
 
 if TYPE_CHECKING:
     from service.data.detect import Detection
+    from service.data.image_reading import Mode
     from service.files.dialect import TextOptions
+    from service.files.image_folders import ImageOptions as FolderOptions
     from service.scoring.options import ScoreOptions
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda"]
+MOST_SIDE = 2_048  # pixels of an image that a model reads
 
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="VOUCH_STORE", help="the model store: a folder, or an fsspec URL")
@@ -49,8 +53,8 @@ TrainedRowsOption = Annotated[
 DataArgument = Annotated[
     Path,
     typer.Argument(
-        help="a table (.csv, .tsv, .txt, .jsonl and their .gz, .parquet or a folder of it), .npz, .npy, idx (.gz), or a "
-        "folder of images"
+        help="a table (.csv, .tsv, .txt, .jsonl and their .gz, .parquet or a folder of it), .npz, .npy, idx (.gz), an "
+        "image, or a folder of images"
     ),
 ]
 
@@ -200,6 +204,72 @@ class JudgeOptions(RuleOptions):
 
     def score_options(self) -> ScoreOptions:
         return replace(self.options(), fdr=self.fdr, explain=self.explain, strict=self.strict)
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Options that say what is read of images."""
+
+    size: Annotated[
+        str | None,
+        typer.Option(help="width and height that all images become: 64, or 64x48; default: theirs, if equal"),
+    ] = None
+    fit: Annotated[
+        Literal["crop", "pad", "stretch"] | None,
+        typer.Option(
+            help="how images of other sizes become this one; default with --size: crop; else they are refused"
+        ),
+    ] = None
+    colour: Annotated[
+        bool | None, typer.Option("--colour/--grey", help="read colours, or grey levels; default: what the files are")
+    ] = None
+    background: Annotated[
+        str, typer.Option(help="red,green,blue behind transparent pixels and around padded images")
+    ] = "0,0,0"
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="pass over images that cannot be read, and list them")
+    ] = False
+
+    def image_options(self) -> FolderOptions:
+        """The options, for reading a folder.
+
+        Raises:
+            DataError: a size or a colour that is none.
+        """
+        from service.data.image_reading import ImageReading
+        from service.files.image_folders import ImageOptions as FolderOptions
+
+        size = None if self.size is None else size_of(self.size)
+        mode: Mode | None = None if self.colour is None else "colour" if self.colour else "grey"
+        fit = self.fit or ("exact" if size is None else "crop")
+        return FolderOptions(size, mode, ImageReading(fit=fit, background=colour_of(self.background)), self.skip_bad)
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """Height and width from `64`, for both, or from `WIDTHxHEIGHT`.
+
+    Raises:
+        DataError: the text is no such size.
+    """
+    found = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text.strip().lower())
+    width, height = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
+    if not 1 <= width <= MOST_SIDE or not 1 <= height <= MOST_SIDE:
+        raise DataError(
+            f"--size {text}: expected a number, or WIDTHxHEIGHT, from 1 to {MOST_SIDE:,}, such as 64 or 64x48"
+        )
+    return height, width
+
+
+def colour_of(text: str) -> tuple[int, int, int]:
+    """Red, green and blue from `0,0,0`.
+
+    Raises:
+        DataError: the text is no such colour.
+    """
+    parts = [int(part) if part.strip().isdigit() else -1 for part in text.split(",")]
+    if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
+        raise DataError(f"--background {text}: expected three numbers from 0 to 255, such as 255,255,255")
+    return parts[0], parts[1], parts[2]
 
 
 def split_names(columns: str | None) -> list[str] | None:

@@ -51,6 +51,9 @@ class ListingOptions:
 
     limit: Annotated[int | None, typer.Option(min=1, help="score only the first N rows")] = None
     keep: Annotated[str | None, typer.Option(help="columns of the file to carry through, such as id,name")] = None
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="pass over images that cannot be read, and list them")
+    ] = False
     full: Annotated[bool, typer.Option("--full", help="also the estimate's diagnostics: ess, khat, num_samples")] = (
         False
     )
@@ -82,10 +85,11 @@ def score(
     scorer = scorer_of(store, model, device)
     scorer.check(options)
     with choosing(scorer, model, data):
-        source = rows_for(scorer.judging_reader(options.strict), data, key, text.text_options())
+        reader = scorer.judging_reader(options.strict)
+        source = rows_for(reader, data, key, text.text_options(), listing.skip_bad)
         rows = source.of_model(data, scorer.model.input)[: listing.limit]
     with naming(data):
-        origin = Origin.of(source.raw, len(rows), split_names(listing.keep) or (), listing.full)
+        origin = Origin.of(source.raw, len(rows), split_names(listing.keep) or (), listing.full, source.rows.names)
     scores = scored(scorer, rows, options)
     discoveries = None if options.fdr is None else scores.discoveries(options.fdr, options.tail or "low")
     is_json = output is not None and output.suffix == ".jsonl"

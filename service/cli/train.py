@@ -24,6 +24,7 @@ from service.cli.options import (
     ColumnsOption,
     DataArgument,
     DeviceOption,
+    ImageOptions,
     KeyOption,
     RepeatOptions,
     RuleOptions,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DataOptions(RepeatOptions, TableOptions):
+class DataOptions(RepeatOptions, TableOptions, ImageOptions):
     """Options that choose the training data, and say how it is read."""
 
     key: KeyOption = None
@@ -175,7 +176,8 @@ def train(
         str,
         typer.Argument(
             metavar="DATA",
-            help=".npz, .npy, .csv, .parquet, idx (.gz), or a folder of images; with --stream, a file, folder, glob or "
+            help=".npz, .npy, .csv, .parquet, idx (.gz), or a folder of images (PNG, JPEG, WebP, GIF, BMP, "
+            "TIFF, AVIF); with --stream, a file, folder, glob or "
             "URL of Parquet",
         ),
     ],
@@ -295,7 +297,7 @@ def trained_on(source: str, data: DataOptions, recipe: Recipe, is_mixed: bool, k
         with progress_bar() as on_progress, naming(path, raw):
             hooks = Hooks(on_progress, on_schema, kept)
             return train_table(survey.table, recipe, survey.schema, hooks, survey.reading, data.repeats, group)
-    rows = read(path, data.key, split_names(data.columns), data.text_options())
+    rows = read(path, data.key, split_names(data.columns), data.text_options(), data.image_options())
     err.print(f"{path}: {len(rows.array):,} rows of {' x '.join(map(str, rows.array.shape[1:]))}")
     with progress_bar() as on_progress, naming(path):
         return train_rows(rows, recipe, Hooks(on_progress, checkpoints=kept), data.repeats)

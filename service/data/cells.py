@@ -22,6 +22,7 @@ import numpy as np
 
 from service.data.beside import Beside
 from service.data.columns import NO_VALUE, CategoryColumn, NumberColumn
+from service.data.image_reading import USUAL_IMAGES, ImageReading
 from service.data.numbers import CURRENCIES, PLAIN, Decimal, NumberFormat, format_of, plain_number
 from service.data.table import FORMER_MISSING, IS_TEXT, MAX_TEXT, Table, is_index, is_missing
 from service.errors import DataError, Fault, InputError, first_fault, summary
@@ -97,6 +98,7 @@ class CellReader:
         refuses_unknown: whether extra columns in a row are a fault; files may have any.
         is_strict: whether a cell that cannot be read is a fault.
         beside: columns that the network does not read, each with a number in rows all the same (`data.beside`).
+        images: how encoded images are read.
         whole_but: the only column of which a row may lack the cell (`InputSpec.check_whole`); None: it may lack any.
     """
 
@@ -108,6 +110,7 @@ class CellReader:
     refuses_unknown: bool = True
     is_strict: bool = False
     beside: tuple[Beside, ...] = ()
+    images: ImageReading = USUAL_IMAGES
     whole_but: str | None = None
 
     @property
@@ -263,14 +266,15 @@ class CellReader:
             faults.append(Fault(kind_of(instance), index, None, "a list, or an object by column name"))
             return []
         cells = instance
-        if instance and all(isinstance(line, list) for line in instance):
-            shape = (len(instance), len(instance[0]))
-            ragged = any(len(line) != shape[1] for line in instance)
-            if ragged or shape != self.shape:
-                has = "lines of different lengths" if ragged else f"{shape[0]} x {shape[1]} values"
+        shape: tuple[int, ...] = (len(cells),)
+        while cells and all(isinstance(line, list) for line in cells):
+            ragged = any(len(line) != len(cells[0]) for line in cells)
+            shape = (*shape, len(cells[0]))
+            cells = [number for line in cells for number in line]
+            if ragged or (len(shape) >= len(self.shape) and shape != self.shape):
+                has = "lines of different lengths" if ragged else f"{' x '.join(map(str, shape))} values"
                 faults.append(Fault(f"has {has}", index, None, " x ".join(map(str, self.shape)) + " values"))
                 return []
-            cells = [number for line in instance for number in line]
         if len(cells) != self.features:
             faults.append(Fault(f"has {len(cells)} features", index, None, f"{self.features} features"))
             return []

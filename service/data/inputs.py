@@ -18,6 +18,7 @@ from pydantic import Field
 from service.data.beside import Beside
 from service.data.cells import USUAL, CellReader, Reading
 from service.data.columns import CategoryColumn, LearntColumn, NumberColumn, bounded, plain
+from service.data.image_reading import USUAL_IMAGES, ImageReading
 from service.data.table import FLOAT32_MAX, IS_INFINITE, Table, is_unreadable
 from service.errors import Fault, InputError, summary
 from service.system.frozen import Frozen
@@ -136,7 +137,7 @@ Transform = Annotated[Binary | Grey | Standard | Mixed, Field(discriminator="kin
 
 
 class InputSpec(Frozen):
-    """A model's input: an image of shape (H, W), or a row of a table with named columns.
+    """A model's input: an image of shape (H, W), or (H, W, 3) with colours, or a row of a table with named columns.
 
     `precision` is that of rows until they are encoded. Tables need float64, or 100,000,001 would be 100,000,000; older
     versions have float32.
@@ -179,13 +180,18 @@ class InputSpec(Frozen):
         """A column's name, or its position if columns have no names."""
         return index if self.columns is None else self.columns[index]
 
-    def reader(self, reading: Reading = USUAL, beside: tuple[Beside, ...] = ()) -> CellReader:
+    def reader(
+        self, reading: Reading = USUAL, beside: tuple[Beside, ...] = (), images: ImageReading = USUAL_IMAGES
+    ) -> CellReader:
         """A reader of cells for a model with this input, by the rules that its training file was read with.
 
-        `beside` are columns that the network does not read, of which something is told all the same.
+        `beside` are columns that the network does not read, of which something is told all the same; `images` says how
+        encoded images are read.
         """
         columns = self.transform.columns if isinstance(self.transform, Mixed) else None
-        return CellReader(self.shape, self.columns, columns, self.kind == "table", reading, beside=beside)
+        return CellReader(
+            self.shape, self.columns, columns, self.kind == "table", reading, beside=beside, images=images
+        )
 
     def array(self, table: Table) -> np.ndarray:
         """The rows of a training table as numbers, shape (N, D), float64, still to be checked by `rows`.

@@ -10,18 +10,19 @@ import hashlib
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from service.data.detect import detect
+from service.data.image_reading import ImageReading
 from service.errors import DataError, RowError
 from service.files.dialect import AS_SHOWN, TextOptions
-from service.files.images import read_image
+from service.files.image_folders import AS_THEY_ARE, ImageOptions, read_folder
+from service.files.images import SUFFIXES
 from service.files.tables import TABLES, as_data_error, check_supported, is_table, read_raw
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff"}
 NPZ_KEYS = ("x_train", "X", "x", "data", "images", "arr_0")
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 GIB = 2**30
@@ -30,10 +31,21 @@ MAX_UNPACKED = 16 * GIB
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Numbers from a file: an array of shape (N, D) or (N, H, W), and the column names if the file has any."""
+    """Numbers from a file: an array of shape (N, D), (N, H, W) or (N, H, W, 3), and the column names if the file has any.
+
+    Of images: the `names` of their files, how they were read, and `notes` on what was left out and what was changed.
+    """
 
     array: np.ndarray
     columns: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
+    images: ImageReading | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def are_images(self) -> bool:
+        """Whether the rows are images: grey ones of shape (H, W), or coloured ones of (H, W, 3)."""
+        return self.array.ndim == 3 or (self.array.ndim == 4 and self.array.shape[3] == 3)
 
     def digest(self) -> str:
         """sha256 of the numbers, their type, shape and names; the card records it for the training data."""
@@ -43,13 +55,18 @@ class Rows:
 
 
 def read(
-    path: Path, key: str | None = None, columns: Sequence[str] | None = None, options: TextOptions = AS_SHOWN
+    path: Path,
+    key: str | None = None,
+    columns: Sequence[str] | None = None,
+    options: TextOptions = AS_SHOWN,
+    images: ImageOptions = AS_THEY_ARE,
 ) -> Rows:
-    """Read a data file or a folder of images.
+    """Read a data file, an image, or a folder of images.
 
     Args:
         key: array of an .npz file to read; default: x_train, X, ... or the only one.
         columns: columns of a table to read, in this order; default: all.
+        images: how images are read.
 
     Raises:
         DataError: the file is missing, malformed or empty, or holds values that are not finite numbers.
@@ -60,17 +77,20 @@ def read(
         raise DataError(f"{path}: --key works only with .npz files")
     check_supported(path)
     with as_data_error(path):
-        rows = dispatch(path, key, columns, options)
+        rows = dispatch(path, key, columns, options, images)
     if columns is not None and rows.columns is None:
         raise DataError(f"{path}: --columns needs a file whose columns have names")
     return checked(path, rows)
 
 
-def dispatch(path: Path, key: str | None, columns: Sequence[str] | None, options: TextOptions) -> Rows:
+def dispatch(
+    path: Path, key: str | None, columns: Sequence[str] | None, options: TextOptions, images: ImageOptions
+) -> Rows:
     """Call the reader for the file's extension."""
     suffix = path.suffix.lower()
-    if path.is_dir() and not is_table(path):
-        return Rows(read_folder(path))
+    if suffix in SUFFIXES or (path.is_dir() and not is_table(path)):
+        folder = read_folder(path, images)
+        return Rows(folder.pixels, None, folder.names, folder.reading, folder.notes)
     if suffix == ".npz":
         return Rows(read_npz(path, key))
     if suffix == ".npy":
@@ -87,7 +107,7 @@ def dispatch(path: Path, key: str | None, columns: Sequence[str] | None, options
     if "idx" in path.name or "ubyte" in path.name:
         return Rows(read_idx(path))
     raise DataError(
-        f"{path}: unsupported format, expected {TABLES}, .npz, .npy, an idx file (.gz) or a folder of images"
+        f"{path}: unsupported format, expected {TABLES}, .npz, .npy, an idx file (.gz), an image or a folder of images"
     )
 
 
@@ -98,9 +118,10 @@ def checked(path: Path, rows: Rows) -> Rows:
         raise DataError(f"{path}: holds {array.dtype} values, expected numbers")
     if array.ndim == 1:
         array = array[:, None]
-    if array.ndim > 3 or array.size == 0:
+    if array.size == 0 or array.ndim > 4 or (array.ndim == 4 and array.shape[3] != 3):
         raise DataError(
-            f"{path}: has shape {array.shape}, expected (rows, columns) or (rows, height, width), not empty"
+            f"{path}: has shape {array.shape}, expected (rows, columns), (rows, height, width) or "
+            "(rows, height, width, 3), not empty"
         )
     if array.dtype.kind == "b":
         array = array.astype(np.uint8)
@@ -111,7 +132,7 @@ def checked(path: Path, rows: Rows) -> Rows:
             place = np.argwhere(wrong)[0]
             where = f"row {place[0]}, column {named_column(rows, tuple(place[1:]))}"
             raise DataError(f"{path}: {where}: missing, infinite or too large for float32; expected a finite number")
-    return Rows(array, rows.columns)
+    return replace(rows, array=array)
 
 
 def named_column(rows: Rows, index: tuple[int, ...]) -> str:
@@ -155,24 +176,3 @@ def read_idx(path: Path) -> np.ndarray:
     if len(content) != size:
         raise DataError(f"{path}: its header says {size} bytes, it holds {'more' if len(content) > size else 'fewer'}")
     return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
-
-
-def read_folder(path: Path) -> np.ndarray:
-    """All images of a folder, sorted by path, as grey levels: shape (N, H, W), uint8."""
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    if not files:
-        raise DataError(f"{path}: the folder holds no images")
-    images: list[np.ndarray] = []
-    for file in files:
-        with as_data_error(file):
-            image = read_image(file.read_bytes()).pixels
-        if images and image.shape != images[0].shape:
-            raise DataError(
-                f"{file}: is {size_text(image)}, the first image ({files[0].name}) is {size_text(images[0])}"
-            )
-        images.append(image)
-    return np.stack(images)
-
-
-def size_text(image: np.ndarray) -> str:
-    return " x ".join(str(length) for length in image.shape)

@@ -277,7 +277,7 @@ def half_and_half(rows: np.ndarray, chosen: np.ndarray, generator: np.random.Gen
 
 
 def image_spoils(shape: Sequence[int]) -> list[Spoil]:
-    """Ways of spoiling images of a shape (H, W), 0..255."""
+    """Ways of spoiling images of a shape (H, W) or (H, W, 3), 0..255."""
 
     def images(change: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Change:
         def changed(rows: np.ndarray, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -286,7 +286,12 @@ def image_spoils(shape: Sequence[int]) -> list[Spoil]:
 
         return changed
 
+    in_colour = [
+        Spoil("channels exchanged", images(lambda x, g: x[..., [2, 0, 1]])),
+        Spoil("a colour cast of 40 levels", images(colour_cast)),
+    ]
     return [
+        *(in_colour if len(shape) == 3 else []),
         Spoil("a quarter hidden", images(partial(occluded, 0.5))),
         Spoil("a sixteenth hidden", images(partial(occluded, 0.25))),
         Spoil("inverted", images(lambda x, g: 255.0 - x)),
@@ -309,7 +314,7 @@ def image_spoils(shape: Sequence[int]) -> list[Spoil]:
 def occluded(share: float, images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A black rectangle, `share` of each side long, at a random place."""
     images = images.copy()
-    height, width = (max(1, round(share * side)) for side in images.shape[1:])
+    height, width = (max(1, round(share * side)) for side in images.shape[1:3])
     tops = generator.integers(0, images.shape[1] - height + 1, len(images))
     lefts = generator.integers(0, images.shape[2] - width + 1, len(images))
     for image, top, left in zip(images, tops, lefts, strict=True):
@@ -320,9 +325,15 @@ def occluded(share: float, images: np.ndarray, generator: np.random.Generator) -
 def blurred(times: int, images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """The mean of three by three pixels, so many times."""
     for _ in range(times):
-        padded = np.pad(images, ((0, 0), (1, 1), (1, 1)), mode="edge")
-        images = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2)).mean(axis=(3, 4))
+        padded = np.pad(images, ((0, 0), (1, 1), (1, 1), *[(0, 0)] * (images.ndim - 3)), mode="edge")
+        images = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2)).mean(axis=(-2, -1))
     return images
+
+
+def colour_cast(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """One channel higher and another lower by 40 levels."""
+    casts = generator.permuted(np.tile([40.0, -40.0, 0.0], (len(images), 1)), axis=1)
+    return images + casts[:, None, None, :]
 
 
 def patches_shuffled(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:

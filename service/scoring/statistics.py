@@ -408,7 +408,7 @@ def discarded_apart(spec: InputSpec, rows: np.ndarray) -> np.ndarray:
 
 
 def compressed_sizes(images: np.ndarray) -> np.ndarray:
-    """Lossless size of each image, shape (B, H, W), 0..255, in bytes: differences along its rows, compressed by zlib."""
+    """Lossless size of each image, (B, H, W) or (B, H, W, 3), 0..255, in bytes: differences along its rows, by zlib."""
     levels = np.rint(images).astype(np.uint8)
     steps = np.diff(levels, axis=2, prepend=np.uint8(0))  # wraps around, as PNG's filter does
     return np.array([len(zlib.compress(image.tobytes(), 6)) for image in steps], dtype=np.float64)

@@ -27,6 +27,7 @@ SCORE_COLUMNS = (
 DIAGNOSTICS = ("ess", "khat", "num_samples")  # of the estimate; the command line leaves them out unless asked
 BLAMED_COLUMNS = ("column", "value", "log_likelihood", "p_value", "expected")
 INTERVAL = ("expected_low", "expected_high")
+CHANNELS = ("red", "green", "blue")
 
 
 def blamed_columns(scores: ExplainedScores, spec: InputSpec) -> list[list[dict[str, Any]]]:
@@ -48,7 +49,11 @@ def blamed_column(
         what: dict[str, Any] = {"mean": value, "interval": [low, high]}
     else:
         what = {"most_likely": spec.cell(column, value), "probability": probability}
-    place = {"pixel": list(divmod(column, spec.shape[-1]))} if spec.kind == "image" else {}
+    place: dict[str, Any] = {}
+    if spec.kind == "image":
+        channels = spec.shape[2] if len(spec.shape) == 3 else 1
+        place = {"pixel": list(divmod(column // channels, spec.shape[1]))}
+        place |= {"channel": CHANNELS[column % channels]} if channels > 1 else {}
     return {
         "name": spec.column(column),
         **place,
@@ -120,21 +125,27 @@ class Origin:
     """The file that rows came from, for tables of their scores.
 
     Attributes:
-        key: what `keys` are: `line` of the file or, if its lines are not numbered, `row` from 0.
+        key: what `keys` are: `line` of the file, `file` of images or, where neither is known, `row` from 0.
         kept: columns to carry through, by name.
         texts: the file's own words in columns of text.
         is_full: whether the estimate's diagnostics are shown.
     """
 
     key: str
-    keys: Sequence[int]
+    keys: Sequence[int] | Sequence[str]
     kept: Mapping[str, Sequence[Any]]
     texts: Mapping[str, Sequence[Any]]
     is_full: bool
 
     @staticmethod
-    def of(raw: RawTable | None, rows: int, keep: Sequence[str] = (), is_full: bool = False) -> Origin:
-        """The origin of the first `rows` rows of a file.
+    def of(
+        raw: RawTable | None,
+        rows: int,
+        keep: Sequence[str] = (),
+        is_full: bool = False,
+        files: Sequence[str] | None = None,
+    ) -> Origin:
+        """The origin of the first `rows` rows of a file, or of images in these files.
 
         Raises:
             DataError: the file has no such column to keep.
@@ -142,6 +153,8 @@ class Origin:
         names = () if raw is None else raw.names
         if absent := [name for name in keep if name not in names]:
             raise DataError(f"has no column {absent[0]!r} to keep")
+        if raw is None and files is not None:
+            return Origin("file", files[:rows], {}, {}, is_full)
         if raw is None:
             return Origin("row", range(rows), {}, {}, is_full)
         found = {name: cells[:rows] for name, cells in zip(raw.names, raw.columns, strict=True)}

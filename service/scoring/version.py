@@ -12,6 +12,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from service._version import __version__
 from service.data.cells import USUAL, CellReader, Reading
 from service.data.domains import Domains
+from service.data.image_reading import USUAL_IMAGES, ImageReading
 from service.data.inputs import InputSpec
 from service.data.kinds import ColumnKind
 from service.density.estimator import Estimator
@@ -27,7 +28,7 @@ from service.system.frozen import Frozen
 from service.vae.network import Architecture
 
 MAX_MEMBERS = 100
-LATER_FIELDS = ("domains", "selftest")  # of the card
+LATER_FIELDS = ("domains", "selftest", "images")  # of the card
 
 
 def without_nothing(document: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -70,6 +71,9 @@ class Card(Frozen):
     training: dict[str, Any] = {}
     reading: Reading = USUAL  # absent in older cards, whose data was read with the default
     kinds: tuple[ColumnKind, ...] = ()  # what each column of the training file was taken for, and why
+    images: ImageReading | None = (
+        None  # how encoded images are read; None for those of before, and where there were none
+    )
     domains: Domains | None = None  # what the training rows never held; None where that was not learnt
     selftest: SelfTest | None = None  # what the rules catch of valid rows that were spoilt; None if that was not tried
 
@@ -80,7 +84,8 @@ class Card(Frozen):
 
     def reader(self) -> CellReader:
         """A reader of cells for the version's rows."""
-        return self.input.reader(self.reading, () if self.domains is None else self.domains.beside)
+        beside = () if self.domains is None else self.domains.beside
+        return self.input.reader(self.reading, beside, self.images or USUAL_IMAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ class Draft:
         calibration_data: the card's entry on the calibration rows.
         reading: how the cells of the training file were read.
         kinds: what each column of the training file was taken for.
+        images: how encoded images are read.
         domains: what its rows never held.
         fingerprints: of the rows that the networks were fitted to; None if they are not kept.
         selftest: what the rules catch of spoilt rows; None if that was not tried.
@@ -116,6 +122,7 @@ class Draft:
     description: str = ""
     reading: Reading = USUAL
     kinds: tuple[ColumnKind, ...] = ()
+    images: ImageReading | None = None
     domains: Domains | None = None
     fingerprints: Fingerprints | None = None
     selftest: SelfTest | None = None
@@ -159,6 +166,7 @@ class Draft:
             training=self.training,
             reading=self.reading,
             kinds=self.kinds,
+            images=self.images,
             domains=self.domains,
             selftest=self.selftest,
         )
@@ -195,6 +203,7 @@ class Published:
             description=self.card.description,
             reading=self.card.reading,
             kinds=self.card.kinds,
+            images=self.card.images,
             domains=self.card.domains,
             rule=self.card.calibration.rule,
             false_alarm=self.card.calibration.false_alarm,

@@ -23,21 +23,24 @@ Interpolated = Literal["keep", "threshold", "draw"]
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def random_affine(height: int, width: int, interpolated: Interpolated, strength: float = 1.0) -> Augmentation:
-    """An augmentation that rotates, scales, shears and shifts images, shape (B, height * width), values in [0, 1].
+def random_affine(
+    height: int, width: int, interpolated: Interpolated, strength: float = 1.0, channels: int = 1
+) -> Augmentation:
+    """An augmentation that rotates, scales, shears and shifts images, shape (B, H * W * channels), values in [0, 1].
 
     Standard deviations at strength 1: 6 degrees, 5 %, 0.1, and 0.5 % of the width. Interpolated pixels are kept for
     grey images, thresholded for images whose black and white came from a threshold, and drawn, with the grey level as
     the probability of white, for images with noisy edges.
     """
-    return partial(moved, height=height, width=width, interpolated=interpolated, strength=strength)
+    shape = height, width, channels
+    return partial(moved, shape=shape, interpolated=interpolated, strength=strength)
 
 
 def moved(
-    x: Tensor, generator: torch.Generator, *, height: int, width: int, interpolated: Interpolated, strength: float
+    x: Tensor, generator: torch.Generator, *, shape: tuple[int, int, int], interpolated: Interpolated, strength: float
 ) -> Tensor:
-    """Apply random affine maps to images, shape (B, height * width)."""
-    rows = len(x)
+    """Apply random affine maps to images of a shape (H, W, C), given as (B, H * W * C)."""
+    rows, images = len(x), x.view(len(x), *shape).permute(0, 3, 1, 2)
     angle, stretch_x, stretch_y, shear, *shift = strength * torch.randn(
         (6, rows), generator=generator, device=generator.device
     )
@@ -48,8 +51,8 @@ def moved(
     matrix[:, 1, 0] = angle.sin()
     matrix[:, 1, 1] = (1.0 + 0.05 * stretch_y) * angle.cos()
     matrix[:, :, 2] = 0.01 * torch.stack(shift, dim=1)
-    grid = F.affine_grid(matrix, [rows, 1, height, width], align_corners=False)
-    grey = F.grid_sample(x.view(rows, 1, height, width), grid, align_corners=False).view(rows, -1)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    grey = F.grid_sample(images, grid, align_corners=False).permute(0, 2, 3, 1).reshape(rows, -1)
     if interpolated == "keep":
         return grey
     if interpolated == "threshold":

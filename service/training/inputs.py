@@ -28,11 +28,11 @@ MIN_STD = 0.05  # smallest standard deviation of a standardised column given z
 def input_of(rows: Rows, recipe: Recipe) -> tuple[InputSpec, LikelihoodName]:
     """The input spec of the rows, and the recipe's likelihood or one that suits them.
 
-    Three-dimensional arrays are grey images, 0..255. Data with only two values make a Bernoulli model; other images are
-    grey levels, other tables continuous columns.
+    Three-dimensional arrays are grey images, 0..255, four-dimensional ones images with colours. Data with only two values
+    make a Bernoulli model; other images are 8-bit levels, other tables continuous columns.
     """
     array = rows.array
-    is_image = array.ndim == 3
+    is_image = rows.are_images
     low, high = float(array.min()), float(array.max())
     if is_image and (low < 0 or high > 255):
         raise DataError(f"pixels range from {low:g} to {high:g}, expected 0 to 255")

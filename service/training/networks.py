@@ -159,9 +159,9 @@ def augmentation_of(spec: InputSpec, rows: np.ndarray, recipe: Recipe) -> Augmen
         return None
     if spec.kind != "image":
         raise DataError("--augment distorts images; the data are a table")
-    height, width = spec.shape
+    height, width, *channels = spec.shape
     if spec.transform.kind != "binary":
-        return random_affine(height, width, "keep", recipe.augment)
+        return random_affine(height, width, "keep", recipe.augment, *channels)
     # Images that were black and white to begin with may have noisy edges; grey ones get theirs from the threshold.
     came_binary = bool(((rows == rows.min()) | (rows == rows.max())).all())
     return random_affine(height, width, "draw" if came_binary else "threshold", recipe.augment)

@@ -117,10 +117,11 @@ def train(data: Rows, recipe: Recipe, hooks: Hooks = NO_HOOKS, repeats: RepeatsN
         DataError, TrainingError, CalibrationError.
     """
     course = Course(hooks.on_progress, recipe.fit.minutes)
-    found = Repeats.of(data.array, repeats, is_image=data.array.ndim == 3)
+    found = Repeats.of(data.array, repeats, is_image=data.are_images)
     parts = Split.all_of(len(data.array), recipe, found.groups)
     splits = [split.map(lambda chosen: data.array[chosen]) for split in parts]
-    return train_on_splits(splits, data.columns, recipe, data.digest(), hooks, course).with_repeats(found)
+    trained = train_on_splits(splits, data.columns, recipe, data.digest(), hooks, course).with_repeats(found)
+    return replace(trained, draft=replace(trained.draft, images=data.images), notes=(*data.notes, *trained.notes))
 
 
 def train_table(

@@ -27,7 +27,7 @@ from service.scoring.scores import (
 from service.scoring.tables import blamed_columns, rows_csv, scores_csv
 from service.validity.band import Band
 from service.validity.conformal import CONFIDENCE, Acceptance, Discoveries
-from service.web.parsing import Batch
+from service.web.batch import Batch
 
 JSON, NPY, PNG, NDJSON = "application/json", "application/x-npy", "image/png", "application/x-ndjson"
 CSV = "text/csv"

@@ -25,8 +25,8 @@ from service.settings import Settings
 from service.system.threads import Worker
 from service.web.access import Key, KeyRing
 from service.web.answers import ModelId
+from service.web.batch import Limits
 from service.web.pacing import Arrivals, Breaks
-from service.web.parsing import Limits
 from service.web.query import policy_of
 
 CONTEXT = "context"  # our only key in a request's state

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.files.images import MEDIA_TYPES
 from service.web import schemas
 from service.web.answers import JSON, NPY
+from service.web.forms import FORM
 
 EVERYWHERE = (400, 401, 403, 421, 504)  # the head, the key, the Host header, the deadline
 
@@ -40,11 +42,18 @@ def options(model: type[Any], problem_set: dict[int | str, dict[str, Any]], *kin
     return {**documented, "responses": {**documented["responses"], **problem_set}}
 
 
+FILES = {
+    "type": "object",
+    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+    "description": "images, each a row with its file's name as id, or one file of rows (.json, .npy, .csv)",
+}
+
+
 def takes(schema: str, *kinds: str) -> dict[str, Any]:
     """The documented request body; `examples.py` adds an example once the default model is loaded."""
     content: dict[str, Any] = {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    content |= {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
+    content |= {kind: {"schema": FILES if kind == FORM else {"type": "string", "format": "binary"}} for kind in kinds}
     return {"requestBody": {"required": True, "content": content}}
 
 
-ROW_TYPES = (NPY, "image/png", "image/jpeg", "text/csv")
+ROW_TYPES = (NPY, *MEDIA_TYPES, FORM, "text/csv")

@@ -24,11 +24,12 @@ from service.scoring.scores import Scores
 from service.web import answers
 from service.web import protocol_schemas as schemas
 from service.web.answers import JSON
+from service.web.batch import Limits
 from service.web.context import RequestContext
 from service.web.documentation import EVERYWHERE
 from service.web.json_chunks import CHUNK, MAX_ELEMENT, Cursor
 from service.web.lean import LeanRoute
-from service.web.parsing import NUMBER_BYTES, Body, Limits
+from service.web.parsing import NUMBER_BYTES, Body
 from service.web.problems import PROTOCOL as PREFIX
 
 HEADER_LENGTH = "Inference-Header-Content-Length"

@@ -10,8 +10,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -30,14 +30,16 @@ from service.errors import (
     summary,
 )
 from service.files.dialect import DamagedTextError
-from service.files.images import read_image
+from service.files.images import MEDIA_TYPES
 from service.files.text_tables import csv_table
-from service.system.cancellation import CheckCancelled, never_cancelled
+from service.web.batch import MAX_PIXELS, Batch, Limits, check_row_count
+from service.web.forms import FORM, files_in
+from service.web.images import MAX_ENCODED, parse_images, pixels_of
 from service.web.json_chunks import MAX_ELEMENT, field_chunks
 
 MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape
 NPY_KINDS = "uif"
-MAX_DIMENSIONS = 3  # rows of images
+MAX_DIMENSIONS = 4  # rows of images with colours
 NUMBER_BYTES = 64  # of a number in JSON, with the space around it, at most
 LINES = 2, 1_000  # of a CSV body: so many for each row that is accepted, and so many more
 PYTHON_2 = re.compile(rb"\dL\b")  # a long integer in an npy header, which numpy would fix with a warning
@@ -55,6 +57,12 @@ class NestedBody(msgspec.Struct, forbid_unknown_fields=True):
     instances: list[list[list[float]]]
 
 
+class DeepBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Rows as nested lists, one per image with colours."""
+
+    instances: list[list[list[list[float]]]]
+
+
 class LatentsBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of /decode."""
 
@@ -64,42 +72,11 @@ class LatentsBody(msgspec.Struct, forbid_unknown_fields=True):
 Body = bytes | bytearray
 FLAT = msgspec.json.Decoder(FlatBody)
 NESTED = msgspec.json.Decoder(NestedBody)
+DEEP = msgspec.json.Decoder(DeepBody)
 LATENTS = msgspec.json.Decoder(LatentsBody)
 ROW = msgspec.json.Decoder(list[float])
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: an answer that contains it could not be encoded
-STARTS_NESTED = re.compile(rb'\s*\{\s*"instances"\s*:\s*\[\s*\[\s*\[')
-
-
-def unlimited(size: int) -> None:
-    """The default `hold`: memory is not counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Budgets of a body.
-
-    Attributes:
-        check: called every few milliseconds of work; raises to end it.
-        hold: called with the bytes of what is kept; raises if there is no room for it.
-    """
-
-    max_rows: int
-    max_pixels: int = 4_000_000
-    check: CheckCancelled = never_cancelled
-    hold: Callable[[int], None] = unlimited
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Checked rows, shape (B, D + C), with their ids and warnings; `lines` (B,) are those of a CSV body, from 1."""
-
-    rows: np.ndarray
-    ids: list[Any] | None = None
-    warnings: tuple[str, ...] = ()
-    lines: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
+STARTS = re.compile(rb'\s*\{\s*"instances"\s*:\s*((?:\[\s*){1,4})')
 
 
 def parse_rows(body: Body, content_type: str, spec: InputSpec, reader: CellReader, limits: Limits) -> Batch:
@@ -114,14 +91,16 @@ def parse_rows(body: Body, content_type: str, spec: InputSpec, reader: CellReade
         case "application/x-npy":
             array = parse_npy(body, spec.features, limits.max_rows)
             batch = Batch(spec.read(reader.padded(array), reader))
-        case "image/png" | "image/jpeg" as kind:
-            return parse_image(body, kind, spec, limits.max_pixels)
+        case kind if kind in MEDIA_TYPES:
+            return parse_images([body], spec, reader.images, limits)
+        case "multipart/form-data":
+            return parse_form(body, content_type, spec, reader, limits)
         case "text/csv":
             batch = parse_table(body, spec, reader, limits)
         case _:
             raise MediaTypeError(
-                "unsupported content type; send application/json, application/x-npy, image/png, image/jpeg, "
-                "application/x-ndjson or text/csv"
+                "unsupported content type; send application/json, application/x-npy, application/x-ndjson, text/csv, "
+                f"multipart/form-data with files, or an image: {', '.join(MEDIA_TYPES)}"
             )
     check_row_count(len(batch), limits.max_rows)
     limits.hold(batch.rows.nbytes)
@@ -148,12 +127,12 @@ def parse_json(body: Body, spec: InputSpec, reader: CellReader, limits: Limits) 
     """The instances of a JSON body, with their ids if they have any; a chunk of the body at a time."""
     parts: list[np.ndarray] = []
     ids: list[Any] = []
-    largest = max(MAX_ELEMENT, NUMBER_BYTES * spec.features)
+    largest = max(MAX_ELEMENT if spec.kind == "table" else MAX_ENCODED, NUMBER_BYTES * spec.features)
     for chunk, displaced in field_chunks(body, "instances", limits.max_rows, limits.check, largest):
         try:
             array = parse_numbers(chunk, spec, limits.max_rows)
             if array is None:
-                array, some = explained(chunk, reader, limits.max_rows, displaced)
+                array, some = explained(chunk, spec, reader, limits, displaced)
             else:
                 array, some = reader.padded(array), None
             parts.append(spec.read(array, reader))
@@ -171,31 +150,39 @@ def parse_numbers(body: Body, spec: InputSpec, max_rows: int) -> np.ndarray | No
     """The instances as an array, if they are lists of numbers of the right length; otherwise None."""
     if spec.has_text:
         return None
-    is_nested = len(spec.shape) == 2 and STARTS_NESTED.match(body) is not None
+    starts = STARTS.match(body)
+    is_nested = len(spec.shape) > 1 and starts is not None and starts[1].count(b"[") > 2
     try:
         if not is_nested:
             rows = FLAT.decode(body).instances
             check_row_count(len(rows), max_rows)
             return np.array(rows, dtype=np.float64) if set(map(len, rows)) == {spec.features} else None
-        images = NESTED.decode(body).instances
+        images = (NESTED if len(spec.shape) == 2 else DEEP).decode(body).instances
         check_row_count(len(images), max_rows)
-        if not images or any((len(image), {*map(len, image)}) != (spec.shape[0], {spec.shape[1]}) for image in images):
+        if not images or {shape_of(image, len(spec.shape)) for image in images} != {spec.shape}:
             return None
         return np.array(images, dtype=np.float64).reshape(-1, spec.features)
     except (msgspec.DecodeError, RecursionError, OverflowError):
         return None
 
 
-def check_row_count(rows: int, max_rows: int) -> None:
-    """Raise if there are more rows than the deployment accepts."""
-    if rows > max_rows:
-        raise TooLargeError(f"the request has {rows:,} rows, at most {max_rows:,} are accepted")
+def shape_of(nested: list[Any], depth: int) -> tuple[int, ...] | None:
+    """The shape of nested lists; None if they have none."""
+    if depth == 1:
+        return (len(nested),)
+    inner = {shape_of(one, depth - 1) for one in nested}
+    only = inner.pop() if len(inner) == 1 else None
+    return None if only is None else (len(nested), *only)
 
 
-def explained(body: Body, reader: CellReader, max_rows: int, displaced: int = 0) -> tuple[np.ndarray, list[Any] | None]:
-    """The slow path: parse rows with named columns, or raise what is wrong with which row."""
+def explained(
+    body: Body, spec: InputSpec, reader: CellReader, limits: Limits, displaced: int = 0
+) -> tuple[np.ndarray, list[Any] | None]:
+    """The slow path: parse rows with named columns, or images in base64, or raise what is wrong with which row."""
     instances = field_of(loaded(body, displaced), "instances")
-    check_row_count(len(instances), max_rows)
+    check_row_count(len(instances), limits.max_rows)
+    if spec.kind == "image":
+        instances = [pixels_of(one, at, spec, reader.images, limits.max_pixels) for at, one in enumerate(instances)]
     return reader.rows(instances), ids_of(instances, reader)
 
 
@@ -267,12 +254,14 @@ def parse_simple_rows(lines: Sequence[bytes], spec: InputSpec) -> np.ndarray | N
     return np.array(rows, dtype=np.float64) if set(map(len, rows)) == {spec.features} else None
 
 
-def parse_row(line: bytes, spec: InputSpec, reader: CellReader) -> tuple[np.ndarray, Any]:
+def parse_row(line: bytes, spec: InputSpec, reader: CellReader, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, Any]:
     """Parse one JSON row, shape (1, D + C), and its id; errors call it row 0."""
     simple = parse_simple_rows([line], spec)
     if simple is not None:
         return spec.read(reader.padded(simple), reader), None
     instance = loaded(line)
+    if spec.kind == "image":
+        instance = pixels_of(instance, 0, spec, reader.images, max_pixels)
     faults: list[Fault] = []
     cells = reader.row(instance, 0, faults)
     if faults:
@@ -357,14 +346,22 @@ def parse_npy(body: Body, features: int, max_rows: int) -> np.ndarray:
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def parse_image(body: Body, kind: str, spec: InputSpec, max_pixels: int) -> Batch:
-    """Decode an image into one row."""
-    if spec.kind != "image" or len(spec.shape) != 2:
-        raise MediaTypeError("the model does not read images; send application/json, application/x-npy or text/csv")
-    height, width = spec.shape
-    image = read_image(body, (height, width), max_pixels, ("PNG",) if kind == "image/png" else ("JPEG",))
-    warnings = ("colour or transparency ignored: grey levels were scored",) if image.converted else ()
-    return Batch(spec.rows(image.pixels[None]), None, warnings)
+def parse_form(body: Body, content_type: str, spec: InputSpec, reader: CellReader, limits: Limits) -> Batch:
+    """The images of a form, each a row with its file's name as its id, or the rows of the only other file in it.
+
+    Raises:
+        MalformedError, MediaTypeError, TooLargeError, InputError.
+    """
+    files = files_in(body, content_type, limits.max_rows)
+    limits.hold(sum(len(one.content) for one in files))
+    if all(one.is_image for one in files):
+        contents, names = [one.content for one in files], [one.name for one in files]
+        return parse_images(contents, spec, reader.images, limits, names)
+    if len(files) > 1:
+        raise InputError("the form has several files that are not all images: send images, or one file of rows")
+    if files[0].kind == FORM:
+        raise MediaTypeError("the file of the form is a form itself")
+    return parse_rows(files[0].content, files[0].kind, spec, reader, limits)
 
 
 def check_lines(body: Body, max_rows: int) -> None:

@@ -12,10 +12,12 @@ from service.errors import InputError
 from service.scoring.scorer import Scorer
 from service.web import answers, schemas
 from service.web.answers import CSV, JSON, NDJSON, NPY
+from service.web.batch import Batch
 from service.web.context import RequestContext, model_id
 from service.web.documentation import ROW_TYPES, ROWS_PROBLEMS, options, takes
+from service.web.forms import FORM
 from service.web.lean import LeanRoute
-from service.web.parsing import Batch, media_type, parse_rows
+from service.web.parsing import media_type, parse_rows
 from service.web.query import ScoreQuery, documented, parse_query, under_policy
 from service.web.streaming import scored_lines
 
@@ -61,7 +63,7 @@ async def batch_of(context: RequestContext, scorer: Scorer, reader: CellReader |
     body = await context.body()
     reader = reader or replace(scorer.reader, is_strict=True)
     parse = partial(parse_rows, body, context.content_type, scorer.model.input, reader, context.limits())
-    return await context.parsed(len(body), parse, always_beside=context.content_type.startswith("image/"))
+    return await context.parsed(len(body), parse, always_beside=context.content_type.startswith(("image/", FORM)))
 
 
 def limited(name: str, value: int, limit: int) -> None:

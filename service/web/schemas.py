@@ -76,6 +76,7 @@ class BlamedAnswer(Answer):
 
     name: str | int
     pixel: tuple[int, int] | None = Field(None, description="row and column, for images")
+    channel: Literal["red", "green", "blue"] | None = Field(None, description="for images with colours")
     value: str | float
     log_likelihood: float = Field(description="log p(x_j given all other columns), nats")
     std_error: float
@@ -370,7 +371,9 @@ class Instances(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    instances: list[list[float | str | None] | list[list[float]] | dict[str, Any]] = Field(min_length=1)
+    instances: list[list[float | str | None] | list[list[float]] | list[list[list[float]]] | dict[str, Any] | str] = (
+        Field(min_length=1)
+    )
 
 
 class Latents(BaseModel):

@@ -25,6 +25,7 @@ from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 from service.serving.call import CallerLeftError
 from service.web.answers import NDJSON, model_headers, score_list
+from service.web.batch import MAX_PIXELS
 from service.web.context import RequestContext, model_id
 from service.web.parsing import parse_row, parse_simple_rows
 from service.web.problems import error_document, internal
@@ -120,7 +121,7 @@ class Lines:
         """Score the valid lines, and put the problems of the others in their places."""
         size = sum(map(len, block))
         answers, rows, ids, places = await self.context.parsed(
-            size, partial(read_block, self.scorer, block, self.options.strict)
+            size, partial(read_block, self.scorer, block, self.options.strict, self.context.settings.max_pixels)
         )
         if len(rows):
             scores = score_list(await self.score(rows), ids)
@@ -174,7 +175,7 @@ class LinesResponse(Response):
 
 
 def read_block(
-    scorer: Scorer, block: list[bytes], is_strict: bool = False
+    scorer: Scorer, block: list[bytes], is_strict: bool = False, max_pixels: int = MAX_PIXELS
 ) -> tuple[list[Any], np.ndarray, list[Any] | None, list[int]]:
     """Parse lines: the problems of invalid ones in their places, and the rows, ids and places of the others."""
     spec, reader = scorer.model.input, scorer.judging_reader(is_strict)
@@ -189,7 +190,7 @@ def read_block(
     found, ids, places = [], [], []
     for place, line in enumerate(block):
         try:
-            row, one_id = parse_row(line, spec, reader)
+            row, one_id = parse_row(line, spec, reader, max_pixels)
             found.append(row)
             ids.append(one_id)
             places.append(place)

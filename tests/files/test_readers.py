@@ -110,8 +110,13 @@ def bad_files(tmp_path):
         (table, None, ["c"], "row 0, column 'c': text"),
         (table, None, ["z"], "has no column 'z'"),
         (empty, None, None, "holds no images"),
-        (mixed, None, None, "2.png: is 4 x 5, the first image .1.png. is 4 x 4"),
-        (broken, None, None, "1.png: cannot be read"),
+        (
+            mixed,
+            None,
+            None,
+            "images of 2 sizes; choose one by --size.*: 4 x 4: 1 images, such as 1.png; 5 x 4: 1 images",
+        ),
+        (broken, None, None, "1 of 1 images cannot be read .*: 1.png: "),
         (write("k.csv", "a,b\n1,2\n"), "x", None, "--key works only with .npz files"),
     ]
 

@@ -112,11 +112,11 @@ def test_scores_as_npy_are_records(client):
 def test_warnings_say_what_looks_like_a_mistake(client):
     scaled = client.post("/score", json={"instances": [[pixel / 255 for pixel in ROWS[0]]]})
     assert "pixels should be 0 to 255" in scaled.json()["warnings"][0]
-    colour = Image.fromarray(digits()[0]).convert("RGB")
+    colour = Image.merge("RGB", [Image.fromarray(one) for one in digits()[:3]])
     for kind in ("PNG", "JPEG"):
         headers = {"content-type": f"image/{kind.lower()}"}
         answer = client.post("/score", content=picture(colour, kind), headers=headers)
-        assert "colour" in answer.json()["warnings"][0]
+        assert answer.json()["warnings"][0] == "colours were ignored: grey levels were read"
 
 
 def test_reconstruct(client, digit_scorer):
@@ -305,7 +305,7 @@ def test_an_unreadable_image_is_refused(client):
 
     check_problem(send(b"hello"), 400)
     check_problem(send(picture(Image.fromarray(digits()[0]))[:60]), 400)
-    check_problem(send(picture(Image.fromarray(digits()[0])), "image/jpeg"), 400)
+    assert send(picture(Image.fromarray(digits()[0])), "image/jpeg").status_code == 200  # for what it plainly is
     check_problem(send(png_bomb(30_000, 30_000)), 413)
     check_problem(send(png_bomb(100_000, 8)), 422)
     check_problem(send(picture(Image.new("L", (9, 8)))), 422)

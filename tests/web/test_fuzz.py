@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from service.files.images import MEDIA_TYPES
 from service.settings import Settings
 from service.web.app import create_app
 from tests.models import digits
@@ -53,8 +54,8 @@ TENSOR = {"name": "rows", "shape": [2, 64], "datatype": "FP32", "parameters": {"
 schemathesis.openapi.media_type("application/x-npy", mangled(npy(digits()[:2])))
 schemathesis.openapi.media_type("application/x-ndjson", mangled(LINES))
 schemathesis.openapi.media_type("text/csv", mangled(b"ash,hue\n1,2\n"))
-schemathesis.openapi.media_type("image/png", mangled(picture()))
-schemathesis.openapi.media_type("image/jpeg", mangled(picture()))
+for kind in MEDIA_TYPES:
+    schemathesis.openapi.media_type(kind, mangled(picture()))
 schemathesis.openapi.media_type(
     "application/octet-stream", mangled(json.dumps({"inputs": [TENSOR]}).encode() + bytes(512))
 )

@@ -1,0 +1,74 @@
+"""Forms: the files of a multipart/form-data body."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
+
+from service.errors import InputError, MalformedError, TooLargeError
+from service.files.images import FORMATS, MEDIA_TYPES
+
+FORM = "multipart/form-data"
+# What a file is, by its suffix, where the form does not say.
+BY_SUFFIX = {
+    ".json": "application/json",
+    ".npy": "application/x-npy",
+    ".csv": "text/csv",
+    **{suffix: kinds[0] for suffixes, kinds in FORMATS.values() for suffix in suffixes},
+}
+UNTOLD = ("", "application/octet-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class FormFile:
+    """A file of a form: its name, its media type, and its bytes."""
+
+    name: str
+    kind: str
+    content: bytes
+
+    @property
+    def is_image(self) -> bool:
+        return self.kind in MEDIA_TYPES
+
+
+def files_in(body: bytes | bytearray, content_type: str, most: int) -> list[FormFile]:
+    """The files of a form, in order.
+
+    Raises:
+        MalformedError: the body is not a form.
+        TooLargeError: it has more than `most` files.
+        InputError: it has no files, or something that is none.
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if boundary is None:
+        raise MalformedError("the form has no boundary; leave the Content-Type header to what makes the form")
+    found: list[FormFile] = []
+
+    def on_file(file: File) -> None:
+        if len(found) >= most:
+            raise TooLargeError(f"the form has more than {most:,} files")
+        name = (file.file_name or b"").decode("utf-8", "replace")
+        kind = (getattr(file, "content_type", None) or "").partition(";")[0].strip().lower()
+        if kind in UNTOLD:
+            kind = BY_SUFFIX.get(PurePath(name).suffix.lower(), kind)
+        file.file_object.seek(0)
+        found.append(FormFile(name, kind, file.file_object.read()))
+
+    def on_field(field: Field) -> None:
+        raise InputError("the form has a field that is no file; send each image or table as a file: -F file=@NAME")
+
+    try:
+        whole = {"MAX_MEMORY_FILE_SIZE": sys.maxsize}  # a body is held in memory, and never written to a disk
+        parser = FormParser(FORM, on_field, on_file, boundary=boundary, config=whole)
+        parser.write(bytes(body))
+        parser.finalize()
+    except FormParserError as error:
+        raise MalformedError("the body is not a form of type multipart/form-data") from error
+    if not found:
+        raise InputError("the form has no files; send each image or table as a file: -F file=@NAME")
+    return found

@@ -1,0 +1,238 @@
+"""Pictures with colours from a folder to verdicts: the same bits by every door, with names, and with what is wrong said."""
+
+import base64
+import csv
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.density.estimator import Estimator
+from service.files.readers import Rows
+from service.scoring.options import ScoreOptions
+from service.scoring.spoils import spoils_of
+from service.store.loading import load_scorer
+from service.store.store import Store
+from service.training.augmentation import random_affine
+from service.training.fit import FitOptions
+from service.training.recipe import Recipe
+from service.training.train import train
+from tests.tools import running_service, vouch
+
+SIDE = 8
+
+
+def parts(number, seed=0):
+    """Red discs on grey belts under changing light, shape (N, 16, 16, 3)."""
+    random = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(np.arange(16), np.arange(16), indexing="ij"), axis=-1)
+    disc = (np.linalg.norm(grid - random.normal(7.5, 0.7, (number, 1, 1, 2)), axis=-1) < 4.5)[..., None]
+    light = random.uniform(0.8, 1.1, (number, 1, 1, 1))
+    image = np.where(disc, [200.0, 40.0, 40.0], [110.0, 110.0, 110.0]) * light
+    return np.clip(image + random.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+
+
+def small(pictures):
+    """Pictures as a model of 8 x 8 reads them, resized by Pillow itself."""
+    resized = [Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.LANCZOS) for one in pictures]
+    return np.stack([np.asarray(one) for one in resized])
+
+
+def encoded(pixels, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A store with a model that the command line trained on a folder, new pictures, and a service."""
+    root = tmp_path_factory.mktemp("pictures")
+    folder, fresh = root / "belt", root / "fresh"
+    folder.mkdir()
+    fresh.mkdir()
+    for number, pixels in enumerate(parts(400)):
+        (folder / f"{number:03d}.png").write_bytes(encoded(pixels))
+    (folder / "readme.txt").write_text("from the left camera")
+    options = ("--size", SIDE, "--latents", 2, "--hidden", 32, "--epochs", 20, "--estimator", "fast")
+    named = ("--name", "belt", "--store", root / "store")
+    done = vouch("train", folder, *named, *options, "--calibration-share", 0.5)
+    assert done.returncode == 0, done.stderr
+    for number, pixels in enumerate(parts(12, seed=1)):
+        kind = ("PNG", "WEBP", "BMP", "TIFF")[number % 4]
+        (fresh / f"{number:02d}.{kind.lower()}").write_bytes(encoded(pixels, kind))
+    store = Store(root / "store")
+    scorer = load_scorer(store, "belt", "cpu")
+    with running_service(store.root, root / "log", model="belt") as client:
+        yield SimpleNamespace(root=root, fresh=fresh, store=store, scorer=scorer, client=client, said=done.stderr)
+
+
+def files_of(pictures):
+    return sorted(pictures.fresh.iterdir())
+
+
+def expected(pictures):
+    """The scores of the new pictures."""
+    return pictures.scorer.score(small([np.asarray(Image.open(file).convert("RGB")) for file in files_of(pictures)]))
+
+
+def test_the_card_says_what_is_read_and_training_says_what_was_left_out(pictures):
+    card = pictures.scorer.published.card
+    assert card.input.shape == (SIDE, SIDE, 3)
+    assert card.images.model_dump() == {"mode": "colour", "fit": "crop", "background": (0, 0, 0), "floats": None}
+    assert "400 images: resized" in pictures.said
+    assert "skipped, no images: 1 files with .txt" in pictures.said
+
+
+def test_every_door_gives_the_same_bits(pictures):
+    wanted = expected(pictures).log_likelihood.tolist()
+    contents = [file.read_bytes() for file in files_of(pictures)]
+    ask = pictures.client.post
+    alone = [ask("/score", content=one, headers={"content-type": "image/png"}).json() for one in contents]
+    assert [one["scores"][0]["log_likelihood"] for one in alone] == wanted
+    form = ask("/score", files=[("file", (file.name, file.read_bytes())) for file in files_of(pictures)]).json()
+    assert [one["log_likelihood"] for one in form["scores"]] == wanted
+    assert [one["id"] for one in form["scores"]] == [file.name for file in files_of(pictures)]
+    texts = [base64.b64encode(one).decode() for one in contents]
+    texts[1::2] = [f"data:image/png;base64,{text}" for text in texts[1::2]]
+    assert [one["log_likelihood"] for one in ask("/score", json={"instances": texts}).json()["scores"]] == wanted
+    lines = ask("/score", content="\n".join(map(json.dumps, texts)), headers={"content-type": "application/x-ndjson"})
+    assert [json.loads(line)["log_likelihood"] for line in lines.text.splitlines()] == wanted
+    listed = list(csv.DictReader(io.StringIO(score(pictures, pictures.fresh).stdout)))
+    assert [float(one["log_likelihood"]) for one in listed] == wanted
+    assert [one["file"] for one in listed] == [file.name for file in files_of(pictures)]
+    (single,) = csv.DictReader(io.StringIO(score(pictures, files_of(pictures)[3]).stdout))
+    assert float(single["log_likelihood"]) == wanted[3]
+
+
+def score(pictures, path, *more):
+    return vouch("score", path, "--model", "belt", "--store", pictures.store.root, *more)
+
+
+def test_arrays_with_colours_are_read_as_lists_and_as_npy(pictures):
+    pixels = small(parts(2, seed=2))
+    wanted = pictures.scorer.score(pixels).log_likelihood.tolist()
+    for rows in (pixels.tolist(), pixels.reshape(2, -1).tolist()):
+        answer = pictures.client.post("/score", json={"instances": rows})
+        assert [one["log_likelihood"] for one in answer.json()["scores"]] == wanted
+    buffer = io.BytesIO()
+    np.save(buffer, pixels)
+    answer = pictures.client.post("/score", content=buffer.getvalue(), headers={"content-type": "application/x-npy"})
+    assert [one["log_likelihood"] for one in answer.json()["scores"]] == wanted
+    wrong = pictures.client.post("/score", json={"instances": pixels[:, :4].tolist()})
+    assert (wrong.status_code, wrong.json()["errors"][0]["message"]) == (422, "has 4 x 8 x 3 values")
+
+
+def test_what_cannot_be_read_is_named_and_a_folder_may_go_on_without(pictures, tmp_path):
+    good = files_of(pictures)[0].read_bytes()
+    ask = pictures.client.post
+    answer = ask("/score", files=[("file", ("a.png", good)), ("file", ("b.png", b"no image"))])
+    assert (answer.status_code, answer.json()["errors"][0]["row"]) == (400, 1)
+    answer = ask("/score", json={"instances": [base64.b64encode(good).decode(), "not base64!"]})
+    assert (answer.status_code, answer.json()["errors"][0]["row"]) == (422, 1)
+    image, table = ("file", ("a.png", good)), ("file", ("b.csv", b"a\n1\n"))
+    assert ask("/score", files=[image], data={"note": "hello"}).status_code == 422
+    assert ask("/score", files=[image, table]).status_code == 422
+    assert ask("/score", content=b"--x", headers={"content-type": "multipart/form-data"}).status_code == 400
+    (tmp_path / "a.png").write_bytes(good)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    refused = score(pictures, tmp_path)
+    assert (refused.returncode, "1 of 2 images cannot be read" in refused.stderr) == (2, True)
+    passed = score(pictures, tmp_path, "--skip-bad")
+    assert [one["file"] for one in csv.DictReader(io.StringIO(passed.stdout))] == ["a.png"]
+    assert "skipped, cannot be read: b.png: unknown image format" in passed.stderr
+
+
+def test_a_form_may_hold_one_file_of_rows(pictures):
+    pixels = small(parts(2, seed=2))
+    body = json.dumps({"instances": pixels.tolist()}).encode()
+    answer = pictures.client.post("/score", files={"file": ("rows.json", body)})
+    wanted = pictures.scorer.score(pixels).log_likelihood.tolist()
+    assert [one["log_likelihood"] for one in answer.json()["scores"]] == wanted
+
+
+def test_the_same_brightness_in_another_colour_is_another_score(pictures):
+    red = small(parts(40, seed=3))
+    blue = red[..., ::-1]
+    assert np.array_equal(red.sum(axis=-1), blue.sum(axis=-1))
+    ours, other = (pictures.scorer.score(one, ScoreOptions(false_alarm=0.05, tail="low")) for one in (red, blue))
+    assert ours.valid.mean() > 0.8
+    assert other.valid.mean() < 0.1
+
+
+def test_samples_and_reconstructions_are_pictures_with_colours(pictures):
+    shown = pictures.client.get("/sample?num=4&seed=1", headers={"accept": "image/png"})
+    assert Image.open(io.BytesIO(shown.content)).mode == "RGB"
+    content, headers = files_of(pictures)[0].read_bytes(), {"content-type": "image/png"}
+    answer = pictures.client.post("/reconstruct?draws=1", content=content, headers=headers)
+    assert np.array(answer.json()["reconstructions"][0]["mean"]).shape == (SIDE, SIDE, 3)
+
+
+def test_a_suspicious_cell_names_its_pixel_and_channel(pictures):
+    pixels = small(parts(1, seed=4))
+    pixels[0, 2, 5] = [0, 255, 0]
+    answer = pictures.client.post("/score?explain=3", json={"instances": pixels.tolist()}).json()
+    worst = answer["scores"][0]["columns"][0]
+    assert (worst["pixel"], worst["channel"] in {"red", "green", "blue"}) == ([2, 5], True)
+
+
+def test_spoils_of_pictures_with_colours_keep_their_shape(pictures):
+    names = [one.name for one in spoils_of(pictures.scorer.model.input)]
+    assert {"channels exchanged", "a colour cast of 40 levels"} <= set(names)
+    rows = small(parts(20, seed=5)).reshape(20, -1).astype(np.float64)
+    for spoil in spoils_of(pictures.scorer.model.input):
+        assert spoil.change(rows, np.full(20, -1), np.random.default_rng(0)).shape == rows.shape
+
+
+def test_distortions_move_all_channels_alike():
+    import torch
+
+    grey = torch.rand(3, 6 * 5)
+    colour = torch.stack([grey, 0.5 * grey, 0 * grey], dim=-1).reshape(3, -1)
+    moved = random_affine(6, 5, "keep", 1.0, 3)(colour, torch.Generator().manual_seed(0)).reshape(3, 30, 3)
+    torch.testing.assert_close(moved[..., 0], random_affine(6, 5, "keep")(grey, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(moved[..., 1], 0.5 * moved[..., 0])
+
+
+def test_a_folder_is_divided_into_valid_and_invalid_pictures(pictures, tmp_path):
+    mixed = tmp_path / "mixed"
+    (mixed / "late").mkdir(parents=True)
+    for number, pixels in enumerate(parts(10, seed=6)):
+        (mixed / f"{number}.png").write_bytes(encoded(pixels))
+        (mixed / "late" / f"{number}.png").write_bytes(encoded(pixels[..., ::-1]))
+    options = ("--model", "belt", "--store", pictures.store.root, "--false-alarm", 0.05, "--tail", "low")
+    done = vouch("filter", mixed, "--out", tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    lines = csv.DictReader(io.StringIO((tmp_path / "out" / "scores.csv").read_text()))
+    listed = {one["file"]: one["verdict"] for one in lines}
+    assert len(listed) == 20
+    for file in mixed.rglob("*.png"):
+        name = file.relative_to(mixed).as_posix()
+        placed = tmp_path / "out" / listed[name] / name
+        assert placed.samefile(file)  # a link
+    assert sum(verdict == "invalid" for name, verdict in listed.items() if name.startswith("late")) == 10
+    assert Image.open(io.BytesIO((tmp_path / "out" / "strangest.png").read_bytes())).mode == "RGB"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["mixed", "out"]
+    copied = vouch("filter", mixed, "--out", tmp_path / "copies", "--images", "copy", *options)
+    assert copied.returncode == 0
+    assert (tmp_path / "copies" / "scores.csv").read_text() == (tmp_path / "out" / "scores.csv").read_text()
+    assert not any((tmp_path / "copies" / listed[name] / name).samefile(mixed / name) for name in listed)
+    for out, why in ((tmp_path / "out", "is there already"), (mixed / "results", "lies in the folder of the images")):
+        refused = vouch("filter", mixed, "--out", out, *options)
+        assert (refused.returncode, why in refused.stderr) == (2, True)
+    (mixed / "broken.png").write_bytes(b"no image")
+    assert "1 of 21 images cannot be read" in vouch("filter", mixed, "--out", tmp_path / "more", *options).stderr
+    assert not (tmp_path / "more").exists()
+
+
+def test_equal_pictures_are_kept_together():
+    images = np.concatenate([parts(30), parts(30)])
+    recipe = Recipe(
+        latents=1, hidden=(8,), fit=FitOptions(epochs=1), estimator=Estimator.of("fast"), calibration_share=0.5
+    )
+    trained = train(Rows(images), recipe)
+    assert trained.draft.calibration_data["repeats"] == "copies"
+    assert trained.draft.model.input.shape == (16, 16, 3)
