@@ -28,6 +28,12 @@ PHRASES = {
     "bound_gap": "is encoded as badly",
     "compressed_size": "compresses so much better or worse than the others",
     "discarded": "has as unusual an amount of grey that the threshold takes away",
+    "darkest": "has as dark, or as bright, a darkest place",
+    "brightest": "has as bright, or as dark, a brightest place",
+    "texture": "has as much, or as little, texture",
+    "sharpness": "is as sharp, or as blurred",
+    "red_green": "is as red, or as green",
+    "yellow_blue": "is as yellow, or as blue",
     "discarded_apart": "has as much grey apart from its edges",
 }
 VALID_ROWS = "valid rows"

@@ -6,7 +6,6 @@ tables, the compressed size of an image, and what preprocessing discards of it.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +18,15 @@ from service.data.inputs import Binary, InputSpec, Mixed
 from service.density.neighbours import Neighbours
 from service.density.pairs import RarePairs
 from service.density.row_statistics import DrawObserver, DrawStatistics, Seen, encodings
+from service.scoring.image_statistics import (
+    WHITE,
+    compressed_sizes,
+    discarded,
+    discarded_apart,
+    extremes,
+    hues,
+    textures,
+)
 from service.vae.network import VAE
 from service.validity.column_ranks import ColumnSketch
 from service.validity.combination import FULL_WEIGHT, MIN_ROWS, Combination
@@ -29,7 +37,6 @@ LEAST_SPREAD = 1.0  # nats
 NOTHING = 1e-9
 LEAST_DISTANCE = 0.5  # of the resolution of the known rows: smaller distances are equal
 NEIGHBOURS = 5
-WHITE = 255.0
 
 StatisticName = Literal[
     "log_likelihood",
@@ -45,10 +52,16 @@ StatisticName = Literal[
     "worst_cell",
     "rare_pair",
     "isolation",
+    "darkest",
+    "brightest",
+    "texture",
+    "sharpness",
+    "red_green",
+    "yellow_blue",
 ]
 
 
-InputKind = Literal["image", "black-and-white image", "table", "mixed table"]
+InputKind = Literal["image", "black-and-white image", "colour image", "table", "mixed table"]
 ANY_INPUT = frozenset(get_args(InputKind))
 
 
@@ -68,7 +81,9 @@ class Statistic:
     since: int = 1
 
 
-IMAGES: frozenset[InputKind] = frozenset({"image", "black-and-white image"})
+IMAGES: frozenset[InputKind] = frozenset({"image", "black-and-white image", "colour image"})
+SHADED: frozenset[InputKind] = frozenset({"image", "colour image"})
+COLOURED: frozenset[InputKind] = frozenset({"colour image"})
 BLACK_AND_WHITE: frozenset[InputKind] = frozenset({"black-and-white image"})
 TABLES: frozenset[InputKind] = frozenset({"table", "mixed table"})
 MIXED: frozenset[InputKind] = frozenset({"mixed table"})
@@ -85,6 +100,9 @@ STATISTICS = (
     Statistic("worst_cell", 0.01, is_main=True, inputs=MIXED, since=3),
     Statistic("rare_pair", 0.01, is_main=True, inputs=MIXED, since=3),
     Statistic("isolation", 0.01, is_main=True, inputs=TABLES, since=3),
+    *(Statistic(name, 0.5, both=True, inputs=SHADED, since=4) for name in ("darkest", "brightest")),
+    *(Statistic(name, 0.01, both=True, inputs=SHADED, since=4) for name in ("texture", "sharpness")),
+    *(Statistic(name, 0.5, both=True, inputs=COLOURED, since=4) for name in ("red_green", "yellow_blue")),
 )
 GENERATION = 4  # of the statistics that new versions have
 LAST_CURVED = 3  # the last generation whose distances are between columns as the network sees them
@@ -183,7 +201,9 @@ class ReferenceStatistics:
 def kind_of(spec: InputSpec) -> InputKind:
     """Which statistics an input has."""
     if spec.kind == "image":
-        return "black-and-white image" if isinstance(spec.transform, Binary) else "image"
+        if isinstance(spec.transform, Binary):
+            return "black-and-white image"
+        return "colour image" if len(spec.shape) == 3 else "image"
     return "mixed table" if is_category(spec).any() else "table"
 
 
@@ -301,6 +321,10 @@ class RowStatistics:
         middle, spread = self.known.usual
         short = np.where(np.isnan(rows), 0.0, (middle - by_draws.reconstruction) / spread)
         distances, which = self.neighbours.nearest(coordinates(self.spec, rows, self.known.generation), self.count)
+
+        def images() -> np.ndarray:
+            return rows.reshape(-1, *self.spec.shape)
+
         values: dict[StatisticName, Callable[[], np.ndarray]] = {
             "nearest_row": lambda: logarithm(distances[:, 0], self.closest),
             "reconstruction": lambda: -by_draws.reconstruction.sum(axis=1),
@@ -308,7 +332,13 @@ class RowStatistics:
             "divergence": lambda: np.arcsinh(by_draws.divergence),
             "bound_gap": lambda: np.arcsinh(by_draws.gap),
             "nearest_encoding": lambda: logarithm(by_draws.latent_distance),
-            "compressed_size": lambda: logarithm(compressed_sizes(rows.reshape(-1, *self.spec.shape))),
+            "compressed_size": lambda: logarithm(compressed_sizes(images())),
+            "darkest": lambda: extremes(images())[0],
+            "brightest": lambda: extremes(images())[1],
+            "texture": lambda: textures(images())[0],
+            "sharpness": lambda: textures(images())[1],
+            "red_green": lambda: hues(images())[0],
+            "yellow_blue": lambda: hues(images())[1],
             "discarded": lambda: discarded(self.spec, rows).mean(axis=1),
             "discarded_apart": lambda: discarded_apart(self.spec, rows),
             "worst_cell": lambda: self.worst_cell(cells),
@@ -386,29 +416,3 @@ def categories(spec: InputSpec, generation: int = GENERATION) -> np.ndarray:
         else:
             flags += [True, False] if column.atoms else [False]  # which atom, if any
     return np.array(flags)
-
-
-def discarded(spec: InputSpec, rows: np.ndarray) -> np.ndarray:
-    """What a threshold discards of each pixel: how far it is from black or white, whichever it becomes. (B, D), 0 to 1."""
-    return np.abs(rows - spec.decode(spec.encode(rows))) / WHITE
-
-
-def discarded_apart(spec: InputSpec, rows: np.ndarray) -> np.ndarray:
-    """What a threshold discards of pixels whose neighbours all become the same colour, in the mean of all: shape (B,).
-
-    The grey of an edge lies between black and white. What is drawn in grey on a plain ground does not, such as a faint
-    letter beside a digit, which the network never sees.
-    """
-    shape = (-1, *spec.shape)
-    black_and_white = spec.encode(rows).reshape(shape) > 0
-    padded = np.pad(black_and_white, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-    is_plain = (around == black_and_white[..., None, None]).all(axis=(3, 4))
-    return np.where(is_plain, discarded(spec, rows).reshape(shape), 0.0).mean(axis=(1, 2))
-
-
-def compressed_sizes(images: np.ndarray) -> np.ndarray:
-    """Lossless size of each image, (B, H, W) or (B, H, W, 3), 0..255, in bytes: differences along its rows, by zlib."""
-    levels = np.rint(images).astype(np.uint8)
-    steps = np.diff(levels, axis=2, prepend=np.uint8(0))  # wraps around, as PNG's filter does
-    return np.array([len(zlib.compress(image.tobytes(), 6)) for image in steps], dtype=np.float64)

@@ -13,15 +13,13 @@ from service.density.estimator import Estimator
 from service.density.neighbours import Neighbours
 from service.errors import CalibrationError
 from service.scoring.generator import Generator
+from service.scoring.image_statistics import compressed_sizes, discarded, discarded_apart, extremes, hues, textures
 from service.scoring.options import Detail, ScoreOptions
 from service.scoring.statistics import (
     GENERATION,
     LAST_CURVED,
     categories,
-    compressed_sizes,
     coordinates,
-    discarded,
-    discarded_apart,
     generation_of,
     names_of,
     weights_of,
@@ -235,3 +233,25 @@ def test_distances_are_in_the_columns_own_units():
         distances[generation] = near.nearest(coordinates(spec, strange, generation), 1)[0][0, 0] / own.max()
     assert distances[GENERATION] > 2.0
     assert distances[LAST_CURVED] < 1.0
+
+
+def test_what_is_told_of_shades_texture_and_colours():
+    generator = np.random.default_rng(0)
+    plain = np.full((1, 12, 10, 3), 120.0)
+    spotted = plain.copy()
+    spotted[0, 4:7, 2:5] = 10.0
+    spotted[0, 8:11, 6:9] = 250.0
+    assert [one[0] for one in extremes(spotted)] == pytest.approx([10.0, 250.0])
+    assert [one[0] for one in extremes(plain)] == pytest.approx([120.0, 120.0])
+    noise = plain + generator.normal(0, 20, plain.shape[:3])[..., None]
+    smooth = plain + 6.0 * np.arange(12)[:, None, None]
+    (rough, ramp), (sharp, blurred) = textures(np.concatenate([noise, smooth]))
+    assert rough > ramp
+    assert sharp == pytest.approx(0.0, abs=0.2)  # of noise, neighbours differ as much as others
+    assert blurred == pytest.approx(-np.log(4.0), abs=0.05)  # of a ramp, twice as far is twice as much
+    naive = np.concatenate([np.diff(noise[0, ..., 0], axis=axis).ravel() for axis in (0, 1)])
+    assert textures(noise)[0][0] == pytest.approx(np.log(np.square(naive).mean()))
+    red, blue = plain.copy(), plain.copy()
+    red[..., 0], blue[..., 2] = 200.0, 200.0
+    assert [one.tolist() for one in hues(np.concatenate([red, blue]))] == [[80.0, 0.0], [40.0, -80.0]]
+    assert textures(np.zeros((2, 1, 1)))[1].tolist() == [0.0, 0.0]  # of a single pixel nothing is told
