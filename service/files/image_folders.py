@@ -18,7 +18,7 @@ from service.data.image_reading import USUAL_IMAGES, ImageReading, Mode
 from service.errors import DataError, VouchError
 from service.files.images import FORMATS, SUFFIXES, Decoded, decode
 
-MOST_TOLD = 20
+MOST_TOLD, FEW_TOLD = 20, 4
 LEFT_BEHIND = {"__macosx", "thumbs.db", "desktop.ini"}  # by other systems, beside what is hidden
 
 
@@ -77,11 +77,13 @@ def read_folder(root: Path, options: ImageOptions = AS_THEY_ARE) -> ImageFolder:
             bad[name] = str(error)
         except OSError as error:
             bad[name] = error.strerror or type(error).__name__
+    if not found and root.is_file():
+        raise DataError(f"{root}: {next(iter(bad.values()))}")
+    if not found:
+        raise DataError(f"{root}: none of {len(files):,} images can be read: {told(listed(bad), FEW_TOLD)}")
     if bad and not options.skip_bad:
         count = f"{len(bad):,} of {len(files):,}"
         raise DataError(f"{root}: {count} images cannot be read (--skip-bad passes over them): {told(listed(bad))}")
-    if not found:
-        raise DataError(f"{root}: none of {len(files):,} images can be read: {told(listed(bad))}")
     check_one_size(root, found)
     mode, notes = options.mode, list[str]()
     if mode is None:
@@ -140,7 +142,9 @@ def check_one_size(root: Path, found: dict[str, Decoded]) -> None:
         return
     most = sorted(sizes.items(), key=lambda item: -len(item[1]))
     lines = [f"{width} x {height}: {len(names):,} images, such as {names[0]}" for (height, width), names in most]
-    raise DataError(f"{root}: images of {len(sizes):,} sizes; choose one by --size, such as --size 64: {told(lines)}")
+    raise DataError(
+        f"{root}: images of {len(sizes):,} sizes; choose one by --size, such as --size 64: {told(lines, FEW_TOLD)}"
+    )
 
 
 def mode_of(found: dict[str, Decoded]) -> tuple[Mode, list[str]]:
@@ -166,7 +170,7 @@ def listed(bad: Mapping[str, str]) -> list[str]:
     return [f"{name}: {why}" for name, why in bad.items()]
 
 
-def told(lines: Sequence[str]) -> str:
-    """Lines of an error's list, the first of many."""
-    more = [f"and {len(lines) - MOST_TOLD:,} more"] if len(lines) > MOST_TOLD else []
-    return "; ".join((*lines[:MOST_TOLD], *more))
+def told(lines: Sequence[str], most: int = MOST_TOLD) -> str:
+    """Entries of an error's list, the first of many."""
+    more = [f"and {len(lines) - most:,} more"] if len(lines) > most else []
+    return "; ".join((*lines[:most], *more))
