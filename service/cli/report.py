@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from service.scoring.version import Draft, Reference
     from service.training.fit import FitReport
     from service.training.train import Trained
+    from service.validity.band import Band
     from service.validity.conformal import Acceptance
 
 USUAL_STORE = "model_store"
@@ -90,17 +91,25 @@ def accepted_lines(draft: Draft, rule: CombinedRule | None) -> Iterator[str]:
     low, high = band.percentiles
     ends = f"above {low:g} %" if math.isinf(band.high) else f"from {low:g} to {high:g} %"
     is_default = " (the default)" if draft.rule == "band" else ""
-    yield f"the band {ends}{is_default} accepts {known(band.accepted, rows)}"
+    yield f"the band {ends}{is_default} accepts {known(share_of(draft, band, None), rows)}"
     if rule is None:
         why = "networks by folds do not have it" if draft.calibration.folds is not None else "it needs more rows"
         yield f"the rule combined is not available: {why}"
     else:
         is_default = " (the default)" if draft.rule == "combined" else ""
         name = f"the rule combined at a false-alarm rate of {rule.false_alarm:g}{is_default}"
-        yield f"{name} accepts {known(rule.accepted, rows)}"
+        yield f"{name} accepts {known(share_of(draft, band, rule), rows)}"
         if rule.false_alarm > FALSE_ALARM:
             yield f"a lower rate, such as {FALSE_ALARM:g}, needs more rows to calibrate on"
     yield from group_lines(draft, rule)
+
+
+def share_of(draft: Draft, band: Band, rule: CombinedRule | None) -> Acceptance:
+    """The share of valid rows that a band or, if given, a rule accepts; by groups, if there are any."""
+    grouping = draft.calibration.grouping(draft.model.input, band, rule)
+    if grouping is not None:
+        return grouping.together
+    return band.accepted if rule is None else rule.accepted
 
 
 def group_lines(draft: Draft, rule: CombinedRule | None) -> Iterator[str]:
@@ -117,17 +126,19 @@ def calibrated_lines(reference: Reference, draft: Draft, total: int, note: str |
     """What `vouch calibrate` has made of so many rows, line by line."""
     fitted, data = draft.calibration.band(), draft.calibration_data
     used, pilot, tested = fitted.rows, data["pilot_rows"], data.get("test_rows", 0)
+    weighing = data.get("weighing_rows", 0)
     low, high = fitted.percentiles
     yield (
         f"published {reference}: band {interval(fitted.ends_or_none)} nats, percentiles {low:g} to {high:g} of {used:,} "
-        f"rows, accepts {accepted(fitted.accepted)}"
+        f"rows, accepts {accepted(share_of(draft, fitted, None))}"
     )
     if note:
         yield f"note: {note}"
-    others = total - used - pilot - tested
+    others = total - used - pilot - tested - weighing
     yield (
         f"{used:,} of {total:,} rows calibrate; {pilot:,} were used to set the estimator (the pilot)"
         + (f"; {tested:,} are kept to test the model" if tested else "")
+        + (f"; {weighing:,} choose the weights of its statistics" if weighing else "")
         + (f"; the other {others:,} would tell no more" if others > 0 else "")
     )
     yield from group_lines(draft, recommended_rule(draft))

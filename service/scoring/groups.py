@@ -15,11 +15,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from service.data.columns import CategoryColumn
+from service.data.columns import CategoryColumn, plain
 from service.data.domains import counted, has_missing, is_lowest
 from service.data.inputs import InputSpec, Mixed
 from service.errors import CalibrationError, DataError
-from service.scoring.scores import CombinedRule, Grouping
+from service.scoring.scores import USUAL_FALSE_ALARM, CombinedRule, Grouping
 from service.scoring.statistics import ReferenceStatistics
 from service.system.frozen import Frozen
 from service.validity.band import Band
@@ -48,7 +48,7 @@ class GroupPlan(Frozen):
 
     @staticmethod
     def of(spec: InputSpec, name: str, rows: np.ndarray, calibration: int, needed: int) -> GroupPlan:
-        """The groups of a column, by the rows that a network was fitted to, shape (n, D).
+        """The groups of a column, by whole rows that a network was fitted to, shape (n, D).
 
         Groups and pool are expected to have enough of `calibration` rows that hardly any has fewer than `needed`, and at
         least LEAST_ROWS: if the pool would not, the smallest groups join it.
@@ -72,6 +72,8 @@ class GroupPlan(Frozen):
                 "collect more rows, allow a higher rate, or leave out --by"
             )
         values = [column.values[place] for place in sorted(order)]
+        if POOL_NAME in values:
+            raise DataError(f"--by {name}: the value {POOL_NAME} is what the pool of all other values is called")
         return GroupPlan(column=name, values=tuple(values), has_pool=bool(pool > 1e-9))
 
     def least_rows(self, spec: InputSpec, rows: np.ndarray, needed: int) -> int:
@@ -103,7 +105,7 @@ class GroupPlan(Frozen):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the groups by their numbers, first that of the pool."""
-        return (POOL_NAME, *(f"{value:g}" if isinstance(value, float) else value for value in self.values))
+        return (POOL_NAME, *(str(plain(value)) if isinstance(value, float) else value for value in self.values))
 
 
 def expected_for(needed: int) -> int:
@@ -182,8 +184,9 @@ class Groups:
             CalibrationError: a group has too few rows for it; names the group.
         """
         key = band.percentiles, None if rule is None else rule.false_alarm
-        if key in self.known:
-            return self.known[key]
+        known = self.known.get(key)
+        if known is not None:
+            return known
         if len(self.known) >= MOST_KEPT:
             self.known.clear()
         if rule is None:
@@ -195,8 +198,14 @@ class Groups:
         rows = [len(one.scores) for one in self.members]
         if not self.plan.has_pool:
             rows[POOL] = 0
-        self.known[key] = Grouping(self.plan.column, self.plan.names, tuple(accepted), tuple(rows), min(finest))
-        return self.known[key]
+        found = Grouping(self.plan.column, self.plan.names, tuple(accepted), tuple(rows), max(finest))
+        self.known[key] = found
+        return found
+
+    def ends(self, band: Band) -> tuple[float, ...]:
+        """The ends of a band of all rows, and those of the groups' own between the same percentiles."""
+        own = [end for one in self.of_each(lambda one: Band.fit(one.scores, band.percentiles)) for end in one.ends]
+        return tuple(dict.fromkeys((*band.ends, *own)))
 
     @cached_property
     def known(self) -> dict[tuple[tuple[float, float], float | None], Grouping]:
@@ -209,7 +218,9 @@ class Groups:
         Raises:
             CalibrationError: a group has too few rows for the rule.
         """
-        return max(one.false_alarm for one in self.of_each(lambda one: one.rule(spec, None)))
+        rate = max(one.false_alarm for one in self.of_each(lambda one: one.rule(spec, None)))
+        # The smallest rate of a group is a fraction; its nearest float may be below it.
+        return rate if rate == USUAL_FALSE_ALARM else math.nextafter(rate, 1.0)
 
     def of_each(self, made: Callable[[Group], T]) -> list[T]:
         """Something of each group; errors name it."""
@@ -245,15 +256,24 @@ class Terms:
         if plan is None:
             return np.zeros(len(rows), dtype=int)
         numbers, lowest = plan.numbers(spec, rows), is_lowest(codes, spec.features)
-        numbers[has_missing(codes, spec.features)] = HIDDEN
+        numbers[has_missing(codes, spec.features) & ~lowest] = HIDDEN
         numbers[lowest] = np.maximum(numbers[lowest], POOL)
         members = [
-            Group(name, np.zeros((numbers == number).sum()))
+            Group(name, np.where(lowest[numbers == number], -np.inf, 0.0))
             for number, name in enumerate(plan.names)
             if number != POOL or plan.has_pool
         ]
-        Groups(plan, tuple(members)).of_each(lambda one: Band.fit(one.scores, self.percentiles))
+        Groups(plan, tuple(members)).of_each(self.check)
         return numbers
+
+    def check(self, group: Group) -> None:
+        """Raise CalibrationError unless a group has enough rows for the percentiles, and few enough that rank lowest."""
+        allowed, unreadable = Band.fit(group.scores, self.percentiles).outside[0], int(np.isinf(group.scores).sum())
+        if unreadable > allowed:
+            raise CalibrationError(
+                f"{unreadable:,} of {len(group.scores):,} rows cannot be read, and the band may refuse {allowed:,} of them "
+                "as unlikely"
+            )
 
     def grouped(
         self,

@@ -143,7 +143,8 @@ class Scorer(Generator):
         lowest, rows = is_lowest(codes, spec.features), rows[:, : spec.features]
         missing = np.isnan(rows)
         # Rows stop once clear of the pilot band's ends; this band's ends differ a little and must be cleared as well.
-        assessment = self.assess(rows, detail, execution, band.ends)
+        ends = band.ends if self.groups is None else self.groups.ends(band)
+        assessment = self.assess(rows, detail, execution, ends)
         group = self.group_numbers(rows, lowest)
         compared = self.compared(missing, lowest, group, detail, execution)
         everything = Comparison(
@@ -235,7 +236,7 @@ class Scorer(Generator):
         """
         if self.groups is None:
             return np.zeros(len(rows), dtype=int)
-        self.model.input.check_whole(rows[~lowest], self.groups.plan.column)
+        self.model.input.check_whole(rows, self.groups.plan.column)
         numbers = self.groups.plan.numbers(self.model.input, rows)
         numbers[lowest] = np.maximum(numbers[lowest], POOL)
         return numbers

@@ -117,8 +117,8 @@ def accepts(rows: int, refused: int) -> Acceptance:
 class Grouping:
     """The groups of a column by which rows are judged: G names, and what is accepted of each group's valid rows.
 
-    `rows` are the validation rows of each, and `finest` is the number of rows behind the coarsest p-values. The first
-    group is the pool; it has 0 rows if there is none, and is then compared with all.
+    `rows` are the validation rows of each, and `finest` is the number of rows behind the finest p-values. The first group
+    is the pool; it has 0 rows if there is none, and is then compared with all.
     """
 
     column: str
@@ -214,7 +214,8 @@ class Scores:
         """The group by which each row is judged; None for rows that are compared with all."""
         if self.grouping is None:
             return [None] * len(self)
-        names = [*self.grouping.names, None]  # -1 is the last
+        pool, *others = self.grouping.names
+        names = [pool if self.grouping.rows[0] else None, *others, None]  # -1 is the last
         return [names[number] for number in self.group.tolist()]
 
     def sides_of(self, percentiles: tuple[float, float]) -> np.ndarray:
@@ -250,8 +251,8 @@ class Scores:
 
     def rate_warning(self) -> str | None:
         """A warning if valid rows are refused more often than was asked for, since too many cannot be read; else None."""
-        band, rule = self.band, self.rule
-        refused = sum(band.outside) / (band.rows + 1) if rule is None else rule.false_alarm
+        low, high = self.band.percentiles
+        refused = (low + 100.0 - high) / 100.0 if self.rule is None else self.rule.false_alarm
         if self.accepted.expected > 1.0 - refused - 1e-6:
             return None
         return (

@@ -162,17 +162,26 @@ def groups_problem(groups: Groups, calibration: Calibration) -> str | None:
     if calibration.folds is not None or sum(len(one.scores) for one in members) > len(calibration.scores):
         return "the groups are not those of the validation rows"
     for one in members:
+        combined = None if one.statistics is None else one.statistics.combination
         problem = (
-            (
-                scores_problem(one.scores)
-                or ((one.scores[1:] < one.scores[:-1]).any() and "the scores are not ascending")
-            )
-            or (one.statistics and combination_problem(one.statistics.combination))
+            # Rows of a group may all be equal, and many of them may rank below every number.
+            (np.isnan(one.scores).any() and "some validation scores are not finite")
+            or ((one.scores[1:] < one.scores[:-1]).any() and "the validation scores are not ascending")
+            or (combined and not_of_statistics(combined))
             or ((one.violations is None) != (calibration.violations is None) and "it lacks violations")
             or (one.violations and violations_problem(one.violations, len(one.scores)))
         )
         if problem:
             return f"group {one.name}: {problem}"
+    return None
+
+
+def not_of_statistics(combination: Combination) -> str | None:
+    """Why numbers cannot be the statistics of a group's rows."""
+    if np.isnan(combination.combined).any() or not np.isfinite(combination.parts).all() or not combination.parts.size:
+        return "the statistics of the combined rule are not finite"
+    if (np.diff(combination.parts, axis=0) < 0).any() or (combination.combined[1:] < combination.combined[:-1]).any():
+        return "the statistics of the combined rule are not ascending"
     return None
 
 

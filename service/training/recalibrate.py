@@ -26,10 +26,18 @@ from service.scoring.version import Draft, Published
 from service.system.cpus import cpu_quota
 from service.training.aside import with_rows_aside
 from service.training.course import Course, TrainingProgress, seconds_a_row
-from service.training.recipe import MOST_CALIBRATION, MOST_VALIDATION, Recipe, Split, least_calibration
+from service.training.recipe import (
+    MOST_CALIBRATION,
+    MOST_VALIDATION,
+    TO_PUBLISH,
+    Recipe,
+    Split,
+    calibration_needed,
+    least_calibration,
+)
 from service.training.repeats import one_of_each
 from service.training.selftest import with_selftest
-from service.training.train import planned
+from service.training.train import planned, rows_for_groups
 
 PILOT_SHARE = 0.1
 
@@ -70,8 +78,14 @@ def recalibrate(
         known = published.calibration.statistics
         if known is None:
             raise DataError("--by: the version keeps no training rows, whose groups would count: train it anew")
-        calibrating = rest[:MOST_CALIBRATION]
+        calibrating = data.array[rest[:MOST_CALIBRATION]]
         terms, least = planned(published.model.input, recipe, Split(known.known.rows, pilot, calibrating), least)
+    elif terms.groups is not None and published.calibration.statistics is not None:
+        training, needed = (
+            published.calibration.statistics.known.rows,
+            calibration_needed(replace(recipe, least=TO_PUBLISH)),
+        )
+        least = max(least, rows_for_groups(published.model.input, terms.groups, training, data.array[rest], needed))
     (split,), aside = with_rows_aside([Split(order[:0], pilot, rest, pilot)], least)
     spec = published.model.input
     rows = data.array[split.calibration[:MOST_CALIBRATION]]
@@ -138,6 +152,8 @@ def recalibrate_on(
     }
     if testing is not None and len(testing):
         data["test_rows"] = len(testing)
+    if terms is not None and terms.weighing is not None:
+        data["weighing_rows"] = len(terms.weighing)
     draft = published.again(model, calibration, data).judging(card.rule, card.false_alarm)
     draft = replace(draft, domains=domains)
     if testing is not None and len(testing):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -316,8 +317,27 @@ def planned(spec: InputSpec, recipe: Recipe, split: Split, least: int) -> tuple[
     """
     assert recipe.by is not None
     needed, rows = calibration_needed(replace(recipe, least=TO_PUBLISH)), spec.rows(split.train)
-    plan = GroupPlan.of(spec, recipe.by, rows, len(split.calibration), needed)
-    return Terms(recipe.percentiles, plan), max(least, plan.least_rows(spec, rows, needed))
+    rows, whole = rows[~np.isnan(rows).any(axis=1)], whole_share(split.calibration[:, : spec.features])
+    plan = GroupPlan.of(spec, recipe.by, rows, int(whole * len(split.calibration)), needed)
+    return Terms(recipe.percentiles, plan), max(least, rows_for_groups(spec, plan, rows, split.calibration, needed))
+
+
+def rows_for_groups(
+    spec: InputSpec, plan: GroupPlan, training: np.ndarray, calibration: np.ndarray, needed: int
+) -> int:
+    """How many calibration rows are enough for each group, if as many of them lack a cell as do here.
+
+    Args:
+        training: whole rows that the network was fitted to, shape (m, D).
+        calibration: shape (n, D + C).
+    """
+    whole = whole_share(calibration[:, : spec.features])
+    return min(len(calibration), math.ceil(plan.least_rows(spec, training, needed) / max(whole, 1e-6)))
+
+
+def whole_share(rows: np.ndarray) -> float:
+    """The share of rows, (n, D), that lack no cell: others are in no group."""
+    return float((~np.isnan(rows.astype(np.float64)).any(axis=1)).mean()) if len(rows) else 0.0
 
 
 def read_rows(spec: InputSpec, reader: CellReader, raw: RawTable) -> np.ndarray:

@@ -10,11 +10,11 @@ import pytest
 
 from service.data.columns import CategoryColumn
 from service.data.inputs import InputSpec, Mixed
-from service.data.table import Table
+from service.data.table import IS_TEXT, Table
 from service.density.estimator import Estimator
 from service.errors import CalibrationError, DamagedModelError, DataError, InputError
 from service.files.readers import Rows
-from service.scoring.groups import HIDDEN, POOL, POOL_NAME, GroupPlan, expected_for
+from service.scoring.groups import HIDDEN, POOL, POOL_NAME, GroupPlan, Terms, expected_for
 from service.scoring.options import ScoreOptions
 from service.scoring.scorer import Scorer
 from service.scoring.selftesting import selftested
@@ -195,11 +195,62 @@ def test_a_rate_that_a_group_is_too_small_for_is_refused(grouped):
         grouped.scorer.check(ScoreOptions("combined", false_alarm=0.008))
 
 
-def test_discoveries_count_with_the_smallest_group(grouped, fresh):
+def test_discoveries_need_what_the_largest_group_could_show(grouped, fresh):
     found = fresh.scores["the default"].discoveries(0.1)
-    smallest = min(len(one.scores) for one in grouped.scorer.groups.members)
-    assert fresh.scores["the default"].grouping.finest == smallest
-    assert found.needed == np.ceil(len(fresh.array) / (smallest + 1) / 0.1)
+    largest = max(len(one.scores) for one in grouped.scorer.groups.members)
+    assert fresh.scores["the default"].grouping.finest == largest
+    assert found.needed == np.ceil(len(fresh.array) / (largest + 1) / 0.1)
+
+
+@pytest.mark.parametrize("rows", range(60, 300, 7))
+def test_the_least_rate_of_a_group_is_one_that_it_allows(grouped, rows):
+    """Its nearest float may be below it."""
+    calibration, spec = grouped.scorer.calibration, grouped.scorer.model.input
+    few = [some_of(one, rows) for one in calibration.groups.members[1:]]
+    members = (calibration.groups.members[0], *few)
+    smaller = replace(calibration, groups=replace(calibration.groups, members=members))
+    assert smaller.combined_rule(spec).false_alarm >= 0.01
+
+
+def some_of(group, rows):
+    """A group of fewer rows."""
+    violations = replace(group.violations, counts=np.array([rows]), codes=group.violations.codes[:1])
+    return replace(group, scores=group.scores[:rows], violations=violations)
+
+
+def test_rows_that_cannot_be_read_are_of_their_group_whatever_else_they_lack(grouped, fresh):
+    rows = fresh.array[:60].copy()
+    rows[:, 1], rows[:, 2] = IS_TEXT, np.nan
+    spec, lowest = grouped.scorer.model.input, np.full(60, True)
+    codes = grouped.scorer.domains.codes(spec, rows)
+    wide = Terms((0.5, 99.5), grouped.scorer.groups.plan)
+    numbers = grouped.scorer.group_numbers(rows, lowest)
+    assert len(np.unique(numbers)) == 4
+    more = np.tile(rows, (20, 1))
+    with pytest.raises(CalibrationError, match=r"group .* of plant: .* rows cannot be read, and the band may refuse"):
+        Terms((25.0, 75.0), wide.groups).numbers(spec, more, np.tile(codes, (20, 1)))
+    whole = np.concatenate([np.tile(fresh.array[:60], (40, 1)), rows])
+    found = Terms((25.0, 75.0), wide.groups).numbers(spec, whole, grouped.scorer.domains.codes(spec, whole))
+    assert np.array_equal(found[-60:], numbers)
+
+
+def test_groups_are_planned_by_the_rows_that_lack_nothing():
+    """Else the fit would be lost when a group turns out too small."""
+    found = made(2000, 0)
+    gone = np.random.default_rng(0).random((2, 2000)) < 0.5
+    for name, where in zip(("height", "width"), gone, strict=True):
+        found[name] = np.where(where, np.nan, found[name])
+    with pytest.raises(DataError, match=r"fewer than two groups are expected to have \d+ of [12]\d\d calibration rows"):
+        train_table(as_table(found), RECIPE)
+
+
+def test_a_group_whose_rows_are_all_alike_can_be_loaded(tmp_path):
+    found = made(1500, 0, ("moss", "oak"), (0.5, 0.5))
+    for name in ("height", "width"):
+        found[name] = np.where(found["plant"] == "moss", 0.0, found[name])
+    draft = train_table(as_table(found), replace(RECIPE, fit=FitOptions(epochs=1)), repeats="natural").draft
+    store = Store(tmp_path)
+    assert set(store.load(store.publish("plants", draft)).calibration.groups.plan.values) == {"oak", "moss"}
 
 
 def test_reasons_name_the_group(grouped, fresh):

@@ -302,7 +302,7 @@ def test_a_stream_is_trained_killed_and_resumed_by_two_processes(stream, tmp_pat
     # One draw for each of 300 validation rows makes a bound uncertain by 0.1, where latents come out in another order.
     assert bounds[0] == pytest.approx(bounds[1], abs=0.4)
     assert cards[0].training["data"]["rows"] > 1900
-    assert cards[0].calibration.rows > 500
+    assert cards[0].calibration.rows > 400
     for wrong, message in (
         (("--columns", "c9"), "has no column 'c9'"),
         (("--folds", 3), "leave out --folds"),
