@@ -98,7 +98,9 @@ def test_every_door_gives_the_same_bits(pictures):
     assert [one["id"] for one in form["scores"]] == [file.name for file in files_of(pictures)]
     texts = [base64.b64encode(one).decode() for one in contents]
     texts[1::2] = [f"data:image/png;base64,{text}" for text in texts[1::2]]
-    assert [one["log_likelihood"] for one in ask("/score", json={"instances": texts}).json()["scores"]] == wanted
+    as_text = ask("/score", json={"instances": texts}).json()
+    assert [one["log_likelihood"] for one in as_text["scores"]] == wanted
+    assert as_text["warnings"][0] == "image 0: resized from 16 x 16"
     lines = ask("/score", content="\n".join(map(json.dumps, texts)), headers={"content-type": "application/x-ndjson"})
     assert [json.loads(line)["log_likelihood"] for line in lines.text.splitlines()] == wanted
     listed = list(csv.DictReader(io.StringIO(score(pictures, pictures.fresh).stdout)))
@@ -137,6 +139,10 @@ def test_what_cannot_be_read_is_named_and_a_folder_may_go_on_without(pictures, t
     assert ask("/score", files=[image], data={"note": "hello"}).status_code == 422
     assert ask("/score", files=[image, table]).status_code == 422
     assert ask("/score", content=b"--x", headers={"content-type": "multipart/form-data"}).status_code == 400
+    whole = pictures.client.build_request("POST", "/score", files=[image, ("file", ("b.png", good))])
+    cut = ask("/score", content=whole.read()[:-8], headers={"content-type": whole.headers["content-type"]})
+    assert (cut.status_code, "the form has no end" in cut.json()["detail"]) == (400, True)
+    assert ask("/score", content=good, headers={"content-type": "image/avif"}).status_code == 415
     (tmp_path / "a.png").write_bytes(good)
     (tmp_path / "b.png").write_bytes(b"no image")
     refused = score(pictures, tmp_path)
@@ -216,6 +222,14 @@ def test_a_folder_is_divided_into_valid_and_invalid_pictures(pictures, tmp_path)
     assert sum(verdict == "invalid" for name, verdict in listed.items() if name.startswith("late")) == 10
     assert Image.open(io.BytesIO((tmp_path / "out" / "strangest.png").read_bytes())).mode == "RGB"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["mixed", "out"]
+    links = tmp_path / "links"
+    links.mkdir()
+    for number in range(10):
+        (links / f"{number}.png").symlink_to(mixed / f"{number}.png")
+    assert vouch("filter", links, "--out", tmp_path / "linked", *options).returncode == 0
+    placed = [file for file in (tmp_path / "linked").rglob("*.png") if file.name != "strangest.png"]
+    assert all(file.samefile(mixed / file.name) and not file.is_symlink() for file in placed)
+    assert len(placed) == 10
     copied = vouch("filter", mixed, "--out", tmp_path / "copies", "--images", "copy", *options)
     assert copied.returncode == 0
     assert (tmp_path / "copies" / "scores.csv").read_text() == (tmp_path / "out" / "scores.csv").read_text()

@@ -266,8 +266,8 @@ def colour_of(text: str) -> tuple[int, int, int]:
     Raises:
         DataError: the text is no such colour.
     """
-    parts = [int(part) if part.strip().isdigit() else -1 for part in text.split(",")]
-    if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
+    parts = [int(part) for part in text.split(",") if re.fullmatch(r"\s*[0-9]{1,3}\s*", part)]
+    if text.count(",") != 2 or len(parts) != 3 or max(parts) > 255:
         raise DataError(f"--background {text}: expected three numbers from 0 to 255, such as 255,255,255")
     return parts[0], parts[1], parts[2]
 

@@ -117,6 +117,6 @@ def place(source: Path, target: Path, placing: Placing) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if placing == "link":
         with contextlib.suppress(OSError):  # another file system, or one without links
-            os.link(source, target)
+            os.link(source.resolve(), target)
             return
     shutil.copy2(source, target)

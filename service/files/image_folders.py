@@ -5,18 +5,18 @@ Hidden files and folders, which tools leave behind, never count.
 
 from __future__ import annotations
 
-import io
+import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from service.data.image_reading import USUAL_IMAGES, ImageReading, Mode
 from service.errors import DataError, VouchError
-from service.files.images import FORMATS, SUFFIXES, Decoded, decode
+from service.files.images import FORMATS, SUFFIXES, Decoded, decode, opened
 
 MOST_TOLD, FEW_TOLD = 20, 4
 LEFT_BEHIND = {"__macosx", "thumbs.db", "desktop.ini"}  # by other systems, beside what is hidden
@@ -71,6 +71,11 @@ def read_folder(root: Path, options: ImageOptions = AS_THEY_ARE) -> ImageFolder:
     found: dict[str, Decoded] = {}
     bad: dict[str, str] = {}
     for name, file in files.items():
+        if not name.isprintable():
+            bad["".join(one if one.isprintable() else "?" for one in name)] = (
+                "its name has characters that cannot be printed"
+            )
+            continue
         try:
             found[name] = decode(file.read_bytes(), reading, options.size)
         except VouchError as error:
@@ -107,28 +112,38 @@ def images_in(root: Path) -> tuple[dict[str, Path], list[str]]:
         return {root.name: root}, []
     files: dict[str, Path] = {}
     others: Counter[str] = Counter()
-    for file in sorted(root.rglob("*")):
+    notes: list[str] = []
+
+    def on_error(error: OSError) -> None:
+        notes.append(f"skipped, cannot be opened: a folder: {error.strerror}")
+
+    paths = [
+        Path(folder) / name for folder, inner, outer in os.walk(root, onerror=on_error) for name in (*inner, *outer)
+    ]
+    for file in sorted(paths):
         path = file.relative_to(root)
-        if any(part.startswith(".") or part.lower() in LEFT_BEHIND for part in path.parts) or not file.is_file():
+        if any(part.startswith(".") or part.lower() in LEFT_BEHIND for part in path.parts):
+            continue
+        if not file.is_file():
+            if file.is_symlink():
+                others["links to folders, or to nothing"] += 1
             continue
         if file.suffix.lower() in SUFFIXES:
             files[path.as_posix()] = file
         else:
-            others[file.suffix.lower() or "no suffix"] += 1
-    return files, [f"skipped, no images: {count:,} files with {suffix}" for suffix, count in sorted(others.items())]
+            others[f"files with {ascii(file.suffix.lower())[1:-1] or 'no suffix'}"] += 1
+    return files, [*notes, *(f"skipped, no images: {count:,} {what}" for what, count in sorted(others.items()))]
 
 
 def float_range(files: dict[str, Path]) -> tuple[float, float] | None:
     """The least and the greatest value of those images that hold floats; None if none does."""
     ends: list[float] = []
     for file in files.values():
-        try:
-            with Image.open(io.BytesIO(file.read_bytes()), formats=tuple(FORMATS)) as image:
-                if image.mode == "F":
-                    values = np.asarray(image, dtype=np.float64)
-                    ends += [float(np.nanmin(values)), float(np.nanmax(values))]
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
-            continue  # which is told when it is read
+        with contextlib.suppress(Exception):  # which is told when it is read
+            image = opened(file.read_bytes())
+            if image.mode == "F":
+                values = np.asarray(image, dtype=np.float64)
+                ends += [float(np.nanmin(values)), float(np.nanmax(values))]
     finite = [end for end in ends if np.isfinite(end)]
     return (min(finite), max(finite)) if finite else None
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from service.data.image_reading import USUAL_IMAGES, ImageReading
-from service.errors import InputError, MalformedError, TooLargeError
+from service.errors import InputError, MalformedError, TooLargeError, VouchError
 
 MAX_PIXELS = 50_000_000
 # Pillow's name of each format, the suffixes of its files, and its media types.
@@ -31,10 +31,24 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **({"AVIF": ((".avif",), ("image/avif",))} if features.check("avif") else {}),
 }
 SUFFIXES = frozenset(suffix for suffixes, _ in FORMATS.values() for suffix in suffixes)
-MEDIA_TYPES = {kind: name for name, (_, kinds) in FORMATS.items() for kind in kinds}
+# AVIF's decoder cannot be bounded: its container may lie about the size of what is in it. So strangers may not send it.
+FROM_STRANGERS = tuple(name for name in FORMATS if name != "AVIF")
+MEDIA_TYPES = {kind: name for name in FROM_STRANGERS for kind in FORMATS[name][1]}
 RESAMPLING = Image.Resampling.LANCZOS
 WHITE = 255.0
 DEEP = 65_535.0  # white of 16 bits
+START_OF_SCAN, MOST_SCANS = b"\xff\xda", 100  # of JPEG: each scan may cost as much as a whole image
+TILE_SIZE = (322, 323)  # TIFF's tags
+ORIENTATION = 0x0112  # EXIF's tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +81,13 @@ def decode(
         InputError: of another size than `shape`, and the reading does not change sizes; of floats, without a range.
     """
     try:
-        check_webp_size(content, max_pixels)
-        image = Image.open(io.BytesIO(content), formats=tuple(formats))
-        check_size(image.size, max_pixels)
+        image = opened(content, max_pixels, formats)
         size = None if shape is None else (shape[1], shape[0])
         if size is not None and size not in (image.size, image.size[::-1]):
             check_fit(image.size, size, reading)  # before any pixel is decoded
-        notes = []
-        if (frames := getattr(image, "n_frames", 1)) > 1:
-            notes.append(f"the first of {frames:,} frames was read")
+        notes = ["the first of several frames was read"] if getattr(image, "is_animated", False) else []
         image.load()
-        turned = ImageOps.exif_transpose(image)
+        turned = upright(image)
         check_fit(turned.size, size, reading)
         plain, more = flattened(turned, reading)
         is_colour = plain.mode == "RGB" and has_colour(plain)
@@ -88,12 +98,55 @@ def decode(
             more.append(f"resized from {plain.width} x {plain.height}")
             plain = fitted(plain, size, reading)
         return Decoded(np.asarray(plain, dtype=np.uint8), (*notes, *more), is_colour)
+    except VouchError:
+        raise
+    except Exception as error:  # a damaged image can make its decoder raise anything
+        raise MalformedError("the image is damaged or truncated") from error
+
+
+def opened(
+    content: bytes | bytearray, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = tuple(FORMATS)
+) -> Image.Image:
+    """An image whose pixels have not been decoded, and are few enough to be.
+
+    Raises:
+        MalformedError: not an image in one of these formats, or a damaged one.
+        TooLargeError: more than `max_pixels`, or more work than so many are.
+    """
+    try:
+        check_webp_size(content, max_pixels)
+        image = Image.open(io.BytesIO(content), formats=tuple(formats))
+        check_size(image.size, max_pixels)
+        if image.format == "TIFF":
+            check_tiles(image, max_pixels)
+        if image.format in ("JPEG", "MPO") and bytes(content).count(START_OF_SCAN) > MOST_SCANS:
+            raise TooLargeError(f"the image has more than {MOST_SCANS} scans")
+        return image
+    except VouchError:
+        raise
     except Image.DecompressionBombError as error:
         raise TooLargeError(f"image dimensions exceed the limit of {max_pixels:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise MalformedError(f"unknown image format; expected one of {', '.join(FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, MemoryError) as error:
+        raise MalformedError(f"unknown image format; expected one of {', '.join(formats)}") from error
+    except Exception as error:  # likewise
         raise MalformedError("the image is damaged or truncated") from error
+
+
+def check_tiles(image: Image.Image, max_pixels: int) -> None:
+    """Raise if a tile of a TIFF image claims more pixels than are accepted: it is decoded whole."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = (int(tags.get(tag, 0) or 0) for tag in TILE_SIZE)
+    if width * height > max_pixels:
+        raise TooLargeError(f"the image has tiles of {width} x {height} pixels, at most {max_pixels:,} are accepted")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF entry says; other entries, however odd, do not matter."""
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # metadata of any kind of damage cost no image
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:

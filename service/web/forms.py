@@ -10,7 +10,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 from service.errors import InputError, MalformedError, TooLargeError
-from service.files.images import FORMATS, MEDIA_TYPES
+from service.files.images import FORMATS, FROM_STRANGERS, MEDIA_TYPES
+from service.system.cancellation import CheckCancelled, never_cancelled
 
 FORM = "multipart/form-data"
 # What a file is, by its suffix, where the form does not say.
@@ -18,9 +19,11 @@ BY_SUFFIX = {
     ".json": "application/json",
     ".npy": "application/x-npy",
     ".csv": "text/csv",
-    **{suffix: kinds[0] for suffixes, kinds in FORMATS.values() for suffix in suffixes},
+    **{suffix: FORMATS[name][1][0] for name in FROM_STRANGERS for suffix in FORMATS[name][0]},
 }
 UNTOLD = ("", "application/octet-stream")
+LONGEST_NAME = 256  # characters, as of an id
+SLICE = 2**16  # bytes that are parsed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,10 @@ class FormFile:
         return self.kind in MEDIA_TYPES
 
 
-def files_in(body: bytes | bytearray, content_type: str, most: int) -> list[FormFile]:
-    """The files of a form, in order.
+def files_in(
+    body: bytes | bytearray, content_type: str, most: int, check: CheckCancelled = never_cancelled
+) -> list[FormFile]:
+    """The files of a form, in order; `check` is called every few milliseconds of work.
 
     Raises:
         MalformedError: the body is not a form.
@@ -47,12 +52,14 @@ def files_in(body: bytes | bytearray, content_type: str, most: int) -> list[Form
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if boundary is None:
         raise MalformedError("the form has no boundary; leave the Content-Type header to what makes the form")
+    if b"--" + boundary + b"--" not in body:
+        raise MalformedError("the form has no end: it is truncated, or has another boundary")
     found: list[FormFile] = []
 
     def on_file(file: File) -> None:
         if len(found) >= most:
             raise TooLargeError(f"the form has more than {most:,} files")
-        name = (file.file_name or b"").decode("utf-8", "replace")
+        name = (file.file_name or b"").decode("utf-8", "replace")[:LONGEST_NAME]
         kind = (getattr(file, "content_type", None) or "").partition(";")[0].strip().lower()
         if kind in UNTOLD:
             kind = BY_SUFFIX.get(PurePath(name).suffix.lower(), kind)
@@ -65,7 +72,9 @@ def files_in(body: bytes | bytearray, content_type: str, most: int) -> list[Form
     try:
         whole = {"MAX_MEMORY_FILE_SIZE": sys.maxsize}  # a body is held in memory, and never written to a disk
         parser = FormParser(FORM, on_field, on_file, boundary=boundary, config=whole)
-        parser.write(bytes(body))
+        for start in range(0, len(body), SLICE):
+            check()
+            parser.write(bytes(body[start : start + SLICE]))
         parser.finalize()
     except FormParserError as error:
         raise MalformedError("the body is not a form of type multipart/form-data") from error

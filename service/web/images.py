@@ -3,38 +3,69 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from service.data.cells import CellReader
 from service.data.image_reading import ImageReading
 from service.data.inputs import InputSpec
 from service.errors import Fault, InputError, MediaTypeError, summary
-from service.files.images import decode
+from service.files.images import FROM_STRANGERS, Decoded, decode
 from service.web.batch import Batch, Limits, check_row_count
 
 MAX_ENCODED = 2**24  # bytes of an image in base64
 MOST_WARNINGS = 20
+ENCODED = re.compile(rb'"[A-Za-z0-9+/=:;,]{40}')
 
 
-def pixels_of(instance: Any, number: int, spec: InputSpec, reading: ImageReading, max_pixels: int) -> Any:
-    """An instance of JSON, in which text is an image in base64, perhaps as a data URI: (H, W) or (H, W, 3) nested lists.
+def decoded_text(text: str, number: int, spec: InputSpec, reading: ImageReading, max_pixels: int) -> Decoded:
+    """The image that an instance of JSON is in base64, perhaps as a data URI.
 
     Raises:
         InputError: the text is no image that can be read; says which instance.
     """
-    if not isinstance(instance, str):
-        return instance
     try:
-        content = base64.b64decode(instance.rpartition(",")[2], validate=True)
-        return decode(content, reading, spec.shape, max_pixels).pixels.tolist()
+        content = base64.b64decode(text.rpartition(",")[2], validate=True)
+        return decode(content, reading, spec.shape, max_pixels, FROM_STRANGERS)
     except ValueError:
         fault = Fault("text that is not base64", number, None, "an image in base64, or a list of pixels")
         raise InputError(summary([fault]), [fault]) from None
     except InputError as error:
         fault = Fault(str(error), number)
         raise type(error)(summary([fault]), [fault]) from None
+
+
+def rows_of_instances(
+    instances: Sequence[Any], spec: InputSpec, reader: CellReader, limits: Limits
+) -> tuple[np.ndarray, list[str]]:
+    """Rows of JSON that are images in base64 or lists of pixels, shape (B, D), and what decoding changed, in words.
+
+    Raises:
+        InputError: says which instance cannot be read, and why.
+    """
+    rows = np.zeros((len(instances), spec.features), np.float32)
+    limits.hold(rows.nbytes)
+    notes: list[str] = []
+    for number, instance in enumerate(instances):
+        limits.check()
+        if isinstance(instance, str):
+            found = decoded_text(instance, number, spec, reader.images, limits.max_pixels)
+            rows[number] = found.pixels.ravel()
+            notes += [f"image {number}: {note}" for note in found.notes]
+            continue
+        try:
+            rows[number] = reader.rows([instance])[0]
+        except InputError as error:
+            raise error.after(number) from None
+    return rows, notes
+
+
+def has_encoded(body: bytes | bytearray, spec: InputSpec) -> bool:
+    """Whether a JSON body for a model of images may hold some in base64, which take long to decode."""
+    return spec.kind == "image" and ENCODED.search(body) is not None
 
 
 def parse_images(
@@ -57,7 +88,7 @@ def parse_images(
     for number, content in enumerate(contents):
         limits.check()
         try:
-            found = decode(content, reading, spec.shape, limits.max_pixels)
+            found = decode(content, reading, spec.shape, limits.max_pixels, FROM_STRANGERS)
         except InputError as error:
             if len(contents) == 1:
                 raise

@@ -34,7 +34,7 @@ from service.files.images import MEDIA_TYPES
 from service.files.text_tables import csv_table
 from service.web.batch import MAX_PIXELS, Batch, Limits, check_row_count
 from service.web.forms import FORM, files_in
-from service.web.images import MAX_ENCODED, parse_images, pixels_of
+from service.web.images import MAX_ENCODED, MOST_WARNINGS, decoded_text, parse_images, rows_of_instances
 from service.web.json_chunks import MAX_ELEMENT, field_chunks
 
 MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape
@@ -127,12 +127,14 @@ def parse_json(body: Body, spec: InputSpec, reader: CellReader, limits: Limits) 
     """The instances of a JSON body, with their ids if they have any; a chunk of the body at a time."""
     parts: list[np.ndarray] = []
     ids: list[Any] = []
+    notes: list[str] = []
     largest = max(MAX_ELEMENT if spec.kind == "table" else MAX_ENCODED, NUMBER_BYTES * spec.features)
     for chunk, displaced in field_chunks(body, "instances", limits.max_rows, limits.check, largest):
         try:
             array = parse_numbers(chunk, spec, limits.max_rows)
             if array is None:
-                array, some = explained(chunk, spec, reader, limits, displaced)
+                array, some, more = explained(chunk, spec, reader, limits, displaced)
+                notes += more
             else:
                 array, some = reader.padded(array), None
             parts.append(spec.read(array, reader))
@@ -143,7 +145,7 @@ def parse_json(body: Body, spec: InputSpec, reader: CellReader, limits: Limits) 
     if not parts:
         raise no_rows("instances")
     rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return Batch(rows, ids if any(one is not None for one in ids) else None)
+    return Batch(rows, ids if any(one is not None for one in ids) else None, tuple(notes[:MOST_WARNINGS]))
 
 
 def parse_numbers(body: Body, spec: InputSpec, max_rows: int) -> np.ndarray | None:
@@ -177,13 +179,14 @@ def shape_of(nested: list[Any], depth: int) -> tuple[int, ...] | None:
 
 def explained(
     body: Body, spec: InputSpec, reader: CellReader, limits: Limits, displaced: int = 0
-) -> tuple[np.ndarray, list[Any] | None]:
-    """The slow path: parse rows with named columns, or images in base64, or raise what is wrong with which row."""
+) -> tuple[np.ndarray, list[Any] | None, list[str]]:
+    """The slow path: rows with named columns, or images in base64, their ids and notes, or what is wrong with which row."""
     instances = field_of(loaded(body, displaced), "instances")
     check_row_count(len(instances), limits.max_rows)
-    if spec.kind == "image":
-        instances = [pixels_of(one, at, spec, reader.images, limits.max_pixels) for at, one in enumerate(instances)]
-    return reader.rows(instances), ids_of(instances, reader)
+    if spec.kind == "image" and any(isinstance(one, str) for one in instances):
+        rows, notes = rows_of_instances(instances, spec, reader, limits)
+        return rows, None, notes
+    return reader.rows(instances), ids_of(instances, reader), []
 
 
 def loaded(body: Body, displaced: int = 0) -> Any:
@@ -260,8 +263,8 @@ def parse_row(line: bytes, spec: InputSpec, reader: CellReader, max_pixels: int 
     if simple is not None:
         return spec.read(reader.padded(simple), reader), None
     instance = loaded(line)
-    if spec.kind == "image":
-        instance = pixels_of(instance, 0, spec, reader.images, max_pixels)
+    if spec.kind == "image" and isinstance(instance, str):
+        return spec.rows(decoded_text(instance, 0, spec, reader.images, max_pixels).pixels[None]), None
     faults: list[Fault] = []
     cells = reader.row(instance, 0, faults)
     if faults:
@@ -352,8 +355,8 @@ def parse_form(body: Body, content_type: str, spec: InputSpec, reader: CellReade
     Raises:
         MalformedError, MediaTypeError, TooLargeError, InputError.
     """
-    files = files_in(body, content_type, limits.max_rows)
-    limits.hold(sum(len(one.content) for one in files))
+    limits.hold(len(body))  # of which the files are a copy
+    files = files_in(body, content_type, limits.max_rows, limits.check)
     if all(one.is_image for one in files):
         contents, names = [one.content for one in files], [one.name for one in files]
         return parse_images(contents, spec, reader.images, limits, names)

@@ -16,6 +16,7 @@ from service.web.batch import Batch
 from service.web.context import RequestContext, model_id
 from service.web.documentation import ROW_TYPES, ROWS_PROBLEMS, options, takes
 from service.web.forms import FORM
+from service.web.images import has_encoded
 from service.web.lean import LeanRoute
 from service.web.parsing import media_type, parse_rows
 from service.web.query import ScoreQuery, documented, parse_query, under_policy
@@ -63,7 +64,10 @@ async def batch_of(context: RequestContext, scorer: Scorer, reader: CellReader |
     body = await context.body()
     reader = reader or replace(scorer.reader, is_strict=True)
     parse = partial(parse_rows, body, context.content_type, scorer.model.input, reader, context.limits())
-    return await context.parsed(len(body), parse, always_beside=context.content_type.startswith(("image/", FORM)))
+    may_take_long = media_type(context.content_type).startswith(("image/", FORM)) or has_encoded(
+        body, scorer.model.input
+    )
+    return await context.parsed(len(body), parse, always_beside=may_take_long)
 
 
 def limited(name: str, value: int, limit: int) -> None:

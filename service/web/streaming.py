@@ -27,6 +27,7 @@ from service.serving.call import CallerLeftError
 from service.web.answers import NDJSON, model_headers, score_list
 from service.web.batch import MAX_PIXELS
 from service.web.context import RequestContext, model_id
+from service.web.images import has_encoded
 from service.web.parsing import parse_row, parse_simple_rows
 from service.web.problems import error_document, internal
 
@@ -121,7 +122,9 @@ class Lines:
         """Score the valid lines, and put the problems of the others in their places."""
         size = sum(map(len, block))
         answers, rows, ids, places = await self.context.parsed(
-            size, partial(read_block, self.scorer, block, self.options.strict, self.context.settings.max_pixels)
+            size,
+            partial(read_block, self.scorer, block, self.options.strict, self.context.settings.max_pixels),
+            always_beside=any(has_encoded(line, self.scorer.model.input) for line in block),
         )
         if len(rows):
             scores = score_list(await self.score(rows), ids)

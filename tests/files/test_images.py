@@ -1,6 +1,9 @@
 """Encoded images: sizes before pixels, and grey levels that a person would expect."""
 
+import contextlib
 import io
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from PIL import Image
 from service.data.image_reading import ImageReading
 from service.errors import DataError, InputError, MalformedError, TooLargeError
 from service.files.image_folders import ImageOptions, read_folder
-from service.files.images import FORMATS, decode, grid, png
+from service.files.images import FORMATS, check_tiles, decode, grid, png
 from tests.tools import png_bomb
 
 PIXELS = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
@@ -162,7 +165,7 @@ def test_of_an_animation_the_first_frame_is_read_and_that_is_said(kind):
     )
     found = decode(content)
     assert found.pixels.tolist() == [[40] * 3] * 2
-    assert found.notes == ("the first of 3 frames was read",)
+    assert found.notes == ("the first of several frames was read",)
 
 
 def test_other_sizes_become_the_models_by_the_way_that_is_named():
@@ -276,3 +279,53 @@ def test_the_range_of_floats_is_learnt_from_all_files(tmp_path):
     assert found.pixels.tolist() == [[[128, 255]], [[0, 191]]]
     with pytest.raises(DataError, match="trained on none"):  # a version does not learn from what it scores
         read_folder(tmp_path, ImageOptions(learns_range=False))
+
+
+# What somebody may send to do harm
+
+
+def test_odd_metadata_cost_no_image(monkeypatch):
+    def broken(image):
+        raise TypeError("a float where text was expected")
+
+    assert decode(encoded(SCENE, "PNG", exif=b"Exif\0\0nonsense"), COLOUR).pixels.shape == (4, 6, 3)
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    assert decode(encoded(SCENE), COLOUR).pixels.shape == (4, 6, 3)
+
+
+def test_a_tile_that_claims_to_be_huge_is_refused():
+    with pytest.raises(TooLargeError, match="tiles of 16384 x 16384 pixels"):
+        check_tiles(SimpleNamespace(tag_v2={322: 16_384, 323: 16_384}), 4_000_000)
+    check_tiles(SimpleNamespace(tag_v2={}), 4_000_000)
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_they_are_decoded():
+    whole = encoded(SCENE, "JPEG", progressive=True)
+    assert decode(whole, COLOUR).is_colour
+    with pytest.raises(TooLargeError, match="more than 100 scans"):
+        decode(whole + 200 * b"\xff\xda")
+
+
+def test_whatever_a_decoder_raises_is_a_damaged_image():
+    generator = np.random.default_rng(0)
+    for kind in FORMATS:
+        whole = bytearray(encoded(SCENE.resize((30, 20)), kind))
+        for _ in range(40):
+            broken = whole.copy()
+            for at in generator.integers(4, len(whole), 6):
+                broken[at] = generator.integers(256)
+            with warnings.catch_warnings(), contextlib.suppress(InputError):
+                warnings.simplefilter("ignore")
+                decode(broken, COLOUR)
+
+
+def test_names_that_cannot_be_printed_and_links_to_nothing_are_told_of(tmp_path):
+    SCENE.save(tmp_path / "a.png")
+    (tmp_path / "b\n.png").write_bytes(encoded(SCENE))
+    (tmp_path / "c.png").symlink_to(tmp_path / "nowhere.png")
+    found = read_folder(tmp_path, ImageOptions(skip_bad=True))
+    assert found.names == ("a.png",)
+    assert found.notes == (
+        "skipped, cannot be read: b?.png: its name has characters that cannot be printed",
+        "skipped, no images: 1 links to folders, or to nothing",
+    )
