@@ -86,9 +86,11 @@ tables: $(VENV)/test.done    ## five minutes: a CSV file of a million rows, unde
 verdicts: $(VENV)/test.done  ## half an hour: what verdicts promise and what they catch; `pictures` draws some of it
 	$(BIN)/python benchmarks/verdicts.py --data $(DATA)
 
-selftest: $(VENV)/test.done  ## half an hour: are published self-tests honest, and what is caught of spoilt people and wines
+selftest: $(VENV)/test.done  ## two hours: are published self-tests honest, what is caught of spoilt rows, which weights are chosen
 	$(BIN)/python benchmarks/selftest.py
 	$(BIN)/python benchmarks/spoilt.py --data $(DATA)
+	$(BIN)/python benchmarks/weighing.py --data $(DATA)
+	$(BIN)/python benchmarks/weighing.py --report
 
 groups: $(VENV)/test.done    ## ten minutes: what each group of adult is promised, and gets, with --by and without
 	$(BIN)/python benchmarks/groups.py --data $(DATA)
