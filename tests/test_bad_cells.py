@@ -25,7 +25,7 @@ from service.training.train import train_table
 from service.validity.conformal import Discoveries, ScoreRanks
 from service.validity.martingale import Martingale, Ranks, log_limit
 from tests.models import COLUMNS, PEOPLE, made
-from tests.tools import running_service
+from tests.tools import as_csv, running_service
 
 RULE = ScoreOptions("combined", false_alarm=0.05)
 RULES = {
@@ -70,14 +70,6 @@ def as_table(found):
         for name, cells in found.items()
     ]
     return Table(tuple(found), tuple(arrays))
-
-
-def as_csv(rows):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import secrets
@@ -157,3 +158,15 @@ def png_bomb(width, height):
 def detected_cells(texts) -> np.ndarray:
     """A column of a file, as it is read: numbers or text."""
     return detect(RawTable(("x",), (list(texts),))).columns[0].cells
+
+
+# Files
+
+
+def as_csv(rows):
+    """Dicts with the same keys as a CSV file with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

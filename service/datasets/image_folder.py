@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,25 +91,18 @@ def whole_folder(root: Path, out: Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: is there already; expected a new folder, or an empty one")
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    unfinished = out.parent / f".{uuid.uuid4().hex}"
+    unfinished.mkdir()
     try:
         for name in ("valid", "invalid"):
             (unfinished / name).mkdir()
         yield unfinished
-        unfinished.chmod(0o777 & ~umask())
         if out.exists():
             out.rmdir()
         unfinished.rename(out)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-
-
-def umask() -> int:
-    """The process's mask of permissions, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def place(source: Path, target: Path, placing: Placing) -> None:

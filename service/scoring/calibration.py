@@ -139,7 +139,8 @@ class Calibration:
         if self.groups is not None and false_alarm is None:
             false_alarm = self.groups.least_rate(spec)
         rule = CombinedRule.of(self.statistics, spec, false_alarm, self.violations)
-        self.grouping(spec, self.band(), rule)
+        if self.groups is not None:
+            self.groups.grouping(spec, self.band(), rule)  # raises if it is too fine for one of them
         return rule
 
     def grouping(self, spec: InputSpec, band: Band, rule: CombinedRule | None) -> Grouping | None:

@@ -29,7 +29,7 @@ LEAST_ROWS = 100  # calibration rows that a group is expected to have
 SPREAD = 4.0  # standard deviations by which a group may have fewer calibration rows than expected
 POOL = 0  # the number of the pool
 POOL_NAME = "(others)"
-MOST_KEPT = 100  # groupings
+MOST_KEPT = 100  # groupings, and bands
 HIDDEN = -1  # instead of a number, for rows whose group is missing
 
 T = TypeVar("T")
@@ -56,9 +56,7 @@ class GroupPlan(Frozen):
         Raises:
             DataError: the model reads no such column of categories, or fewer than two groups are large enough.
         """
-        column = category_column(spec, name)
-        at = (spec.columns or ()).index(name)
-        places = column.encode(rows[:, at].astype(np.float64))[:, 0]
+        column, places = category_column(spec, name), places_in(spec, name, rows)
         places = places[~np.isnan(places)].astype(int)
         expected = np.bincount(places, minlength=len(column.values) + 1) / max(1, len(places)) * calibration
         least = max(LEAST_ROWS, expected_for(needed))
@@ -92,15 +90,18 @@ class GroupPlan(Frozen):
         if not set(self.values) <= set(known) or len(set(self.values)) < len(self.values):
             raise ValueError("groups of values that the column does not have")
 
-    def numbers(self, spec: InputSpec, rows: np.ndarray) -> np.ndarray:
-        """The number of each row's group, from rows of shape (B, D): POOL, 1 to G, or HIDDEN; shape (B,)."""
-        column = category_column(spec, self.column)
-        places = column.encode(rows[:, (spec.columns or ()).index(self.column)].astype(np.float64))[:, 0]
+    def numbers(self, spec: InputSpec, rows: np.ndarray, lowest: np.ndarray | None = None) -> np.ndarray:
+        """The number of each row's group, from rows of shape (B, D): POOL, 1 to G, or HIDDEN; shape (B,).
+
+        Rows that rank below every number, `lowest` (B,), are of the pool if their group is missing: nothing is hidden.
+        """
+        column, places = category_column(spec, self.column), places_in(spec, self.column, rows)
         number_of = np.zeros(len(column.values) + 2, dtype=int)
         for number, value in enumerate(self.values, start=1):
             number_of[list(column.values).index(value)] = number
         number_of[-1] = HIDDEN
-        return number_of[np.nan_to_num(places, nan=-1).astype(int)]
+        numbers = number_of[np.nan_to_num(places, nan=-1).astype(int)]
+        return numbers if lowest is None else np.where(lowest, np.maximum(numbers, POOL), numbers)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -125,6 +126,12 @@ def category_column(spec: InputSpec, name: str) -> CategoryColumn:
         return column
     known = ", ".join(one.name for one in columns if isinstance(one, CategoryColumn)) or "none"
     raise DataError(f"--by {name}: not a column of categories that the model reads; expected one of these: {known}")
+
+
+def places_in(spec: InputSpec, name: str, rows: np.ndarray) -> np.ndarray:
+    """The place of each row's cell among the values of a column of categories, NaN for a missing one: shape (B,)."""
+    at = (spec.columns or ()).index(name)
+    return category_column(spec, name).encode(rows[:, at].astype(np.float64))[:, 0]
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,7 @@ class Groups:
         if len(self.known) >= MOST_KEPT:
             self.known.clear()
         if rule is None:
-            bands = self.of_each(lambda one: Band.fit(one.scores, band.percentiles))
+            bands = self.bands(band.percentiles)
             accepted, finest = [one.accepted for one in bands], [one.rows for one in bands]
         else:
             rules = self.of_each(lambda one: one.rule(spec, rule.false_alarm))
@@ -204,8 +211,27 @@ class Groups:
 
     def ends(self, band: Band) -> tuple[float, ...]:
         """The ends of a band of all rows, and those of the groups' own between the same percentiles."""
-        own = [end for one in self.of_each(lambda one: Band.fit(one.scores, band.percentiles)) for end in one.ends]
+        own = [end for one in self.bands(band.percentiles) for end in one.ends]
         return tuple(dict.fromkeys((*band.ends, *own)))
+
+    def bands(self, percentiles: tuple[float, float]) -> list[Band]:
+        """The band of each group.
+
+        Raises:
+            CalibrationError: a group has too few rows for it; names the group.
+        """
+        bands = self.known_bands.get(percentiles)
+        if bands is None:
+            bands = self.of_each(lambda one: Band.fit(one.scores, percentiles))
+            if len(self.known_bands) >= MOST_KEPT:
+                self.known_bands.clear()
+            self.known_bands[percentiles] = bands
+        return bands
+
+    @cached_property
+    def known_bands(self) -> dict[tuple[float, float], list[Band]]:
+        """Bands that were computed before, by percentiles: each request needs them."""
+        return {}
 
     @cached_property
     def known(self) -> dict[tuple[tuple[float, float], float | None], Grouping]:
@@ -255,9 +281,9 @@ class Terms:
         plan = self.groups
         if plan is None:
             return np.zeros(len(rows), dtype=int)
-        numbers, lowest = plan.numbers(spec, rows), is_lowest(codes, spec.features)
+        lowest = is_lowest(codes, spec.features)
+        numbers = plan.numbers(spec, rows, lowest)
         numbers[has_missing(codes, spec.features) & ~lowest] = HIDDEN
-        numbers[lowest] = np.maximum(numbers[lowest], POOL)
         members = [
             Group(name, np.where(lowest[numbers == number], -np.inf, 0.0))
             for number, name in enumerate(plan.names)

@@ -21,7 +21,7 @@ from service.density.tiling import Workers, worker_pool
 from service.errors import CalibrationError, DamagedModelError, InputError
 from service.scoring.expected import MemberDraws, expected_cells
 from service.scoring.generator import Generator
-from service.scoring.groups import HIDDEN, POOL, Groups
+from service.scoring.groups import HIDDEN, Groups
 from service.scoring.judgement import Compared, Violations, judge_by_band, judge_combined
 from service.scoring.missing_patterns import Comparison, MissingPatterns, distinct_patterns
 from service.scoring.model import Assessment
@@ -237,9 +237,7 @@ class Scorer(Generator):
         if self.groups is None:
             return np.zeros(len(rows), dtype=int)
         self.model.input.check_whole(rows, self.groups.plan.column)
-        numbers = self.groups.plan.numbers(self.model.input, rows)
-        numbers[lowest] = np.maximum(numbers[lowest], POOL)
-        return numbers
+        return self.groups.plan.numbers(self.model.input, rows, lowest)
 
     def of_group(self, number: int) -> Comparison:
         """What rows of a group are compared with."""
@@ -248,7 +246,7 @@ class Scorer(Generator):
         return Comparison(one.scores, None, self.calibration.columns, one.statistics, one.violations)
 
     def finest(self, rule: RuleName) -> int:
-        """The number of validation rows behind the coarsest p-values of a rule, at its usual rate."""
+        """The number of validation rows behind the finest p-values of a rule, at its usual rate."""
         combined = self.combined_rule() if rule == "combined" else None
         grouping = self.calibration.grouping(self.model.input, self.band, combined)
         if grouping is not None:

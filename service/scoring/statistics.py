@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal, TypeGuard, get_args
 
 import numpy as np
@@ -321,10 +321,12 @@ class RowStatistics:
         middle, spread = self.known.usual
         short = np.where(np.isnan(rows), 0.0, (middle - by_draws.reconstruction) / spread)
         distances, which = self.neighbours.nearest(coordinates(self.spec, rows, self.known.generation), self.count)
-
-        def images() -> np.ndarray:
-            return rows.reshape(-1, *self.spec.shape)
-
+        images = rows.reshape(-1, *self.spec.shape)
+        shades, structure, colours = (
+            cache(lambda: extremes(images)),
+            cache(lambda: textures(images)),
+            cache(lambda: hues(images)),
+        )
         values: dict[StatisticName, Callable[[], np.ndarray]] = {
             "nearest_row": lambda: logarithm(distances[:, 0], self.closest),
             "reconstruction": lambda: -by_draws.reconstruction.sum(axis=1),
@@ -332,13 +334,13 @@ class RowStatistics:
             "divergence": lambda: np.arcsinh(by_draws.divergence),
             "bound_gap": lambda: np.arcsinh(by_draws.gap),
             "nearest_encoding": lambda: logarithm(by_draws.latent_distance),
-            "compressed_size": lambda: logarithm(compressed_sizes(images())),
-            "darkest": lambda: extremes(images())[0],
-            "brightest": lambda: extremes(images())[1],
-            "texture": lambda: textures(images())[0],
-            "sharpness": lambda: textures(images())[1],
-            "red_green": lambda: hues(images())[0],
-            "yellow_blue": lambda: hues(images())[1],
+            "compressed_size": lambda: logarithm(compressed_sizes(images)),
+            "darkest": lambda: shades()[0],
+            "brightest": lambda: shades()[1],
+            "texture": lambda: structure()[0],
+            "sharpness": lambda: structure()[1],
+            "red_green": lambda: colours()[0],
+            "yellow_blue": lambda: colours()[1],
             "discarded": lambda: discarded(self.spec, rows).mean(axis=1),
             "discarded_apart": lambda: discarded_apart(self.spec, rows),
             "worst_cell": lambda: self.worst_cell(cells),

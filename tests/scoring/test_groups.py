@@ -25,7 +25,7 @@ from service.training.fit import FitOptions
 from service.training.recalibrate import recalibrate
 from service.training.recipe import Recipe
 from service.training.train import train_table
-from tests.tools import running_service, vouch
+from tests.tools import as_csv, running_service, vouch
 
 RULE = ScoreOptions("combined", false_alarm=0.05)
 RULES = {
@@ -329,14 +329,6 @@ def test_folds_have_no_groups():
 
 
 # Doors
-
-
-def as_csv(rows):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 @pytest.fixture(scope="module")
