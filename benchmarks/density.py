@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from service.density.estimator import Estimator
 from service.files.readers import Rows, read
 from service.training.course import Course
 from service.training.fit import FitOptions, fit
-from service.training.inputs import architecture_of, input_of, network_rows
+from service.training.inputs import network_rows, plain_input
 from service.training.networks import augmentation_of
 from service.training.recipe import Recipe
 from service.vae.network import VAE
@@ -44,15 +44,20 @@ def main(
     data: Annotated[Path, typer.Option(help="folder that holds binarized_mnist.npz")] = DATA,
     minutes: Annotated[float, typer.Option(help="time to train")] = 30.0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 2,
+    network: Annotated[Literal["mlp", "conv"], typer.Option(help="kind of network")] = "mlp",
+    latents: Annotated[int, typer.Option(help="of a convolutional network")] = 32,
     num_samples: Annotated[int, typer.Option(help="draws for a test row, a power of two")] = 512,
 ) -> None:
     """Train, and print the test log-likelihood."""
     torch.set_num_threads(threads)
     file = data / "binarized_mnist.npz"
     rows = {key: read(file, key).array.reshape(-1, 28, 28) * 255 for key in ("x_train", "x_valid", "x_test")}
-    spec, likelihood = input_of(Rows(rows["x_train"]), RECIPE)
-    torch.manual_seed(RECIPE.fit.seed)
-    vae = VAE(architecture_of(spec.features, likelihood, RECIPE))
+    recipe = replace(RECIPE, network=network)
+    if network == "conv":
+        recipe = replace(recipe, hidden=None, latents=latents)
+    spec, architecture = plain_input(Rows(rows["x_train"]), recipe)
+    torch.manual_seed(recipe.fit.seed)
+    vae = VAE(architecture)
     train, validation = network_rows(spec, rows["x_train"]), network_rows(spec, rows["x_valid"])
     augment = augmentation_of(spec, rows["x_train"], RECIPE)
     with progress_bar() as on_progress:

@@ -66,15 +66,26 @@ class DataOptions(RepeatOptions, TableOptions, ImageOptions):
 class NetworkOptions:
     """Options of the network."""
 
+    network: Annotated[
+        Literal["mlp", "conv"] | None,
+        typer.Option(
+            help="fully connected or convolutional; default: conv for images larger than 28 x 28 or in colour"
+        ),
+    ] = None
     likelihood: Annotated[
-        Literal["bernoulli", "gaussian", "discretized_logistic"] | None,
+        Literal["bernoulli", "gaussian", "discretized_logistic", "pixel_logistic"] | None,
         typer.Option(help="distribution of x given z; default: chosen from the data"),
     ] = None
     threshold: Annotated[float | None, typer.Option(help="values above it count as white (bernoulli only)")] = None
     latents: Annotated[
         int | None, typer.Option(min=1, max=1000, help="number of latents; default: chosen from the data")
     ] = None
-    hidden: Annotated[str | None, typer.Option(help="widths of the hidden layers, such as 400,400; '' for none")] = None
+    hidden: Annotated[
+        str | None,
+        typer.Option(
+            help="widths of the hidden layers, such as 400,400; '' for none; of convolutions, the channels of each level"
+        ),
+    ] = None
     activation: Annotated[Literal["silu", "gated", "tanh"], typer.Option(help="activation of the hidden layers")] = (
         "silu"
     )
@@ -207,7 +218,7 @@ def train(
         raise DataError("--by needs a table with named columns, and no --likelihood or --threshold")
     recipe = replace(recipe_of(network, fitting, hold_out, rule, is_mixed), by=by)
     kept = Checkpoints.beside(store, name, fitting.resume, fitting.checkpoint)
-    trained = trained_on(source, data, recipe, is_mixed, kept)
+    trained = trained_on(source, data, recipe, is_mixed, kept, fitting)
     reference = Store(store).publish(name, replace(trained.draft, description=description))
     kept.clear()
     print_report(reference, trained, time.monotonic() - started, store)
@@ -253,6 +264,7 @@ def recipe_of(
     usual, judging = Recipe(), rule.options().or_default("band", None)
     return Recipe(
         likelihood=network.likelihood,
+        network=network.network,
         threshold=network.threshold,
         latents=network.latents,
         hidden=None if network.hidden is None else widths(network.hidden),
@@ -273,9 +285,13 @@ def recipe_of(
     )
 
 
-def trained_on(source: str, data: DataOptions, recipe: Recipe, is_mixed: bool, kept: Checkpoints) -> Trained:
+def trained_on(
+    source: str, data: DataOptions, recipe: Recipe, is_mixed: bool, kept: Checkpoints, fitting: FittingOptions
+) -> Trained:
     """Train on the rows of a file or, with --stream, on more rows than fit into memory."""
     from service.files.readers import read
+    from service.training.inputs import network_of
+    from service.training.recipe import IMAGE_FIT
     from service.training.train import Hooks, train_table
     from service.training.train import train as train_rows
 
@@ -299,6 +315,8 @@ def trained_on(source: str, data: DataOptions, recipe: Recipe, is_mixed: bool, k
             return train_table(survey.table, recipe, survey.schema, hooks, survey.reading, data.repeats, group)
     rows = read(path, data.key, split_names(data.columns), data.text_options(), data.image_options())
     err.print(f"{path}: {len(rows.array):,} rows of {' x '.join(map(str, rows.array.shape[1:]))}")
+    if network_of(rows, recipe) == "conv":
+        recipe = replace(recipe, fit=fitting.fit_options(IMAGE_FIT))
     with progress_bar() as on_progress, naming(path):
         return train_rows(rows, recipe, Hooks(on_progress, checkpoints=kept), data.repeats)
 

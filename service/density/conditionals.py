@@ -88,16 +88,25 @@ class ColumnObserver:
         return cases
 
 
-def columns_of(cases: Sequence[Case], features: int) -> tuple[ColumnEstimates, ColumnDraws]:
-    """Column estimates of B rows as arrays, and the draws behind them."""
-    shape = (len(cases), features)
+def columns_of(cases: Sequence[Case], features: int, together: int = 1) -> tuple[ColumnEstimates, ColumnDraws]:
+    """Column estimates of B rows as arrays, (B, D), and the draws behind them.
+
+    Of `together` adjacent columns, which were estimated as one, the first has the estimate, and the others have none.
+    """
+
+    def placed(values: list[np.ndarray], nothing: float) -> np.ndarray:
+        array = np.full((len(cases), features), nothing)
+        array[:, ::together] = np.array(values).reshape(len(cases), -1)
+        return array
+
     columns = ColumnEstimates(
-        np.array([case.values for case in cases]).reshape(shape),
-        np.array([case.errors for case in cases]).reshape(shape),
-        ~np.array([case.doubtful for case in cases], dtype=bool).reshape(shape),
-        np.array([case.log_others for case in cases]).reshape(shape),
+        placed([case.values for case in cases], np.nan),
+        placed([case.errors for case in cases], np.nan),
+        placed([~case.doubtful for case in cases], 0.0) > 0,
+        placed([case.log_others for case in cases], np.nan),
     )
-    return columns, ColumnDraws([case.draws for case in cases], [case.without for case in cases])
+    without = [{together * one: draws for one, draws in case.without.items()} for case in cases]
+    return columns, ColumnDraws([case.draws for case in cases], without)
 
 
 @dataclass(frozen=True, slots=True)

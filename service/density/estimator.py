@@ -15,6 +15,7 @@ from service.vae.network import VAE
 
 MAX_SAMPLES = 2**17
 TYPICAL_SAMPLES = 128
+PIXEL_TOLERANCE = 1e-4  # nats for each pixel and channel: less than 0.0002 bits
 START_WINDOW = 50.0  # nats below the best start
 END_TOLERANCE = 0.1  # nats: standard error at which a reliable estimate may stop near the ends of the pilot band
 
@@ -78,6 +79,10 @@ class Estimator:
                     "thorough", tolerance=0.02, first_samples=256, max_samples=16384, probed_axes=EVERY_AXIS
                 )
         raise CalibrationError(f"unknown estimator {setting!r}, expected one of {', '.join(SETTINGS)}")
+
+    def for_pixels(self, features: int) -> Estimator:
+        """The estimator for images of so many numbers, whose scores are hundreds of nats apart."""
+        return replace(self, tolerance=max(self.tolerance, PIXEL_TOLERANCE * features))
 
     @property
     def stops_at_ends(self) -> bool:

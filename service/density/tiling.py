@@ -19,6 +19,7 @@ from service.vae.network import VAE
 # For a decoder with so many multiplications, tiles of 256 evaluations are large enough; smaller ones get up to 16 times.
 TILE_PRODUCTS, MAX_SCALE = 2**19, 16
 MAX_ROWS = 512
+MANY_PRODUCTS = 2**21  # from here on even small tiles take long, as those of convolutions do
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Tiling:
         """
         if vae.device.type != "cpu":
             return Tiling(rows=256, evaluations=65536, step=256)
+        if vae.evaluation_size > MANY_PRODUCTS:
+            return Tiling(rows=32, evaluations=64)
         larger = TILE_PRODUCTS // vae.evaluation_size
         scale = 1 << (max(1, min(MAX_SCALE, larger)).bit_length() - 1)
         return Tiling(min(MAX_ROWS, 128 * scale), 256 * scale)

@@ -20,6 +20,7 @@ from service.density.block import Draws
 from service.density.conditionals import ColumnDraws
 from service.vae.likelihoods import Elementwise, Likelihood
 from service.vae.mixed import Columns
+from service.vae.pixels import PixelLogistic
 
 EXPECTING_DRAWS = 64  # fewer than for scores: expectations need less accuracy than likelihoods
 POINTS = 8  # of a number's distribution given z
@@ -89,6 +90,30 @@ def expected_cells(spec: InputSpec, members: Sequence[MemberDraws], rows: np.nda
     return expected
 
 
+def strangest_of_each(
+    spec: InputSpec, members: Sequence[MemberDraws], rows: np.ndarray, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The columns, (B, N), farthest from what was expected among those that belong to the chosen ones, (B, N).
+
+    Returns:
+        Those columns, and what was expected there (`expected_cells`).
+    """
+    together = members[0].likelihood.together
+    if together == 1:
+        return chosen, expected_cells(spec, members, rows, chosen)
+    found = []
+    for at in range(together):
+        columns = np.where(chosen < 0, -1, chosen + at)
+        expected = expected_cells(spec, members, rows, columns)
+        value = np.take_along_axis(rows, np.maximum(columns, 0), axis=1)
+        middle, low, high = (expected[..., EXPECTED.index(name)] for name in ("value", "low", "high"))
+        found.append((np.abs(value - middle) / np.maximum(high - low, 1.0), columns, expected))
+    best = np.argmax([np.nan_to_num(far, nan=-1.0) for far, _, _ in found], axis=0)
+    columns = np.take_along_axis(np.stack([one for _, one, _ in found]), best[None], axis=0)[0]
+    expected = np.take_along_axis(np.stack([one for _, _, one in found]), best[None, ..., None], axis=0)[0]
+    return columns, expected
+
+
 class WithoutColumn:
     """A network's draws for some rows, reweighted to p(z | x_-j) for any column j."""
 
@@ -104,19 +129,25 @@ class WithoutColumn:
         x = torch.from_numpy(spec.encode(rows)).to(outputs[0])
         each = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts)).to(x.device)
         terms = spec.by_column(numbers(member.likelihood.log_prob(torch.cat(outputs[: len(rows)]), x[each])))
+        self.together = member.likelihood.together
+        terms = terms.reshape(len(terms), -1, self.together).sum(axis=-1)
         self.terms = dict(zip(places, np.split(terms, np.cumsum(counts)[:-1]), strict=True))
 
     def draws(self, row: int, column: int) -> Draws:
         """Draws with the column hidden, if there are any; else the row's own. At most EXPECTING_DRAWS."""
-        draws = self.of.without[row].get(column, self.of.draws[row])
+        draws = self.of.without[row].get(self.first(column), self.of.draws[row])
         return Draws(draws.z[:EXPECTING_DRAWS], draws.log_weights[:EXPECTING_DRAWS])
 
     def given(self, row: int, column: int) -> tuple[Tensor, np.ndarray]:
         """Decoder outputs, shape (S, P), and the log of each draw's contribution to p(x_-j), (S,)."""
         log_weights = numbers(self.draws(row, column).log_weights)
-        own = column in self.of.without[row]
-        log_masses = log_weights if own else log_weights - self.terms[row][:, column]
-        return self.outputs[row, column if own else -1], log_masses - np.log(len(log_masses))
+        own = self.first(column) in self.of.without[row]
+        log_masses = log_weights if own else log_weights - self.terms[row][:, column // self.together]
+        return self.outputs[row, self.first(column) if own else -1], log_masses - np.log(len(log_masses))
+
+    def first(self, column: int) -> int:
+        """The first of the columns that depend on each other given z, and on this one."""
+        return column - column % self.together
 
 
 def expected_column(spec: InputSpec, parts: Sequence[Part], at: int) -> np.ndarray:
@@ -151,8 +182,8 @@ def cell_probabilities(part: Part, at: int) -> np.ndarray:
 
 def plain_values(part: Part, at: int) -> tuple[np.ndarray, np.ndarray]:
     """Quantiles of x_j in the network's units, and their masses, (B, N) both."""
-    assert isinstance(part.likelihood, Elementwise)
-    points = numbers(part.likelihood.quantile(part.output[..., at, None], probabilities(part.output), at))
+    assert isinstance(part.likelihood, Elementwise | PixelLogistic)
+    points = numbers(part.likelihood.quantile(part.output, probabilities(part.output), at))
     return points.reshape(len(points), -1), np.repeat(part.weights / POINTS, POINTS, axis=1)
 
 

@@ -82,12 +82,13 @@ class Model:
         if suspect is None and statistics is not None:
             suspect = statistics.suspect
         x, log_abs_det = self.input.encode(rows), self.input.log_abs_det_jacobian(rows)
-        incomplete = np.isnan(rows).any(axis=1)
+        incomplete, unit = np.isnan(rows).any(axis=1), self.vae.likelihood.together
         each, cases, seen = [], [], []
         for number, member in enumerate(self.members):
             observers: list[Observer] = []
             if suspect is not None:
-                observers.append(ColumnObserver(self.input.widths, suspect, log_abs_det))
+                by_unit = log_abs_det.reshape(len(rows), -1, unit).sum(axis=-1)
+                observers.append(ColumnObserver(self.units, suspect[::unit], by_unit))
             if statistics is not None:
                 observers.append(statistics.observer(number))
             estimates, found = observe(
@@ -97,12 +98,18 @@ class Model:
             cases += found[: suspect is not None]
             seen += found[len(observers) - (statistics is not None) :]
         together = averaged(each)
-        of_columns = [columns_of(one, self.input.features) for one in cases]
+        of_columns = [columns_of(one, self.input.features, unit) for one in cases]
         columns = averaged_columns([estimates for estimates, _ in of_columns]) if of_columns else None
         further, cells = None, None if columns is None else columns.log_likelihood
         if statistics is not None:
             further = statistics.of(rows, together.log_likelihood, seen, cells)
         return Assessment(together, each, columns, [draws for _, draws in of_columns], further)
+
+    @property
+    def units(self) -> list[int]:
+        """How many network columns belong to each column or, if columns depend on each other given z, to all of them."""
+        together = self.vae.likelihood.together
+        return self.input.widths if together == 1 else [together] * (self.input.features // together)
 
     def row_statistics(self, known: KnownRows) -> RowStatistics:
         """Computes further test statistics of rows, relative to known rows."""
@@ -122,6 +129,8 @@ class Model:
         for later in (architecture.columns, architecture.prior_components):
             if later:
                 content.update(repr(later).encode())
+        if architecture.image:
+            content.update(repr((architecture.network, architecture.image)).encode())
         content.update(self.input.fingerprint_text().encode())
         for one in self.members:
             content.update(np.ascontiguousarray(one.starts, dtype=np.float32).tobytes())

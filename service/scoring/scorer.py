@@ -19,7 +19,7 @@ from service.density.conditionals import ColumnDraws, ColumnEstimates
 from service.density.estimate import DIRECT, Execution
 from service.density.tiling import Workers, worker_pool
 from service.errors import CalibrationError, DamagedModelError, InputError
-from service.scoring.expected import MemberDraws, expected_cells
+from service.scoring.expected import MemberDraws, strangest_of_each
 from service.scoring.generator import Generator
 from service.scoring.groups import HIDDEN, Groups
 from service.scoring.judgement import Compared, Violations, judge_by_band, judge_combined
@@ -326,16 +326,16 @@ class Scorer(Generator):
             MemberDraws(one.vae.likelihood, partial(self.decoded, one.vae), drawn)
             for one, drawn in zip(self.model.members, draws, strict=True)
         ]
-        expected = expected_cells(self.model.input, members, rows, chosen)
+        columns_told, expected = strangest_of_each(self.model.input, members, rows, chosen)
 
-        def there(values: np.ndarray) -> np.ndarray:
-            return np.where(chosen < 0, np.nan, np.take_along_axis(values, np.maximum(chosen, 0), axis=1))
+        def there(values: np.ndarray, at: np.ndarray = chosen) -> np.ndarray:
+            return np.where(at < 0, np.nan, np.take_along_axis(values, np.maximum(at, 0), axis=1))
 
         shared = {entry.name: getattr(scores, entry.name) for entry in fields(scores)}
         return ExplainedScores(
             **shared,
-            columns=chosen,
-            cells=there(rows.astype(np.float64)),
+            columns=columns_told,
+            cells=there(rows.astype(np.float64), columns_told),
             column_log_likelihood=there(columns.log_likelihood),
             column_std_error=there(columns.std_error),
             column_reliable=there(columns.reliable) > 0,

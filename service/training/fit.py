@@ -29,15 +29,16 @@ class FitOptions:
     """Options of a fit.
 
     `epochs` and `minutes` bound the fit, and the learning rate decays over whichever ends first. Without `epochs` there
-    are 100 or, on small data sets, as many as it takes for `steps` optimizer steps. If there are fewer rows than that, one
-    step a row is enough, but no fewer than `least_steps`, if that is given. The fit stops after `patience` epochs without a
-    better bound; the default is a tenth of the epochs, at least 20. `averaging` is the share that the moving average of the
-    weights keeps at each step. `augment_share` is the first part of the budget, in which rows are augmented if an
-    augmentation is given.
+    are `least_epochs` or, on small data sets, as many as it takes for `steps` optimizer steps. If there are fewer rows than
+    that, one step a row is enough, but no fewer than `least_steps`, if that is given. The fit stops after `patience` epochs
+    without a better bound; the default is a tenth of the epochs, at least 20. `averaging` is the share that the moving
+    average of the weights keeps at each step. `augment_share` is the first part of the budget, in which rows are augmented
+    if an augmentation is given.
     """
 
     epochs: int | None = None
     steps: int = 5_000
+    least_epochs: int = 100
     least_steps: int | None = None
     minutes: float | None = None
     batch_size: int = 128
@@ -67,7 +68,7 @@ class FitOptions:
     def for_rows(self, rows: int) -> FitOptions:
         """These options with epochs and patience set for this number of training rows."""
         steps = self.steps if self.least_steps is None else max(self.least_steps, min(self.steps, rows))
-        epochs = self.epochs or max(100, math.ceil(steps / max(1, rows // self.batch_size)))
+        epochs = self.epochs or max(self.least_epochs, math.ceil(steps / max(1, rows // self.batch_size)))
         return replace(self, epochs=epochs, patience=self.patience or max(20, epochs // 10))
 
 
@@ -156,7 +157,7 @@ def fit(
     options = options.for_rows(train.rows)
     assert options.epochs is not None
     with torch.no_grad():
-        vae.decoder.output.bias.copy_(vae.likelihood.initial_bias(train.some))
+        vae.decoder.start_at(vae.likelihood.initial_bias(train.some))
     run = Fitting(vae, options, noise, augment, hide, group)
     stopped: Stopped | None = None
     epochs_a_look = math.ceil(LOOK_STEPS / max(1, train.rows // options.batch_size))

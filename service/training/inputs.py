@@ -18,15 +18,20 @@ from service.data.table import Table
 from service.errors import DataError
 from service.files.readers import Rows
 from service.training.recipe import Recipe
+from service.vae.convolution import level_count, level_sizes
 from service.vae.mixed import Categorical, Column, Count, Real
-from service.vae.network import Architecture, LikelihoodName
+from service.vae.network import Architecture, LikelihoodName, NetworkName
 
 WIDE, MANY_ROWS = 256, 2_000  # the hidden layers' width for so many rows of a table; half as wide for fewer
+LARGE = 28 * 28  # pixels; larger images have convolutional networks
+# Their channels at a level with maps of so many pixels a side: every level costs about the same.
+CHANNELS_TIMES_SIDE, NARROWEST, WIDEST = 512, 16, 128
+FEW_PIXELS, FEW_LATENTS, MANY_LATENTS = 1024, 32, 64
 MIN_STD = 0.05  # smallest standard deviation of a standardised column given z
 
 
-def input_of(rows: Rows, recipe: Recipe) -> tuple[InputSpec, LikelihoodName]:
-    """The input spec of the rows, and the recipe's likelihood or one that suits them.
+def input_of(rows: Rows, recipe: Recipe, network: NetworkName = "mlp") -> tuple[InputSpec, LikelihoodName]:
+    """The input spec of the rows, and the recipe's likelihood or one that suits them and the network.
 
     Three-dimensional arrays are grey images, 0..255, four-dimensional ones images with colours. Data with only two values
     make a Bernoulli model; other images are 8-bit levels, other tables continuous columns.
@@ -37,9 +42,8 @@ def input_of(rows: Rows, recipe: Recipe) -> tuple[InputSpec, LikelihoodName]:
     if is_image and (low < 0 or high > 255):
         raise DataError(f"pixels range from {low:g} to {high:g}, expected 0 to 255")
     two_valued = low < high and bool(((array == low) | (array == high)).all())
-    likelihood = recipe.likelihood or (
-        "bernoulli" if two_valued else "discretized_logistic" if is_image else "gaussian"
-    )
+    levels: LikelihoodName = "pixel_logistic" if network == "conv" else "discretized_logistic"
+    likelihood = recipe.likelihood or ("bernoulli" if two_valued else levels if is_image else "gaussian")
     transform: Transform
     if likelihood == "bernoulli":
         ends = (0.0, 255.0) if is_image else (low, high)
@@ -48,7 +52,9 @@ def input_of(rows: Rows, recipe: Recipe) -> tuple[InputSpec, LikelihoodName]:
         transform = Binary(threshold=midpoint(ends, recipe.threshold), low=ends[0], high=ends[1])
     elif recipe.threshold is not None:
         raise DataError("--threshold works only with --likelihood bernoulli")
-    elif likelihood == "discretized_logistic":
+    elif likelihood == "pixel_logistic" and not is_image:
+        raise DataError("--likelihood pixel_logistic is for images; the data are a table")
+    elif likelihood in ("discretized_logistic", "pixel_logistic"):
         if low < 0 or high > 255:
             raise DataError(f"values range from {low:g} to {high:g}, expected 8-bit grey levels from 0 to 255")
         transform = Grey()
@@ -58,6 +64,13 @@ def input_of(rows: Rows, recipe: Recipe) -> tuple[InputSpec, LikelihoodName]:
     kind = "image" if is_image else "table"
     precision = "float32" if is_image else "float64"
     return InputSpec(kind=kind, shape=shape, columns=rows.columns, transform=transform, precision=precision), likelihood
+
+
+def plain_input(rows: Rows, recipe: Recipe) -> tuple[InputSpec, Architecture]:
+    """The input spec of images or of a table's plain numbers, and a network that suits it."""
+    network = network_of(rows, recipe)
+    spec, likelihood = input_of(rows, recipe, network)
+    return spec, architecture_of(spec, likelihood, network, recipe)
 
 
 def midpoint(ends: tuple[float, float], threshold: float | None) -> float:
@@ -98,14 +111,40 @@ def table_architecture(transform: Mixed, recipe: Recipe, rows: int) -> Architect
         hidden=recipe.hidden if recipe.hidden is not None else (min(400, max(wide, 4 * len(columns))),) * 2,
         latents=recipe.latents or max(2, min(16, len(columns) // 2)),
     )
-    return replace(architecture_of(len(columns), "columns", sized), columns=columns)
+    hidden, latents = sized.hidden, sized.latents
+    assert hidden is not None
+    assert latents is not None
+    return Architecture(len(columns), latents, hidden, recipe.activation, "columns", columns=columns)
 
 
-def architecture_of(features: int, likelihood: LikelihoodName, recipe: Recipe) -> Architecture:
-    """The network's sizes: those of the recipe, or some that suit the number of columns."""
+def network_of(rows: Rows, recipe: Recipe) -> NetworkName:
+    """The recipe's kind of network, or one that suits the rows: convolutional for images that are large or have colours.
+
+    Raises:
+        DataError: the recipe asks for convolutions, and the rows are no images.
+    """
+    if recipe.network == "conv" and not rows.are_images:
+        raise DataError("--network conv is for images; the data are a table")
+    shape = rows.array.shape[1:]
+    is_large = rows.are_images and (len(shape) == 3 or shape[0] * shape[1] > LARGE)
+    return recipe.network or ("conv" if is_large else "mlp")
+
+
+def architecture_of(spec: InputSpec, likelihood: LikelihoodName, network: NetworkName, recipe: Recipe) -> Architecture:
+    """The network's sizes: those of the recipe, or some that suit the number of columns, or the size of the images."""
+    features = spec.features
+    image = (*spec.shape, 1)[:3] if spec.kind == "image" else ()
+    if network == "conv":
+        height, width, _ = image
+        sides = [max(size) for size in level_sizes(image, range(level_count(height, width)))]
+        usual = tuple(max(NARROWEST, min(WIDEST, CHANNELS_TIMES_SIDE // side // 16 * 16)) for side in sides)
+        latents = recipe.latents or (FEW_LATENTS if features <= FEW_PIXELS else MANY_LATENTS)
+        hidden = usual if recipe.hidden is None else recipe.hidden
+        return Architecture(features, latents, hidden, "silu", likelihood, image=image, network="conv")
     hidden = recipe.hidden if recipe.hidden is not None else (min(400, max(64, 4 * features)),) * 2
     latents = recipe.latents or max(2, min(40, features // 2))
-    return Architecture(features, latents, hidden, recipe.activation, likelihood)
+    image = image if likelihood == "pixel_logistic" else ()
+    return Architecture(features, latents, hidden, recipe.activation, likelihood, image=image)
 
 
 def mixed_input(

@@ -15,7 +15,8 @@ from service.scoring.options import RuleName
 from service.scoring.scores import VIOLATIONS_SHARE
 from service.training.fit import FitOptions
 from service.training.repeats import one_of_each
-from service.vae.network import ActivationName, LikelihoodName
+from service.vae.layers import ActivationName
+from service.vae.network import LikelihoodName, NetworkName
 from service.validity.band import Band, check_percentiles, exact
 
 PriorName = Literal["normal", "mixture", "auto"]
@@ -27,6 +28,8 @@ MOST_VALIDATION, MOST_CALIBRATION = 10_000, 50_000  # rows held back; more would
 TABLE_FIT = FitOptions(
     steps=5_000, least_steps=2_000, batch_size=256, learning_rate=0.004, importance_samples=5, averaging=0.99
 )
+# How convolutional networks are fitted.
+IMAGE_FIT = FitOptions(steps=6_000, least_epochs=10, batch_size=64, warmup_epochs=3)
 # Rows that are scored however short the time is: as many as the combined rule of a table needs for a rate of 0.02.
 LEAST_CALIBRATION = 150
 FEW_ROWS_FOLDS = 5  # what is recommended where rows are few
@@ -60,6 +63,7 @@ class Recipe:
     """
 
     likelihood: LikelihoodName | None = None
+    network: NetworkName | None = None
     threshold: float | None = None
     latents: int | None = None
     hidden: tuple[int, ...] | None = None

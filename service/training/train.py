@@ -39,7 +39,7 @@ from service.training.aside import with_rows_aside
 from service.training.checkpoints import Checkpoints
 from service.training.course import Course, TrainingProgress
 from service.training.fit import FitOptions, FitReport
-from service.training.inputs import architecture_of, input_of, mixed_input, network_rows
+from service.training.inputs import mixed_input, network_rows, plain_input
 from service.training.networks import fitted, pilot_of
 from service.training.recipe import (
     TO_PUBLISH,
@@ -195,8 +195,9 @@ def train_stream(
             survey.table, survey.table, recipe, survey.schema, hooks.on_schema, survey.reading
         )
     else:
-        spec, likelihood = input_of(Rows(survey.table.numbers(), survey.table.names), recipe)
-        architecture, reading = architecture_of(spec.features, likelihood, recipe), survey.reading
+        rows = Rows(survey.table.numbers(), survey.table.names)
+        spec, architecture = plain_input(rows, recipe)
+        reading = survey.reading
     reader = replace(spec.reader(reading), is_strict=detection is None or detection.bad_cells == "stop")
     sample, validation = (read_rows(spec, reader, raw) for raw in (found.sample, found.validation))
     domains = Domains.learnt(spec, sample, columns_beside(survey.schema, survey.table))
@@ -222,8 +223,7 @@ def train_on_splits(
     course = course or Course(hooks.on_progress, recipe.fit.minutes)
     course.enter(LEARNING)
     check_sizes(splits, recipe)
-    spec, likelihood = input_of(Rows(fitted_rows(splits), columns), recipe)
-    architecture = architecture_of(spec.features, likelihood, recipe)
+    spec, architecture = plain_input(Rows(fitted_rows(splits), columns), recipe)
     return fit_and_calibrate(splits, spec, architecture, recipe, data_digest, hooks, course)
 
 
@@ -239,6 +239,8 @@ def fit_and_calibrate(
     domains: Domains | None = None,
 ) -> Trained:
     """Fit networks to rows of a known input spec, or to a feed of more such rows, and calibrate them."""
+    if architecture.network == "conv":
+        recipe = replace(recipe, estimator=recipe.estimator.for_pixels(spec.features))
     terms, least = Terms(recipe.percentiles), least_calibration(recipe)
     if recipe.by is not None:
         terms, least = planned(spec, recipe, splits[0], least)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from service.vae.determinism import is_alike, product
+from service.vae.layers import MLP
 from service.vae.likelihoods import Bernoulli
 from service.vae.network import VAE
 
@@ -41,7 +42,8 @@ class Conditional(Protocol):
 
 def conditional(vae: VAE, x: Tensor) -> Conditional:
     """The fastest exact way to evaluate log p(x | z) for rows x, shape (B, D), with or without missing cells."""
-    if isinstance(vae.likelihood, Bernoulli) and vae.dtype == torch.float32 and not x.isnan().any():
+    is_plain = isinstance(vae.decoder, MLP)
+    if is_plain and isinstance(vae.likelihood, Bernoulli) and vae.dtype == torch.float32 and not x.isnan().any():
         return BernoulliConditional(vae, x)
     return PlainConditional(vae, vae.likelihood.read(x))
 
@@ -78,6 +80,7 @@ class BernoulliConditional:
     """
 
     def __init__(self, vae: VAE, x: Tensor) -> None:
+        assert isinstance(vae.decoder, MLP)
         self.x, self.hidden, self.output, self.likelihood = x, vae.decoder.hidden, vae.decoder.output, vae.likelihood
         self.weight, self.bias = self.output.weight, self.output.bias
         centred = x - 0.5  # (B, D)

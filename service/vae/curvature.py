@@ -20,8 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
-from service.vae.determinism import product, pulled_back
-from service.vae.network import MLP, VAE, Activated, Gated
+from service.vae.convolution import ConvolutionalDecoder
+from service.vae.determinism import ALIGNED, gram, in_vectors, product, pulled_back
+from service.vae.layers import MLP, Activated, Gated
+from service.vae.network import VAE
+
+MOST_NUMBERS = 2**22  # in the tangents of convolutions at a time: 16 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,11 @@ class Curvature:
 
 def curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
     """Derivatives of log p(x_n | z_n) for N rows x, as the likelihood reads them, each with its own latent z, (N, L)."""
-    if isinstance(vae.decoder, MLP) and all(isinstance(layer, Activated | Gated) for layer in vae.decoder.hidden):
+    if isinstance(vae.decoder, MLP):
         return mlp_curvature(vae, x, z)
+    if isinstance(vae.decoder, ConvolutionalDecoder):
+        parts = [convolutional_curvature(vae, x[some], z[some]) for some in blocks_of(vae.decoder, len(z))]
+        return Curvature(*(torch.cat([getattr(one, name) for one in parts]) for name in Curvature.__slots__))
     return forward_mode_curvature(vae, x, z)
 
 
@@ -65,6 +72,7 @@ def forward_mode_curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
 
 def mlp_curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
     """For our own decoders: all tangents in one matrix product per layer, and the exact Hessian."""
+    assert isinstance(vae.decoder, MLP)
     layers: list[tuple[Activated | Gated, Tensor, Tensor]] = []  # each with its pre-activation and its tangents
     h: Tensor = z
     tangents: Tensor | None = None  # of h in z: the identity at first, then (N, L, H)
@@ -94,3 +102,38 @@ def through(linear: nn.Linear, tangents: Tensor | None, pairs: int) -> Tensor:
     if tangents is None:
         return linear.weight.mT.expand(pairs, -1, -1).contiguous()
     return product(tangents.flatten(0, 1), linear.weight).view(*tangents.shape[:2], -1)
+
+
+def blocks_of(decoder: ConvolutionalDecoder, pairs: int) -> list[slice]:
+    """Parts of N pairs whose tangents take no more than MOST_NUMBERS, as far as few pairs can."""
+    one = decoder.input.weight.shape[1] * decoder.largest
+    length = max(1, MOST_NUMBERS // (one * ALIGNED)) * ALIGNED
+    return [slice(start, start + length) for start in range(0, pairs, length)]
+
+
+def convolutional_curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
+    """As for an MLP: tangents of all latents forward, and the hidden activations' curvature from one backward pass."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    assert isinstance(vae.decoder, ConvolutionalDecoder)
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        output: Tensor = vae.decoder(leaf, seen)
+        slopes = vae.likelihood.grad_log_prob(output.detach(), x)
+        gradient, *backward = torch.autograd.grad(output, [leaf, *(after for _, after in seen)], slopes)
+    output = output.detach()
+    bends: list[Tensor] = []
+
+    def through(along: Tensor) -> Tensor:
+        before, upstream = seen[len(bends)][0].detach().flatten(1), backward[len(bends)].flatten(1)
+        gate = in_vectors(torch.sigmoid, before)
+        rise = gate * (1 - gate)
+        first, second = gate + before * rise, rise * (2 + before * (1 - 2 * gate))
+        by_pair = along.view(len(z), -1, before.shape[1])
+        bends.append(gram(by_pair * (upstream * second)[:, None], by_pair))
+        return (by_pair * first[:, None]).view(along.shape)
+
+    tangents = vae.decoder.tangents(len(z), through)
+    fisher = vae.likelihood.fisher_gram(tangents, output, x)
+    excess = vae.likelihood.excess_gram(tangents, output, x)
+    hessian = fisher if excess is None else fisher + excess
+    return Curvature(gradient.double(), fisher.double(), (hessian - sum(bends)).double())

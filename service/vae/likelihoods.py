@@ -30,7 +30,14 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 class Likelihood(nn.Module, ABC):
-    """A family of p(x | z); columns are independent given z. A NaN is a missing cell and contributes no term."""
+    """A family of p(x | z). A NaN is a missing cell and contributes no term.
+
+    `together` adjacent columns, such as the colours of a pixel, depend on each other; all others are independent given z.
+    With `is_planar`, the output has the first of each group before the second of any.
+    """
+
+    together: int = 1
+    is_planar: bool = False
 
     @abstractmethod
     def sizes(self, features: int) -> tuple[int, int]:
@@ -130,10 +137,7 @@ class Elementwise(Likelihood):
 
     @abstractmethod
     def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
-        """Quantiles of one column's x given z, at probabilities u, shape (P,): shape (S, P).
-
-        `output`, shape (S, 1), is the column's part of the output.
-        """
+        """Quantiles of one column's x given z, at probabilities u, shape (Q,): shape (..., Q)."""
 
     @abstractmethod
     def log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
@@ -179,7 +183,7 @@ class Bernoulli(Elementwise):
 
     def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
         """1 where u is above the probability of 0."""
-        return (u > 1.0 - sigmoid(output)).to(output.dtype)
+        return (u > 1.0 - sigmoid(output[..., column, None])).to(output.dtype)
 
     def initial_bias(self, x: Tensor) -> Tensor:
         """Log-odds of the columns' means, kept away from certainty."""
@@ -227,7 +231,7 @@ class Gaussian(Elementwise):
         return output + self.std * normal_like(output, generator)
 
     def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
-        return output + self.std[column] * torch.special.ndtri(u)
+        return output[..., column, None] + self.std[column] * torch.special.ndtri(u)
 
     def initial_bias(self, x: Tensor) -> Tensor:
         return x.mean(dim=0)
@@ -321,7 +325,7 @@ class DiscretizedLogistic(Elementwise):
 
     def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
         """The level whose bin contains the logistic's quantile."""
-        return self.level(sigmoid(output) + self.scale[column] * torch.logit(u))
+        return self.level(sigmoid(output[..., column, None]) + self.scale[column] * torch.logit(u))
 
     def level(self, location: Tensor) -> Tensor:
         """The level whose bin contains a location, in [0, 1]."""

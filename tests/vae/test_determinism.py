@@ -22,7 +22,7 @@ from service.vae.determinism import (
     pulled_back,
     solved,
 )
-from service.vae.network import Linear
+from service.vae.layers import Linear
 
 ROWS = 256
 SIZES = (ALIGNED, 2 * ALIGNED, 16, 36, 128)
