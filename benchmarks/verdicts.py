@@ -38,7 +38,8 @@ from service.files.tables import read_table
 from service.scoring.evaluation import RATES, evaluated
 from service.scoring.model import Model
 from service.scoring.options import ScoreOptions
-from service.scoring.statistics import RowStatistics, weights_of
+from service.scoring.statistic_kinds import weights_of
+from service.scoring.statistics import RowStatistics
 from service.store.store import Store
 from service.system.cpus import cpu_quota
 from service.training.fit import FitOptions

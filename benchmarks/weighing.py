@@ -26,7 +26,7 @@ from service.data.table import Table
 from service.density.estimate import DIRECT
 from service.errors import VouchError
 from service.scoring.scorer import Scorer
-from service.scoring.statistics import weights_of
+from service.scoring.statistic_kinds import weights_of
 from service.scoring.weighing import Half, best_weights, spoilt_rows, weightings
 from service.training.recipe import TABLE_FIT, LeastRows, Recipe
 from service.training.train import train_table

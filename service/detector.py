@@ -32,7 +32,8 @@ from service.density.tiling import worker_pool
 from service.errors import DataError, VouchError
 from service.scoring.calibration import known_rows, typical_cells, whole_rows
 from service.scoring.model import Model
-from service.scoring.statistics import KnownRows, has_cells, weights_of
+from service.scoring.statistic_kinds import has_cells, weights_of
+from service.scoring.statistics import KnownRows
 from service.system.cpus import cpu_quota
 from service.training.fit import FitOptions
 from service.training.inputs import table_architecture
@@ -193,7 +194,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         self.validation_bound_ = float(np.mean(bounds))
         if self.rule == "log_likelihood":
             return np.concatenate(held_out)
-        known = KnownRows.of(whole_rows(self.model_, rows), spec.features)
+        known = KnownRows.of(whole_rows(self.model_, rows), spec)
         self.row_statistics_ = self.model_.row_statistics(known.with_averages(typical))
         statistics = np.concatenate(held_out)
         self.combination_ = Combination(np.sort(statistics, axis=0), np.zeros(0), *weights_of(spec))

@@ -30,3 +30,8 @@ class ImageReading(Frozen):
 
 
 USUAL_IMAGES = ImageReading()
+
+
+def usual_images(shape: tuple[int, ...]) -> ImageReading:
+    """How images are read for a model that was trained on arrays of them, shape (H, W) or (H, W, 3)."""
+    return ImageReading(mode="colour") if len(shape) == 3 else USUAL_IMAGES

@@ -18,7 +18,7 @@ from pydantic import Field
 from service.data.beside import Beside
 from service.data.cells import USUAL, CellReader, Reading
 from service.data.columns import CategoryColumn, LearntColumn, NumberColumn, bounded, plain
-from service.data.image_reading import USUAL_IMAGES, ImageReading
+from service.data.image_reading import ImageReading, usual_images
 from service.data.table import FLOAT32_MAX, IS_INFINITE, Table, is_unreadable
 from service.errors import Fault, InputError, summary
 from service.system.frozen import Frozen
@@ -181,7 +181,7 @@ class InputSpec(Frozen):
         return index if self.columns is None else self.columns[index]
 
     def reader(
-        self, reading: Reading = USUAL, beside: tuple[Beside, ...] = (), images: ImageReading = USUAL_IMAGES
+        self, reading: Reading = USUAL, beside: tuple[Beside, ...] = (), images: ImageReading | None = None
     ) -> CellReader:
         """A reader of cells for a model with this input, by the rules that its training file was read with.
 
@@ -190,7 +190,13 @@ class InputSpec(Frozen):
         """
         columns = self.transform.columns if isinstance(self.transform, Mixed) else None
         return CellReader(
-            self.shape, self.columns, columns, self.kind == "table", reading, beside=beside, images=images
+            self.shape,
+            self.columns,
+            columns,
+            self.kind == "table",
+            reading,
+            beside=beside,
+            images=images or usual_images(self.shape),
         )
 
     def array(self, table: Table) -> np.ndarray:

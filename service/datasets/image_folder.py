@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from service.errors import DataError
+from service.errors import CalibrationError, DataError
 from service.files.image_folders import images_in
 from service.files.images import grid, png
 from service.scoring.options import ScoreOptions
+from service.scoring.pixel_maps import beside
 from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 from service.scoring.tables import Origin, file_scores_csv
@@ -66,7 +68,7 @@ def divide(
             place(root / name, folder / ("valid" if valid else "invalid") / name, placing)
         origin = Origin.of(None, len(scores), files=names)
         (folder / "scores.csv").write_text(file_scores_csv(scores, origin, discoveries), encoding="utf-8")
-        (folder / "strangest.png").write_bytes(sheet(scorer, rows, scores))
+        (folder / "strangest.png").write_bytes(sheet(scorer, rows, scores, options))
     return Divided(int(is_valid.sum()), int((~is_valid).sum()), warnings_of(scores, discoveries))
 
 
@@ -76,11 +78,20 @@ def warnings_of(scores: Scores, discoveries: Discoveries | None) -> tuple[str, .
     return tuple(filter(None, found))
 
 
-def sheet(scorer: Scorer, rows: np.ndarray, scores: Scores) -> bytes:
-    """The strangest images as the model reads them, the strangest first, as a PNG file."""
+def sheet(scorer: Scorer, rows: np.ndarray, scores: Scores, options: ScoreOptions) -> bytes:
+    """The strangest images as the model reads them, the strangest first, each with its map, as a PNG file.
+
+    Versions that know no typical values of pixels have no maps.
+    """
     p_values = scores.low_p_value if scores.rule is None else scores.combined_p_value
-    order = np.lexsort((scores.log_likelihood, p_values))[:STRANGEST]
-    return png(grid(rows[order].reshape(-1, *scorer.model.input.shape)))
+    chosen = rows[np.lexsort((scores.log_likelihood, p_values))[:STRANGEST]]
+    images, asked = chosen.reshape(-1, *scorer.model.input.shape), replace(options, maps=True, explain=0)
+    try:
+        scorer.check(asked)
+    except CalibrationError:
+        return png(grid(images))
+    pairs = beside(images, scorer.pixel_maps(scorer.score_read(chosen, asked), chosen))
+    return png(grid(pairs, 2 * max(1, math.ceil(math.sqrt(len(images) / 2)))))
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ def columns_of(cases: Sequence[Case], features: int, together: int = 1) -> tuple
 
     def placed(values: list[np.ndarray], nothing: float) -> np.ndarray:
         array = np.full((len(cases), features), nothing)
-        array[:, ::together] = np.array(values).reshape(len(cases), -1)
+        array[:, ::together] = np.array(values).reshape(len(cases), features // together)
         return array
 
     columns = ColumnEstimates(

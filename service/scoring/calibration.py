@@ -20,7 +20,8 @@ from service.scoring.model import Assessment, Model
 from service.scoring.pace import SUSPECT_ROWS, Pace
 from service.scoring.reference_rows import PatternEstimates, ReferenceRows
 from service.scoring.scores import CombinedRule, Grouping
-from service.scoring.statistics import KnownRows, ReferenceStatistics, RowStatistics, has_cells, weights_of
+from service.scoring.statistic_kinds import has_cells, weights_of
+from service.scoring.statistics import KnownRows, ReferenceStatistics, RowStatistics
 from service.scoring.weighing import Weighting, chosen_weights, rows_to_assess
 from service.vae.network import VAE
 from service.validity.band import Band
@@ -296,7 +297,7 @@ def known_rows(
     """A sample of the rows for nearest neighbours, and the pilot rows' typical values; None if either is empty."""
     if not len(rows) or not len(pilot):
         return None
-    known = KnownRows.of(whole_rows(model, rows, pace), model.input.features)
+    known = KnownRows.of(whole_rows(model, rows, pace), model.input)
     row_statistics = model.row_statistics(known)
     some = pilot[:SUSPECT_ROWS]
     (pace or Pace()).begin("known", len(some) * len(model.members))
@@ -316,7 +317,7 @@ def whole_rows(model: Model, rows: np.ndarray, pace: Pace | None = None) -> np.n
     complete = ~np.isnan(rows).any(axis=1)
     if 2 * complete.sum() >= len(rows):
         return rows[complete]
-    return ReferenceRows.of(model, KnownRows.of(rows, model.input.features).rows, pace).rows
+    return ReferenceRows.of(model, KnownRows.of(rows, model.input).rows, pace).rows
 
 
 def typical_cells(

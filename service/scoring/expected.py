@@ -118,7 +118,7 @@ class WithoutColumn:
     """A network's draws for some rows, reweighted to p(z | x_-j) for any column j."""
 
     def __init__(self, spec: InputSpec, member: MemberDraws, rows: np.ndarray, start: int) -> None:
-        self.of = member.draws
+        self.of, self.together = member.draws, member.likelihood.together
         places = range(start, start + len(rows))
         keys = [(row, -1) for row in places]
         keys += [(row, column) for row in places for column in self.of.without[row]]
@@ -129,7 +129,6 @@ class WithoutColumn:
         x = torch.from_numpy(spec.encode(rows)).to(outputs[0])
         each = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts)).to(x.device)
         terms = spec.by_column(numbers(member.likelihood.log_prob(torch.cat(outputs[: len(rows)]), x[each])))
-        self.together = member.likelihood.together
         terms = terms.reshape(len(terms), -1, self.together).sum(axis=-1)
         self.terms = dict(zip(places, np.split(terms, np.cumsum(counts)[:-1]), strict=True))
 

@@ -11,6 +11,8 @@ from service.data.inputs import InputSpec
 
 WHITE = 255.0
 LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue (Rec. 601)
+GRID = 4  # places of a thumbnail along a side
+SHADES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 SMALLEST = 0.1  # squared levels: smaller differences are rounding
 
 
@@ -78,3 +80,37 @@ def hues(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How much redder than green, and how much yellower than blue each image is, in the mean, in levels: (B,) both."""
     red, green, blue = images.astype(np.float64).mean(axis=(1, 2)).T
     return red - green, 0.5 * (red + green) - blue
+
+
+# What an image is like as a whole: numbers by which it is compared with those that the network was fitted to.
+
+
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """The mean of each channel in each place of a grid of four by four: shape (B, 16 * C)."""
+    rows, columns = (np.linspace(0, side, min(GRID, side) + 1).round().astype(int) for side in images.shape[1:3])
+    sums = np.add.reduceat(images.astype(np.float64), rows[:-1], axis=1)
+    sums = np.add.reduceat(sums, columns[:-1], axis=2)
+    sizes = np.diff(rows)[:, None] * np.diff(columns)
+    means = sums.reshape(*sums.shape[:3], channels_of(images)) / sizes[..., None]
+    return means.reshape(len(images), sizes.size * channels_of(images))
+
+
+def shades(images: np.ndarray) -> np.ndarray:
+    """Quantiles of each channel's levels, wherever in the image they are: shape (B, 7 * C)."""
+    channels = channels_of(images)
+    levels = np.sort(images.reshape(len(images), images.shape[1] * images.shape[2], channels), axis=1)
+    places = np.rint(np.array(SHADES) * (levels.shape[1] - 1)).astype(int)
+    return levels[:, places].astype(np.float64).reshape(len(images), len(SHADES) * channels)
+
+
+def looks(images: np.ndarray) -> np.ndarray:
+    """Texture, sharpness, extremes, compressed size, contrast, brightness and, with colours, hues: shape (B, 7 or 9)."""
+    grey = luminance(images)
+    sizes = np.log(np.maximum(compressed_sizes(images), 1.0))
+    plain = [*textures(images), *extremes(images), sizes, grey.std(axis=(1, 2)), grey.mean(axis=(1, 2))]
+    return np.stack([*plain, *(hues(images) if images.ndim == 4 else ())], axis=1)
+
+
+def channels_of(images: np.ndarray) -> int:
+    """3 for images with colours, shape (B, H, W, 3), and 1 for grey ones, (B, H, W)."""
+    return 3 if images.ndim == 4 else 1

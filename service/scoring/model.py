@@ -23,7 +23,8 @@ from service.vae.network import VAE
 class Assessment:
     """Estimates of log p(x) for B rows and, if requested, of their columns, with each member's draws.
 
-    `by_member` holds the estimates of each network alone. `statistics` (B, K) are those of `service.scoring.statistics`.
+    `by_member` holds the estimates of each network alone. `statistics` (B, K) are those of `service.scoring.statistics`,
+    and `by_column` (B, D) is E[log p(x_j | z)] over p(z | x), nats.
     """
 
     estimates: Estimates
@@ -31,6 +32,7 @@ class Assessment:
     columns: ColumnEstimates | None = None
     draws: Sequence[ColumnDraws] = ()
     statistics: np.ndarray | None = None
+    by_column: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Model:
         for number, member in enumerate(self.members):
             observers: list[Observer] = []
             if suspect is not None:
-                by_unit = log_abs_det.reshape(len(rows), -1, unit).sum(axis=-1)
+                by_unit = log_abs_det.reshape(len(rows), log_abs_det.shape[1] // unit, unit).sum(axis=-1)
                 observers.append(ColumnObserver(self.units, suspect[::unit], by_unit))
             if statistics is not None:
                 observers.append(statistics.observer(number))
@@ -100,10 +102,12 @@ class Model:
         together = averaged(each)
         of_columns = [columns_of(one, self.input.features, unit) for one in cases]
         columns = averaged_columns([estimates for estimates, _ in of_columns]) if of_columns else None
-        further, cells = None, None if columns is None else columns.log_likelihood
+        further = by_column = None
+        cells = None if columns is None else columns.log_likelihood
         if statistics is not None:
-            further = statistics.of(rows, together.log_likelihood, seen, cells)
-        return Assessment(together, each, columns, [draws for _, draws in of_columns], further)
+            drawn = statistics.together(seen)
+            further, by_column = statistics.of(rows, together.log_likelihood, drawn, cells), drawn.reconstruction
+        return Assessment(together, each, columns, [draws for _, draws in of_columns], further, by_column)
 
     @property
     def units(self) -> list[int]:

@@ -42,6 +42,7 @@ class ScoreOptions:
             too likely.
         fdr: mark discoveries so that the expected share of valid rows among them is at most this.
         explain: for each row, name so many of its most suspicious columns.
+        maps: also tell the log-likelihood of each pixel (`Scorer.pixel_maps`).
         strict: a cell that cannot be read is an error, instead of making its row invalid.
 
     Raises:
@@ -55,6 +56,7 @@ class ScoreOptions:
     fdr: float | None = None
     explain: int = 0
     strict: bool = False
+    maps: bool = False
 
     def __post_init__(self) -> None:
         for name in ("false_alarm", "fdr"):
@@ -89,13 +91,13 @@ class ScoreOptions:
     @property
     def detail(self) -> Detail:
         """What has to be computed for the rows."""
-        return Detail(self.explain > 0, self.rule == "combined")
+        return Detail(self.explain > 0, self.rule == "combined" or self.maps)
 
     @property
     def extra_evaluations(self) -> int:
         """Cost per row in addition to its score, in decoder evaluations."""
         explaining = EXPLAINING_EVALUATIONS if self.explain else 0
-        return explaining + (STATISTICS_EVALUATIONS if self.rule == "combined" else 0)
+        return explaining + (STATISTICS_EVALUATIONS if self.rule == "combined" or self.maps else 0)
 
 
 DEFAULT = ScoreOptions()

@@ -26,8 +26,10 @@ from service.scoring.judgement import Compared, Violations, judge_by_band, judge
 from service.scoring.missing_patterns import Comparison, MissingPatterns, distinct_patterns
 from service.scoring.model import Assessment
 from service.scoring.options import DEFAULT, EXPLAINING_EVALUATIONS, PLAIN, Detail, RuleName, ScoreOptions
+from service.scoring.pixel_maps import PixelMaps
 from service.scoring.scores import CombinedRule, ExplainedScores, Scores
-from service.scoring.statistics import ReferenceStatistics, RowStatistics, has_cells
+from service.scoring.statistic_kinds import has_cells
+from service.scoring.statistics import ReferenceStatistics, RowStatistics
 from service.scoring.version import Published
 from service.system.cancellation import CheckCancelled, never_cancelled
 from service.validity.column_ranks import ColumnSketch
@@ -102,6 +104,7 @@ class Scorer(Generator):
 
         Raises:
             CalibrationError: too few validation rows for the band or the rate, or the calibration lacks what is requested.
+            InputError: the model's input has no maps.
         """
         options = self.resolved(options)
         if options.band_percentiles is not None:
@@ -109,6 +112,9 @@ class Scorer(Generator):
             self.calibration.grouping(self.model.input, band, None)
         if options.explain:
             self.column_sketch()
+        if options.maps:
+            PixelMaps.check(self.model.input)
+            self.reference_statistics()
         if options.rule == "combined":
             self.combined_rule(options.false_alarm)
         if options.fdr is not None:
@@ -182,6 +188,7 @@ class Scorer(Generator):
             unreadable=lowest,
             codes=codes,
             group=group,
+            by_column=assessment.by_column if options.maps else None,
             grouping=self.calibration.grouping(spec, band, rule),
             domains=self.domains,
             spec=spec,
@@ -300,6 +307,12 @@ class Scorer(Generator):
         return self.calibration.columns
 
     # Suspicious columns
+
+    def pixel_maps(self, scores: Scores, rows: np.ndarray) -> PixelMaps:
+        """Where images do not belong, from their scores with `maps` and the images as rows, shape (B, D)."""
+        assert scores.by_column is not None
+        usual = self.reference_statistics().known.usual
+        return PixelMaps.of(self.model.input, rows[:, : self.model.input.features], scores.by_column, usual)
 
     def explained(
         self,

@@ -13,7 +13,8 @@ from service.data.domains import MISSING, Domains, Violation, num_unreadable
 from service.data.inputs import InputSpec
 from service.errors import CalibrationError
 from service.scoring.reasons import reasons_of, with_cells
-from service.scoring.statistics import ReferenceStatistics, names_of
+from service.scoring.statistic_kinds import names_of
+from service.scoring.statistics import ReferenceStatistics
 from service.validity.band import SIDES, Band, Side, Verdict, exact, rank
 from service.validity.conformal import Acceptance, Discoveries, Tail, check_share, places_refused
 from service.validity.violations import ViolationReference
@@ -154,6 +155,8 @@ class Scores:
     With a `grouping` each row is compared with validation rows of its own group, `group`: the number of its name; -1 if its
     group is missing, so that it is compared with rows of all groups.
 
+    `by_column` (B, D) is E[log p(x_j | z)] over p(z | x), nats, if maps were asked for.
+
     Rows that are `unreadable` have a cell that cannot be read, or no value: they rank below every number, and are always
     invalid. `codes` (B, D + C) tell what is wrong with each cell by the columns' `domains`; `violations` puts it in words.
     """
@@ -181,6 +184,7 @@ class Scores:
     unreadable: np.ndarray
     codes: np.ndarray
     group: np.ndarray
+    by_column: np.ndarray | None
     grouping: Grouping | None
     domains: Domains
     spec: InputSpec

@@ -16,7 +16,7 @@ from service.data.columns import CategoryColumn, NumberColumn
 from service.data.inputs import InputSpec, Mixed
 from service.data.table import FLOAT32_MAX
 from service.errors import InputError
-from service.scoring.statistics import is_category
+from service.scoring.statistic_kinds import is_category
 
 CODE = -999.0  # a usual way to write that a number is missing
 FEW_COLUMNS = 3

@@ -6,15 +6,15 @@ tables, the compressed size of an image, and what preprocessing discards of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from typing import Literal, TypeGuard, get_args
+from functools import cache, cached_property, partial
+from typing import TypeGuard
 
 import numpy as np
 
 from service.data.columns import CategoryColumn, NumberColumn
-from service.data.inputs import Binary, InputSpec, Mixed
+from service.data.inputs import InputSpec, Mixed
 from service.density.neighbours import Neighbours
 from service.density.pairs import RarePairs
 from service.density.row_statistics import DrawObserver, DrawStatistics, Seen, encodings
@@ -27,9 +27,22 @@ from service.scoring.image_statistics import (
     hues,
     textures,
 )
+from service.scoring.statistic_kinds import (
+    APPEARANCES,
+    GENERATION,
+    LAST_CURVED,
+    LAST_UNTOLD,
+    MAX_APPEARANCES,
+    SHADED,
+    StatisticName,
+    chosen_statistics,
+    is_category,
+    kind_of,
+    named,
+)
 from service.vae.network import VAE
 from service.validity.column_ranks import ColumnSketch
-from service.validity.combination import FULL_WEIGHT, MIN_ROWS, Combination
+from service.validity.combination import MIN_ROWS, Combination
 
 MAX_KNOWN_ROWS, MAX_KNOWN_CELLS = 4096, 2**20
 USUAL_SPREAD = (50.0, 5.0)  # percentiles of a column's term; their difference is its spread
@@ -38,103 +51,34 @@ NOTHING = 1e-9
 LEAST_DISTANCE = 0.5  # of the resolution of the known rows: smaller distances are equal
 NEIGHBOURS = 5
 
-StatisticName = Literal[
-    "log_likelihood",
-    "nearest_row",
-    "reconstruction",
-    "worst_column",
-    "divergence",
-    "bound_gap",
-    "nearest_encoding",
-    "compressed_size",
-    "discarded",
-    "discarded_apart",
-    "worst_cell",
-    "rare_pair",
-    "isolation",
-    "darkest",
-    "brightest",
-    "texture",
-    "sharpness",
-    "red_green",
-    "yellow_blue",
-]
-
-
-InputKind = Literal["image", "black-and-white image", "colour image", "table", "mixed table"]
-ANY_INPUT = frozenset(get_args(InputKind))
-
-
-@dataclass(frozen=True, slots=True)
-class Statistic:
-    """A test statistic of a row: large values are extreme, and with `both` also small ones.
-
-    `scale` is the size of a negligible difference. `inputs` have it, of those that `kinds_of` tells apart. `since` is the
-    first generation of versions that have it.
-    """
-
-    name: StatisticName
-    scale: float
-    is_main: bool = False
-    both: bool = False
-    inputs: frozenset[InputKind] = ANY_INPUT
-    since: int = 1
-
-
-IMAGES: frozenset[InputKind] = frozenset({"image", "black-and-white image", "colour image"})
-SHADED: frozenset[InputKind] = frozenset({"image", "colour image"})
-COLOURED: frozenset[InputKind] = frozenset({"colour image"})
-BLACK_AND_WHITE: frozenset[InputKind] = frozenset({"black-and-white image"})
-TABLES: frozenset[InputKind] = frozenset({"table", "mixed table"})
-MIXED: frozenset[InputKind] = frozenset({"mixed table"})
-STATISTICS = (
-    Statistic("nearest_row", 0.01, is_main=True),
-    Statistic("reconstruction", 0.01),
-    Statistic("worst_column", 0.01),
-    Statistic("divergence", 0.01),
-    Statistic("bound_gap", 0.01),
-    Statistic("nearest_encoding", 0.01),
-    Statistic("compressed_size", 0.01, both=True, inputs=IMAGES),
-    Statistic("discarded", 0.002, both=True, inputs=BLACK_AND_WHITE),
-    Statistic("discarded_apart", 0.0002, inputs=BLACK_AND_WHITE, since=2),
-    Statistic("worst_cell", 0.01, is_main=True, inputs=MIXED, since=3),
-    Statistic("rare_pair", 0.01, is_main=True, inputs=MIXED, since=3),
-    Statistic("isolation", 0.01, is_main=True, inputs=TABLES, since=3),
-    *(Statistic(name, 0.5, both=True, inputs=SHADED, since=4) for name in ("darkest", "brightest")),
-    *(Statistic(name, 0.01, both=True, inputs=SHADED, since=4) for name in ("texture", "sharpness")),
-    *(Statistic(name, 0.5, both=True, inputs=COLOURED, since=4) for name in ("red_green", "yellow_blue")),
-)
-GENERATION = 4  # of the statistics that new versions have
-LAST_CURVED = 3  # the last generation whose distances are between columns as the network sees them
-LAST_UNTOLD = 2  # the last generation whose versions do not tell it
-LOG_LIKELIHOOD_SCALE = 0.01
-# On all data, a low likelihood and a large distance to all known rows are the most informative and have full weight, and so
-# have, for tables with categories, the worst cell and the rarest pair. For tables each of the others has weight 1/30: a
-# value that one valid row in thirty shows then adds no more than the main ones do for any row. For images the main two say
-# less, because simple images are likely and the pixels of any two images are far apart: there the others have weight 1/3.
-ASIDE = {"table": 1.0 / 30.0, "image": 1.0 / 3.0}
-
 
 @dataclass(frozen=True)
 class KnownRows:
     """Rows that the networks were fitted to, shape (m, D), and typical values of valid rows' columns.
 
     `usual` (2, D) is the median and the spread of E[log p(x_j | z)], nats, and `cells` is the distribution of
-    log p(x_j | x_-j), which mixed tables have. `generation` says which statistics a version was calibrated for.
+    log p(x_j | x_-j), which mixed tables have. `generation` says which statistics a version was calibrated for. Shaded
+    images have `appearances`, (m', F) for each of APPEARANCES, of more rows.
     """
 
     rows: np.ndarray = field(repr=False)
     usual: np.ndarray = field(repr=False)
     cells: ColumnSketch | None = None
     generation: int = GENERATION
+    appearances: Mapping[StatisticName, np.ndarray] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def of(rows: np.ndarray, features: int) -> KnownRows:
+    def of(rows: np.ndarray, spec: InputSpec) -> KnownRows:
         """A random sample of rows, shape (n, D), within the limits on size; `usual` is a placeholder."""
+        features, appearances = spec.features, {}
+        if kind_of(spec) in SHADED:
+            some = sampled(rows, MAX_APPEARANCES).reshape(-1, *spec.shape)
+            appearances = {
+                name: np.ascontiguousarray(measured(some), np.float32) for name, measured in APPEARANCES.items()
+            }
         most = max(1, min(MAX_KNOWN_ROWS, MAX_KNOWN_CELLS // features))
-        if len(rows) > most:
-            rows = rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
-        return KnownRows(rows, np.stack([np.zeros(features), np.ones(features)]))
+        usual = np.stack([np.zeros(features), np.ones(features)])
+        return KnownRows(sampled(rows, most), usual, appearances=appearances)
 
     def with_averages(self, others: Sequence[KnownRows]) -> KnownRows:
         """These rows, with what is typical on average for the networks of an ensemble."""
@@ -198,64 +142,6 @@ class ReferenceStatistics:
         return np.stack(columns, axis=1)
 
 
-def kind_of(spec: InputSpec) -> InputKind:
-    """Which statistics an input has."""
-    if spec.kind == "image":
-        if isinstance(spec.transform, Binary):
-            return "black-and-white image"
-        return "colour image" if len(spec.shape) == 3 else "image"
-    return "mixed table" if is_category(spec).any() else "table"
-
-
-def is_category(spec: InputSpec) -> np.ndarray:
-    """Which of an input's columns hold categories, shape (D,), bool."""
-    if not isinstance(spec.transform, Mixed):
-        return np.zeros(spec.features, dtype=bool)
-    return np.array([isinstance(one, CategoryColumn) for one in spec.transform.columns])
-
-
-def has_cells(spec: InputSpec, generation: int = GENERATION) -> bool:
-    """Whether cells given the others are among an input's statistics."""
-    return any(one.name == "worst_cell" for one in chosen_statistics(spec, generation))
-
-
-def chosen_statistics(spec: InputSpec, generation: int = GENERATION) -> list[Statistic]:
-    """The further statistics that apply to an input, of a generation."""
-    kind = kind_of(spec)
-    return [one for one in STATISTICS if one.since <= generation and kind in one.inputs]
-
-
-def named(spec: InputSpec, generation: int = GENERATION) -> list[tuple[StatisticName, bool]]:
-    """The names of all statistics, and whether both sides are extreme."""
-    return [("log_likelihood", True), *((one.name, one.both) for one in chosen_statistics(spec, generation))]
-
-
-def names_of(spec: InputSpec, generation: int = GENERATION) -> list[StatisticName]:
-    return [name for name, _ in named(spec, generation)]
-
-
-def weights_of(spec: InputSpec, generation: int = GENERATION) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and scales of all one-sided statistics, shape (K,) both."""
-    aside = ASIDE[spec.kind]
-    sides = [(FULL_WEIGHT, LOG_LIKELIHOOD_SCALE), (aside, LOG_LIKELIHOOD_SCALE)]  # unlikely; too likely
-    for one in chosen_statistics(spec, generation):
-        sides += [(FULL_WEIGHT if one.is_main else aside, one.scale)] * (2 if one.both else 1)
-    weights, scales = zip(*sides, strict=True)
-    return np.array(weights), np.array(scales)
-
-
-def generation_of(spec: InputSpec, sides: int) -> int:
-    """The newest generation with so many one-sided statistics, of those whose versions do not tell it themselves.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for generation in range(LAST_UNTOLD, 0, -1):
-        if len(weights_of(spec, generation)[0]) == sides:
-            return generation
-    raise ValueError(f"no version has {sides} statistics")
-
-
 class RowStatistics:
     """Computes the further test statistics of rows with V networks, relative to known rows."""
 
@@ -268,6 +154,9 @@ class RowStatistics:
         self.neighbours = Neighbours(self.near, categories(spec, known.generation), span)
         self.encodings = [encodings(vae, spec.encode(known.rows)) for vae in vaes]
         self.count = NEIGHBOURS if self.has("isolation") else 1
+        self.appearances = {
+            name: Neighbours(rows, np.zeros(rows.shape[1], dtype=bool)) for name, rows in known.appearances.items()
+        }
 
     # Computed when first asked for: who only observes draws needs none of these.
 
@@ -308,16 +197,15 @@ class RowStatistics:
         self,
         rows: np.ndarray,
         log_likelihood: np.ndarray,
-        seen: Sequence[Sequence[Seen]],
+        by_draws: DrawStatistics,
         cells: np.ndarray | None = None,
     ) -> np.ndarray:
         """All one-sided statistics of checked rows, shape (B, D): shape (B, K); the larger, the more extreme.
 
         Args:
-            seen: for each network, what its observer saw of each row.
+            by_draws: what the networks' observers saw (`together`).
             cells: log p(x_j | x_-j), shape (B, D), nats, if `suspect` asks for it.
         """
-        by_draws = self.together(seen)
         middle, spread = self.known.usual
         short = np.where(np.isnan(rows), 0.0, (middle - by_draws.reconstruction) / spread)
         distances, which = self.neighbours.nearest(coordinates(self.spec, rows, self.known.generation), self.count)
@@ -344,6 +232,7 @@ class RowStatistics:
             "discarded": lambda: discarded(self.spec, rows).mean(axis=1),
             "discarded_apart": lambda: discarded_apart(self.spec, rows),
             "worst_cell": lambda: self.worst_cell(cells),
+            **{name: partial(self.unlike, name, images) for name in APPEARANCES},
             "rare_pair": lambda: self.pairs.rarest(rows)[0],
             "isolation": lambda: self.isolation(distances, which),
         }
@@ -352,6 +241,10 @@ class RowStatistics:
             value = values[one.name]()
             columns += [value, -value] if one.both else [value]
         return np.stack(columns, axis=1).astype(np.float64)
+
+    def unlike(self, name: StatisticName, images: np.ndarray) -> np.ndarray:
+        """log of the mean distance of each image's appearance to those of the nearest known images: shape (B,)."""
+        return logarithm(self.appearances[name].nearest(APPEARANCES[name](images), NEIGHBOURS)[0].mean(axis=1))
 
     def worst_cell(self, cells: np.ndarray | None) -> np.ndarray:
         """The surprise of each row's most surprising cell given the others, nats, among typical cells: shape (B,)."""
@@ -369,6 +262,13 @@ class RowStatistics:
             distances, which: of the nearest known rows, and their numbers, shape (B, N) both.
         """
         return logarithm(distances.mean(axis=1), self.closest) - 0.5 * self.spacing[which].mean(axis=1)
+
+
+def sampled(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, at random, in order."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
 
 
 def logarithm(values: np.ndarray, least: float = NOTHING) -> np.ndarray:

@@ -12,7 +12,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from service._version import __version__
 from service.data.cells import USUAL, CellReader, Reading
 from service.data.domains import Domains
-from service.data.image_reading import USUAL_IMAGES, ImageReading
+from service.data.image_reading import ImageReading
 from service.data.inputs import InputSpec
 from service.data.kinds import ColumnKind
 from service.density.estimator import Estimator
@@ -85,7 +85,7 @@ class Card(Frozen):
     def reader(self) -> CellReader:
         """A reader of cells for the version's rows."""
         beside = () if self.domains is None else self.domains.beside
-        return self.input.reader(self.reading, beside, self.images or USUAL_IMAGES)
+        return self.input.reader(self.reading, beside, self.images)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from service.data.inputs import InputSpec
 from service.density.estimate import DIRECT, Execution
 from service.scoring.model import Model
 from service.scoring.spoils import spoils_of, spoilt
-from service.scoring.statistics import ASIDE, RowStatistics, StatisticName, chosen_statistics, weights_of
+from service.scoring.statistic_kinds import StatisticName, aside_of, chosen_statistics, weights_of
+from service.scoring.statistics import RowStatistics
 from service.system.frozen import Frozen
 from service.validity.combination import FULL_WEIGHT, MIN_ROWS, Combination
 
@@ -47,7 +48,7 @@ def weightings(spec: InputSpec, generation: int) -> dict[str, np.ndarray]:
     They are the usual one, those with full weight for one more statistic, or for all that usually have it but log p(x), and
     those with full weight for distances alone, or for the density alone.
     """
-    usual, aside = weights_of(spec, generation)[0], ASIDE[spec.kind]
+    usual, aside = weights_of(spec, generation)[0], aside_of(spec, generation)
     chosen = chosen_statistics(spec, generation)
     # Of log p(x), only unlikely is ever in full.
     names = ["log_likelihood", "", *(one.name for one in chosen for _ in range(2 if one.both else 1))]

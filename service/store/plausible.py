@@ -190,6 +190,8 @@ def known_problem(known: KnownRows) -> str | None:
         return "the known rows are not finite"
     if not np.isfinite(known.usual).all() or not (known.usual[1] > 0).all():
         return "what is usual in columns is not finite"
+    if not all(np.isfinite(array).all() for array in known.appearances.values()):
+        return "the known images' appearances are not finite"
     return None if known.cells is None else sketch_problem(known.cells, known.rows.shape[1])
 
 

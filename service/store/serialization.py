@@ -25,15 +25,17 @@ from service.scoring.golden import Golden
 from service.scoring.groups import POOL, POOL_NAME, Group, Groups
 from service.scoring.reference_rows import PATTERN_ROWS, PatternEstimates, ReferenceRows
 from service.scoring.scores import ReferenceEstimates, arrays_of, concatenated, rows_of
-from service.scoring.statistics import (
+from service.scoring.statistic_kinds import (
+    APPEARANCES,
     GENERATION,
     LAST_UNTOLD,
-    KnownRows,
-    ReferenceStatistics,
+    StatisticName,
     generation_of,
     has_cells,
+    names_of,
     weights_of,
 )
+from service.scoring.statistics import KnownRows, ReferenceStatistics
 from service.scoring.version import Card, Draft, Reference
 from service.store.plausible import check_calibration, check_weights
 from service.vae.network import VAE
@@ -218,6 +220,7 @@ def statistics_tensors(reference: ReferenceStatistics | None) -> dict[str, torch
         "generation": np.array(reference.known.generation),
         **{name: getattr(reference.combination, name) for name in COMBINATION},
     }
+    arrays |= {f"appearance.{name}": array for name, array in reference.known.appearances.items()}
     cells = sketch_tensors(reference.known.cells, CELLS)
     return {f"evidence.{name}": torch.tensor(array) for name, array in arrays.items()} | cells
 
@@ -240,13 +243,31 @@ def statistics_of(tensors: dict[str, torch.Tensor], spec: InputSpec) -> Referenc
     if (cells is not None) != has_cells(spec, generation):
         raise ValueError("reference statistics without typical cells")
     rows, usual = arrays["rows"].astype(spec.dtype), arrays["usual"].astype(np.float64)
-    known = KnownRows(rows, usual, cells, generation)
+    known = KnownRows(rows, usual, cells, generation, appearances_of(tensors, spec, generation))
     of_combination = {name: arrays[name].astype(np.float64) for name in COMBINATION}
     combination = Combination(**of_combination, by_ranks=generation > LAST_UNTOLD)
     shapes = known.rows.shape[1:], known.usual.shape, combination.parts.shape[1:], combination.weights.shape
     if shapes != ((spec.features,), (2, spec.features), (sides,), (sides,)):
         raise ValueError("reference statistics have the wrong shapes")
     return ReferenceStatistics(known, combination)
+
+
+def appearances_of(
+    tensors: dict[str, torch.Tensor], spec: InputSpec, generation: int
+) -> dict[StatisticName, np.ndarray]:
+    """The known images' appearances in a version's tensors, for the statistics that need them.
+
+    Raises:
+        ValueError: they do not fit the input.
+    """
+    nothing, found = np.zeros((1, *spec.shape)), dict[StatisticName, np.ndarray]()
+    for name in names_of(spec, generation):
+        if name in APPEARANCES:
+            array = tensors.get(f"evidence.appearance.{name}", torch.zeros(0)).numpy()
+            if array.ndim != 2 or not len(array) or array.shape[1:] != APPEARANCES[name](nothing).shape[1:]:
+                raise ValueError("known images' appearances have the wrong shapes")
+            found[name] = array
+    return found
 
 
 def violation_tensors(reference: ViolationReference | None, prefix: str = "") -> dict[str, torch.Tensor]:

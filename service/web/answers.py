@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from service.data.inputs import InputSpec
 from service.errors import NotAcceptableError
 from service.files.images import grid, png
+from service.scoring.pixel_maps import PixelMaps, beside
 from service.scoring.scores import (
     CombinedRule,
     Encodings,
@@ -60,6 +61,7 @@ class Score(msgspec.Struct, omit_defaults=True):
     line: int | msgspec.UnsetType = msgspec.UNSET
     band: tuple[float, float] | msgspec.UnsetType = msgspec.UNSET
     columns: Any = msgspec.UNSET
+    map: Any = msgspec.UNSET
     id: Any = msgspec.UNSET
     discovery: bool | msgspec.UnsetType = msgspec.UNSET
     evidence: Any = msgspec.UNSET
@@ -164,9 +166,13 @@ def csv_response(text: str, headers: dict[str, str] | None = None) -> Response:
 
 
 def score_list(
-    scores: Scores, ids: list[Any] | None, discoveries: Discoveries | None = None, lines: np.ndarray | None = None
+    scores: Scores,
+    ids: list[Any] | None,
+    discoveries: Discoveries | None = None,
+    lines: np.ndarray | None = None,
+    maps: PixelMaps | None = None,
 ) -> list[Score]:
-    """The scores for JSON, with the lines of rows with violations, if lines are numbered."""
+    """The scores for JSON, with the lines of rows with violations, if lines are numbered, and with maps, if asked for."""
     unset, violations = [msgspec.UNSET] * len(scores), scores.violations()
     numbers = unset if lines is None else lines.tolist()
     missing, ends = missing_fields(scores)
@@ -187,6 +193,7 @@ def score_list(
         [line if found else msgspec.UNSET for line, found in zip(numbers, violations, strict=True)],
         ends,
         blamed_columns(scores, scores.spec) if isinstance(scores, ExplainedScores) else unset,
+        unset if maps is None else map_documents(maps),
         unset if ids is None else [msgspec.UNSET if one is None else one for one in ids],
         unset if discoveries is None else discoveries.chosen.tolist(),
         unset if scores.rule is None else evidence_of(scores, scores.rule),
@@ -195,6 +202,31 @@ def score_list(
         strict=True,
     )
     return [Score(*row) for row in columns]
+
+
+def map_documents(maps: PixelMaps) -> list[dict[str, Any]]:
+    """Each image's maps for JSON; null for missing pixels."""
+
+    def lists(values: np.ndarray) -> list[Any]:
+        rounded = np.round(values, 3)
+        if not np.isnan(values).any():
+            return cast("list[Any]", rounded.tolist())
+        return cast("list[Any]", np.where(np.isnan(values), np.array(None, dtype=object), rounded).tolist())
+
+    both = zip(lists(maps.log_likelihood), lists(maps.strangeness), strict=True)
+    return [{"log_likelihood": log_likelihood, "strangeness": strangeness} for log_likelihood, strangeness in both]
+
+
+def maps_response(kind: str, model: ModelId, maps: PixelMaps, images: np.ndarray) -> Response:
+    """Answer POST /score?explain=map with both maps of each image as npy, (B, 2, H, W), or drawn on it as one PNG.
+
+    Args:
+        images: shape (B, H, W) or (B, H, W, 3).
+    """
+    if kind == NPY:
+        return npy_response(np.stack([maps.log_likelihood, maps.strangeness], axis=1), model_headers(model))
+    side_by_side = 2 * max(1, math.ceil(math.sqrt(len(images) / 2)))
+    return png_response(beside(images, maps), side_by_side, model_headers(model))
 
 
 def missing_fields(scores: Scores) -> tuple[list[Any], list[Any]]:
@@ -209,9 +241,18 @@ def missing_fields(scores: Scores) -> tuple[list[Any], list[Any]]:
     return missing, [(low, high) if own else msgspec.UNSET for own, low, high in ends]
 
 
-def scores_answer(kind: str, model: ModelId, scores: Scores, batch: Batch, discoveries: Discoveries | None) -> Response:
-    """Answer POST /score with JSON, npy records or CSV."""
+def scores_answer(
+    kind: str,
+    model: ModelId,
+    scores: Scores,
+    batch: Batch,
+    discoveries: Discoveries | None,
+    maps: PixelMaps | None = None,
+) -> Response:
+    """Answer POST /score with JSON, npy records or CSV; or with maps as JSON, npy or PNG."""
     warnings = [*batch.warnings, *scores.warnings()]
+    if maps is not None and kind != JSON:
+        return maps_response(kind, model, maps, shaped(batch.rows, scores.spec))
     if kind == NPY:
         return scores_npy_response(model, scores, discoveries)
     if kind == CSV:
@@ -219,8 +260,10 @@ def scores_answer(kind: str, model: ModelId, scores: Scores, batch: Batch, disco
     document = {
         "model": model,
         "band": band_document(scores.band, scores.band.accepted if scores.rule is not None else scores.accepted),
-        "scores": score_list(scores, batch.ids, discoveries, batch.lines),
+        "scores": score_list(scores, batch.ids, discoveries, batch.lines, maps),
     }
+    if maps is not None:
+        document["map"] = {"median": maps.median, "spread": maps.spread}
     if scores.rule is not None:
         rule = scores.rule
         document["rule"] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -51,7 +51,10 @@ class ScoreQuery(msgspec.Struct):
     fdr: Annotated[Share | None, described("mark discoveries: in expectation, at most this share of them is valid")] = (
         None
     )
-    explain: Annotated[Count, described("number of most suspicious columns to report for each row")] = 0
+    explain: Annotated[
+        Count | Literal["map"],
+        described("number of most suspicious columns to report for each row; map: the log-likelihood of each pixel"),
+    ] = 0
     strict: Annotated[
         bool, described("1: a cell that cannot be read is an error; by default it makes its row invalid")
     ] = False
@@ -59,10 +62,12 @@ class ScoreQuery(msgspec.Struct):
     def options(self) -> ScoreOptions:
         """The query as options of the scorer."""
         percentiles = None if self.percentiles is None else parse_percentiles(self.percentiles)
-        return ScoreOptions(self.rule, percentiles, self.false_alarm, self.tail, self.fdr, self.explain, self.strict)
+        explain, maps = (0, True) if self.explain == "map" else (int(self.explain), False)
+        return ScoreOptions(self.rule, percentiles, self.false_alarm, self.tail, self.fdr, explain, self.strict, maps)
 
 
-JUDGING = ("rule", "percentiles", "false_alarm", "tail")  # how a row is judged; the rest is what is told of it
+JUDGING = ("rule", "percentiles", "false_alarm", "tail")  # how a row is judged
+TOLD = ("explain", "fdr", "strict", "maps")  # what is told of it
 
 
 def policy_of(text: str | None) -> ScoreOptions | None:
@@ -92,8 +97,9 @@ def under_policy(query: ScoreQuery, policy: ScoreOptions | None) -> ScoreOptions
     asked = query.options()
     if policy is None:
         return asked
-    ruled = replace(policy, explain=asked.explain, fdr=asked.fdr, strict=asked.strict)
-    silent = ScoreOptions(explain=asked.explain, fdr=asked.fdr, strict=asked.strict)
+    told = {name: getattr(asked, name) for name in TOLD}
+    ruled = replace(policy, **told)
+    silent = ScoreOptions(**told)
     if asked != silent and asked.or_default("band", None) != ruled:
         raise ScopeError(f"this deployment sets the rule for all callers: leave out {', '.join(JUDGING)}")
     return ruled
@@ -105,7 +111,7 @@ EXPECTED = {
     "fdr": "a number above 0 and below 1, such as 0.05",
     "tail": "low or both",
     "rule": "band or combined",
-    "explain": "an integer of at least 0",
+    "explain": "an integer of at least 0, or map",
     "strict": "0 or 1",
 }
 

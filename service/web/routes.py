@@ -11,7 +11,7 @@ from service.data.cells import CellReader
 from service.errors import InputError
 from service.scoring.scorer import Scorer
 from service.web import answers, schemas
-from service.web.answers import CSV, JSON, NDJSON, NPY
+from service.web.answers import CSV, JSON, NDJSON, NPY, PNG
 from service.web.batch import Batch
 from service.web.context import RequestContext, model_id
 from service.web.documentation import ROW_TYPES, ROWS_PROBLEMS, options, takes
@@ -27,11 +27,11 @@ router = APIRouter(route_class=LeanRoute)
 
 @router.post(
     "/score",
-    **options(schemas.ScoresAnswer, ROWS_PROBLEMS, NPY, CSV, NDJSON),
+    **options(schemas.ScoresAnswer, ROWS_PROBLEMS, NPY, CSV, NDJSON, PNG),
     openapi_extra={**takes("Instances", *ROW_TYPES, NDJSON), "parameters": documented(ScoreQuery)},
 )
 async def score(request: Request) -> Response:
-    """Verdict and log p(x) of each row and, with `explain`, its most suspicious columns."""
+    """Verdict and log p(x) of each row and, with `explain`, its most suspicious columns or pixels."""
     context, query = RequestContext.of(request), parse_query(request.query_params, ScoreQuery)
     wanted = under_policy(query, context.service.policy)
     limited("explain", wanted.explain, context.settings.max_draws)
@@ -40,7 +40,7 @@ async def score(request: Request) -> Response:
         if wanted.fdr is not None:
             raise InputError("fdr: needs all rows of a request; it cannot be used with application/x-ndjson")
         return await scored_lines(context, await context.scorer(query.model), wanted)
-    kind = answers.negotiate(context.accept, (JSON, NPY, CSV))
+    kind = answers.negotiate(context.accept, (JSON, NPY, PNG) if wanted.maps else (JSON, NPY, CSV))
     scorer = await context.scorer(query.model)
     scorer.check(wanted)
     batch = await batch_of(context, scorer, scorer.judging_reader(wanted.strict))
@@ -48,13 +48,14 @@ async def score(request: Request) -> Response:
     scores = await context.engine.score(context, scorer, batch.rows, wanted)
     discoveries = None if wanted.fdr is None else scores.discoveries(wanted.fdr, wanted.tail or "low")
     return await context.encoded(
-        len(scores),
+        len(scores) * (scorer.model.input.features if wanted.maps else 1),
         answers.scores_answer,
         kind,
         model_id(scorer),
         scores,
         batch,
         discoveries,
+        scorer.pixel_maps(scores, batch.rows) if wanted.maps else None,
     )
 
 

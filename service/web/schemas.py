@@ -93,6 +93,24 @@ class ViolationAnswer(Answer):
     message: str
 
 
+class MapAnswer(Answer):
+    """What each pixel of an image says, row by row; null for missing pixels. It promises nothing for a single pixel."""
+
+    log_likelihood: list[list[float | None]] = Field(
+        description="E[log p(pixel | z)] over the image's own posterior, all channels together, nats"
+    )
+    strangeness: list[list[float | None]] = Field(
+        description="how far that is below the median of valid images, in spreads; 0 above it"
+    )
+
+
+class UsualMapAnswer(Answer):
+    """What valid images have at each pixel, row by row, nats."""
+
+    median: list[list[float]]
+    spread: list[list[float]] = Field(description="median minus fifth percentile, at least 1 for each channel")
+
+
 class ScoreAnswer(Answer):
     """The verdict on one row."""
 
@@ -128,6 +146,7 @@ class ScoreAnswer(Answer):
     columns: list[BlamedAnswer] | None = Field(
         None, description="with ?explain=N, the N most suspicious columns, smallest p_value first"
     )
+    map: MapAnswer | None = Field(None, description="with ?explain=map, where the image does not belong")
     evidence: dict[str, float] | None = Field(
         None, description="with ?rule=combined, the conformal p_value of the combined rule and of each statistic"
     )
@@ -178,6 +197,7 @@ class ScoresAnswer(Answer):
     rule: RuleAnswer | None = None
     groups: GroupsAnswer | None = Field(None, description="of a version that is calibrated by groups")
     fdr: FdrAnswer | None = None
+    map: UsualMapAnswer | None = Field(None, description="with ?explain=map")
     warnings: list[str] = []
 
 

@@ -127,8 +127,9 @@ class Lines:
             always_beside=any(has_encoded(line, self.scorer.model.input) for line in block),
         )
         if len(rows):
-            scores = score_list(await self.score(rows), ids)
-            for place, score in zip(places, scores, strict=True):
+            scores = await self.score(rows)
+            maps = self.scorer.pixel_maps(scores, rows) if self.options.maps else None
+            for place, score in zip(places, score_list(scores, ids, maps=maps), strict=True):
                 answers[place] = score
         return ENCODER.encode_lines(answers)
 

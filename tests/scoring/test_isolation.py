@@ -8,7 +8,7 @@ from service.data.table import Table
 from service.density.estimator import Estimator
 from service.density.neighbours import Neighbours
 from service.scoring.options import ScoreOptions
-from service.scoring.statistics import kind_of, names_of, weights_of
+from service.scoring.statistic_kinds import kind_of, names_of, weights_of
 from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.fit import FitOptions

@@ -9,7 +9,7 @@ from service.errors import CalibrationError, InputError
 from service.scoring.options import ScoreOptions
 from service.scoring.reasons import PHRASES, by_band, one_in, share
 from service.scoring.scorer import Scorer
-from service.scoring.statistics import STATISTICS
+from service.scoring.statistic_kinds import STATISTICS
 from service.scoring.tables import score_lists
 
 

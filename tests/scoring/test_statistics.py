@@ -15,15 +15,8 @@ from service.errors import CalibrationError
 from service.scoring.generator import Generator
 from service.scoring.image_statistics import compressed_sizes, discarded, discarded_apart, extremes, hues, textures
 from service.scoring.options import Detail, ScoreOptions
-from service.scoring.statistics import (
-    GENERATION,
-    LAST_CURVED,
-    categories,
-    coordinates,
-    generation_of,
-    names_of,
-    weights_of,
-)
+from service.scoring.statistic_kinds import GENERATION, LAST_CURVED, generation_of, names_of, weights_of
+from service.scoring.statistics import categories, coordinates
 from service.store.loading import load_scorer
 from service.store.store import Store
 from service.training.fit import FitOptions

@@ -10,7 +10,7 @@ from service.data.learn import learn
 from service.data.table import Table
 from service.density.estimator import Estimator
 from service.scoring.spoils import APART, spoils_of
-from service.scoring.statistics import GENERATION, names_of, weights_of
+from service.scoring.statistic_kinds import GENERATION, names_of, weights_of
 from service.scoring.weighing import RATES, USUAL, Half, best_weights, caught_by, weightings
 from service.store.store import Store
 from service.training.fit import FitOptions
