@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from service.density.estimator import Estimator
+from service.errors import InputError
 from service.files.readers import Rows
 from service.scoring.options import ScoreOptions
 from service.scoring.spoils import spoils_of
@@ -20,7 +21,7 @@ from service.training.augmentation import random_affine
 from service.training.fit import FitOptions
 from service.training.recipe import Recipe
 from service.training.train import train
-from tests.tools import running_service, vouch
+from tests.tools import REPOSITORY, running_service, vouch
 
 SIDE = 8
 
@@ -250,3 +251,56 @@ def test_equal_pictures_are_kept_together():
     trained = train(Rows(images), recipe)
     assert trained.draft.calibration_data["repeats"] == "copies"
     assert trained.draft.model.input.shape == (16, 16, 3)
+
+
+def test_a_map_shows_where_a_picture_does_not_belong(pictures):
+    pixels = small(parts(3, seed=7))
+    pixels[1, 5:7, 1:3] = [0, 255, 0]
+    ask, body = pictures.client.post, {"instances": pixels.tolist()}
+    answer = ask("/score?explain=map", json=body).json()
+    plain = ask("/score", json=body).json()
+    first = answer["scores"][0]
+    assert {name: value for name, value in first.items() if name != "map"} == plain["scores"][0]
+    strangeness = np.array([one["map"]["strangeness"] for one in answer["scores"]])
+    log_likelihood = np.array([one["map"]["log_likelihood"] for one in answer["scores"]])
+    assert strangeness.shape == (3, SIDE, SIDE)
+    assert strangeness[1, 5:7, 1:3].min() > 5
+    assert np.median(strangeness[1]) < 1.5
+    median, spread = (np.array(answer["map"][name]) for name in ("median", "spread"))
+    assert strangeness == pytest.approx(np.maximum(0, (median - log_likelihood) / spread), abs=0.002)
+    as_npy = ask("/score?explain=map", json=body, headers={"accept": "application/x-npy"})
+    assert np.load(io.BytesIO(as_npy.content))[:, 1] == pytest.approx(strangeness, abs=0.001)
+    drawn = Image.open(io.BytesIO(ask("/score?explain=map", json=body, headers={"accept": "image/png"}).content))
+    assert drawn.mode == "RGB"
+    lines = ask(
+        "/score?explain=map",
+        content="\n".join(json.dumps(one) for one in pixels.tolist()),
+        headers={"content-type": "application/x-ndjson"},
+    )
+    assert [json.loads(line)["map"]["strangeness"] for line in lines.text.splitlines()] == strangeness.tolist()
+    assert ask("/score?explain=map", json=body, headers={"accept": "text/csv"}).status_code == 406
+    wrong = ask("/score?explain=maps", json=body)
+    assert (wrong.status_code, wrong.json()["detail"]) == (422, "explain: expected an integer of at least 0, or map")
+
+
+def test_tables_have_no_maps():
+    adult = load_scorer(Store(REPOSITORY / "model_store"), "adult", "cpu")
+    with pytest.raises(InputError, match="explain=map: is for images"):
+        adult.check(ScoreOptions(maps=True))
+
+
+def test_pictures_are_known_by_their_thumbnails_their_shades_and_their_look(pictures):
+    scorer, found = pictures.scorer, parts(40, seed=8)
+    usual = scorer.score(small(found), ScoreOptions("combined", false_alarm=0.1))
+    names = usual.rule.statistics
+    mains = {name: names.index(name) for name in ("thumbnail", "shades", "look")}
+
+    def p_values(images, name):
+        return scorer.score(small(images), ScoreOptions("combined", false_alarm=0.1)).evidence[:, mains[name]]
+
+    moved = np.roll(found, 5, axis=2)
+    assert np.median(p_values(moved, "thumbnail")) < 0.05 < 0.2 < np.median(p_values(moved, "shades"))
+    darker = (0.4 * found).astype(np.uint8)
+    assert np.median(p_values(darker, "shades")) < 0.05
+    noisy = np.clip(found + np.random.default_rng(0).normal(0, 40, found.shape), 0, 255).astype(np.uint8)
+    assert np.median(p_values(noisy, "look")) < 0.05

@@ -12,13 +12,11 @@ linear output layer it costs next to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, jvp, vmap
 
 from service.vae.convolution import ConvolutionalDecoder
 from service.vae.determinism import ALIGNED, gram, in_vectors, product, pulled_back
@@ -44,30 +42,8 @@ def curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
     """Derivatives of log p(x_n | z_n) for N rows x, as the likelihood reads them, each with its own latent z, (N, L)."""
     if isinstance(vae.decoder, MLP):
         return mlp_curvature(vae, x, z)
-    if isinstance(vae.decoder, ConvolutionalDecoder):
-        parts = [convolutional_curvature(vae, x[some], z[some]) for some in blocks_of(vae.decoder, len(z))]
-        return Curvature(*(torch.cat([getattr(one, name) for one in parts]) for name in Curvature.__slots__))
-    return forward_mode_curvature(vae, x, z)
-
-
-def forward_mode_curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
-    """For any decoder that treats rows independently: forward-mode derivatives in all latents at once."""
-    directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-
-    def total(latents: Tensor) -> Tensor:
-        return vae.likelihood.log_prob(vae.decoder(latents), x).sum()
-
-    def along(function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Derivatives along each latent, shape (N, L, ...)."""
-
-        def derivative(direction: Tensor) -> Tensor:
-            tangent: Tensor = jvp(function, (z,), (direction.expand_as(z),))[1]
-            return tangent
-
-        return vmap(derivative)(directions).transpose(0, 1)
-
-    fisher = vae.likelihood.fisher_gram(along(vae.decoder), vae.decoder(z), x)
-    return Curvature(grad(total)(z).double(), fisher.double(), -along(grad(total)).double())
+    parts = [convolutional_curvature(vae, x[some], z[some]) for some in blocks_of(vae.decoder, len(z))]
+    return Curvature(*(torch.cat([getattr(one, name) for one in parts]) for name in Curvature.__slots__))
 
 
 def mlp_curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
