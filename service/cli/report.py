@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from service.scoring.scores import CombinedRule
     from service.scoring.selftest import SelfTest
     from service.scoring.version import Draft, Reference
-    from service.training.fit import FitReport
     from service.training.train import Trained
     from service.validity.band import Band
     from service.validity.conformal import Acceptance
@@ -55,7 +54,7 @@ def report_lines(reference: Reference, trained: Trained, seconds: float, store: 
         options = f" --rule combined --false-alarm {rule.false_alarm:g}"
     place = "" if store == USUAL_STORE else f" --store {shlex.quote(store)}"
     yield f"next: vouch score FILE --model {reference.name}{options}{place}"
-    yield fit_line(trained.report)
+    yield fit_line(trained)
 
 
 def rows_lines(draft: Draft) -> Iterator[str]:
@@ -218,11 +217,14 @@ def unconnected(columns: str) -> str:
     )
 
 
-def fit_line(report: FitReport) -> str:
-    """How the fit went, in numbers."""
-    kept = report.validation
+def fit_line(trained: Trained) -> str:
+    """How the fit went, in numbers; of 8-bit images also in bits for each pixel and channel."""
+    report, kept = trained.report, trained.report.validation
+    bits = trained.draft.model.input.bits_per_dimension(kept.bound)
+    in_bits = "" if bits is None else f" = {bits:.2f} bits per pixel and channel"
     return (
-        f"fit: validation bound {kept.bound:.2f} nats (reconstruction {kept.reconstruction:.2f}, KL {kept.kl:.2f}), "
+        f"fit: validation bound {kept.bound:.2f} nats{in_bits} "
+        f"(reconstruction {kept.reconstruction:.2f}, KL {kept.kl:.2f}), "
         f"{kept.active_latents} active latents, best epoch {report.best_epoch} of {report.epochs}, {report.seconds:.0f} s, "
         f"stopped by {report.stopped}"
     )

@@ -341,6 +341,10 @@ class InputSpec(Frozen):
         """Log-determinant of the Jacobian by column, which converts log p(x_j) to the data's units: (B, D), nats."""
         return self.transform.log_abs_det_jacobian(rows)
 
+    def bits_per_dimension(self, log_likelihood: float) -> float | None:
+        """log p(x), nats, as bits for each pixel and channel, if these are 8-bit levels; a lossless code takes as many."""
+        return -log_likelihood / (self.features * math.log(2.0)) if isinstance(self.transform, Grey) else None
+
     def by_column(self, values: np.ndarray) -> np.ndarray:
         """Sums over the network columns that belong to the same column: shape (..., D') to (..., D)."""
         starts = np.cumsum([0, *self.widths[:-1]])

@@ -198,14 +198,25 @@ def reference_of(tensors: dict[str, torch.Tensor]) -> ReferenceRows | None:
 
 
 def sketch_tensors(sketch: ColumnSketch | None, prefix: str = COLUMNS) -> dict[str, torch.Tensor]:
-    """Tensors of a column sketch; empty if the calibration has none."""
-    return {} if sketch is None else {prefix + name: torch.tensor(getattr(sketch, name)) for name in SKETCH}
+    """Tensors of a column sketch, with the order statistics of observed columns alone; empty if there is none."""
+    if sketch is None:
+        return {}
+    tensors = {prefix + name: torch.tensor(getattr(sketch, name)) for name in SKETCH}
+    observed = torch.from_numpy(sketch.counts > 0)
+    if not observed.all():
+        tensors[f"{prefix}values"] = tensors[f"{prefix}values"][:, observed].contiguous()
+    return tensors
 
 
 def sketch_of(tensors: dict[str, torch.Tensor], prefix: str = COLUMNS) -> ColumnSketch | None:
     if prefix + SKETCH[0] not in tensors:
         return None
-    return ColumnSketch(*(tensors[prefix + name].numpy() for name in SKETCH))
+    arrays = {name: tensors[prefix + name].numpy() for name in SKETCH}
+    counts, kept = arrays["counts"], arrays["values"]
+    if kept.shape[1:] != counts.shape and kept.shape[1:] == ((counts > 0).sum(),):
+        arrays["values"] = np.zeros((len(kept), len(counts)), kept.dtype)
+        arrays["values"][:, counts > 0] = kept
+    return ColumnSketch(**arrays)
 
 
 def statistics_tensors(reference: ReferenceStatistics | None) -> dict[str, torch.Tensor]:

@@ -67,6 +67,14 @@ class Checkpoints:
         found = {path.stem: FileCheckpoint(path, self.key).load() for path in sorted(self.folder.glob("*.pt"))}
         return {member: float(state["seconds"]) for member, state in found.items() if state is not None}
 
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights of the first fit that is saved here; None if there is none."""
+        for path in sorted(self.folder.glob("*.pt")):
+            state = FileCheckpoint(path, self.key).load()
+            if state is not None:
+                return dict(state["weights"])
+        return None
+
     def clear(self) -> None:
         """Remove the checkpoints, as when the model is published."""
         for path in self.folder.glob("*.pt"):

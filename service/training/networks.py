@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from service.data.inputs import InputSpec, Mixed
 from service.errors import DataError
@@ -23,7 +24,34 @@ from service.vae.network import VAE, Architecture
 
 MIXTURE_COMPONENTS = 10
 ENOUGH_STEPS = 1_000  # in less time than for these, one network is fitted well rather than two badly
+LEAST_STEPS, FIT_SHARE, NARROWEST = 2_000, 0.6, 16  # for convolutions: steps in that share of the time, and channels
 ONE_PRIOR = "--minutes leaves time for one fit only: with the normal prior, without trying the mixture"
+
+
+def sized(
+    architecture: Architecture, recipe: Recipe, rows: Tensor, course: Course, checkpoints: Checkpoints | None = None
+) -> Architecture:
+    """Convolutions that are narrow enough for LEAST_STEPS optimizer steps in the minutes, if these are limited.
+
+    Args:
+        rows: some training rows in the network's units, shape (n, D).
+    """
+    if architecture.network != "conv" or recipe.hidden is not None or recipe.fit.minutes is None:
+        return architecture
+    weights = None if checkpoints is None else checkpoints.weights()
+    if weights is not None:  # a run that is resumed goes on with the same network
+        widths = (len(weights[f"encoder.steps.{2 * level}.weight"]) for level in range(len(architecture.hidden)))
+        return replace(architecture, hidden=tuple(widths))
+    narrowed = architecture
+    while max(narrowed.hidden) > NARROWEST:
+        a_step = seconds_a_step(VAE(narrowed), rows, recipe.fit) / recipe.processes
+        if FIT_SHARE * course.left() >= LEAST_STEPS * a_step:
+            break
+        narrowed = replace(narrowed, hidden=tuple(max(NARROWEST, width // 2) for width in narrowed.hidden))
+    if narrowed != architecture:
+        channels = ",".join(map(str, narrowed.hidden))
+        course.notes.append(f"--minutes leaves time for convolutions of {channels} channels only")
+    return narrowed
 
 
 def fitted(

@@ -40,7 +40,7 @@ from service.training.checkpoints import Checkpoints
 from service.training.course import Course, TrainingProgress
 from service.training.fit import FitOptions, FitReport
 from service.training.inputs import mixed_input, network_rows, plain_input
-from service.training.networks import fitted, pilot_of
+from service.training.networks import fitted, pilot_of, sized
 from service.training.recipe import (
     TO_PUBLISH,
     Recipe,
@@ -250,6 +250,8 @@ def fit_and_calibrate(
         key.update(np.ascontiguousarray(splits[0].train).data)  # which rows these are, does not follow from the recipe
         checkpoints = checkpoints.start(key.hexdigest())
         course.until -= sum(checkpoints.seconds().values())
+    some = network_rows(spec, splits[0].train[: recipe.fit.batch_size])
+    architecture = sized(architecture, recipe, some, course, checkpoints)
     vaes, report, bounds = fitted(spec, splits, architecture, recipe, course, checkpoints, feed)
     terms = aside.terms(terms, spec)
     model, calibration = calibrated_on(splits, vaes, spec, recipe, course, terms, domains, least)
