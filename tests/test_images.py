@@ -304,3 +304,14 @@ def test_pictures_are_known_by_their_thumbnails_their_shades_and_their_look(pict
     assert np.median(p_values(darker, "shades")) < 0.05
     noisy = np.clip(found + np.random.default_rng(0).normal(0, 40, found.shape), 0, 255).astype(np.uint8)
     assert np.median(p_values(noisy, "look")) < 0.05
+
+
+def test_several_pictures_are_scored_at_once_by_their_paths(pictures):
+    wanted, files = expected(pictures).log_likelihood.tolist(), files_of(pictures)
+    done = vouch("score", files[4], files[0], pictures.fresh, "--model", "belt", "--store", pictures.store.root)
+    listed = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [one["file"] for one in listed] == [str(one) for one in (files[4], files[0], *files)]
+    assert [float(one["log_likelihood"]) for one in listed] == [wanted[4], wanted[0], *wanted]
+    table = REPOSITORY / "examples" / "adult.csv"
+    refused = vouch("score", files[0], table, "--model", "belt", "--store", pictures.store.root)
+    assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1)

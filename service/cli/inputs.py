@@ -88,6 +88,33 @@ def rows_for(
         return FileRows(Rows(reader.table(raw), reader.names), reader, raw)
 
 
+def rows_for_all(
+    reader: CellReader, paths: Sequence[Path], key: str | None, text: TextOptions, skip_bad: bool = False
+) -> FileRows:
+    """The rows of a file, or several images one after the other, by the paths that were given.
+
+    Raises:
+        DataError: one of several paths is no image.
+    """
+    from service.files.images import SUFFIXES
+    from service.files.readers import Rows
+    from service.files.tables import is_table
+
+    if len(paths) == 1:
+        return rows_for(reader, paths[0], key, text, skip_bad)
+    names: list[str] = []
+    arrays = []
+    for path in paths:
+        if is_table(path) or not (path.is_dir() or path.suffix.lower() in SUFFIXES):
+            raise DataError(f"{path}: of several paths each must be an image, or a folder of images")
+    for path in paths:
+        found = rows_for(reader, path, key, text, skip_bad)
+        assert found.rows.names is not None
+        names += [str(path / name) if path.is_dir() else str(path) for name in found.rows.names]
+        arrays.append(found.rows.array)
+    return FileRows(Rows(np.concatenate(arrays), names=tuple(names)), reader)
+
+
 def group_cells(path: Path, name: str, raw: RawTable | None) -> np.ndarray:
     """The cells of the column that says which rows belong together, as text; None where there is none."""
     if raw is None or name not in raw.names:

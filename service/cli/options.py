@@ -50,13 +50,11 @@ TrainedRowsOption = Annotated[
         "--trained-rows", help="whether rows that the network was trained on are refused, or used all the same"
     ),
 ]
-DataArgument = Annotated[
-    Path,
-    typer.Argument(
-        help="a table (.csv, .tsv, .txt, .jsonl and their .gz, .parquet or a folder of it), .npz, .npy, idx (.gz), an "
-        "image, or a folder of images"
-    ),
-]
+FILES = (
+    "a table (.csv, .tsv, .txt, .jsonl and their .gz, .parquet or a folder of it), .npz, .npy, idx (.gz), an image, or a "
+    "folder of images"
+)
+DataArgument = Annotated[Path, typer.Argument(help=FILES)]
 
 
 def takes_options(command: Callable[..., T]) -> Callable[..., T]:

@@ -17,9 +17,9 @@ from rich.table import Table
 
 from service.cli.app import app
 from service.cli.console import accepted, drawn_rules, err, fail_in_one_line, interval, naming, row_bar, write
-from service.cli.inputs import check_unseen, existing, rows_for, scorer_of
+from service.cli.inputs import check_unseen, existing, rows_for, rows_for_all, scorer_of
 from service.cli.options import (
-    DataArgument,
+    FILES,
     DeviceOption,
     JudgeOptions,
     KeyOption,
@@ -66,7 +66,7 @@ class ListingOptions:
 @fail_in_one_line
 @takes_options
 def score(
-    data: DataArgument,
+    paths: Annotated[list[Path], typer.Argument(metavar="DATA...", help=f"{FILES}; or several images")],
     judge: JudgeOptions,
     text: TextFileOptions,
     listing: ListingOptions,
@@ -78,7 +78,7 @@ def score(
     """Score the rows of a file: verdict, log p(x) and its standard error, percentile and p-value of each."""
     from service.scoring.tables import Origin, file_scores_csv, file_scores_json_lines
 
-    output = listing.output
+    data, output = paths[0], listing.output
     if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise DataError(f"{output}: expected a name that ends in .csv or .jsonl")
     options = judge.score_options()
@@ -86,7 +86,7 @@ def score(
     scorer.check(options)
     with choosing(scorer, model, data):
         reader = scorer.judging_reader(options.strict)
-        source = rows_for(reader, data, key, text.text_options(), listing.skip_bad)
+        source = rows_for_all(reader, paths, key, text.text_options(), listing.skip_bad)
         rows = source.of_model(data, scorer.model.input)[: listing.limit]
     with naming(data):
         origin = Origin.of(source.raw, len(rows), split_names(listing.keep) or (), listing.full, source.rows.names)
