@@ -12,6 +12,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from draw_parts import FAULTS, pictures
 from mnist import DATA, load_mnist
 
 from service.cli.console import fail_in_one_line
@@ -49,6 +50,18 @@ def main(data: Annotated[Path, typer.Option(help="folder of the real data")] = D
     chosen = np.random.default_rng(1).permutation(len(test))[:60]
     np.savez_compressed(EXAMPLES / "gate" / "images.npz", digits=test[chosen], clothes=fashion[chosen])
     write_census(data / "mixed" / "adult.csv")
+    write_parts()
+
+
+def write_parts() -> None:
+    """Drawn parts: some sound ones, and one of each fault."""
+    sound = {f"part-{number}": picture for number, picture in enumerate(pictures(6, seed=7))}
+    faulty = {fault: pictures(1, seed=7, fault=fault)[0] for fault in FAULTS}
+    for folder, images in (("valid", sound), ("faults", faulty)):
+        place = EXAMPLES / "parts" / folder
+        place.mkdir(parents=True, exist_ok=True)
+        for name, image in images.items():
+            (place / f"{name}.png").write_bytes(png(image))
 
 
 def write_census(path: Path) -> None:

@@ -17,6 +17,7 @@ from mnist import DATA
 
 from service import load
 from service.cli.console import drawn_rules, fail_in_one_line
+from service.data.image_reading import ImageReading
 from service.files.images import decode, grid, png
 from service.files.readers import read
 from service.scoring.evaluation import evaluated
@@ -32,10 +33,14 @@ def main(
     store: Annotated[Path, typer.Option(help="the model store")] = Path("model_store"),
     out: Annotated[Path, typer.Option(help="folder of the pictures")] = Path("docs/pictures"),
     data: Annotated[Path, typer.Option(help="folder that holds mnist.npz and fashion_mnist.npz")] = DATA,
+    only_parts: Annotated[bool, typer.Option("--only-parts", help="draw those of docs/images.md alone")] = False,
 ) -> None:
-    """Draw the example images with their verdicts, the manifold of mnist-2d, and what docs/verdicts.md explains."""
+    """Draw the example images with their verdicts, the manifold of mnist-2d, and what the docs explain."""
     mpl.use("Agg")
     out.mkdir(parents=True, exist_ok=True)
+    draw_of_parts(load("parts", store, "cpu"), out)
+    if only_parts:
+        return
     draw_verdicts(store, out / "verdicts.png")
     manifold = load("mnist-2d", store, "cpu").manifold(20)
     (out / "manifold.png").write_bytes(png(grid(manifold.means.reshape(-1, 28, 28), gap=0)))
@@ -49,6 +54,26 @@ def main(
         print(f"{data}: no data, so rules.png stays as it is")
         return
     draw_rules(load("mnist", store, "cpu"), data, out / "rules.png")
+
+
+def draw_of_parts(scorer: Scorer, out: Path) -> None:
+    """Samples, reconstructions and maps of the model of drawn parts."""
+    shape = scorer.model.input.shape
+    files = [*sorted((EXAMPLES / "parts" / "valid").iterdir())[:3], *sorted((EXAMPLES / "parts" / "faults").iterdir())]
+    reading = ImageReading(mode="colour", fit="crop")
+    images = np.stack([decode(file.read_bytes(), reading, shape).pixels for file in files])
+    samples = scorer.sample(16, seed=1).samples.reshape(-1, *shape)
+    means = scorer.reconstruct(images).mean.reshape(images.shape)
+    scores = scorer.score(images, ScoreOptions("combined", maps=True))
+    maps = scorer.pixel_maps(scores, images.reshape(len(images), -1))
+    strips = {
+        "parts-samples.png": (samples, 8),
+        "parts-reconstructions.png": (np.concatenate([images, means]), len(images)),
+        "parts-maps.png": (np.concatenate([images, maps.drawn(images)]), len(images)),
+    }
+    for name, (shown, columns) in strips.items():
+        enlarged = np.repeat(np.repeat(shown, 2, axis=1), 2, axis=2)
+        (out / name).write_bytes(png(grid(enlarged, columns, gap=2)))
 
 
 def draw_p_values(scorer: Scorer, path: Path) -> None:

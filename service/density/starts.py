@@ -7,6 +7,7 @@ separate modes, of which the encoder sees only one; for a row that does not belo
 
 from __future__ import annotations
 
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -47,23 +48,28 @@ class SearchStarts:
     """Search starts, shape (K, L), with everything about them that does not depend on a row."""
 
     def __init__(self, vae: VAE, latents: np.ndarray) -> None:
+        self.decoder, self.likelihood, self.prior = vae.decoder, vae.likelihood, vae.prior
         self.sufficient_statistics = vae.likelihood.sufficient_statistics
         with torch.inference_mode():
             self.latents = torch.from_numpy(latents).to(vae.device, vae.dtype)
-            output = torch.cat([vae.decoder(part) for part in self.latents.split(256)])  # (K, D)
-            self.slope, self.offset = vae.likelihood.linear_in_statistics(output)
-            self.offset = self.offset + vae.prior.log_prob(self.latents.double())
             is_dense = vae.architecture.latents <= FEW_LATENTS and len(latents) > NEIGHBOURS
             self.neighbours = nearest_indices(self.latents, NEIGHBOURS) if is_dense else None
+
+    @cached_property
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """Slopes, (K, T), and offsets, (K,), of log p(x, z_k); with many latents only a wide search asks for them."""
+        with torch.inference_mode():
+            output = torch.cat([self.decoder(part) for part in self.latents.split(256)])  # (K, D)
+            slope, offset = self.likelihood.linear_in_statistics(output)
+            return slope, offset + self.prior.log_prob(self.latents.double())
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def log_joint(self, x: Tensor) -> Tensor:
         """log p(x, z_k) for rows x, shape (B, D), up to a constant for each row: shape (B, K), float64, nats."""
-        return (product(self.sufficient_statistics(x), self.slope).double() + self.offset).nan_to_num(
-            -1e300, -1e300, -1e300
-        )
+        slope, offset = self.linear
+        return (product(self.sufficient_statistics(x), slope).double() + offset).nan_to_num(-1e300, -1e300, -1e300)
 
     def likeliest(self, x: Tensor, count: int) -> Tensor:
         """The best starts of each row, well separated: shape (B, count, L).
