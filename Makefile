@@ -18,7 +18,7 @@ PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TOR
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: serve test test-slow test-all format lint types tests fuzz loadtest evaluate bench holes estimator density adbench cells bad-cells tables verdicts selftest groups filter freeze bundled pictures docs sbom audit fresh image-test clean
+.PHONY: serve test test-slow test-all format lint types tests fuzz loadtest evaluate bench holes estimator density adbench cells bad-cells tables verdicts selftest groups images filter freeze bundled pictures docs sbom audit fresh image-test clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/vouch serve
@@ -95,6 +95,11 @@ selftest: $(VENV)/test.done  ## two hours: are published self-tests honest, what
 groups: $(VENV)/test.done    ## ten minutes: what each group of adult is promised, and gets, with --by and without
 	$(BIN)/python benchmarks/groups.py --data $(DATA)
 
+images: $(VENV)/test.done    ## three hours: cracks, bits per pixel, classes, faults of parts, and what a score costs
+	for part in concrete density one-class; do $(BIN)/python benchmarks/images.py $$part --data $(DATA)/images || exit 1; done
+	for part in parts promise cost; do $(BIN)/python benchmarks/images.py $$part || exit 1; done
+	$(BIN)/python benchmarks/images.py audit --data $(DATA)/images
+
 filter: $(VENV)/test.done    ## an hour: whole data sets, beside the bare Scorer, by Ray, killed, and what --fdr holds
 	for part in speed workers kills fdr; do $(BIN)/python benchmarks/filter.py --part $$part || exit 1; done
 	$(BIN)/python benchmarks/data_parallel.py --data $(DATA)
@@ -103,7 +108,7 @@ freeze: $(VENV)/test.done    ## record anew what tests/test_frozen.py compares w
 	$(BIN)/python scripts/freeze.py
 
 bundled: $(VENV)/test.done   ## train the bundled models anew, as new versions
-	$(BIN)/python scripts/train_bundled.py mnist mnist-2d adult --data $(DATA)
+	$(BIN)/python scripts/train_bundled.py mnist mnist-2d adult parts --data $(DATA)
 
 pictures: $(VENV)/test.done  ## the pictures of the README and the docs
 	$(BIN)/python scripts/pictures.py --data $(DATA)

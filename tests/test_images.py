@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.draw_parts import FAULTS
+from scripts.draw_parts import pictures as pictures_of
 from service.density.estimator import Estimator
 from service.errors import InputError
+from service.files.images import decode
 from service.files.readers import Rows
 from service.scoring.options import ScoreOptions
 from service.scoring.spoils import spoils_of
@@ -315,3 +318,31 @@ def test_several_pictures_are_scored_at_once_by_their_paths(pictures):
     table = REPOSITORY / "examples" / "adult.csv"
     refused = vouch("score", files[0], table, "--model", "belt", "--store", pictures.store.root)
     assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1)
+
+
+def test_the_bundled_parts_refuse_every_fault_and_no_sound_example():
+    scorer = load_scorer(Store(REPOSITORY / "model_store"), "parts", "cpu")
+    height, width, _ = shape = scorer.model.input.shape
+    verdicts = {}
+    for folder in ("valid", "faults"):
+        files = sorted((REPOSITORY / "examples" / "parts" / folder).iterdir())
+        reading = scorer.published.card.images
+        images = np.stack([decode(file.read_bytes(), reading, shape).pixels for file in files])
+        scores = scorer.score(images, ScoreOptions("combined", false_alarm=0.01, maps=True))
+        verdicts[folder] = dict(zip([file.stem for file in files], scores.valid.tolist(), strict=True))
+        maps = scorer.pixel_maps(scores, images.reshape(len(files), -1))
+        if folder == "faults":
+            black = maps.strangeness[[file.stem for file in files].index("black-square")]
+            top, left = np.argwhere(images[0].sum(axis=-1) == 0).min(axis=0)
+            square = black[top : top + height // 4, left : left + width // 4]
+            assert square.mean() > 4 * black.mean()
+    assert set(verdicts["faults"]) == set(FAULTS)
+    assert not any(verdicts["faults"].values())
+    assert sum(verdicts["valid"].values()) >= 5
+
+
+def test_the_examples_are_what_the_script_draws():
+    drawn = pictures_of(6, seed=7)
+    for number, picture in enumerate(drawn):
+        kept = np.asarray(Image.open(REPOSITORY / "examples" / "parts" / "valid" / f"part-{number}.png"))
+        assert np.abs(kept.astype(int) - picture.astype(int)).max() <= 2  # another Pillow may resample otherwise
