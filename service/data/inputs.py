@@ -23,6 +23,8 @@ from service.data.table import FLOAT32_MAX, IS_INFINITE, Table, is_unreadable
 from service.errors import Fault, InputError, summary
 from service.system.frozen import Frozen
 
+CHANNELS = ("red", "green", "blue")
+
 
 class Binary(Frozen):
     """Two-valued columns: x > threshold is 1. `low` and `high` are 0 and 1 in the data's units."""
@@ -179,6 +181,19 @@ class InputSpec(Frozen):
     def column(self, index: int) -> str | int:
         """A column's name, or its position if columns have no names."""
         return index if self.columns is None else self.columns[index]
+
+    def pixel(self, index: int) -> tuple[int, int, str | None]:
+        """An image's row and column that an index belongs to, and the channel if it has colours."""
+        channels = self.shape[2] if len(self.shape) == 3 else 1
+        row, column = divmod(index // channels, self.shape[1])
+        return row, column, CHANNELS[index % channels] if channels > 1 else None
+
+    def named(self, index: int) -> str:
+        """A column in a sentence."""
+        if self.kind != "image":
+            return str(self.column(index))
+        row, column, channel = self.pixel(index)
+        return f"pixel {row}, {column}" + (f" in {channel}" if channel else "")
 
     def reader(
         self, reading: Reading = USUAL, beside: tuple[Beside, ...] = (), images: ImageReading | None = None

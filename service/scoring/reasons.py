@@ -110,7 +110,7 @@ def cell_words(spec: InputSpec, at: int, cell: float, value: float, low: float, 
     else:
         low, high = spec.rounded(at, np.array([low, high])).tolist()
         expected = f"{low:g} to {high:g}"
-    return f"{spec.column(at)} is {spec.cell(at, cell)}, expected was {expected}"
+    return f"{spec.named(at)} is {spec.cell(at, cell)}, expected was {expected}"
 
 
 def words(violations: Sequence[Violation]) -> str:

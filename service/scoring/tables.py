@@ -27,7 +27,6 @@ SCORE_COLUMNS = (
 DIAGNOSTICS = ("ess", "khat", "num_samples")  # of the estimate; the command line leaves them out unless asked
 BLAMED_COLUMNS = ("column", "value", "log_likelihood", "p_value", "expected")
 INTERVAL = ("expected_low", "expected_high")
-CHANNELS = ("red", "green", "blue")
 
 
 def blamed_columns(scores: ExplainedScores, spec: InputSpec) -> list[list[dict[str, Any]]]:
@@ -51,9 +50,8 @@ def blamed_column(
         what = {"most_likely": spec.cell(column, value), "probability": probability}
     place: dict[str, Any] = {}
     if spec.kind == "image":
-        channels = spec.shape[2] if len(spec.shape) == 3 else 1
-        place = {"pixel": list(divmod(column // channels, spec.shape[1]))}
-        place |= {"channel": CHANNELS[column % channels]} if channels > 1 else {}
+        row, at, channel = spec.pixel(column)
+        place = {"pixel": [row, at]} | ({"channel": channel} if channel else {})
     return {
         "name": spec.column(column),
         **place,
