@@ -81,7 +81,10 @@ class Settings(BaseSettings):
     max_num: int = Field(1_000, ge=1, description="most samples per request")
     max_grid: int = Field(50, ge=1, description="largest side of the manifold grid, in points")
     max_queue_evaluations: int = Field(
-        2_000_000, ge=1, description="most decoder evaluations (rows x samples) that may wait or run"
+        2_000_000,
+        ge=1,
+        description="most decoder evaluations (rows x samples) that may wait or run; one of n million multiplications "
+        "counts n times",
     )
     batch_evaluations: int = Field(
         8192, ge=1, description="most decoder evaluations per batch; a batch is at least one block of rows"

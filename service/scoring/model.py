@@ -18,6 +18,8 @@ from service.density.estimator import Estimator
 from service.scoring.statistics import KnownRows, RowStatistics
 from service.vae.network import VAE
 
+USUAL_PRODUCTS = 2**20  # multiplications in an evaluation that counts once
+
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
@@ -119,11 +121,17 @@ class Model:
         """Computes further test statistics of rows, relative to known rows."""
         return RowStatistics(self.input, known, [one.vae for one in self.members])
 
+    @property
+    def evaluation_cost(self) -> int:
+        """What a decoder evaluation counts where work is queued: 1, or more for one of millions of multiplications."""
+        return max(1, round(self.vae.evaluation_size / USUAL_PRODUCTS))
+
     @cached_property
     def row_cost(self) -> int:
-        """Approximate cost of a row's score in decoder evaluations."""
+        """Approximate cost of a row's score, in decoder evaluations of a usual size."""
         first = self.members[0]
-        return self.estimator.typical_evaluations(first.vae, len(first.starts)) * len(self.members)
+        evaluations = self.estimator.typical_evaluations(first.vae, len(first.starts)) * len(self.members)
+        return evaluations * self.evaluation_cost
 
     @cached_property
     def fingerprint(self) -> str:

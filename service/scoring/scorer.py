@@ -221,12 +221,13 @@ class Scorer(Generator):
         statistics = self.row_statistics if detail.statistics else None
         return self.model.assess(rows, ends, suspect, statistics, execution)
 
-    def extra_evaluations(self, options: ScoreOptions) -> int:
-        """Cost per row in addition to its score, in decoder evaluations, of options that name a rule."""
+    def extra_cost(self, options: ScoreOptions) -> int:
+        """Cost per row in addition to its score, in decoder evaluations of a usual size, of options that name a rule."""
         statistics, extra = self.calibration.statistics, options.extra_evaluations
-        if options.rule != "combined" or options.explain or statistics is None:
-            return extra
-        return extra + (EXPLAINING_EVALUATIONS if has_cells(self.model.input, statistics.known.generation) else 0)
+        judges_cells = options.rule == "combined" and not options.explain and statistics is not None
+        if judges_cells and statistics is not None and has_cells(self.model.input, statistics.known.generation):
+            extra += EXPLAINING_EVALUATIONS
+        return extra * self.model.evaluation_cost
 
     # Groups
 

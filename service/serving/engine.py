@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -158,9 +159,7 @@ class Engine:
 
         with self.quotas.admitted(call.caller, call.quota, len(rows)):
             await self.learn_patterns(call, scorer, rows, options)
-            scores = await self.computed(
-                call, scorer, rows, compute, (scorer, options), scorer.extra_evaluations(options)
-            )
+            scores = await self.computed(call, scorer, rows, compute, (scorer, options), scorer.extra_cost(options))
         call.note_scores(scorer.published, scores)
         # The blocks of a stream belong to one request, but are not retries of each other.
         request_id = None if call.is_stream else call.request_id
@@ -185,7 +184,7 @@ class Engine:
         if not scorer.model.input.reads_missing:
             return
 
-        patterns, detail, extra = scorer.patterns, options.detail, scorer.extra_evaluations(options)
+        patterns, detail, extra = scorer.patterns, options.detail, scorer.extra_cost(options)
 
         def compute(batch: np.ndarray, check_cancelled: CheckCancelled) -> ReferenceEstimates:
             return patterns.estimate(batch, detail, Execution(scorer.pool, check_cancelled))
@@ -229,7 +228,7 @@ class Engine:
 
         Args:
             group: rows of equal groups may be computed together.
-            extra: cost of a row in addition to its score, in decoder evaluations.
+            extra: cost of a row in addition to its score, in decoder evaluations of a usual size.
         """
         return concatenated(await self.run(call, self.row_task(scorer, compute, group, extra), rows))
 
@@ -264,7 +263,8 @@ class Engine:
         block = Tiling.of(scorer.model.vae).least_rows
         blocks = max(1, self.settings.batch_evaluations // (cost * block))
         is_tiny = scorer.model.vae.evaluation_size < TINY
-        return Task(compute, rows_of, (is_shadow, group), cost, blocks * block, is_shadow, is_tiny, costs_of)
+        costs = partial(costs_of, scorer.model.evaluation_cost)
+        return Task(compute, rows_of, (is_shadow, group), cost, blocks * block, is_shadow, is_tiny, costs)
 
     async def run(self, call: Call, task: Task[T], rows: np.ndarray) -> list[T]:
         """Run a task on rows, and wait for the answers. If the deadline passes or the caller leaves, drop the rest.
@@ -303,9 +303,9 @@ class Engine:
         return done.answers
 
 
-def costs_of(answer: Answer) -> np.ndarray | None:
-    """What each row of an answer cost in decoder evaluations, if it tells."""
-    return answer.evaluations if isinstance(answer, Scores) else None
+def costs_of(evaluation_cost: int, answer: Answer) -> np.ndarray | None:
+    """What each row of an answer cost in decoder evaluations of a usual size, if it tells."""
+    return answer.evaluations * evaluation_cost if isinstance(answer, Scores) else None
 
 
 def indivisible(answer: Any, rows: slice) -> Any:
