@@ -34,6 +34,7 @@ REFERENCE_ROWS = 1_000
 SUSPECT_SHARE = 0.005  # share of valid cells that may cost a second, more careful estimate
 # Columns are calibrated on this many cells, but on no fewer than this many rows.
 MIN_COLUMN_ROWS, COLUMN_CELLS = 1_000, 2_000_000
+FEW_COLUMN_ROWS = 200  # of convolutions, whose evaluations are dear
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Calibration:
             whole = ReferenceRows.of(model, rows, pace)
             rows, reference = whole.rows, whole.first(REFERENCE_ROWS, unreadable)
         suspect = np.full(rows.shape[1], np.inf) if suspect is None else suspect
-        some = max(MIN_COLUMN_ROWS, COLUMN_CELLS // rows.shape[1])
+        some = FEW_COLUMN_ROWS if is_convolutional(model) else max(MIN_COLUMN_ROWS, COLUMN_CELLS // rows.shape[1])
         row_statistics = None if known is None else model.row_statistics(known)
         weights, weighting = weighed(model, row_statistics, terms, pace, execution)
         pace.begin("calibration", len(rows) * len(model.members), f"calibrating on {len(rows):,} rows")
@@ -320,6 +321,10 @@ def whole_rows(model: Model, rows: np.ndarray, pace: Pace | None = None) -> np.n
     return ReferenceRows.of(model, KnownRows.of(rows, model.input).rows, pace).rows
 
 
+def is_convolutional(model: Model) -> bool:
+    return model.vae.architecture.network == "conv"
+
+
 def typical_cells(
     model: Model, pilot: np.ndarray, execution: Execution, pace: Pace | None = None
 ) -> ColumnSketch | None:
@@ -329,16 +334,15 @@ def typical_cells(
     """
     if not len(pilot):
         return None
-    nowhere = np.full(model.input.features, -np.inf)
+    pace, nowhere = pace or Pace(), np.full(model.input.features, -np.inf)
+    if is_convolutional(model):  # one pixel of many says little of z: a row's own draws are enough, whatever its pixels
+        pace.planned.pop("suspects", None)
+        return ColumnSketch.fit(np.full((1, model.input.features), np.nan), nowhere)
     some = pilot[:SUSPECT_ROWS]
-    (pace or Pace()).begin("suspects", len(some) * len(model.members))
+    pace.begin("suspects", len(some) * len(model.members))
     columns = model.assess(some, suspect=nowhere, execution=execution).columns
     assert columns is not None
     values = columns.log_likelihood
-    if (
-        model.vae.architecture.network == "conv"
-    ):  # one pixel of a thousand says little of z: the row's own draws are enough
-        return ColumnSketch.fit(values, nowhere)
     ordered, counts = np.sort(values, axis=0), (~np.isnan(values)).sum(axis=0)
     chosen = (SUSPECT_SHARE * counts).astype(int)
     return ColumnSketch.fit(values, np.where(counts > 0, ordered[chosen, np.arange(len(counts))], np.inf))
