@@ -112,6 +112,9 @@ def rows_for_all(
         assert found.rows.names is not None
         names += [str(path / name) if path.is_dir() else str(path) for name in found.rows.names]
         arrays.append(found.rows.array)
+        if arrays[-1].shape[1:] != arrays[0].shape[1:]:
+            sizes = (" x ".join(map(str, one.shape[1:])) for one in (arrays[-1], arrays[0]))
+            raise DataError(f"{path}: has {' pixels, others '.join(sizes)}")
     return FileRows(Rows(np.concatenate(arrays), names=tuple(names)), reader)
 
 

@@ -246,6 +246,8 @@ def check_options(
     is_mixed = (data.stream or is_table(path)) and network.likelihood is None and network.threshold is None
     if data.schema is not None and not is_mixed:
         raise DataError("--schema needs a table with named columns, and no --likelihood or --threshold")
+    if is_mixed and network.network == "conv":
+        raise DataError("--network conv is for images; the data are a table")
     if is_mixed and data.key is not None:
         raise DataError(f"{path}: --key works only with .npz files")
     if is_mixed and fitting.augment:

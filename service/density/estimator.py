@@ -80,8 +80,10 @@ class Estimator:
                 )
         raise CalibrationError(f"unknown estimator {setting!r}, expected one of {', '.join(SETTINGS)}")
 
-    def for_pixels(self, features: int) -> Estimator:
-        """The estimator for images of so many numbers, whose scores are hundreds of nats apart."""
+    def for_levels(self, features: int) -> Estimator:
+        """The estimator for images of so many 8-bit levels, whose scores are hundreds of nats apart; not of `thorough`."""
+        if self.setting == "thorough":
+            return self
         return replace(self, tolerance=max(self.tolerance, PIXEL_TOLERANCE * features))
 
     @property

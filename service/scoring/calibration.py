@@ -179,7 +179,7 @@ def calibrated(
     rows: np.ndarray,
     terms: Terms = USUAL,
     execution: Execution = DIRECT,
-    known: np.ndarray | None = None,
+    known: np.ndarray | KnownRows | None = None,
     pace: Pace | None = None,
     domains: Domains | None = None,
 ) -> tuple[Model, Calibration]:
@@ -191,8 +191,8 @@ def calibrated(
     Args:
         pilot: valid rows that the networks were not fitted to and that are not among `rows`, shape (m, D).
         rows: valid rows to calibrate on, shape (n, D + C).
-        known: valid rows that the networks were fitted to, shape (m, D), among which to look for nearest neighbours; by
-            default the pilot rows.
+        known: valid rows that the networks were fitted to, shape (m, D), among which to look for nearest neighbours, or
+            those of a version; by default the pilot rows.
         pace: counts the rows; if the time is limited, fewer pilot rows and calibration rows are used, the first of them.
         domains: the columns' domains, and the columns beside the input.
 
@@ -209,7 +209,7 @@ def calibrated(
     model = ready(vaes, spec, estimator, [pilot] * len(vaes))
     if len(pilot):
         model = replace(model, estimator=piloted(model, pilot, terms.percentiles, execution, pace))
-    near = known_rows(model, pilot if known is None else readable(spec, known), pilot, execution, pace)
+    near = known_rows(model, pilot if known is None else known, pilot, execution, pace)
     cells = typical_cells(model, pilot, execution, pace)
     suspect = np.full(spec.features, np.inf) if cells is None else cells.suspect
     if near is not None and has_cells(spec):
@@ -293,12 +293,15 @@ def affordable(
 
 
 def known_rows(
-    model: Model, rows: np.ndarray, pilot: np.ndarray, execution: Execution, pace: Pace | None = None
+    model: Model, rows: np.ndarray | KnownRows, pilot: np.ndarray, execution: Execution, pace: Pace | None = None
 ) -> KnownRows | None:
     """A sample of the rows for nearest neighbours, and the pilot rows' typical values; None if either is empty."""
+    kept = rows.appearances if isinstance(rows, KnownRows) else {}  # of more rows than these
+    rows = readable(model.input, rows.rows if isinstance(rows, KnownRows) else rows)
     if not len(rows) or not len(pilot):
         return None
     known = KnownRows.of(whole_rows(model, rows, pace), model.input)
+    known = replace(known, appearances=kept or known.appearances)
     row_statistics = model.row_statistics(known)
     some = pilot[:SUSPECT_ROWS]
     (pace or Pace()).begin("known", len(some) * len(model.members))

@@ -18,6 +18,7 @@ from service.data.columns import CategoryColumn, NumberColumn
 from service.data.inputs import InputSpec, Mixed
 from service.density.block import Draws
 from service.density.conditionals import ColumnDraws
+from service.system.cancellation import CheckCancelled, never_cancelled
 from service.vae.likelihoods import Elementwise, Likelihood
 from service.vae.mixed import Columns
 from service.vae.pixels import PixelLogistic
@@ -25,7 +26,7 @@ from service.vae.pixels import PixelLogistic
 EXPECTING_DRAWS = 64  # fewer than for scores: expectations need less accuracy than likelihoods
 POINTS = 8  # of a number's distribution given z
 INTERVAL = (0.05, 0.95)
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE, NUMBERS_AT_ONCE = 64, 2**23  # rows, and numbers in the decoder outputs of all their draws
 EXPECTED = ("value", "low", "high", "probability")  # what `expected_column` returns, in its last dimension
 
 
@@ -57,7 +58,13 @@ def expected_rows(spec: InputSpec, parts: Sequence[Part]) -> np.ndarray:
     return spec.decode(sum((one.weights[..., None] * numbers(one.likelihood.mean(one.output))).sum(1) for one in parts))
 
 
-def expected_cells(spec: InputSpec, members: Sequence[MemberDraws], rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def expected_cells(
+    spec: InputSpec,
+    members: Sequence[MemberDraws],
+    rows: np.ndarray,
+    chosen: np.ndarray,
+    check_cancelled: CheckCancelled = never_cancelled,
+) -> np.ndarray:
     """Predictions for some columns of rows from their other columns.
 
     Args:
@@ -68,8 +75,11 @@ def expected_cells(spec: InputSpec, members: Sequence[MemberDraws], rows: np.nda
         Shape (B, N, 4): what EXPECTED names, NaN where it does not apply.
     """
     expected = np.full((*chosen.shape, len(EXPECTED)), np.nan)
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        places = slice(start, start + ROWS_AT_ONCE)
+    outputs_each = EXPECTING_DRAWS * members[0].likelihood.sizes(sum(spec.widths))[1]
+    at_once = max(1, min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // outputs_each))
+    for start in range(0, len(rows), at_once):
+        check_cancelled()
+        places = slice(start, start + at_once)
         all_draws = [WithoutColumn(spec, one, rows[places], start) for one in members]
         # Cells of one column with the same numbers of draws are processed together.
         alike: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
@@ -91,7 +101,11 @@ def expected_cells(spec: InputSpec, members: Sequence[MemberDraws], rows: np.nda
 
 
 def strangest_of_each(
-    spec: InputSpec, members: Sequence[MemberDraws], rows: np.ndarray, chosen: np.ndarray
+    spec: InputSpec,
+    members: Sequence[MemberDraws],
+    rows: np.ndarray,
+    chosen: np.ndarray,
+    check_cancelled: CheckCancelled = never_cancelled,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The columns, (B, N), farthest from what was expected among those that belong to the chosen ones, (B, N).
 
@@ -100,18 +114,16 @@ def strangest_of_each(
     """
     together = members[0].likelihood.together
     if together == 1:
-        return chosen, expected_cells(spec, members, rows, chosen)
-    found = []
-    for at in range(together):
-        columns = np.where(chosen < 0, -1, chosen + at)
-        expected = expected_cells(spec, members, rows, columns)
-        value = np.take_along_axis(rows, np.maximum(columns, 0), axis=1)
-        middle, low, high = (expected[..., EXPECTED.index(name)] for name in ("value", "low", "high"))
-        found.append((np.abs(value - middle) / np.maximum(high - low, 1.0), columns, expected))
-    best = np.argmax([np.nan_to_num(far, nan=-1.0) for far, _, _ in found], axis=0)
-    columns = np.take_along_axis(np.stack([one for _, one, _ in found]), best[None], axis=0)[0]
-    expected = np.take_along_axis(np.stack([one for _, _, one in found]), best[None, ..., None], axis=0)[0]
-    return columns, expected
+        return chosen, expected_cells(spec, members, rows, chosen, check_cancelled)
+    columns = np.where(chosen[..., None] < 0, -1, chosen[..., None] + np.arange(together))  # (B, N, together)
+    flat = columns.reshape(len(rows), -1)
+    expected = expected_cells(spec, members, rows, flat, check_cancelled).reshape(*columns.shape, len(EXPECTED))
+    values = np.take_along_axis(rows, np.maximum(flat, 0), axis=1).reshape(columns.shape)
+    middle, low, high = (expected[..., EXPECTED.index(name)] for name in ("value", "low", "high"))
+    far = np.nan_to_num(np.abs(values - middle) / np.maximum(high - low, 1.0), nan=-1.0)
+    best = far.argmax(axis=2)[..., None]
+    strangest = np.take_along_axis(columns, best, axis=2)[..., 0]
+    return strangest, np.take_along_axis(expected, best[..., None], axis=2)[:, :, 0]
 
 
 class WithoutColumn:
@@ -167,7 +179,7 @@ def expected_column(spec: InputSpec, parts: Sequence[Part], at: int) -> np.ndarr
     if column is not None:
         return np.stack([middle, low, high, nothing], axis=1)
     # These transforms act on each column alone and are increasing, so they map interval ends to interval ends.
-    middle = sum((one.weights * numbers(one.likelihood.mean(one.output)[..., at])).sum(axis=1) for one in parts)
+    middle = sum((one.weights * numbers(one.likelihood.mean_of(one.output, at))).sum(axis=1) for one in parts)
     x = np.zeros((3, len(middle), spec.features))
     x[..., at] = middle, low, high
     return np.stack([*spec.decode(x)[..., at], nothing], axis=1)

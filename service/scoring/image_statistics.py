@@ -29,10 +29,12 @@ def discarded_apart(spec: InputSpec, rows: np.ndarray) -> np.ndarray:
     """
     shape = (-1, *spec.shape)
     black_and_white = spec.encode(rows).reshape(shape) > 0
-    padded = np.pad(black_and_white, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    colours = [(0, 0)] * (black_and_white.ndim - 3)
+    padded = np.pad(black_and_white, ((0, 0), (1, 1), (1, 1), *colours), mode="edge")
     around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-    is_plain = (around == black_and_white[..., None, None]).all(axis=(3, 4))
-    return np.where(is_plain, discarded(spec, rows).reshape(shape), 0.0).mean(axis=(1, 2))
+    is_plain = (around == black_and_white[..., None, None]).all(axis=(-2, -1))
+    apart = np.where(is_plain, discarded(spec, rows).reshape(shape), 0.0)
+    return apart.mean(axis=tuple(range(1, apart.ndim)))
 
 
 def compressed_sizes(images: np.ndarray) -> np.ndarray:

@@ -9,14 +9,14 @@ from functools import cached_property
 
 import numpy as np
 
-from service.data.inputs import InputSpec
+from service.data.inputs import Grey, InputSpec
 from service.density.block import Estimates
 from service.density.conditionals import ColumnDraws, ColumnEstimates, ColumnObserver, columns_of
 from service.density.ensemble import averaged, averaged_columns
 from service.density.estimate import DIRECT, Execution, Member, Observer, observe
 from service.density.estimator import Estimator
 from service.scoring.statistics import KnownRows, RowStatistics
-from service.vae.network import VAE
+from service.vae.network import VAE, Architecture
 
 USUAL_PRODUCTS = 2**20  # multiplications in an evaluation that counts once
 
@@ -150,6 +150,12 @@ class Model:
                 content.update(name.encode())
                 content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return f"sha256:{content.hexdigest()}"
+
+
+def suited(estimator: Estimator, spec: InputSpec, architecture: Architecture) -> Estimator:
+    """An estimator with the tolerance that suits what is estimated."""
+    by_levels = architecture.network == "conv" and isinstance(spec.transform, Grey)
+    return estimator.for_levels(spec.features) if by_levels else estimator
 
 
 def shares_of(num: int, parts: int) -> list[int]:

@@ -15,7 +15,7 @@ from service.scoring.image_statistics import luminance
 
 # Strangeness at which a pixel begins to be coloured, and at which it is so fully. 1 is that of one valid image in twenty.
 FAINT, FULL = 1.5, 5.0
-MARK = np.array([255.0, 32.0, 0.0])
+MARK = (255.0, 32.0, 0.0)
 MOST_MARKED = 0.85  # of a pixel's colour
 
 
@@ -25,8 +25,8 @@ class PixelMaps:
 
     Attributes:
         log_likelihood: E[log p(pixel | z)] over p(z | x), nats, all channels together, (B, H, W); NaN for missing pixels.
-        median: that of valid images, (H, W).
-        spread: how far below the median one valid image in twenty is there, at least 1 nat, (H, W).
+        median: the sum of its channels' medians among valid images, (H, W).
+        spread: the sum of how far below its median each channel is in one valid image of twenty, at least 1 nat, (H, W).
     """
 
     log_likelihood: np.ndarray
@@ -62,13 +62,14 @@ class PixelMaps:
         return np.maximum(0.0, (self.median - self.log_likelihood) / self.spread)
 
     def drawn(self, images: np.ndarray) -> np.ndarray:
-        """Images, shape (B, H, W) or (B, H, W, 3), in grey, with their strange pixels in red: (B, H, W, 3), 0 to 255."""
-        share = np.clip((np.nan_to_num(self.strangeness) - FAINT) / (FULL - FAINT), 0.0, 1.0)[..., None] * MOST_MARKED
-        return (1.0 - share) * luminance(np.nan_to_num(images))[..., None] + share * MARK
+        """Images, shape (B, H, W) or (B, H, W, 3), in grey, with their strange pixels in red: (B, H, W, 3), uint8."""
+        share = np.clip((np.nan_to_num(self.strangeness) - FAINT) / (FULL - FAINT), 0.0, 1.0) * MOST_MARKED
+        grey = (1.0 - share) * luminance(np.nan_to_num(images))
+        return np.stack([np.rint(grey + share * mark).astype(np.uint8) for mark in MARK], axis=-1)
 
 
 def beside(images: np.ndarray, maps: PixelMaps) -> np.ndarray:
-    """Each image, (B, H, W) or (B, H, W, 3), followed by its map: (2 * B, H, W, 3)."""
-    shown = np.nan_to_num(images)
+    """Each image, (B, H, W) or (B, H, W, 3), followed by its map: (2 * B, H, W, 3), uint8."""
+    shown = np.rint(np.clip(np.nan_to_num(images), 0.0, 255.0)).astype(np.uint8)
     coloured = shown if shown.ndim == 4 else np.repeat(shown[..., None], 3, axis=3)
     return np.stack([coloured, maps.drawn(images)], axis=1).reshape(-1, *coloured.shape[1:])

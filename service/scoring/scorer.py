@@ -195,7 +195,9 @@ class Scorer(Generator):
         )
         if assessment.columns is None or not options.explain:
             return scores
-        return self.explained(scores, rows, assessment.columns, assessment.draws, options.explain, compared)
+        return self.explained(
+            scores, rows, assessment.columns, assessment.draws, options.explain, compared, check_cancelled
+        )
 
     def compared(
         self, missing: np.ndarray, lowest: np.ndarray, group: np.ndarray, detail: Detail, execution: Execution
@@ -323,6 +325,7 @@ class Scorer(Generator):
         draws: Sequence[ColumnDraws],
         count: int,
         compared: Sequence[Compared],
+        check_cancelled: CheckCancelled = never_cancelled,
     ) -> ExplainedScores:
         """Scores with the most suspicious columns of rows, (B, D), at most `count` for each, and what was expected there.
 
@@ -340,7 +343,7 @@ class Scorer(Generator):
             MemberDraws(one.vae.likelihood, partial(self.decoded, one.vae), drawn)
             for one, drawn in zip(self.model.members, draws, strict=True)
         ]
-        columns_told, expected = strangest_of_each(self.model.input, members, rows, chosen)
+        columns_told, expected = strangest_of_each(self.model.input, members, rows, chosen, check_cancelled)
 
         def there(values: np.ndarray, at: np.ndarray = chosen) -> np.ndarray:
             return np.where(at < 0, np.nan, np.take_along_axis(values, np.maximum(at, 0), axis=1))

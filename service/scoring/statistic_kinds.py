@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,7 +11,7 @@ import numpy as np
 
 from service.data.columns import CategoryColumn
 from service.data.inputs import Binary, InputSpec, Mixed
-from service.scoring.image_statistics import looks, shades, thumbnails
+from service.scoring.image_statistics import GRID, SHADES, looks, shades, thumbnails
 from service.validity.combination import FULL_WEIGHT
 
 StatisticName = Literal[
@@ -111,6 +112,13 @@ def kind_of(spec: InputSpec) -> InputKind:
             return "black-and-white image"
         return "colour image" if len(spec.shape) == 3 else "image"
     return "mixed table" if is_category(spec).any() else "table"
+
+
+def appearance_widths(spec: InputSpec) -> dict[StatisticName, int]:
+    """How many numbers each of an image's appearances has."""
+    places, channels = math.prod(min(GRID, side) for side in spec.shape[:2]), len(spec.shape) == 3
+    colours = 3 if channels else 1
+    return {"thumbnail": places * colours, "shades": len(SHADES) * colours, "look": 9 if channels else 7}
 
 
 def is_category(spec: InputSpec) -> np.ndarray:

@@ -50,6 +50,7 @@ LEAST_SPREAD = 1.0  # nats
 NOTHING = 1e-9
 LEAST_DISTANCE = 0.5  # of the resolution of the known rows: smaller distances are equal
 NEIGHBOURS = 5
+IMAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,7 @@ class KnownRows:
         features, appearances = spec.features, {}
         if kind_of(spec) in SHADED:
             some = sampled(rows, MAX_APPEARANCES).reshape(-1, *spec.shape)
-            appearances = {
-                name: np.ascontiguousarray(measured(some), np.float32) for name, measured in APPEARANCES.items()
-            }
+            appearances = {name: np.ascontiguousarray(appearance_of(name, some), np.float32) for name in APPEARANCES}
         most = max(1, min(MAX_KNOWN_ROWS, MAX_KNOWN_CELLS // features))
         usual = np.stack([np.zeros(features), np.ones(features)])
         return KnownRows(sampled(rows, most), usual, appearances=appearances)
@@ -244,7 +243,7 @@ class RowStatistics:
 
     def unlike(self, name: StatisticName, images: np.ndarray) -> np.ndarray:
         """log of the mean distance of each image's appearance to those of the nearest known images: shape (B,)."""
-        return logarithm(self.appearances[name].nearest(APPEARANCES[name](images), NEIGHBOURS)[0].mean(axis=1))
+        return logarithm(self.appearances[name].nearest(appearance_of(name, images), NEIGHBOURS)[0].mean(axis=1))
 
     def worst_cell(self, cells: np.ndarray | None) -> np.ndarray:
         """The surprise of each row's most surprising cell given the others, nats, among typical cells: shape (B,)."""
@@ -262,6 +261,12 @@ class RowStatistics:
             distances, which: of the nearest known rows, and their numbers, shape (B, N) both.
         """
         return logarithm(distances.mean(axis=1), self.closest) - 0.5 * self.spacing[which].mean(axis=1)
+
+
+def appearance_of(name: StatisticName, images: np.ndarray) -> np.ndarray:
+    """Numbers by which images, (B, H, W) or (B, H, W, 3), are compared: (B, F); a few at a time, since they need copies."""
+    measured, parts = APPEARANCES[name], range(0, max(1, len(images)), IMAGES_AT_ONCE)
+    return np.concatenate([measured(images[start : start + IMAGES_AT_ONCE]) for start in parts])
 
 
 def sampled(rows: np.ndarray, most: int) -> np.ndarray:

@@ -232,10 +232,11 @@ class Engine:
         """
         return concatenated(await self.run(call, self.row_task(scorer, compute, group, extra), rows))
 
-    async def once(self, call: Call, compute: Callable[[], T], cost: int) -> T:
-        """Compute one thing in an inference thread; `cost` in decoder evaluations."""
+    async def once(self, call: Call, scorer: Scorer, compute: Callable[[], T], evaluations: int) -> T:
+        """Compute one thing of a model in an inference thread, by so many decoder evaluations."""
+        cost = evaluations * scorer.model.evaluation_cost
         task: Task[T] = Task(lambda rows, check_cancelled: compute(), indivisible, object(), cost, 1)
-        with self.quotas.admitted(call.caller, call.quota, cost):
+        with self.quotas.admitted(call.caller, call.quota, evaluations):
             return (await self.run(call, task, np.zeros((1, 0))))[0]
 
     async def score_while_idle(self, scorer: Scorer, rows: np.ndarray, options: ScoreOptions) -> Scores:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from service.data.inputs import InputSpec
 from service.errors import DamagedModelError
 from service.scoring.calibration import Calibration
 from service.scoring.golden import Golden
@@ -20,15 +22,31 @@ from service.validity.column_ranks import ColumnSketch
 from service.validity.combination import Combination
 from service.validity.violations import CODES, ViolationReference
 
+MAX_LAYERS = 64
 WEIGHTS, CALIBRATION = "weights.safetensors", "calibration.safetensors"
 
 
-def check_weights(label: str, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+def architecture_problem(architecture: Architecture, spec: InputSpec) -> str | None:
+    """Why a network cannot be one of an input; looked at before anything of its size is built."""
+    image, shape = architecture.image, (*spec.shape, 1)[:3] if spec.kind == "image" else ()
+    if len(architecture.hidden) > MAX_LAYERS or min((*architecture.hidden, architecture.latents)) < 1:
+        return "it has impossible layers"
+    if image and (image != shape or math.prod(image) != architecture.features or image[2] not in (1, 3)):
+        return "its images are not those of the input"
+    if architecture.network == "conv" and not (image and architecture.hidden):
+        return "convolutions need images, and channels"
+    return None
+
+
+def check_weights(label: str, architecture: Architecture, spec: InputSpec, tensors: Mapping[str, Tensor]) -> None:
     """Raise unless tensors are finite and those of the architecture: checked before anything of its size is allocated.
 
     Raises:
         DamagedModelError: names the first tensor that is not.
     """
+    problem = architecture_problem(architecture, spec)
+    if problem:
+        raise DamagedModelError(f"{label}: the card's network cannot be built: {problem}")
     try:
         with torch.device("meta"):  # shapes alone
             expected = {name: tensor.shape for name, tensor in VAE(architecture).state_dict().items()}

@@ -30,6 +30,7 @@ from service.scoring.statistic_kinds import (
     GENERATION,
     LAST_UNTOLD,
     StatisticName,
+    appearance_widths,
     generation_of,
     has_cells,
     names_of,
@@ -100,7 +101,7 @@ def load_networks(card: Card, content: bytes) -> list[VAE]:
         for member in reversed(range(card.members)):  # the first one, without a prefix, takes what is left
             prefix = prefix_of(member)
             own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-            check_weights(f"{card.name}@{card.version}", card.architecture, own)
+            check_weights(f"{card.name}@{card.version}", card.architecture, card.input, own)
             vae = VAE(card.architecture)
             vae.load_state_dict(own)
             vaes.append(vae.eval().requires_grad_(False))
@@ -271,11 +272,11 @@ def appearances_of(
     Raises:
         ValueError: they do not fit the input.
     """
-    nothing, found = np.zeros((1, *spec.shape)), dict[StatisticName, np.ndarray]()
+    found, widths = dict[StatisticName, np.ndarray](), appearance_widths(spec)
     for name in names_of(spec, generation):
         if name in APPEARANCES:
             array = tensors.get(f"evidence.appearance.{name}", torch.zeros(0)).numpy()
-            if array.ndim != 2 or not len(array) or array.shape[1:] != APPEARANCES[name](nothing).shape[1:]:
+            if array.ndim != 2 or not len(array) or array.shape[1] != widths[name]:
                 raise ValueError("known images' appearances have the wrong shapes")
             found[name] = array
     return found

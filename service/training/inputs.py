@@ -136,6 +136,10 @@ def architecture_of(spec: InputSpec, likelihood: LikelihoodName, network: Networ
     image = (*spec.shape, 1)[:3] if spec.kind == "image" else ()
     if network == "conv":
         height, width, _ = image
+        if recipe.hidden == ():
+            raise DataError("--hidden: a convolutional network needs the channels of at least one level, such as 32,64")
+        if recipe.activation != "silu":
+            raise DataError("--activation: convolutional networks have silu")
         sides = [max(size) for size in level_sizes(image, range(level_count(height, width)))]
         usual = tuple(max(NARROWEST, min(WIDEST, CHANNELS_TIMES_SIDE // side // 16 * 16)) for side in sides)
         latents = recipe.latents or (FEW_LATENTS if features <= FEW_PIXELS else MANY_LATENTS)

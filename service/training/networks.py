@@ -31,7 +31,7 @@ ONE_PRIOR = "--minutes leaves time for one fit only: with the normal prior, with
 def sized(
     architecture: Architecture, recipe: Recipe, rows: Tensor, course: Course, checkpoints: Checkpoints | None = None
 ) -> Architecture:
-    """Convolutions that are narrow enough for LEAST_STEPS optimizer steps in the minutes, if these are limited.
+    """Convolutions that are narrow enough for LEAST_STEPS optimizer steps of each fit, if the minutes are limited.
 
     Args:
         rows: some training rows in the network's units, shape (n, D).
@@ -42,10 +42,10 @@ def sized(
     if weights is not None:  # a run that is resumed goes on with the same network
         widths = (len(weights[f"encoder.steps.{2 * level}.weight"]) for level in range(len(architecture.hidden)))
         return replace(architecture, hidden=tuple(widths))
-    narrowed = architecture
+    narrowed, fits = architecture, max(recipe.folds, recipe.ensemble) + (recipe.prior == "auto")
     while max(narrowed.hidden) > NARROWEST:
         a_step = seconds_a_step(VAE(narrowed), rows, recipe.fit) / recipe.processes
-        if FIT_SHARE * course.left() >= LEAST_STEPS * a_step:
+        if FIT_SHARE * course.left() / fits >= LEAST_STEPS * a_step:
             break
         narrowed = replace(narrowed, hidden=tuple(max(NARROWEST, width // 2) for width in narrowed.hidden))
     if narrowed != architecture:

@@ -20,8 +20,10 @@ from service.files.readers import Rows
 from service.scoring.calibration import calibrated, readable
 from service.scoring.groups import Terms
 from service.scoring.missing_patterns import with_usual_patterns
+from service.scoring.model import suited
 from service.scoring.options import RuleName
 from service.scoring.pace import PREPARING
+from service.scoring.statistics import KnownRows
 from service.scoring.version import Draft, Published
 from service.system.cpus import cpu_quota
 from service.training.aside import with_rows_aside
@@ -108,7 +110,7 @@ def recalibrate_on(
     data_digest: str,
     estimator: Estimator | None = None,
     terms: Terms | None = None,
-    known: np.ndarray | None = None,
+    known: np.ndarray | KnownRows | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
     domains: Domains | None = None,
     testing: np.ndarray | None = None,
@@ -124,10 +126,11 @@ def recalibrate_on(
     """
     old, statistics, card = published.model, published.calibration.statistics, published.card.calibration
     if known is None and statistics is not None:
-        known = statistics.known.rows
+        known = statistics.known
     domains, reader = domains or published.card.domains, published.card.reader()
     pilot, rows = (old.input.read(one, reader) for one in (pilot, rows))
-    course, chosen = Course(on_progress), estimator or old.estimator
+    course = Course(on_progress)
+    chosen = old.estimator if estimator is None else suited(estimator, old.input, old.vae.architecture)
     course.enter(PREPARING)
     if course.is_followed and len(pilot):
         course.seconds_a_row = seconds_a_row(old.vae, old.input, chosen, readable(old.input, pilot))
@@ -139,7 +142,7 @@ def recalibrate_on(
         rows,
         terms or Terms(card.percentiles, card.groups),
         Execution(worker_pool(cpu_quota())),
-        None if known is None else old.input.rows(known),
+        old.input.rows(known) if isinstance(known, np.ndarray) else known,
         course.pace(old.vae, len(rows)),
         domains,
     )

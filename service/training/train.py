@@ -31,7 +31,7 @@ from service.scoring.cross_fit import calibrated_by_folds
 from service.scoring.fingerprints import Fingerprints
 from service.scoring.groups import GroupPlan, Terms
 from service.scoring.missing_patterns import with_usual_patterns
-from service.scoring.model import Model
+from service.scoring.model import Model, suited
 from service.scoring.pace import PREPARING
 from service.scoring.version import Draft
 from service.system.cpus import cpu_quota
@@ -239,8 +239,7 @@ def fit_and_calibrate(
     domains: Domains | None = None,
 ) -> Trained:
     """Fit networks to rows of a known input spec, or to a feed of more such rows, and calibrate them."""
-    if architecture.network == "conv":
-        recipe = replace(recipe, estimator=recipe.estimator.for_pixels(spec.features))
+    recipe = replace(recipe, estimator=suited(recipe.estimator, spec, architecture))
     terms, least = Terms(recipe.percentiles), least_calibration(recipe)
     if recipe.by is not None:
         terms, least = planned(spec, recipe, splits[0], least)

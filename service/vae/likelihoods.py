@@ -78,6 +78,10 @@ class Likelihood(nn.Module, ABC):
     def mean(self, output: Tensor) -> Tensor:
         """E[x | z], shape (..., D)."""
 
+    def mean_of(self, output: Tensor, column: int) -> Tensor:
+        """E[x_j | z] of one column, shape (...)."""
+        return self.mean(output)[..., column]
+
     @abstractmethod
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """One draw of x given z, shape (..., D)."""

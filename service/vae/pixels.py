@@ -9,6 +9,7 @@ as light, changes its channels together: with independent channels all of it wou
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, fields
 from typing import Any
@@ -76,7 +77,8 @@ class PixelLogistic(Likelihood):
         coupling = torch.zeros(channels, channels)
         for later in range(1, channels):
             coupling[later, later - 1] = COUPLED
-        self.coupling = nn.Parameter(coupling)  # a_cc'; only what is below the diagonal counts
+        # a_cc'; only what is below the diagonal counts
+        self.coupling = nn.Parameter(coupling, requires_grad=channels > 1)
 
     def sizes(self, features: int) -> tuple[int, int]:
         return features, 2 * features
@@ -127,15 +129,37 @@ class PixelLogistic(Likelihood):
             found.append(channel)
         return torch.cat(found, dim=-1)
 
-    def marginal_scales(self, output: Tensor) -> Tensor:
-        """Scales of logistics with the variances of each channel given z alone, shape (..., D)."""
+    def marginals(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale of each channel given z alone, as of a logistic, shape (..., D) both.
+
+        Channels move with what the ones before them are, which ends at black and at white: mass beyond moves nothing.
+        """
         scale, _ = self.scales(output)
         if self.together == 1:
-            return scale
+            return self.locations(output), scale
+        matrix = self.coupling.to(scale.dtype)
         identity = torch.eye(self.together, dtype=scale.dtype, device=scale.device)
-        back = torch.linalg.inv(identity - self.coupling.to(scale.dtype).tril(-1)).square()
-        squares = scale.square().unflatten(-1, (self.together, -1)).unbind(-2)
-        return torch.cat([sum(back[c, k] * squares[k] for k in range(c + 1)).sqrt() for c in range(self.together)], -1)
+        through = torch.linalg.inv(
+            identity - matrix.tril(-1)
+        ).square()  # of each channel's own noise into the later ones
+        mus, squares = (
+            part.unflatten(-1, (self.together, -1)).unbind(-2) for part in (self.locations(output), scale**2)
+        )
+        locations: list[Tensor] = []
+        scales: list[Tensor] = []
+        moved: list[Tensor] = []  # how far each channel's mean is from its mu
+        free: list[Tensor] = []  # squares of the scales, as far as the mass is inside
+        for at, (mu, square) in enumerate(zip(mus, squares, strict=True)):
+            location, spread = mu, square
+            for before in range(at):
+                location = location + matrix[at, before] * moved[before]
+                spread = spread + through[at, before] * free[before]
+            locations.append(location)
+            scales.append(spread.sqrt())
+            inside = sigmoid(location / scales[-1]) - sigmoid((location - 1.0) / scales[-1])
+            moved.append(clipped_mean(location, scales[-1]) - mu)
+            free.append(square * inside)
+        return torch.cat(locations, dim=-1), torch.cat(scales, dim=-1)
 
     def bins(self, output: Tensor, pixels: Pixels) -> Bins:
         scale, share = self.scales(output)
@@ -226,9 +250,21 @@ class PixelLogistic(Likelihood):
 
     def mean(self, output: Tensor) -> Tensor:
         """E[x | z], accurate to 0.02 levels for one channel."""
-        scale, location = self.marginal_scales(output), self.locations(output)
+        location, scale = self.marginals(output)
         above = softplus((location - HALF_BIN) / scale) - softplus((location - 1.0 + HALF_BIN) / scale)
         return self.interleaved(scale * above * (LEVELS / (LEVELS - 1)))
+
+    def mean_of(self, output: Tensor, column: int) -> Tensor:
+        pixel, channel = divmod(column, self.together)
+        places = torch.arange(self.together, device=output.device) * (self.features // self.together) + pixel
+        own = output[..., torch.cat([places, places + self.features])]  # of one pixel, as of an image of one
+        return PixelLogistic.mean(self.of_one(), own)[..., channel]
+
+    def of_one(self) -> PixelLogistic:
+        """The likelihood of an image of one pixel."""
+        one = copy.copy(self)
+        one.features = self.together
+        return one
 
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
         scale, _ = self.scales(output)
@@ -246,7 +282,7 @@ class PixelLogistic(Likelihood):
         """Quantiles of one column's x given z, at probabilities u, shape (Q,): (..., Q)."""
         pixel, channel = divmod(column, self.together)
         at = channel * (self.features // self.together) + pixel
-        location, scale = self.locations(output)[..., at, None], self.marginal_scales(output)[..., at, None]
+        location, scale = (part[..., at, None] for part in self.marginals(output))
         return level_at(location + scale * torch.logit(u))
 
     def initial_bias(self, x: Tensor) -> Tensor:
@@ -281,6 +317,11 @@ def narrowed(width: Tensor) -> Tensor:
     """w / (exp(w) - 1)."""
     bounded = width.clamp(1e-6, MOST_WIDTH)
     return bounded / torch.expm1(bounded)
+
+
+def clipped_mean(location: Tensor, scale: Tensor) -> Tensor:
+    """The mean of a logistic, of which what is below 0 counts as 0, and what is above 1 as 1."""
+    return scale * (softplus(location / scale) - softplus((location - 1.0) / scale))
 
 
 def level_at(location: Tensor) -> Tensor:

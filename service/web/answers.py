@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -247,9 +247,10 @@ def scores_answer(
     scores: Scores,
     batch: Batch,
     discoveries: Discoveries | None,
-    maps: PixelMaps | None = None,
+    draw_maps: Callable[[], PixelMaps] | None = None,
 ) -> Response:
     """Answer POST /score with JSON, npy records or CSV; or with maps as JSON, npy or PNG."""
+    maps = None if draw_maps is None else draw_maps()
     warnings = [*batch.warnings, *scores.warnings()]
     if maps is not None and kind != JSON:
         return maps_response(kind, model, maps, shaped(batch.rows, scores.spec))
@@ -260,9 +261,11 @@ def scores_answer(
     document = {
         "model": model,
         "band": band_document(scores.band, scores.band.accepted if scores.rule is not None else scores.accepted),
-        "scores": score_list(scores, batch.ids, discoveries, batch.lines, maps),
     }
-    if maps is not None:
+    rows = score_list(scores, batch.ids, discoveries, batch.lines, maps)
+    if maps is None:
+        document["scores"] = rows
+    else:
         document["map"] = {"median": maps.median, "spread": maps.spread}
     if scores.rule is not None:
         rule = scores.rule
@@ -282,6 +285,8 @@ def scores_answer(
             "needed": discoveries.needed,
         }
         warnings = [*warnings, *filter(None, [discoveries.warning()])]
+    if maps is not None:
+        return json_rows_response(document, "scores", rows, **noted(warnings))
     return json_response(document | noted(warnings))
 
 

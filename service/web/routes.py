@@ -22,6 +22,7 @@ from service.web.parsing import media_type, parse_rows
 from service.web.query import ScoreQuery, documented, parse_query, under_policy
 from service.web.streaming import scored_lines
 
+NUMBERS_A_PIXEL = 4  # that the answer with a map holds, and copies on its way
 router = APIRouter(route_class=LeanRoute)
 
 
@@ -41,10 +42,14 @@ async def score(request: Request) -> Response:
             raise InputError("fdr: needs all rows of a request; it cannot be used with application/x-ndjson")
         return await scored_lines(context, await context.scorer(query.model), wanted)
     kind = answers.negotiate(context.accept, (JSON, NPY, PNG) if wanted.maps else (JSON, NPY, CSV))
+    if wanted.maps and kind != JSON and wanted.fdr is not None:
+        raise InputError("fdr: is told in JSON; maps as npy or PNG have no place for it")
     scorer = await context.scorer(query.model)
     scorer.check(wanted)
     batch = await batch_of(context, scorer, scorer.judging_reader(wanted.strict))
     limited("rows times explain", len(batch) * wanted.explain, context.settings.max_rows)
+    if wanted.maps:
+        context.hold_answer(NUMBERS_A_PIXEL * batch.rows.size)
     scores = await context.engine.score(context, scorer, batch.rows, wanted)
     discoveries = None if wanted.fdr is None else scores.discoveries(wanted.fdr, wanted.tail or "low")
     return await context.encoded(
@@ -55,7 +60,7 @@ async def score(request: Request) -> Response:
         scores,
         batch,
         discoveries,
-        scorer.pixel_maps(scores, batch.rows) if wanted.maps else None,
+        partial(scorer.pixel_maps, scores, batch.rows) if wanted.maps else None,
     )
 
 

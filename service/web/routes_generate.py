@@ -95,7 +95,7 @@ async def decode(request: Request, model: Model = None, member: MemberNumber = 0
     parse = partial(parse_latents, body, context.content_type, scorer.latents, context.limits())
     latents = await context.parsed(len(body), parse)
     context.hold_answer(len(latents) * scorer.model.input.features)
-    means = await context.engine.once(context, lambda: scorer.decode(latents, member), cost_of(scorer, len(latents)))
+    means = await context.engine.once(context, scorer, lambda: scorer.decode(latents, member), len(latents))
     return await context.encoded(means.size, answers.means_response, kind, model_id(scorer), means, scorer.model.input)
 
 
@@ -117,7 +117,7 @@ async def sample(
     headers = {} if seed is not None else {"Cache-Control": "no-store"}
     chosen = secrets.randbelow(MAX_SEED) if seed is None else seed
     context.hold_answer(num * scorer.model.input.features)
-    samples = await context.engine.once(context, lambda: scorer.sample(num, chosen, of), cost_of(scorer, num))
+    samples = await context.engine.once(context, scorer, lambda: scorer.sample(num, chosen, of), num)
     headers["X-Seed"] = str(chosen)
     return await context.encoded(
         samples.samples.size,
@@ -149,7 +149,7 @@ async def manifold(
     first, second = map(int, axes.split(","))
     context.hold_answer(size * size * scorer.model.input.features)
     grid = await context.engine.once(
-        context, lambda: scorer.manifold(size, (first, second), member), cost_of(scorer, size * size)
+        context, scorer, lambda: scorer.manifold(size, (first, second), member), size * size
     )
     return await context.encoded(
         grid.means.size, answers.manifold_response, kind, model_id(scorer), grid, scorer.model.input
@@ -159,8 +159,3 @@ async def manifold(
 def array_types(scorer: Scorer) -> tuple[str, ...]:
     """Answer types for rows: with PNG for images, with CSV for tables."""
     return (JSON, NPY, PNG) if scorer.model.input.kind == "image" else (JSON, NPY, CSV)
-
-
-def cost_of(scorer: Scorer, evaluations: int) -> int:
-    """What so many decoder evaluations of a model count in the queue."""
-    return evaluations * scorer.model.evaluation_cost

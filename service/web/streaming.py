@@ -128,9 +128,21 @@ class Lines:
         )
         if len(rows):
             scores = await self.score(rows)
-            maps = self.scorer.pixel_maps(scores, rows) if self.options.maps else None
-            for place, score in zip(places, score_list(scores, ids, maps=maps), strict=True):
+            if self.options.maps:
+                return await self.context.beside(
+                    self.context.service.parser, partial(self.with_maps, answers, scores, rows, ids, places)
+                )
+            for place, score in zip(places, score_list(scores, ids), strict=True):
                 answers[place] = score
+        return ENCODER.encode_lines(answers)
+
+    def with_maps(
+        self, answers: list[Any], scores: Scores, rows: np.ndarray, ids: list[Any] | None, places: list[int]
+    ) -> bytes:
+        """The lines of a block with the maps of its images, which take too long for the event loop."""
+        maps = self.scorer.pixel_maps(scores, rows)
+        for place, score in zip(places, score_list(scores, ids, maps=maps), strict=True):
+            answers[place] = score
         return ENCODER.encode_lines(answers)
 
     async def score(self, rows: np.ndarray) -> Scores:

@@ -83,3 +83,15 @@ def test_search_starts_are_ranked_nearly_as_by_the_likelihood():
     rough = made.sufficient_statistics(x) @ slope.mT + offset
     exact = made.total(outputs, x[:, None])
     assert (rough.argmax(dim=1) == exact.argmax(dim=1)).all()
+
+
+def test_means_of_colours_at_the_ends_of_the_range_are_those_of_draws():
+    made = likelihood(12, 3)
+    made.coupling.copy_(torch.tensor([[0.0, 0.0, 0.0], [0.95, 0.0, 0.0], [0.1, 0.85, 0.0]]))
+    torch.manual_seed(3)
+    output = torch.cat([2.5 * torch.randn(1, 12), -3.0 + torch.randn(1, 12)], dim=1).double()
+    drawn = made.sample(output.expand(100_000, -1), torch.Generator().manual_seed(0))
+    mean = made.mean(output)[0]
+    assert (255 * (drawn.mean(dim=0) - mean)).abs().max() < 6  # levels; it ignores how the clipped ones are spread
+    for column in (0, 4, 11):
+        assert made.mean_of(output, column)[0] == pytest.approx(float(mean[column]), abs=1e-9)
