@@ -4,6 +4,8 @@ import base64
 import csv
 import io
 import json
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,18 +14,22 @@ from PIL import Image
 
 from scripts.draw_parts import FAULTS
 from scripts.draw_parts import pictures as pictures_of
+from service.data.inputs import Binary, Grey, InputSpec
 from service.density.estimator import Estimator
 from service.errors import InputError
 from service.files.images import decode
 from service.files.readers import Rows
+from service.scoring.image_statistics import discarded_apart
 from service.scoring.options import ScoreOptions
 from service.scoring.spoils import spoils_of
 from service.store.loading import load_scorer
+from service.store.plausible import architecture_problem
 from service.store.store import Store
 from service.training.augmentation import random_affine
 from service.training.fit import FitOptions
 from service.training.recipe import Recipe
 from service.training.train import train
+from service.vae.network import Architecture
 from tests.tools import REPOSITORY, running_service, vouch
 
 SIDE = 8
@@ -346,3 +352,63 @@ def test_the_examples_are_what_the_script_draws():
     for number, picture in enumerate(drawn):
         kept = np.asarray(Image.open(REPOSITORY / "examples" / "parts" / "valid" / f"part-{number}.png"))
         assert np.abs(kept.astype(int) - picture.astype(int)).max() <= 2  # another Pillow may resample otherwise
+
+
+def test_calibrating_again_keeps_what_training_images_were_like(pictures, tmp_path):
+    shutil.copytree(pictures.store.root, tmp_path / "store")
+    for number, pixels in enumerate(parts(120, seed=9)):
+        (tmp_path / f"{number:03d}.png").write_bytes(encoded(pixels))
+    (folder := tmp_path / "new").mkdir()
+    for path in tmp_path.glob("*.png"):
+        path.rename(folder / path.name)
+    done = vouch("calibrate", "belt", folder, "--store", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    again = load_scorer(Store(tmp_path / "store"), "belt", "cpu")
+    before, after = (one.reference_statistics().known.appearances for one in (pictures.scorer, again))
+    assert again.published.reference.version != pictures.scorer.published.reference.version
+    for name, known in before.items():
+        assert np.array_equal(after[name], known)
+
+
+def test_what_a_threshold_discards_of_colours_is_told_apart_from_edges():
+    spec = InputSpec(kind="image", shape=(4, 4, 3), transform=Binary(threshold=127.5, low=0.0, high=255.0))
+    rows = np.zeros((2, 4, 4, 3))
+    rows[1] = 100.0
+    assert discarded_apart(spec, rows.reshape(2, -1)) == pytest.approx([0.0, 100 / 255])
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--hidden", ""), "channels of at least one level"),
+        (("--activation", "tanh"), "convolutional networks have silu"),
+    ],
+)
+def test_options_that_convolutions_cannot_have_are_refused(pictures, tmp_path, options, why):
+    done = vouch("train", pictures.fresh.parent / "belt", "--size", SIDE, "--name", "x", "--store", tmp_path, *options)
+    assert (done.returncode, why in done.stderr) == (2, True)
+    table = REPOSITORY / "examples" / "adult.csv"
+    refused = vouch("train", table, "--name", "x", "--store", tmp_path, "--network", "conv")
+    assert (refused.returncode, "--network conv is for images" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image": (48, 48)},
+        {"image": (0, 48, 3)},
+        {"image": (-48, -48, 3)},
+        {"image": (1, 1, 10**7)},
+        {"image": ()},
+        {"hidden": (16,) * 100_000},
+        {"hidden": ()},
+        {"latents": 0},
+        {"features": 3},
+    ],
+    ids=str,
+)
+def test_a_card_of_an_impossible_convolution_is_refused_before_it_is_built(wrong):
+    spec = InputSpec(kind="image", shape=(48, 48, 3), transform=Grey())
+    architecture = Architecture(6912, 12, (16, 32, 48), likelihood="pixel_logistic", image=(48, 48, 3), network="conv")
+    assert architecture_problem(architecture, spec) is None
+    assert architecture_problem(replace(architecture, **wrong), spec) is not None

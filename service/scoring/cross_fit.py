@@ -15,10 +15,12 @@ from service.data.inputs import InputSpec
 from service.density.estimate import DIRECT, Execution
 from service.density.estimator import Estimator
 from service.scoring.calibration import (
+    FEW_COLUMN_ROWS,
     REFERENCE_ROWS,
     Calibration,
     affordable,
     check_rows,
+    is_convolutional,
     piloted,
     readable,
     ready,
@@ -84,17 +86,18 @@ def calibration_of(
     of_folds = zip(alone, folds, unreadable, strict=True)
     references = [ReferenceRows.of(one, fold[~without], pace) for one, fold, without in of_folds]
     pace.begin("calibration", rows, f"calibrating on {rows:,} rows")
-    found = [
-        one.assess(given.rows, suspect=suspect, execution=execution)
-        for one, given in zip(alone, references, strict=True)
-    ]
+    most = (
+        FEW_COLUMN_ROWS // len(folds) if is_convolutional(model) else rows
+    )  # of a fold, of which each column is judged
+    estimates, columns = [], []
+    for one, given in zip(alone, references, strict=True):
+        first = one.assess(given.rows[:most], suspect=suspect, execution=execution)
+        rest = one.assess(given.rows[most:], execution=execution)
+        assert first.columns is not None
+        estimates += [first.estimates.log_likelihood, rest.estimates.log_likelihood]
+        columns.append(np.where(given.missing[:most], np.nan, first.columns.log_likelihood))
     scores = np.full(rows, -np.inf)
-    scores[~np.concatenate(unreadable)] = np.concatenate([one.estimates.log_likelihood for one in found])
-    columns = [
-        np.where(given.missing, np.nan, one.columns.log_likelihood)
-        for given, one in zip(references, found, strict=True)
-        if one.columns is not None
-    ]
+    scores[~np.concatenate(unreadable)] = np.concatenate(estimates)
     order, of_fold = np.argsort(scores, kind="stable"), numbered(folds)
     few = REFERENCE_ROWS // len(folds)
     some = [given.first(few, without) for given, without in zip(references, unreadable, strict=True)]

@@ -105,7 +105,7 @@ class MapAnswer(Answer):
 
 
 class UsualMapAnswer(Answer):
-    """What valid images have at each pixel, row by row, nats."""
+    """What valid images have at each pixel, row by row, nats: sums over its channels."""
 
     median: list[list[float]]
     spread: list[list[float]] = Field(description="median minus fifth percentile, at least 1 for each channel")
