@@ -21,6 +21,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -129,6 +130,7 @@ OPPONENTS: dict[str, Callable[[np.ndarray], Measure]] = {
     "darkest pixel": darkest,
     "fifth neighbour on pixels": neighbour,
     "contrast": contrast,
+    "3 principal components": partial(components, number=3),
     "50 principal components": components,
     "full normal": full_normal,
     "4 x 4 colour means, fifth neighbour": thumbnails,
@@ -267,10 +269,13 @@ def one_class(
     data: DataOption = DATA,
     minutes: MinutesOption = 5.0,
     classes: Annotated[str, typer.Option(help="names of some, with commas; default: all")] = "",
+    tested: Annotated[int, typer.Option(help="test images, at random")] = 3000,
 ) -> None:
     """Each class of CIFAR-10 trains a model that judges the test images of all."""
     known, known_kinds = cifar(data, "train")
     test, kinds = cifar(data, "test")
+    some = np.random.default_rng(0).permutation(len(test))[:tested]
+    test, kinds = test[some], kinds[some]
     names = ("4 x 4 colour means, fifth neighbour", "fifth neighbour on pixels", "50 principal components")
     totals: dict[str, list[float]] = {"combined": [], **{name: [] for name in names}}
     for kind in classes.split(",") if classes else sorted(set(known_kinds)):
