@@ -15,7 +15,6 @@ import torch
 from service.data.cells import CellReader
 from service.data.domains import MISSING, Domains, is_lowest, num_unreadable
 from service.data.frames import Rows, array_of
-from service.density.conditionals import ColumnDraws, ColumnEstimates
 from service.density.estimate import DIRECT, Execution
 from service.density.tiling import Workers, worker_pool
 from service.errors import CalibrationError, DamagedModelError, InputError
@@ -141,8 +140,7 @@ class Scorer(Generator):
         """The scores of rows that have been checked (`read`), shape (B, D + C)."""
         options = self.resolved(options)
         execution, detail = Execution(self.pool, check_cancelled), options.detail
-        percentiles = options.band_percentiles
-        band = self.band if percentiles is None else self.calibration.band(percentiles)
+        band = self.calibration.band(options.band_percentiles) if options.band_percentiles else self.band
         rule = self.combined_rule(options.false_alarm) if options.rule == "combined" else None
         spec = self.model.input
         codes = self.domains.codes(spec, rows)
@@ -195,9 +193,7 @@ class Scorer(Generator):
         )
         if assessment.columns is None or not options.explain:
             return scores
-        return self.explained(
-            scores, rows, assessment.columns, assessment.draws, options.explain, compared, check_cancelled
-        )
+        return self.explained(scores, rows, assessment, options.explain, compared, check_cancelled)
 
     def compared(
         self, missing: np.ndarray, lowest: np.ndarray, group: np.ndarray, detail: Detail, execution: Execution
@@ -321,8 +317,7 @@ class Scorer(Generator):
         self,
         scores: Scores,
         rows: np.ndarray,
-        columns: ColumnEstimates,
-        draws: Sequence[ColumnDraws],
+        assessment: Assessment,
         count: int,
         compared: Sequence[Compared],
         check_cancelled: CheckCancelled = never_cancelled,
@@ -331,6 +326,8 @@ class Scorer(Generator):
 
         `compared` lists the rows that are not compared with all validation rows.
         """
+        columns, draws = assessment.columns, assessment.draws
+        assert columns is not None
         p_values = self.column_sketch().p_values(columns.log_likelihood)
         wrong = scores.codes[:, : rows.shape[1]] > MISSING if scores.codes.size else np.zeros(rows.shape, dtype=bool)
         chosen = self.column_sketch().most_suspicious(columns.log_likelihood, p_values, count, wrong)  # (B, N)

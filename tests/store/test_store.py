@@ -243,7 +243,7 @@ def altered(key, at, value):
         ),
         (CARD, lambda card: card["calibration"].update(band=[-1e9, 1e9]), "the card's band is"),
         (CARD, lambda card: card["architecture"].update(hidden=[30_000, 30_000]), "has shape .* the card means"),
-        (CARD, lambda card: card["architecture"].update(hidden=[16] * 500), "the card means"),
+        (CARD, lambda card: card["architecture"].update(hidden=[16] * 500), "impossible layers"),
         (CARD, lambda card: card["architecture"].update(hidden=[-1]), "cannot be built"),
         (CARD, lambda card: card["architecture"].update(latents=10**15), "has shape|cannot be built"),
         (CARD, lambda card: card.update(members=99), "has no"),

@@ -88,7 +88,8 @@ def test_the_document_has_every_parameter_with_its_bounds_and_a_description():
     parameters = {one["name"]: one for one in documented(ScoreQuery)}
     assert list(parameters) == list(ScoreQuery.__struct_fields__)
     assert all(one["in"] == "query" and not one["required"] and one["description"] for one in parameters.values())
-    assert parameters["explain"]["schema"]["minimum"] == 0
+    number, word = parameters["explain"]["schema"]["anyOf"]
+    assert (number["minimum"], word["enum"]) == (0, ["map"])
     assert parameters["rule"]["schema"]["default"] is None
     assert {"exclusiveMinimum": 0, "exclusiveMaximum": 1, "type": "number"}.items() <= parameters["fdr"]["schema"][
         "anyOf"
