@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shutil
 import uuid
@@ -18,7 +17,7 @@ from service.errors import CalibrationError, DataError
 from service.files.image_folders import images_in
 from service.files.images import grid, png
 from service.scoring.options import ScoreOptions
-from service.scoring.pixel_maps import beside
+from service.scoring.pixel_maps import sheet as with_maps
 from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 from service.scoring.tables import Origin, file_scores_csv
@@ -90,8 +89,7 @@ def sheet(scorer: Scorer, rows: np.ndarray, scores: Scores, options: ScoreOption
         scorer.check(asked)
     except CalibrationError:
         return png(grid(images))
-    pairs = beside(images, scorer.pixel_maps(scorer.score_read(chosen, asked), chosen))
-    return png(grid(pairs, 2 * max(1, math.ceil(math.sqrt(len(images) / 2)))))
+    return png(with_maps(images, scorer.pixel_maps(scorer.score_read(chosen, asked), chosen)))
 
 
 @contextlib.contextmanager

@@ -86,9 +86,8 @@ def calibration_of(
     of_folds = zip(alone, folds, unreadable, strict=True)
     references = [ReferenceRows.of(one, fold[~without], pace) for one, fold, without in of_folds]
     pace.begin("calibration", rows, f"calibrating on {rows:,} rows")
-    most = (
-        FEW_COLUMN_ROWS // len(folds) if is_convolutional(model) else rows
-    )  # of a fold, of which each column is judged
+    # Rows of a fold of which each column is judged.
+    most = FEW_COLUMN_ROWS // len(folds) if is_convolutional(model) else rows
     estimates, columns = [], []
     for one, given in zip(alone, references, strict=True):
         first = one.assess(given.rows[:most], suspect=suspect, execution=execution)

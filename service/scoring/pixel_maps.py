@@ -5,12 +5,14 @@ It describes, and promises nothing for a single pixel: of a thousand pixels of a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from service.data.inputs import InputSpec
 from service.errors import InputError
+from service.files.images import grid
 from service.scoring.image_statistics import luminance
 
 # Strangeness at which a pixel begins to be coloured, and at which it is so fully. 1 is that of one valid image in twenty.
@@ -66,6 +68,11 @@ class PixelMaps:
         share = np.clip((np.nan_to_num(self.strangeness) - FAINT) / (FULL - FAINT), 0.0, 1.0) * MOST_MARKED
         grey = (1.0 - share) * luminance(np.nan_to_num(images))
         return np.stack([np.rint(grey + share * mark).astype(np.uint8) for mark in MARK], axis=-1)
+
+
+def sheet(images: np.ndarray, maps: PixelMaps) -> np.ndarray:
+    """Images, (B, H, W) or (B, H, W, 3), each beside its map, tiled into one that is about square: (H', W', 3)."""
+    return grid(beside(images, maps), 2 * max(1, math.ceil(math.sqrt(len(images) / 2))))
 
 
 def beside(images: np.ndarray, maps: PixelMaps) -> np.ndarray:

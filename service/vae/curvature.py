@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from service.vae.convolution import ConvolutionalDecoder
-from service.vae.determinism import ALIGNED, gram, in_vectors, product, pulled_back
-from service.vae.layers import MLP, Activated, Gated
+from service.vae.determinism import ALIGNED, gram, product, pulled_back
+from service.vae.layers import MLP, Activated, Gated, silu_derivatives
 from service.vae.network import VAE
 
 MOST_NUMBERS = 2**22  # in the tangents of convolutions at a time: 16 MiB
@@ -101,9 +101,7 @@ def convolutional_curvature(vae: VAE, x: Any, z: Tensor) -> Curvature:
 
     def through(along: Tensor) -> Tensor:
         before, upstream = seen[len(bends)][0].detach().flatten(1), backward[len(bends)].flatten(1)
-        gate = in_vectors(torch.sigmoid, before)
-        rise = gate * (1 - gate)
-        first, second = gate + before * rise, rise * (2 + before * (1 - 2 * gate))
+        first, second = silu_derivatives(before)
         by_pair = along.view(len(z), -1, before.shape[1])
         bends.append(gram(by_pair * (upstream * second)[:, None], by_pair))
         return (by_pair * first[:, None]).view(along.shape)

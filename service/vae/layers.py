@@ -94,9 +94,14 @@ class Activated(nn.Module):
             value = torch.tanh(before)
             slope = 1 - value.square()
             return slope, -2 * value * slope
-        gate = in_vectors(torch.sigmoid, before)
-        slope = gate * (1 - gate)
-        return gate + before * slope, slope * (2 + before * (1 - 2 * gate))
+        return silu_derivatives(before)
+
+
+def silu_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first two derivatives of SiLU."""
+    gate = in_vectors(torch.sigmoid, x)
+    slope = gate * (1 - gate)
+    return gate + x * slope, slope * (2 + x * (1 - 2 * gate))
 
 
 class MLP(nn.Module):

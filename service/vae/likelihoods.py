@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from service.vae.determinism import gram, in_vectors
 
 LOG_2PI = math.log(2.0 * math.pi)
+LEVELS = 256  # of 8 bits
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -252,7 +253,6 @@ class DiscretizedLogistic(Elementwise):
     the 256 masses sum to one. The output's sigmoid is the location; each column has one learned scale.
     """
 
-    LEVELS = 256
     # Below half a bin nearly all mass is in one bin at any scale, and `mean` would no longer be exact to 0.02 levels.
     MIN_LOG_SCALE = math.log(0.5 / 256)
 
@@ -271,18 +271,18 @@ class DiscretizedLogistic(Elementwise):
         log(sigmoid(b) - sigmoid(a)) = log(1 - exp(a - b)) - softplus(a) - softplus(-b), with b - a = width / scale.
         """
         lower, upper = self.ends(output, x)
-        inner = torch.log(-torch.expm1(-1.0 / (self.LEVELS * self.scale))) - softplus(lower) - softplus(-upper)
+        inner = torch.log(-torch.expm1(-1.0 / (LEVELS * self.scale))) - softplus(lower) - softplus(-upper)
         first, last = self.outer(x)
         return torch.where(first, -softplus(-upper), torch.where(last, -softplus(lower), inner))
 
     def ends(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of x's bin, relative to the location and in units of the scale."""
-        lower = (x * ((self.LEVELS - 1) / self.LEVELS) - sigmoid(output)) / self.scale
-        return lower, lower + 1.0 / (self.LEVELS * self.scale)
+        lower = (x * ((LEVELS - 1) / LEVELS) - sigmoid(output)) / self.scale
+        return lower, lower + 1.0 / (LEVELS * self.scale)
 
     def outer(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Masks of x in the first bin, and of x in the last."""
-        half = 0.5 / (self.LEVELS - 1)
+        half = 0.5 / (LEVELS - 1)
         return x <= half, x >= 1 - half
 
     def grad_log_prob_of_complete(self, output: Tensor, x: Tensor) -> Tensor:
@@ -318,22 +318,15 @@ class DiscretizedLogistic(Elementwise):
 
     def mean(self, output: Tensor) -> Tensor:
         """E[x | z]: sum over k of P(level >= k), by the midpoint rule in closed form, accurate to 0.02 levels."""
-        scale, location = self.scale, sigmoid(output)
-        half = 0.5 / self.LEVELS
-        expected = scale * (softplus((location - half) / scale) - softplus((location - 1 + half) / scale))
-        return expected * (self.LEVELS / (self.LEVELS - 1))
+        return mean_level(sigmoid(output), self.scale)
 
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
         u = uniform_like(output, generator).clamp(1e-7, 1 - 1e-7)
-        return self.level(sigmoid(output) + self.scale * torch.logit(u))
+        return level_at(sigmoid(output) + self.scale * torch.logit(u))
 
     def quantile(self, output: Tensor, u: Tensor, column: int) -> Tensor:
         """The level whose bin contains the logistic's quantile."""
-        return self.level(sigmoid(output[..., column, None]) + self.scale[column] * torch.logit(u))
-
-    def level(self, location: Tensor) -> Tensor:
-        """The level whose bin contains a location, in [0, 1]."""
-        return (location * self.LEVELS).floor().clamp(0, self.LEVELS - 1) / (self.LEVELS - 1)
+        return level_at(sigmoid(output[..., column, None]) + self.scale[column] * torch.logit(u))
 
     def initial_bias(self, x: Tensor) -> Tensor:
         """Log-odds of the columns' means, kept away from certainty."""
@@ -341,8 +334,20 @@ class DiscretizedLogistic(Elementwise):
 
     def linear_in_statistics(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Approximated by normals of the same variance, which is accurate enough to choose search starts."""
-        variance = (math.pi * self.scale).square() / 3.0 + self.LEVELS**-2 / 12.0
+        variance = (math.pi * self.scale).square() / 3.0 + LEVELS**-2 / 12.0
         return linear_in_rows(self.mean(output), variance)
+
+
+def level_at(location: Tensor) -> Tensor:
+    """The 8-bit level, from 0 to 1, whose bin contains a location."""
+    return (location * LEVELS).floor().clamp(0, LEVELS - 1) / (LEVELS - 1)
+
+
+def mean_level(location: Tensor, scale: Tensor) -> Tensor:
+    """The mean level of a logistic, from 0 to 1: sum over k of P(level >= k), by the midpoint rule in closed form."""
+    half = 0.5 / LEVELS
+    above = softplus((location - half) / scale) - softplus((location - 1 + half) / scale)
+    return scale * above * (LEVELS / (LEVELS - 1))
 
 
 def linear_in_rows(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from service.vae.determinism import gram
-from service.vae.likelihoods import Likelihood, sigmoid, softplus, uniform_like
+from service.vae.likelihoods import LEVELS, Likelihood, level_at, mean_level, sigmoid, softplus, uniform_like
 from service.vae.mixed import LOG_SCALE_INFORMATION, location_and_log_scale, slope
 
-LEVELS = 256
 HALF_BIN = 0.5 / LEVELS
 MIN_SCALE = 0.25 / LEVELS  # of a logistic: nearly all of its mass may be in one bin
 MAX_LOG_SCALE = 1.0
@@ -139,9 +138,8 @@ class PixelLogistic(Likelihood):
             return self.locations(output), scale
         matrix = self.coupling.to(scale.dtype)
         identity = torch.eye(self.together, dtype=scale.dtype, device=scale.device)
-        through = torch.linalg.inv(
-            identity - matrix.tril(-1)
-        ).square()  # of each channel's own noise into the later ones
+        # Of each channel's own noise into the later ones.
+        through = torch.linalg.inv(identity - matrix.tril(-1)).square()
         mus, squares = (
             part.unflatten(-1, (self.together, -1)).unbind(-2) for part in (self.locations(output), scale**2)
         )
@@ -250,9 +248,7 @@ class PixelLogistic(Likelihood):
 
     def mean(self, output: Tensor) -> Tensor:
         """E[x | z], accurate to 0.02 levels for one channel."""
-        location, scale = self.marginals(output)
-        above = softplus((location - HALF_BIN) / scale) - softplus((location - 1.0 + HALF_BIN) / scale)
-        return self.interleaved(scale * above * (LEVELS / (LEVELS - 1)))
+        return self.interleaved(mean_level(*self.marginals(output)))
 
     def mean_of(self, output: Tensor, column: int) -> Tensor:
         pixel, channel = divmod(column, self.together)
@@ -322,8 +318,3 @@ def narrowed(width: Tensor) -> Tensor:
 def clipped_mean(location: Tensor, scale: Tensor) -> Tensor:
     """The mean of a logistic, of which what is below 0 counts as 0, and what is above 1 as 1."""
     return scale * (softplus(location / scale) - softplus((location - 1.0) / scale))
-
-
-def level_at(location: Tensor) -> Tensor:
-    """The level, from 0 to 1, whose bin holds a location."""
-    return (location * LEVELS).floor().clamp(0, LEVELS - 1) / (LEVELS - 1)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from service.data.inputs import InputSpec
 from service.errors import NotAcceptableError
 from service.files.images import grid, png
-from service.scoring.pixel_maps import PixelMaps, beside
+from service.scoring.pixel_maps import PixelMaps, sheet
 from service.scoring.scores import (
     CombinedRule,
     Encodings,
@@ -225,8 +225,7 @@ def maps_response(kind: str, model: ModelId, maps: PixelMaps, images: np.ndarray
     """
     if kind == NPY:
         return npy_response(np.stack([maps.log_likelihood, maps.strangeness], axis=1), model_headers(model))
-    side_by_side = 2 * max(1, math.ceil(math.sqrt(len(images) / 2)))
-    return png_response(beside(images, maps), side_by_side, model_headers(model))
+    return Response(png(sheet(images, maps)), 200, model_headers(model), PNG)
 
 
 def missing_fields(scores: Scores) -> tuple[list[Any], list[Any]]:
