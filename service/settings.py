@@ -60,6 +60,11 @@ class Settings(BaseSettings):
         description='JSON list of the names by which the service may be asked, such as ["vouch.example.org"], or '
         '["*"]; with API keys, any by default; else addresses and names without a dot, which no web page has',
     )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description='JSON list of the origins whose web pages may ask, such as ["https://app.example.org"], or ["*"]; '
+        "none by default. No page may use what scope admin is for",
+    )
     trusted_proxies: tuple[str, ...] = Field(
         (), description="JSON list of the addresses or networks of proxies whose X-Forwarded-For names the client"
     )

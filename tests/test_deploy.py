@@ -240,7 +240,7 @@ def test_the_serving_runtime_has_what_kserve_asks_for():
     )
     (container,) = runtime["spec"]["containers"]
     assert container["name"] == "kserve-container"
-    assert runtime["spec"]["protocolVersions"] == ["v2"]
+    assert runtime["spec"]["protocolVersions"] == ["v2", "v1"]
     check_variables({entry["name"]: entry["value"] for entry in container["env"]})
     ports = {entry["name"]: entry["value"] for entry in container["env"]}
     assert int(ports["VOUCH_PORT"]) == container["ports"][0]["containerPort"]
@@ -251,8 +251,9 @@ def test_the_serving_runtime_has_what_kserve_asks_for():
 
 def test_the_demo_image_copies_all_that_the_client_imports(tmp_path):
     lines = (REPOSITORY / "examples" / "gate" / "Dockerfile").read_text().splitlines()
-    (copied,) = (line.split()[1:-1] for line in lines if line.startswith("COPY service/"))
+    copied = [name for line in lines if line.startswith("COPY service/") for name in line.split()[1:-1]]
     (tmp_path / "service").mkdir()
     for name in copied:
-        shutil.copy(REPOSITORY / name, tmp_path / name)
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        copy(REPOSITORY / name, tmp_path / name)
     subprocess.run([sys.executable, "-c", "import service.client"], check=True, cwd=tmp_path)

@@ -22,7 +22,7 @@ MAX_PIXELS = 50_000_000
 # Pillow's name of each format, the suffixes of its files, and its media types.
 FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "PNG": ((".png",), ("image/png",)),
-    "JPEG": ((".jpg", ".jpeg", ".jpe", ".jfif"), ("image/jpeg", "image/jpg")),
+    "JPEG": ((".jpg", ".jpeg", ".jpe", ".jfif"), ("image/jpeg",)),
     "WEBP": ((".webp",), ("image/webp",)),
     "GIF": ((".gif",), ("image/gif",)),
     "BMP": ((".bmp", ".dib"), ("image/bmp",)),

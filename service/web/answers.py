@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
@@ -12,7 +13,6 @@ import numpy as np
 from starlette.responses import Response
 
 from service.data.inputs import InputSpec
-from service.errors import NotAcceptableError
 from service.files.images import grid, png
 from service.scoring.pixel_maps import PixelMaps, sheet
 from service.scoring.scores import (
@@ -29,9 +29,9 @@ from service.scoring.tables import blamed_columns, rows_csv, scores_csv
 from service.validity.band import Band
 from service.validity.conformal import CONFIDENCE, Acceptance, Discoveries
 from service.web.batch import Batch
+from service.web.media_types import CSV, JSON, NPY, PNG
 
-JSON, NPY, PNG, NDJSON = "application/json", "application/x-npy", "image/png", "application/x-ndjson"
-CSV = "text/csv"
+WARNINGS_IN_HEADER, LONGEST_WARNING = 10, 200  # characters
 
 
 class ModelId(msgspec.Struct):
@@ -69,42 +69,6 @@ class Score(msgspec.Struct, omit_defaults=True):
     group: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
-def negotiate(accept: str, offered: Sequence[str]) -> str:
-    """The offered type that the Accept header prefers; the first one if it has no preference.
-
-    Raises:
-        NotAcceptableError: it accepts none of them.
-    """
-    if not accept.strip():
-        return offered[0]
-    ranges = [parsed_range(part) for part in accept.split(",")]
-    weights = {kind: weight(kind, ranges) for kind in offered}
-    best = max(offered, key=lambda kind: weights[kind])
-    if weights[best] <= 0:
-        raise NotAcceptableError(f"no acceptable answer type; offered: {', '.join(offered)}")
-    return best
-
-
-def parsed_range(part: str) -> tuple[str, float]:
-    """The type and the q value of one media range in an Accept header."""
-    kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
-    quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
-    try:
-        value = float(quality)
-    except ValueError:
-        value = 0.0
-    return kind, value if 0 <= value <= 1 else 0.0
-
-
-def weight(kind: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """The q value of a type: that of the most specific range that matches it, 0 if none does."""
-    for pattern in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
-        matching = [quality for wanted, quality in ranges if wanted == pattern]
-        if matching:
-            return max(matching)
-    return 0.0
-
-
 def json_response(document: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
     """Answer with JSON; arrays become lists without a Python loop over their numbers."""
     return Response(msgspec.json.encode(document, enc_hook=to_list), status, headers, JSON)
@@ -131,6 +95,13 @@ def noted(warnings: Sequence[str]) -> dict[str, Any]:
     return {"warnings": warnings} if warnings else {}
 
 
+def answer_headers(model: ModelId, warnings: Sequence[str] = ()) -> dict[str, str]:
+    """Headers for bodies that have no fields for the model and for warnings, which are a list in JSON."""
+    headers = {"X-Model": f"{model.name}@{model.version}", "X-Model-Digest": model.digest}
+    shown = [warning[:LONGEST_WARNING] for warning in warnings[:WARNINGS_IN_HEADER]]
+    return headers | ({"X-Warnings": json.dumps(shown)} if shown else {})
+
+
 def to_list(value: Any) -> Any:
     """Convert arrays and numpy scalars for the JSON encoder; all of ours are finite."""
     return value.tolist()
@@ -145,6 +116,15 @@ def npy_response(array: np.ndarray, headers: dict[str, str] | None = None) -> Re
 def png_response(images: np.ndarray, columns: int | None = None, headers: dict[str, str] | None = None) -> Response:
     """Images, shape (N, H, W), as one PNG."""
     return Response(png(grid(images, columns)), 200, headers, PNG)
+
+
+def rows_response(kind: str, rows: np.ndarray, spec: InputSpec, headers: dict[str, str]) -> Response:
+    """Rows, shape (N, D), as npy, as CSV or as one PNG."""
+    if kind == NPY:
+        return npy_response(shaped(rows, spec), headers)
+    if kind == CSV:
+        return csv_response(rows_csv(rows, spec), headers)
+    return png_response(shaped(rows, spec), None, headers)
 
 
 def shaped(rows: np.ndarray, spec: InputSpec) -> np.ndarray:
@@ -217,15 +197,16 @@ def map_documents(maps: PixelMaps) -> list[dict[str, Any]]:
     return [{"log_likelihood": log_likelihood, "strangeness": strangeness} for log_likelihood, strangeness in both]
 
 
-def maps_response(kind: str, model: ModelId, maps: PixelMaps, images: np.ndarray) -> Response:
+def maps_response(kind: str, model: ModelId, maps: PixelMaps, images: np.ndarray, warnings: Sequence[str]) -> Response:
     """Answer POST /score?explain=map with both maps of each image as npy, (B, 2, H, W), or drawn on it as one PNG.
 
     Args:
         images: shape (B, H, W) or (B, H, W, 3).
     """
     if kind == NPY:
-        return npy_response(np.stack([maps.log_likelihood, maps.strangeness], axis=1), model_headers(model))
-    return Response(png(sheet(images, maps)), 200, model_headers(model), PNG)
+        both = np.stack([maps.log_likelihood, maps.strangeness], axis=1)
+        return npy_response(both, answer_headers(model, warnings))
+    return Response(png(sheet(images, maps)), 200, answer_headers(model, warnings), PNG)
 
 
 def missing_fields(scores: Scores) -> tuple[list[Any], list[Any]]:
@@ -252,11 +233,13 @@ def scores_answer(
     maps = None if draw_maps is None else draw_maps()
     warnings = [*batch.warnings, *scores.warnings()]
     if maps is not None and kind != JSON:
-        return maps_response(kind, model, maps, shaped(batch.rows, scores.spec))
+        return maps_response(kind, model, maps, shaped(batch.rows, scores.spec), warnings)
+    if kind != JSON and discoveries is not None:
+        warnings = [*warnings, *filter(None, [discoveries.warning()])]
     if kind == NPY:
-        return scores_npy_response(model, scores, discoveries)
+        return npy_response(score_records(scores, discoveries), answer_headers(model, warnings))
     if kind == CSV:
-        return csv_response(scores_csv(scores, batch.ids, discoveries), model_headers(model))
+        return csv_response(scores_csv(scores, batch.ids, discoveries), answer_headers(model, warnings))
     document = {
         "model": model,
         "band": band_document(scores.band, scores.band.accepted if scores.rule is not None else scores.accepted),
@@ -287,6 +270,13 @@ def scores_answer(
     if maps is not None:
         return json_rows_response(document, "scores", rows, **noted(warnings))
     return json_response(document | noted(warnings))
+
+
+def predictions_answer(model: ModelId, scores: Scores, batch: Batch) -> Response:
+    """Answer POST /v1/models/{name}:predict."""
+    warnings = [*batch.warnings, *scores.warnings()]
+    document = {"predictions": score_list(scores, batch.ids)}
+    return json_response(document, answer_headers(model, warnings))
 
 
 def band_document(band: Band, accepted: Acceptance) -> dict[str, Any]:
@@ -345,7 +335,7 @@ SCORE_DTYPE = np.dtype(
 EXPLAINED = ("column_log_likelihood", "column_p_value", "expected", "expected_low", "expected_high")
 
 
-def scores_npy_response(model: ModelId, scores: Scores, discoveries: Discoveries | None) -> Response:
+def score_records(scores: Scores, discoveries: Discoveries | None) -> np.ndarray:
     """Scores as npy records: `valid` for the verdict, `side` -1, 0 or 1, NaN if there is no khat, columns by index."""
     dtype = SCORE_DTYPE
     columns = {"valid": scores.valid, "side": scores.sides}
@@ -366,12 +356,7 @@ def scores_npy_response(model: ModelId, scores: Scores, discoveries: Discoveries
     records = np.zeros(len(scores), dtype)
     for name in dtype.names or ():
         records[name] = columns[name] if name in columns else getattr(scores, name)
-    return npy_response(records, model_headers(model))
-
-
-def model_headers(model: ModelId) -> dict[str, str]:
-    """Headers that name the model, for bodies that have no field for it."""
-    return {"X-Model": f"{model.name}@{model.version}", "X-Model-Digest": model.digest}
+    return records
 
 
 def reconstructions_response(
@@ -379,13 +364,11 @@ def reconstructions_response(
 ) -> Response:
     """Answer POST /reconstruct: everything as JSON, the means as npy or CSV, or means and draws as one PNG."""
     means, draws = shaped(answer.mean, spec), shaped(answer.draws, spec)
-    if kind == NPY:
-        return npy_response(means)
-    if kind == CSV:
-        return csv_response(rows_csv(answer.mean, spec))
     if kind == PNG:
         images = np.concatenate([means[:, None], draws], axis=1)
-        return png_response(images.reshape(-1, *spec.shape), columns=images.shape[1])
+        return png_response(images.reshape(-1, *spec.shape), images.shape[1], answer_headers(model, warnings))
+    if kind != JSON:
+        return rows_response(kind, answer.mean, spec, answer_headers(model, warnings))
     rows = (
         {"mean": mean, "draws": drawn, "feature_log_likelihood": feature}
         for mean, drawn, feature in zip(
@@ -397,13 +380,8 @@ def reconstructions_response(
 
 def samples_response(kind: str, model: ModelId, samples: Samples, spec: InputSpec, headers: dict[str, str]) -> Response:
     """Answer GET /sample."""
-    rows = shaped(samples.samples, spec)
-    if kind == NPY:
-        return npy_response(rows, headers)
-    if kind == CSV:
-        return csv_response(rows_csv(samples.samples, spec), headers)
-    if kind == PNG:
-        return png_response(rows, None, headers)
+    if kind != JSON:
+        return rows_response(kind, samples.samples, spec, headers | answer_headers(model))
     document = {"model": model, "seed": samples.seed, "latents": samples.latents}
     return json_rows_response(document, "samples", presented(samples.samples, spec), headers)
 
@@ -411,7 +389,7 @@ def samples_response(kind: str, model: ModelId, samples: Samples, spec: InputSpe
 def encodings_response(kind: str, model: ModelId, answer: Encodings, warnings: Sequence[str]) -> Response:
     """Answer POST /encode with JSON, or with means and stds as npy of shape (B, 2, L)."""
     if kind == NPY:
-        return npy_response(np.stack([answer.mean, answer.std], axis=1))
+        return npy_response(np.stack([answer.mean, answer.std], axis=1), answer_headers(model, warnings))
     rows = (
         {"mean": mean, "std": std, "draws": drawn}
         for mean, std, drawn in zip(answer.mean, answer.std, answer.draws, strict=True)
@@ -419,26 +397,16 @@ def encodings_response(kind: str, model: ModelId, answer: Encodings, warnings: S
     return json_rows_response({"model": model}, "encodings", rows, **noted(warnings))
 
 
-def means_response(kind: str, model: ModelId, means: np.ndarray, spec: InputSpec) -> Response:
+def means_response(kind: str, model: ModelId, means: np.ndarray, spec: InputSpec, warnings: Sequence[str]) -> Response:
     """Answer POST /decode."""
-    rows = shaped(means, spec)
-    if kind == NPY:
-        return npy_response(rows)
-    if kind == CSV:
-        return csv_response(rows_csv(means, spec))
-    if kind == PNG:
-        return png_response(rows)
-    return json_rows_response({"model": model}, "means", presented(means, spec))
+    if kind != JSON:
+        return rows_response(kind, means, spec, answer_headers(model, warnings))
+    return json_rows_response({"model": model}, "means", presented(means, spec), **noted(warnings))
 
 
 def manifold_response(kind: str, model: ModelId, manifold: Manifold, spec: InputSpec) -> Response:
     """Answer GET /manifold."""
-    rows = shaped(manifold.means, spec)
-    if kind == NPY:
-        return npy_response(rows)
-    if kind == CSV:
-        return csv_response(rows_csv(manifold.means, spec))
-    if kind == PNG:
-        return png_response(rows)
+    if kind != JSON:
+        return rows_response(kind, manifold.means, spec, answer_headers(model))
     document = {"model": model, "axes": manifold.axes, "latents": manifold.latents}
     return json_rows_response(document, "means", presented(manifold.means, spec))

@@ -14,36 +14,50 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service._version import __version__
-from service.errors import AccessError, DeadlineError, ModelError, UnavailableError, VouchError
+from service.errors import AccessError, DeadlineError, VouchError
 from service.serving.engine import Engine
 from service.settings import Settings, read_settings
 from service.web import (
     inference_protocol,
-    protocol_schemas,
+    kserve_v1,
     routes,
     routes_admin,
     routes_generate,
     routes_health,
-    schemas,
 )
 from service.web.access import KeyRing, check_scope
 from service.web.browsers import HostRule
+from service.web.caching import Tags
 from service.web.context import RequestContext, Service
-from service.web.examples import put_examples
 from service.web.observe import Observe
+from service.web.openapi import document_service
+from service.web.paths import PROBES, Paths
 from service.web.problems import document, on_http_error, on_validation_error, on_vouch_error, respond
 
 log = logging.getLogger("vouch")
-PROBES = ("/livez", "/readyz")
+CORS: dict[str, Any] = {
+    "allow_methods": ("GET", "HEAD", "POST", "OPTIONS"),
+    "allow_headers": (
+        "Authorization", "X-API-Key", "Content-Type", "Content-Encoding", "If-None-Match", "X-Request-Id",
+        "X-Request-Timeout",
+    ),
+    "expose_headers": (
+        "ETag", "Retry-After", "Server-Timing", "X-Model", "X-Model-Digest", "X-Request-Id", "X-Seed", "X-Warnings",
+    ),
+}  # fmt: skip
 CHECK_S = 1.0  # between looks at the failures of inference
 RELOAD_S = 60.0  # after which a reload gives up waiting for the store
 SAVE_S = 5.0  # for the drift monitors, at the end
-ROUTERS = (routes.router, routes_generate.router, routes_admin.router, routes_health.probes, routes_health.router)
+ROUTERS = (
+    routes.router, routes_generate.router, routes_admin.router, routes_health.probes, routes_health.router,
+    inference_protocol.router, kserve_v1.router,
+)  # fmt: skip
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -63,14 +77,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service
     for router in ROUTERS:
         app.include_router(router)
-        app.include_router(router, prefix="/v1", include_in_schema=False)
-    app.include_router(inference_protocol.router)
     app.add_exception_handler(VouchError, on_vouch_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_middleware(Tags)
     app.add_middleware(Guard, ring=service.keys, settings=settings)
+    app.add_middleware(Paths, routes=app.router.routes)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
     app.add_middleware(Observe, service=service)  # the last one added is the outermost
-    document_bodies(app, service)
+    document_service(app, service)
     return app
 
 
@@ -170,46 +186,13 @@ class Guard:
         hosts = Headers(scope=scope).getlist("host")
         if len(hosts) > 1 or (not hosts and scope["http_version"] != "1.0"):
             return respond(Request(scope), document(400, "malformed-head", "expected one Host header"))
-        if not hosts or scope["path"].removeprefix("/v1") in PROBES or self.hosts.allows(hosts[0]):
+        if not hosts or scope["path"] in PROBES or self.hosts.allows(hosts[0]):
             return None
         detail = "the Host header does not name this service; VOUCH_ALLOWED_HOSTS lists the names that do"
         return respond(Request(scope), document(421, "misdirected", detail))
 
     def is_open(self, path: str) -> bool:
         """Whether the path needs no key; opening /docs also opens its scripts and the OpenAPI document."""
-        path = path.removeprefix("/v1") if path.startswith("/v1/") else path
         if "/docs" in self.open_paths and (path == "/openapi.json" or path.startswith("/docs-assets/")):
             return True
         return path in self.open_paths
-
-
-def document_bodies(app: FastAPI, service: Service) -> None:
-    """Add the request bodies that we parse ourselves, and working examples, to the OpenAPI document."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = generate()
-            components = document.setdefault("components", {}).setdefault("schemas", {})
-            for model in (
-                schemas.Instances,
-                schemas.Latents,
-                schemas.AliasBody,
-                schemas.RestartBody,
-                schemas.Problem,
-                protocol_schemas.ProtocolRequest,
-            ):
-                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-                components |= schema.pop("$defs", {})
-                components[model.__name__] = schema
-            try:
-                scorer = service.engine.registry.in_memory(None)
-            except (ModelError, UnavailableError):
-                scorer = None
-            if scorer is None:  # no model to make examples from yet
-                return document
-            put_examples(document, scorer)
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation recommends

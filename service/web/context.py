@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from service.errors import DeadlineError, InputError, MediaTypeError, OverloadedError, ScopeError, TooLargeError
+from service.errors import DeadlineError, InputError, NotAcceptableError, OverloadedError, ScopeError, TooLargeError
 from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 from service.scoring.version import Published
@@ -26,6 +26,9 @@ from service.system.threads import Worker
 from service.web.access import Key, KeyRing
 from service.web.answers import ModelId
 from service.web.batch import Limits
+from service.web.compression import MEMORY, MOST_RATIO, Inflater, coding_of, inflated
+from service.web.media_types import FORMATS
+from service.web.negotiation import negotiate
 from service.web.pacing import Arrivals, Breaks
 from service.web.query import policy_of
 
@@ -117,6 +120,22 @@ class RequestContext:
     def accept(self) -> str:
         """The Accept header; several header lines are joined."""
         return ",".join(self.request.headers.getlist("accept"))
+
+    def answer_type(self, offered: Sequence[str]) -> str:
+        """The type of the answer: that of the path, as in /sample.png, or the one that the Accept header prefers.
+
+        Raises:
+            NotAcceptableError: the answer cannot be given so.
+        """
+        ending = self.request.path_params.get("extension")
+        if ending is None:
+            return negotiate(self.accept, offered)
+        if FORMATS.get(ending) not in offered:
+            possible = [name for name, kind in FORMATS.items() if kind in offered]
+            raise NotAcceptableError(
+                f"this answer has another form with this model: ask for one of {', '.join(possible)}"
+            )
+        return FORMATS[ending]
 
     @property
     def caller(self) -> str:
@@ -234,15 +253,16 @@ class RequestContext:
             most: bytes; default: the deployment's limit.
 
         Raises:
-            MediaTypeError: it is compressed.
+            MediaTypeError: it is compressed in a way that cannot be read.
+            MalformedError: it is not compressed so.
             TooLargeError: it is too long.
             DeadlineError: it did not arrive in time.
             OverloadedError: the bodies of all requests exceed their limit.
         """
-        self.refuse_compressed()
+        coding = self.coding()
         limit = min(self.settings.max_body_bytes, most or self.settings.max_body_bytes)
         declared = self.request.headers.get("content-length", "0")
-        too_large = TooLargeError(f"the body has more than {limit:,} bytes, which is the limit")
+        too_large = TooLargeError(f"the body has more than {limit:,} bytes, which is the limit: send fewer rows")
         if declared.isdecimal() and int(declared[:20]) > limit:
             raise too_large
         body = bytearray()
@@ -259,12 +279,47 @@ class RequestContext:
         except TimeoutError:
             raise DeadlineError("the deadline passed before the body was read") from None
         self.hang_up()  # watch while the body is parsed, too
-        return body
+        if coding is None:
+            return body
+        with self.timings.measured("parse"):
+            whole = await self.beside(
+                self.service.large_parser,
+                partial(inflated, body, coding, limit, self.limits().check, self.hold),
+            )
+        self.give_back(len(body))
+        return whole
 
-    def refuse_compressed(self) -> None:
-        """Raise for a compressed body, which can hide any size."""
-        if self.request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise MediaTypeError("compressed bodies are not supported; send it without Content-Encoding")
+    def coding(self) -> str | None:
+        """The coding of a compressed body, None for others.
+
+        Raises:
+            MediaTypeError: it cannot be read.
+        """
+        return coding_of(",".join(self.request.headers.getlist("content-encoding")))
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives, inflated if it is compressed.
+
+        Raises:
+            MalformedError: it is not compressed as it says.
+            TooLargeError: it inflates to far more than was sent.
+        """
+        coding = self.coding()
+        if coding is None:
+            async for chunk in self.request.stream():
+                yield chunk
+            return
+        self.hold(MEMORY[coding])
+        inflater, room = Inflater(coding), self.settings.max_body_bytes
+        async for chunk in self.request.stream():
+            room += MOST_RATIO * len(chunk)
+            for piece in inflater.pieces(chunk):
+                room -= len(piece)
+                if room < 0:
+                    raise TooLargeError("the stream inflates to far more than was sent: send it uncompressed")
+                yield piece
+                await asyncio.sleep(0)
+        inflater.end()
 
     def hold(self, size: int) -> None:
         """Reserve memory for the body, or for what becomes of it.

@@ -12,16 +12,15 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 from service.errors import InputError, MalformedError, TooLargeError
 from service.files.images import FORMATS, FROM_STRANGERS, MEDIA_TYPES
 from service.system.cancellation import CheckCancelled, never_cancelled
+from service.web.media_types import CSV, FORM, JSON, NPY, UNTOLD, likely_type, media_type
 
-FORM = "multipart/form-data"
 # What a file is, by its suffix, where the form does not say.
 BY_SUFFIX = {
-    ".json": "application/json",
-    ".npy": "application/x-npy",
-    ".csv": "text/csv",
+    ".json": JSON,
+    ".npy": NPY,
+    ".csv": CSV,
     **{suffix: FORMATS[name][1][0] for name in FROM_STRANGERS for suffix in FORMATS[name][0]},
 }
-UNTOLD = ("", "application/octet-stream")
 LONGEST_NAME = 256  # characters, as of an id
 SLICE = 2**16  # bytes that are parsed at a time
 
@@ -60,11 +59,12 @@ def files_in(
         if len(found) >= most:
             raise TooLargeError(f"the form has more than {most:,} files")
         name = (file.file_name or b"").decode("utf-8", "replace")[:LONGEST_NAME]
-        kind = (getattr(file, "content_type", None) or "").partition(";")[0].strip().lower()
-        if kind in UNTOLD:
-            kind = BY_SUFFIX.get(PurePath(name).suffix.lower(), kind)
+        kind = media_type(getattr(file, "content_type", None) or "")
         file.file_object.seek(0)
-        found.append(FormFile(name, kind, file.file_object.read()))
+        content = file.file_object.read()
+        if kind in UNTOLD:
+            kind = BY_SUFFIX.get(PurePath(name).suffix.lower()) or likely_type(kind, content)
+        found.append(FormFile(name, kind, content))
 
     def on_field(field: Field) -> None:
         raise InputError("the form has a field that is no file; send each image or table as a file: -F file=@NAME")

@@ -23,15 +23,16 @@ from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 from service.web import answers
 from service.web import protocol_schemas as schemas
-from service.web.answers import JSON
 from service.web.batch import Limits
 from service.web.context import RequestContext
-from service.web.documentation import EVERYWHERE
+from service.web.documentation import EVERYWHERE, MEANINGS, answers_json
 from service.web.json_chunks import CHUNK, MAX_ELEMENT, Cursor
 from service.web.lean import LeanRoute
+from service.web.media_types import JSON
 from service.web.parsing import NUMBER_BYTES, Body
 from service.web.problems import PROTOCOL as PREFIX
 
+TAG = "open inference protocol"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 OCTETS = "application/octet-stream"
 INPUT_TYPES = {
@@ -84,22 +85,23 @@ class Asked:
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors that an endpoint may answer with: these statuses, and those of every endpoint."""
-    return {status: {"model": schemas.ProtocolError} for status in (*EVERYWHERE, *statuses)}
+    return {
+        status: {"model": schemas.ProtocolError, "description": MEANINGS[status]}
+        for status in (*EVERYWHERE, 422, *statuses)
+    }
 
 
-router = APIRouter(prefix=PREFIX, route_class=LeanRoute, tags=["open inference protocol"])
+router = APIRouter(prefix=PREFIX, route_class=LeanRoute)
 
 
-@router.get("", response_model=schemas.ProtocolServer, responses=errors())
+@router.get("", **answers_json("v2_server", TAG, schemas.ProtocolServer, errors()))
 async def server(request: Request) -> Response:
     """Name, version and extensions of this server."""
     return answers.json_response({"name": "vouch", "version": __version__, "extensions": ["binary_tensor_data"]})
 
 
 @router.get(
-    "/health/live",
-    response_model=schemas.ProtocolLive,
-    responses={503: {"model": schemas.ProtocolLive}},
+    "/health/live", **answers_json("v2_live", TAG, schemas.ProtocolLive, {503: {"model": schemas.ProtocolLive}})
 )
 async def live(request: Request) -> Response:
     """Alive: the event loop answers and every inference thread runs."""
@@ -108,9 +110,7 @@ async def live(request: Request) -> Response:
 
 
 @router.get(
-    "/health/ready",
-    response_model=schemas.ProtocolReady,
-    responses={503: {"model": schemas.ProtocolReady}},
+    "/health/ready", **answers_json("v2_ready", TAG, schemas.ProtocolReady, {503: {"model": schemas.ProtocolReady}})
 )
 async def ready(request: Request) -> Response:
     """Ready: the default model is in memory, and the service is not shutting down."""
@@ -118,19 +118,21 @@ async def ready(request: Request) -> Response:
     return answers.json_response({"ready": is_ready}, None, 200 if is_ready else 503)
 
 
-@router.get("/models/{name}", response_model=schemas.ProtocolModel, responses=errors(404, 503))
+@router.get("/models/{name}", **answers_json("v2_model", TAG, schemas.ProtocolModel, errors(404, 503)))
 async def metadata(request: Request, name: str) -> Response:
     """A model's inputs and outputs."""
     return await described(request, name, None)
 
 
-@router.get("/models/{name}/versions/{version}", response_model=schemas.ProtocolModel, responses=errors(404, 503))
+@router.get(
+    "/models/{name}/versions/{version}", **answers_json("v2_version", TAG, schemas.ProtocolModel, errors(404, 503))
+)
 async def version_metadata(request: Request, name: str, version: str) -> Response:
     """A version's inputs and outputs."""
     return await described(request, name, version)
 
 
-@router.get("/models/{name}/ready", response_model=schemas.ProtocolModelReady, responses=errors(404, 503))
+@router.get("/models/{name}/ready", **answers_json("v2_model_ready", TAG, schemas.ProtocolModelReady, errors(404, 503)))
 async def model_ready(request: Request, name: str) -> Response:
     """Whether a model can be served."""
     await RequestContext.of(request).scorer(name)
@@ -139,8 +141,7 @@ async def model_ready(request: Request, name: str) -> Response:
 
 @router.get(
     "/models/{name}/versions/{version}/ready",
-    response_model=schemas.ProtocolModelReady,
-    responses=errors(404, 503),
+    **answers_json("v2_version_ready", TAG, schemas.ProtocolModelReady, errors(404, 503)),
 )
 async def version_ready(request: Request, name: str, version: str) -> Response:
     """Whether a version can be served."""
@@ -148,34 +149,43 @@ async def version_ready(request: Request, name: str, version: str) -> Response:
     return answers.json_response({"name": name, "ready": True})
 
 
+LENGTH_MEANS = "length of the JSON, in bytes, if the tensor's bytes follow it"
+INFER_ERRORS = errors(400, 404, 413, 415, 422, 429, 503, 504)
 INFER: dict[str, Any] = {
-    "response_model": schemas.ProtocolAnswer,
-    "responses": {
-        200: {"content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}}},
-        **errors(400, 404, 413, 415, 422, 429, 503, 504),
-    },
     "openapi_extra": {
         "parameters": [
-            {"name": HEADER_LENGTH, "in": "header", "required": False, "schema": {"type": "integer", "minimum": 0}}
+            {
+                "name": HEADER_LENGTH,
+                "in": "header",
+                "required": False,
+                "description": LENGTH_MEANS,
+                "schema": {"type": "integer", "minimum": 0},
+            }
         ],
         "requestBody": {
             "required": True,
             "content": {
                 JSON: {"schema": {"$ref": "#/components/schemas/ProtocolRequest"}},
-                OCTETS: {"schema": {"type": "string", "format": "binary"}},
+                OCTETS: {
+                    "schema": {"type": "string", "format": "binary", "description": "JSON, then the tensor's bytes"}
+                },
             },
         },
     },
 }
 
 
-@router.post("/models/{name}/infer", **INFER)
+@router.post("/models/{name}/infer", **answers_json("v2_infer", TAG, schemas.ProtocolAnswer, INFER_ERRORS), **INFER)
 async def infer(request: Request, name: str) -> Response:
     """Score the rows of one input tensor."""
     return await inferred(request, name, None)
 
 
-@router.post("/models/{name}/versions/{version}/infer", **INFER)
+@router.post(
+    "/models/{name}/versions/{version}/infer",
+    **answers_json("v2_version_infer", TAG, schemas.ProtocolAnswer, INFER_ERRORS),
+    **INFER,
+)
 async def version_infer(request: Request, name: str, version: str) -> Response:
     """Score the rows of one input tensor with a given version."""
     return await inferred(request, name, version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -19,10 +20,11 @@ class LeanRoute(APIRoute):
         """The handler that FastAPI calls; errors go to the application's exception handlers."""
         parameters = (self.openapi_extra or {}).get("parameters", [])
         endpoint, known = self.endpoint, frozenset(one["name"] for one in parameters if one["in"] == "query")
+        own = [name for name in self.param_convertors if name in inspect.signature(endpoint).parameters]
 
         async def handler(request: Request) -> Response:
             check_known(request.query_params, known)
-            response: Response = await endpoint(request, **request.path_params)
+            response: Response = await endpoint(request, **{name: request.path_params[name] for name in own})
             return response
 
         return handler

@@ -13,7 +13,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.serving.call import CallerLeftError, Timings
+from service.web.compression import accepts_gzip, gzipped, is_worth_packing
 from service.web.context import RequestContext, Service
+from service.web.paths import PROBES
 from service.web.problems import on_bug
 from service.web.tracing import Tracer
 
@@ -55,10 +57,12 @@ class Observe:
         headers = Headers(scope=scope)
         context = RequestContext.start(self.service, scope, receive, self.request_id(headers))
         request_id, timings = context.request_id, context.timings
+        method, packs = scope["method"], accepts_gzip(headers.get("accept-encoding", ""))
         status = 0
+        held: Message | None = None  # the head of an answer that will be compressed
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, held
             if message["type"] == "http.response.start":
                 status = message["status"]
                 answer = MutableHeaders(scope=message)
@@ -66,6 +70,19 @@ class Observe:
                 answer["Server-Timing"] = server_timing(timings)
                 if self.service.draining:
                     answer["Connection"] = "close"
+                if is_worth_packing(answer):
+                    answer.add_vary_header("Accept-Encoding")
+                    if packs and method != "HEAD":
+                        held = message
+                        return
+            elif held is not None:
+                head, held = held, None
+                if not message.get("more_body"):
+                    message = {**message, "body": await gzipped(message["body"])}
+                    MutableHeaders(scope=head).update(
+                        {"Content-Encoding": "gzip", "Content-Length": str(len(message["body"]))}
+                    )
+                await send(head)
             for piece in pieces(message):
                 await send(piece)
 
@@ -80,11 +97,11 @@ class Observe:
                     await on_bug(Request(scope), error)(scope, receive, send_with_headers)
             finally:
                 context.release()
-                entry = self.entry(context, status)
+                entry = self.entry(context, method, status)
                 span.end(entry, timings.intervals)
                 self.count(entry, timings)
 
-    def entry(self, context: RequestContext, status: int) -> dict[str, Any]:
+    def entry(self, context: RequestContext, method: str, status: int) -> dict[str, Any]:
         """Fields of the log line; the path's template, not the path, so that clients cannot create metric labels."""
         scope, timings = context.request.scope, context.timings
         path = getattr(scope.get("route"), "path", UNKNOWN)
@@ -93,7 +110,7 @@ class Observe:
             "request_id": context.request_id,
             **({} if context.key_id is None else {"key": context.key_id}),
             **({"traceparent": traceparent} if TRACEPARENT.fullmatch(traceparent) else {}),
-            "method": scope["method"] if path != UNKNOWN else UNKNOWN,
+            "method": method if path != UNKNOWN else UNKNOWN,
             "path": path,
             "status": status,  # 0: the client hung up before an answer
             "ms": round(1000 * timings.elapsed_s(), 3),
@@ -111,7 +128,7 @@ class Observe:
             metrics.at(metrics.parts, name).observe(seconds)
         if status in REASONS:
             metrics.rejections.labels(REASONS[status]).inc()
-        if log.isEnabledFor(level := logging.DEBUG if path in ("/livez", "/readyz") else logging.INFO):
+        if log.isEnabledFor(level := logging.DEBUG if path in PROBES else logging.INFO):
             log.log(level, "request", extra=entry)
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Parse requests: bytes to rows.
 
 Numbers are parsed straight into typed lists and arrays. Only if that fails, the body is checked cell by cell, to say what
-is wrong and where. Errors name an unknown column, and repeat never_cancelled else of the input.
+is wrong and where. Errors name an unknown column, and repeat nothing else of the input.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from service.errors import (
     summary,
 )
 from service.files.dialect import DamagedTextError
-from service.files.images import MEDIA_TYPES
 from service.files.text_tables import csv_table
 from service.web.batch import MAX_PIXELS, Batch, Limits, check_row_count
-from service.web.forms import FORM, files_in
+from service.web.forms import files_in
 from service.web.images import MAX_ENCODED, MOST_WARNINGS, decoded_text, parse_images, rows_of_instances
 from service.web.json_chunks import MAX_ELEMENT, field_chunks
+from service.web.media_types import CSV, FORM, JSON, NDJSON, NPY, UTF_8_MARK, accepted_of, type_of
 
+ROW_TYPES = accepted_of(JSON, NPY, CSV, NDJSON, FORM)  # NDJSON is answered by `streaming.py`
 MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape
 NPY_KINDS = "uif"
 MAX_DIMENSIONS = 4  # rows of images with colours
@@ -76,6 +77,7 @@ DEEP = msgspec.json.Decoder(DeepBody)
 LATENTS = msgspec.json.Decoder(LatentsBody)
 ROW = msgspec.json.Decoder(list[float])
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: an answer that contains it could not be encoded
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 STARTS = re.compile(rb'\s*\{\s*"instances"\s*:\s*((?:\[\s*){1,4})')
 
 
@@ -85,31 +87,39 @@ def parse_rows(body: Body, content_type: str, spec: InputSpec, reader: CellReade
     Raises:
         MediaTypeError, MalformedError, TooLargeError, InputError.
     """
-    match media_type(content_type):
+    kind, warning = type_of(content_type, body, ROW_TYPES)
+    batch = rows_of(kind, body, content_type, spec, reader, limits)
+    return batch if warning is None else replace(batch, warnings=(warning, *batch.warnings))
+
+
+def rows_of(kind: str, body: Body, content_type: str, spec: InputSpec, reader: CellReader, limits: Limits) -> Batch:
+    """Parse rows from a body of a known type."""
+    match kind:
         case "application/json":
-            return with_warnings(parse_json(body, spec, reader, limits), spec)
+            return with_warnings(parse_json(unmarked(body), spec, reader, limits), spec)
         case "application/x-npy":
             array = parse_npy(body, spec.features, limits.max_rows)
             batch = Batch(spec.read(reader.padded(array), reader))
-        case kind if kind in MEDIA_TYPES:
-            return parse_images([body], spec, reader.images, limits)
         case "multipart/form-data":
             return parse_form(body, content_type, spec, reader, limits)
         case "text/csv":
             batch = parse_table(body, spec, reader, limits)
         case _:
-            raise MediaTypeError(
-                "unsupported content type; send application/json, application/x-npy, application/x-ndjson, text/csv, "
-                f"multipart/form-data with files, or an image: {', '.join(MEDIA_TYPES)}"
-            )
+            return parse_images([body], spec, reader.images, limits)
     check_row_count(len(batch), limits.max_rows)
     limits.hold(batch.rows.nbytes)
     return with_warnings(batch, spec)
 
 
-def media_type(content_type: str) -> str:
-    """The content type in lower case, without its parameters."""
-    return content_type.partition(";")[0].strip().lower()
+def unmarked(body: Body) -> Body:
+    """A text without the mark of UTF-8 that some programs begin it with.
+
+    Raises:
+        MalformedError: it is in UTF-16, as some of them write it.
+    """
+    if body[:2] in UTF_16_MARKS:
+        raise MalformedError("the body is text in UTF-16: send it in UTF-8")
+    return body[len(UTF_8_MARK) :] if body.startswith(UTF_8_MARK) else body
 
 
 def with_warnings(batch: Batch, spec: InputSpec) -> Batch:
@@ -273,18 +283,17 @@ def parse_row(line: bytes, spec: InputSpec, reader: CellReader, max_pixels: int 
     return spec.read(np.array([cells], dtype=np.float64), reader), ids[0] if ids else None
 
 
-def parse_latents(body: Body, content_type: str, latents: int, limits: Limits) -> np.ndarray:
-    """Parse the latents of /decode, shape (B, L), float64, from JSON or npy."""
-    kind = media_type(content_type)
-    if kind == "application/x-npy":
-        array = parse_npy(body, latents, limits.max_rows)
-    elif kind == "application/json":
-        array = parse_json_latents(body, latents, limits)
-    else:
-        raise MediaTypeError("unsupported content type; send application/json or application/x-npy")
+def parse_latents(body: Body, content_type: str, latents: int, limits: Limits) -> tuple[np.ndarray, str | None]:
+    """Parse the latents of /decode, shape (B, L), float64, from JSON or npy; and a warning, if there is one."""
+    kind, warning = type_of(content_type, body, (JSON, NPY))
+    array = (
+        parse_npy(body, latents, limits.max_rows)
+        if kind == NPY
+        else parse_json_latents(unmarked(body), latents, limits)
+    )
     check_row_count(len(array), limits.max_rows)
     limits.hold(8 * array.size)
-    return array
+    return array, warning
 
 
 def parse_json_latents(body: Body, latents: int, limits: Limits) -> np.ndarray:

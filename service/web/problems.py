@@ -12,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import errors
+from service.web.compression import MEMORY
 from service.web.context import RequestContext
+from service.web.paths import allowed
 
 PROTOCOL = "/v2"
 JSON = "application/json"
@@ -105,6 +107,8 @@ def retry_headers(error: Exception) -> dict[str, str] | None:
     """The Retry-After or WWW-Authenticate header of an error, if it has one."""
     if isinstance(error, errors.AccessError) and not isinstance(error, errors.ScopeError):
         return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, errors.MediaTypeError):
+        return {"Accept-Encoding": ", ".join(MEMORY)}  # of bodies (RFC 9110, 12.5.3)
     if isinstance(error, errors.DamagedModelError):
         return {"Retry-After": "60"}
     if isinstance(error, errors.UnavailableError) and not isinstance(error, errors.DeadlineError):
@@ -122,9 +126,16 @@ def on_http_error(request: Request, error: Exception) -> Response:
     """Answer with one of Starlette's own errors: no such path, wrong method."""
     assert isinstance(error, HTTPException)
     slug = HTTP_SLUGS.get(error.status_code, "malformed-body" if error.status_code < 500 else "internal")
-    details = {404: "no such path; GET /docs lists all paths", 405: "this path does not support this method"}
-    detail = details.get(error.status_code, "the request cannot be read")
-    return respond(request, document(error.status_code, slug, detail), dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        methods = allowed({name.strip() for name in headers.get("Allow", headers.get("allow", "")).split(",")})
+        headers = {"Allow": ", ".join(methods)}
+        detail = f"this path does not support this method; use {', '.join(methods)}"
+    elif error.status_code == 404:
+        detail = "no such path; GET /docs lists all paths, GET /openapi.json describes them"
+    else:
+        detail = "the request cannot be read; send one that GET /openapi.json describes"
+    return respond(request, document(error.status_code, slug, detail), headers)
 
 
 def on_validation_error(request: Request, error: Exception) -> Response:

@@ -11,14 +11,13 @@ from service.data.cells import CellReader
 from service.errors import InputError
 from service.scoring.scorer import Scorer
 from service.web import answers, schemas
-from service.web.answers import CSV, JSON, NDJSON, NPY, PNG
 from service.web.batch import Batch
 from service.web.context import RequestContext, model_id
-from service.web.documentation import ROW_TYPES, ROWS_PROBLEMS, options, takes
-from service.web.forms import FORM
+from service.web.documentation import FILE_TYPES, ROWS_PROBLEMS, answers_file, answers_json, ending, takes
 from service.web.images import has_encoded
 from service.web.lean import LeanRoute
-from service.web.parsing import media_type, parse_rows
+from service.web.media_types import CSV, FORM, JSON, NDJSON, NPY, PNG, likely_type, media_type
+from service.web.parsing import parse_rows
 from service.web.query import ScoreQuery, documented, parse_query, under_policy
 from service.web.streaming import scored_lines
 
@@ -27,21 +26,43 @@ router = APIRouter(route_class=LeanRoute)
 
 
 @router.post(
+    "/score.{extension}",
+    **answers_file("score_file", ROWS_PROBLEMS, NPY, CSV, PNG),
+    openapi_extra={
+        **takes("Instances", *FILE_TYPES),
+        "parameters": [ending(NPY, CSV, PNG), *documented(ScoreQuery)],
+    },
+)
+@router.post(
+    "/score.ndjson",
+    **answers_file("score_lines", ROWS_PROBLEMS, NDJSON),
+    openapi_extra={**takes(None, NDJSON), "parameters": documented(ScoreQuery)},
+)
+@router.post(
     "/score",
-    **options(schemas.ScoresAnswer, ROWS_PROBLEMS, NPY, CSV, NDJSON, PNG),
-    openapi_extra={**takes("Instances", *ROW_TYPES, NDJSON), "parameters": documented(ScoreQuery)},
+    **answers_json("score", "score", schemas.ScoresAnswer, ROWS_PROBLEMS),
+    openapi_extra={**takes("Instances"), "parameters": documented(ScoreQuery)},
+)
+@router.post(
+    "/score/files",
+    **answers_json("score_files", "files", schemas.ScoresAnswer, ROWS_PROBLEMS),
+    openapi_extra={**takes(None, *FILE_TYPES), "parameters": documented(ScoreQuery)},
 )
 async def score(request: Request) -> Response:
-    """Verdict and log p(x) of each row and, with `explain`, its most suspicious columns or pixels."""
+    """Verdict and log p(x) of each row and, with `explain`, its most suspicious columns or pixels.
+
+    JSON lines are answered line by line, in order, each with a score or a problem. With `explain=map`, the file is both
+    maps of each image (npy), or a picture of them (PNG).
+    """
     context, query = RequestContext.of(request), parse_query(request.query_params, ScoreQuery)
     wanted = under_policy(query, context.service.policy)
     limited("explain", wanted.explain, context.settings.max_draws)
     if media_type(context.content_type) == NDJSON:
-        answers.negotiate(context.accept, (NDJSON,))
+        context.answer_type((NDJSON,))
         if wanted.fdr is not None:
             raise InputError("fdr: needs all rows of a request; it cannot be used with application/x-ndjson")
         return await scored_lines(context, await context.scorer(query.model), wanted)
-    kind = answers.negotiate(context.accept, (JSON, NPY, PNG) if wanted.maps else (JSON, NPY, CSV))
+    kind = context.answer_type((JSON, NPY, PNG) if wanted.maps else (JSON, NPY, CSV))
     if wanted.maps and kind != JSON and wanted.fdr is not None:
         raise InputError("fdr: is told in JSON; maps as npy or PNG have no place for it")
     scorer = await context.scorer(query.model)
@@ -70,9 +91,8 @@ async def batch_of(context: RequestContext, scorer: Scorer, reader: CellReader |
     body = await context.body()
     reader = reader or replace(scorer.reader, is_strict=True)
     parse = partial(parse_rows, body, context.content_type, scorer.model.input, reader, context.limits())
-    may_take_long = media_type(context.content_type).startswith(("image/", FORM)) or has_encoded(
-        body, scorer.model.input
-    )
+    kind = likely_type(context.content_type, body)
+    may_take_long = kind.startswith(("image/", FORM)) or has_encoded(body, scorer.model.input)
     return await context.parsed(len(body), parse, always_beside=may_take_long)
 
 

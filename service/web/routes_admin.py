@@ -9,19 +9,18 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from service._version import __version__
-from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError, ModelNotFoundError
+from service.errors import Fault, InputError, MalformedError, ModelError, ModelNotFoundError
 from service.scoring.scorer import Scorer
 from service.scoring.version import Reference
 from service.serving.engine import Engine
 from service.store.store import Catalog
 from service.web import answers, schemas
 from service.web.access import check_scope
-from service.web.answers import JSON
 from service.web.browsers import check_origin
 from service.web.context import RequestContext, model_id
-from service.web.documentation import problems, takes
+from service.web.documentation import answers_json, problems, takes
 from service.web.lean import only_known_parameters
-from service.web.parsing import media_type
+from service.web.media_types import JSON, type_of
 from service.web.routes_generate import Model
 
 MAX_BODY = 2**16  # bytes of what an administrator sends
@@ -30,14 +29,14 @@ B = TypeVar("B", bound=BaseModel)
 router = APIRouter(dependencies=[Depends(only_known_parameters)])
 
 
-@router.get("/models", response_model=schemas.ModelsAnswer, responses=problems(503))
+@router.get("/models", **answers_json("list_models", "models", schemas.ModelsAnswer, problems(503)))
 async def models(request: Request) -> Response:
     """List the models with their versions and aliases."""
     context = RequestContext.of(request)
     return answers.json_response(all_models(context))
 
 
-@router.get("/models/{name}", response_model=schemas.ModelAnswer, responses=problems(404, 503))
+@router.get("/models/{name}", **answers_json("get_model", "models", schemas.ModelAnswer, problems(404, 503)))
 async def one_model(request: Request, name: str) -> Response:
     """One model: its versions and aliases, and the card of the served version, with its calibration."""
     context = RequestContext.of(request)
@@ -52,15 +51,14 @@ async def one_model(request: Request, name: str) -> Response:
 
 @router.post(
     "/models/{name}/aliases",
-    response_model=schemas.AliasAnswer,
-    responses=problems(400, 404, 409, 413, 415, 422, 503),
+    **answers_json("move_alias", "models", schemas.AliasAnswer, problems(400, 404, 409, 413, 415, 422, 503)),
     openapi_extra=takes("AliasBody"),
 )
 async def move_alias(request: Request, name: str) -> Response:
     """Point an alias at a version (scope admin). With `expected`, only if it names that version now."""
     context = RequestContext.of(request)
     check_admin(context)
-    body = read_body(await context.body(MAX_BODY), schemas.AliasBody, "the alias cannot be moved")
+    body = await read_body(context, schemas.AliasBody, "the alias cannot be moved")
     engine, registry = context.engine, context.engine.registry
     context.check_model(name)
     await engine.refresh(context.time_left_s())
@@ -78,7 +76,7 @@ async def move_alias(request: Request, name: str) -> Response:
     return answers.json_response({"name": name, "aliases": aliases.aliases[name]})
 
 
-@router.get("/drift", response_model=schemas.DriftsAnswer, responses=problems(404, 503))
+@router.get("/drift", **answers_json("get_drift", "drift", schemas.DriftsAnswer, problems(404, 503)))
 async def drift(request: Request, model: Model = None) -> Response:
     """Drift monitor of each served model, or of one, since the start or the restored state.
 
@@ -97,15 +95,14 @@ async def drift(request: Request, model: Model = None) -> Response:
 
 @router.post(
     "/models/{name}/drift",
-    response_model=schemas.DriftsAnswer,
-    responses=problems(400, 404, 413, 415, 422, 503),
+    **answers_json("restart_drift", "drift", schemas.DriftsAnswer, problems(400, 404, 413, 415, 422, 503)),
     openapi_extra=takes("RestartBody"),
 )
 async def restart_drift(request: Request, name: str) -> Response:
     """Restart the drift monitor of the served version, after its alarm was acknowledged (scope admin)."""
     context = RequestContext.of(request)
     check_admin(context)
-    read_body(await context.body(MAX_BODY), schemas.RestartBody, "the drift monitor cannot be restarted")
+    await read_body(context, schemas.RestartBody, "the drift monitor cannot be restarted")
     scorer = await context.scorer(context.engine.registry.known(name))
     context.engine.drift.restart(scorer)
     log.info("drift monitor restarted", extra={"model": str(scorer.published.reference), **context.who()})
@@ -114,15 +111,15 @@ async def restart_drift(request: Request, name: str) -> Response:
 
 
 def check_admin(context: RequestContext) -> None:
-    """Require a key of scope `admin`, if any keys are configured, and a JSON body."""
+    """Require a key of scope `admin`, if any keys are configured, and a page of our own origin, if it is a browser."""
     check_scope(context.key, "admin")
     check_origin(context.request.headers, context.request.url.netloc)
-    if media_type(context.content_type) != JSON:
-        raise MediaTypeError("unsupported content type; send application/json")
 
 
-def read_body(body: bytearray, kind: type[B], refused: str) -> B:
-    """Parse a small JSON body; `refused` is the error's text if its fields are wrong."""
+async def read_body(context: RequestContext, kind: type[B], refused: str) -> B:
+    """Read and parse a small JSON body; `refused` is the error's text if its fields are wrong."""
+    body = await context.body(MAX_BODY)
+    type_of(context.content_type, body, (JSON,))
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -174,6 +171,7 @@ def described(engine: Engine, name: str) -> dict[str, Any]:
     ]
     return {
         "name": name,
+        "ready": registry.state(serving) == "ready",
         "default": default_or_none(catalog) == name,
         "serving": serving.version,
         "versions": versions,

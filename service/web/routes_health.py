@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.responses import PlainTextResponse, RedirectResponse
 
+from service._version import __version__
 from service.web import answers, schemas
 from service.web.context import RequestContext
-from service.web.documentation import problems, problems_of_probes
+from service.web.documentation import PROBE, answers_json, problems
 from service.web.lean import LeanRoute, only_known_parameters
+from service.web.media_types import JSON
+from service.web.negotiation import negotiate
 
 probes = APIRouter(route_class=LeanRoute)
 router = APIRouter(dependencies=[Depends(only_known_parameters)])
 
 
-@probes.get("/livez", response_model=schemas.StatusAnswer, responses=problems_of_probes())
+@probes.get("/healthz", **answers_json("healthz", "health", schemas.StatusAnswer, PROBE))
+@probes.get("/livez", **answers_json("livez", "health", schemas.StatusAnswer, PROBE))
 async def livez(request: Request) -> Response:
-    """Alive: the event loop answers, every inference thread runs, and inference has not failed for minutes."""
+    """Alive, for what restarts the service; also `/healthz`.
+
+    The event loop answers, every inference thread runs, and inference has not failed for minutes.
+    """
     alive = RequestContext.of(request).engine.is_alive()
     return answers.json_response(
         {"status": "ok" if alive else "unavailable", "models": {}}, None, 200 if alive else 503
     )
 
 
-@probes.get("/readyz", response_model=schemas.StatusAnswer, responses=problems_of_probes())
+@probes.get("/health", **answers_json("health", "health", schemas.StatusAnswer, PROBE))
+@probes.get("/readyz", **answers_json("readyz", "health", schemas.StatusAnswer, PROBE))
 async def readyz(request: Request) -> Response:
-    """Ready: the default model is in memory, verified and warm, inference works, and the service is not shutting down.
+    """Ready, for load balancers; also `/health`.
+
+    The default model is in memory, verified and warm, inference works, and the service is not shutting down.
 
     The body lists the models that are not ready. `held_back` has new versions in the store that cannot be served, and what
     else does not work: the `store`, if it does not answer; `inference`, if it fails; the file of `keys`.
@@ -37,7 +48,33 @@ async def readyz(request: Request) -> Response:
     return answers.json_response(document, None if ready else {"Retry-After": "5"}, 200 if ready else 503)
 
 
-@router.get("/metrics", response_class=Response, responses=problems())
+@router.get("/version", **answers_json("version", "health", schemas.VersionInfo, problems()))
+async def version(request: Request) -> Response:
+    """The version of Vouch, and of the HTTP contract."""
+    return answers.json_response({"vouch": __version__, "api": "v1"})
+
+
+@router.get("/", include_in_schema=False)
+async def home(request: Request) -> Response:
+    """For a browser, the interactive documentation; for a program, where to go from here."""
+    context = RequestContext.of(request)
+    if negotiate(context.accept, (JSON, "text/html")) != JSON:
+        return RedirectResponse("docs")
+    # KServe's clients ask here, with version 1 of their protocol, whether the server is alive.
+    alive = context.engine.is_alive()
+    links = {"docs": "/docs", "openapi": "/openapi.json", "score": "/score", "models": "/models", "ready": "/readyz"}
+    return answers.json_response(
+        {"status": "alive" if alive else "unavailable", "vouch": __version__, **links}, None, 200 if alive else 503
+    )
+
+
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    tags=["health"],
+    response_class=PlainTextResponse,
+    responses={200: {"description": "Metrics as text."}, **problems()},
+)
 async def metrics(request: Request) -> Response:
     """Metrics in the text format of Prometheus."""
     engine = RequestContext.of(request).engine

@@ -24,10 +24,11 @@ from service.scoring.options import ScoreOptions
 from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 from service.serving.call import CallerLeftError
-from service.web.answers import NDJSON, model_headers, score_list
+from service.web.answers import answer_headers, score_list
 from service.web.batch import MAX_PIXELS
 from service.web.context import RequestContext, model_id
 from service.web.images import has_encoded
+from service.web.media_types import NDJSON, UTF_8_MARK, check_charset
 from service.web.parsing import parse_row, parse_simple_rows
 from service.web.problems import error_document, internal
 
@@ -41,10 +42,11 @@ T = TypeVar("T")
 
 async def scored_lines(context: RequestContext, scorer: Scorer, options: ScoreOptions) -> Response:
     """Answer each line with one line, a score or a problem."""
-    context.refuse_compressed()
+    check_charset(context.content_type, NDJSON)
+    context.coding()
     scorer.check(options)
     context.is_stream = True
-    return LinesResponse(Lines(context, scorer, options), model_headers(model_id(scorer)))
+    return LinesResponse(Lines(context, scorer, options), answer_headers(model_id(scorer)))
 
 
 class Lines:
@@ -94,17 +96,19 @@ class Lines:
 
     async def blocks(self) -> AsyncIterator[list[bytes]]:
         """Yield the body's non-empty lines as they arrive, in blocks of at most BLOCK_ROWS."""
-        rest = b""
-        chunks = aiter(self.context.request.stream())
+        rest, is_first = b"", True
+        chunks = aiter(self.context.chunks())
         while (chunk := await self.next_chunk(chunks)) is not None:
             *lines, rest = (rest + chunk).split(b"\n")
+            if is_first and lines:
+                lines[0], is_first = lines[0].removeprefix(UTF_8_MARK), False
             lines = list(filter(bytes.strip, lines))
             for start in range(0, len(lines), BLOCK_ROWS):
                 yield lines[start : start + BLOCK_ROWS]
             if len(rest) > MAX_LINE:
                 raise TooLargeError(f"a line is longer than {MAX_LINE:,} bytes")
         if rest.strip():
-            yield [rest]
+            yield [rest.removeprefix(UTF_8_MARK) if is_first else rest]
 
     async def next_chunk(self, chunks: AsyncIterator[bytes]) -> bytes | None:
         """The next chunk from the client, None at the end.

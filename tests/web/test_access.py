@@ -15,6 +15,7 @@ from service.serving.quotas import Quota
 from service.settings import Settings, SettingsError
 from service.web.access import SCOPES, KeyRing, Keys, check_scope, read_keys
 from service.web.app import Guard, create_app
+from service.web.paths import PROBES
 from tests.web.conftest import InProcess
 
 
@@ -240,7 +241,7 @@ def test_two_lines_may_not_have_one_key_or_one_id(tmp_path):
 # Paths
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/v1/livez", "/v1/readyz"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz", "/health"])
 def test_probes_ask_for_no_key(path):
     assert Guard(None, KeyRing(None), Settings()).is_open(path)
 
@@ -258,7 +259,7 @@ def test_no_other_path_is_open(path):
 
 def test_the_documentation_opens_what_its_page_needs_and_nothing_else():
     guard = Guard(None, KeyRing(None), Settings(open_paths=("/docs",)))
-    for path in ("/docs", "/v1/docs", "/openapi.json", "/docs-assets/swagger-ui.css"):
+    for path in ("/docs", "/openapi.json", "/docs-assets/swagger-ui.css"):
         assert guard.is_open(path)
     for path in ("/score", "/docs/", "/docs-assets", "/openapi.json/", "/metrics"):
         assert not guard.is_open(path)
@@ -275,10 +276,8 @@ def test_every_endpoint_of_an_application_with_keys_asks_for_one(tmp_path, tiny_
         for template, methods in paths.items():
             for method in methods:
                 for at in (template, f"/v1{template}"):
-                    answer = client.request(
-                        method.upper(), at.format(name="x", version="1", model_name="x", model_version="1")
-                    )
-                    is_open = template in ("/livez", "/readyz", "/metrics")
+                    answer = client.request(method.upper(), at.format(name="x", version="1", extension="npy"))
+                    is_open = template in (*PROBES, "/metrics")
                     assert (answer.status_code == 401) != is_open, (method, at, answer.status_code)
                     if not is_open:
                         check_unauthorized(answer)

@@ -3,7 +3,8 @@
 import pytest
 
 from service.errors import NotAcceptableError
-from service.web.answers import JSON, NPY, PNG, negotiate
+from service.web.media_types import JSON, NPY, PNG
+from service.web.negotiation import negotiate
 
 
 @pytest.mark.parametrize(

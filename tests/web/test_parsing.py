@@ -18,6 +18,7 @@ from service.files.images import png
 from service.files.tables import read_table
 from service.web import parsing
 from service.web.batch import Limits
+from service.web.media_types import media_type
 from service.web.parsing import parse_latents, parse_npy, parse_row, parse_rows, parse_simple_rows
 from service.web.problems import status_of
 from tests.models import COLUMNS, ROW, digits, made, write
@@ -113,10 +114,65 @@ def test_an_unknown_column_is_named_and_cut_where_it_is_long():
 
 
 @pytest.mark.parametrize(
-    "kind", ["", "text/plain", "application/jsonx", "application/octet-stream", "image/heic", SECRET]
+    "kind", ["text/plain", "application/jsonx", "application/x-www-form-urlencoded", "image/heic", SECRET]
 )
-def test_another_content_type_is_refused(kind):
-    assert "application/json" in str(refused(415, "{}", kind))
+def test_another_content_type_is_refused_with_the_header_that_would_have_worked(kind):
+    problem = str(refused(415, "{}", kind))
+    assert "its body looks like application/json: send -H 'content-type: application/json'" in problem
+    assert SECRET not in problem
+
+
+@pytest.mark.parametrize("kind", ["", " ", "application/octet-stream", "binary/octet-stream; x=1"])
+def test_a_body_without_a_type_is_what_its_bytes_plainly_are(kind):
+    expected = parsed(npy(digits()[:2]), NPY).rows
+    for body in (npy(digits()[:2]), json.dumps({"instances": digits()[:2].tolist()}).encode()):
+        batch = parsed(body, kind)
+        np.testing.assert_array_equal(batch.rows, expected)
+        assert "it was read as application/" in batch.warnings[0]
+    assert "read as image/png" in parsed(png(digits()[0]), kind).warnings[0]
+    for unclear in (
+        b"",
+        b"1,2,3",
+        b"a,b,c\n1,2,3\n",
+        b"\x93NUMP",
+        b"\x89PNG",
+        b"RIFF1234WAVE",
+        b"\xff\xd8",
+        SECRET.encode(),
+    ):
+        assert "no content type that says what its body is" in str(refused(415, unclear, kind))
+
+
+@pytest.mark.parametrize(
+    ("alias", "kind"),
+    [("image/jpg", "image/jpeg"), ("IMAGE/X-PNG ; a=b", "image/png"), ("application/jsonl", "application/x-ndjson"),
+     ("text/json; charset=utf-8", "application/json"), ("application/csv", "text/csv"), ("", ""), ("a/b", "a/b")],
+)  # fmt: skip
+def test_a_type_is_known_by_its_other_names(alias, kind):
+    assert media_type(alias) == kind
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", '"utf8"', "us-ascii", "UTF8 "])
+def test_text_in_utf_8_is_read(charset):
+    parsed(json.dumps({"instances": digits()[:1].tolist()}).encode(), f"application/json; charset={charset}")
+    parsed(png(digits()[0]), "image/png; charset=binary")
+
+
+@pytest.mark.parametrize("charset", ["latin-1", "iso-8859-1", "utf-16", "x", "windows-1252"])
+@pytest.mark.parametrize("kind", ["application/json", "text/csv"])
+def test_text_in_another_charset_is_refused(kind, charset):
+    assert f"send the body in UTF-8, and -H 'content-type: {kind}'" in str(
+        refused(415, "{}", f"{kind};charset={charset}")
+    )
+
+
+def test_a_text_may_begin_with_a_mark_and_not_be_in_utf_16():
+    text = json.dumps({"instances": digits()[:1].tolist()})
+    assert len(parsed(text.encode("utf-8-sig"), "application/json")) == 1
+    assert len(parsed(text.encode("utf-8-sig"), "")) == 1
+    for encoding in ("utf-16-le", "utf-16-be"):
+        body = ("\ufeff" + text).encode(encoding)
+        assert "send it in UTF-8" in str(refused(400, body, "application/json"))
 
 
 def test_images_are_for_models_of_images_and_csv_for_columns_with_names():
@@ -336,8 +392,11 @@ def test_a_line_that_is_no_row_is_refused(line):
 def test_latents_are_read_from_json_and_npy():
     latents = np.array([[0.5, -1.0], [3.0, 1e10]])
     body = json.dumps({"latents": latents.tolist()}).encode()
-    np.testing.assert_array_equal(parse_latents(body, "application/json; charset=utf-8", 2, Limits(10)), latents)
-    np.testing.assert_array_equal(parse_latents(npy(latents), NPY, 2, Limits(10)), latents)
+    for sent, kind in ((body, "application/json; charset=utf-8"), (npy(latents), NPY)):
+        read, warning = parse_latents(sent, kind, 2, Limits(10))
+        np.testing.assert_array_equal(read, latents)
+        assert warning is None
+    assert "read as application/x-npy" in parse_latents(npy(latents), "", 2, Limits(10))[1]
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_over_http_every_line_has_its_answer(in_process):
         ("?false_alarm=0.00001", {}, 422),
         ("?model=nobody", {}, 404),
         ("", {"accept": "application/json"}, 406),
-        ("", {"content-encoding": "gzip"}, 415),
+        ("", {"content-encoding": "br"}, 415),
         ("", {"x-request-timeout": "soon"}, 422),
     ],
 )
