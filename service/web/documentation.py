@@ -100,7 +100,7 @@ def takes(schema: str | None, *kinds: str) -> dict[str, Any]:
         content[JSON] = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
     for kind in kinds:
         file = {"type": "string", "format": "binary", "description": BODIES.get(kind, "a file of that type: one row")}
-        content[kind] = {"schema": FILES if kind == FORM else file}
+        content[kind] = {"schema": {"$ref": "#/components/schemas/Files"} if kind == FORM else file}
     return {"requestBody": {"required": True, "content": content}}
 
 

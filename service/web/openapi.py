@@ -18,7 +18,7 @@ from service.scoring.scorer import Scorer
 from service.settings import Settings
 from service.web import protocol_schemas, schemas
 from service.web.context import Service
-from service.web.documentation import TAGS
+from service.web.documentation import FILES, TAGS
 from service.web.media_types import JSON
 from service.web.paths import PROBES
 from service.web.problems import document as problem_document
@@ -112,6 +112,7 @@ def add_schemas(document: dict[str, Any]) -> None:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         components |= schema.pop("$defs", {})
         components[model.__name__] = schema
+    components["Files"] = FILES
 
 
 def put_limits(document: dict[str, Any], settings: Settings) -> None:

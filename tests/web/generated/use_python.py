@@ -11,7 +11,7 @@ from vouch_client import Client
 from vouch_client.api.files import score_files
 from vouch_client.api.generate import reconstruct, sample
 from vouch_client.api.score import score
-from vouch_client.models import Instances, Problem, ScoreFilesBody, ScoresAnswer
+from vouch_client.models import Files, Instances, Problem, ScoresAnswer
 from vouch_client.types import File
 
 address, image, row = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
@@ -23,7 +23,7 @@ log_likelihood = answer.scores[0].log_likelihood
 assert answer.scores[0].verdict in ("valid", "invalid")
 
 with image.open("rb") as opened:
-    form = ScoreFilesBody(file=[File(payload=opened, file_name=image.name, mime_type="image/png")])
+    form = Files(file=[File(payload=opened, file_name=image.name, mime_type="image/png")])
     answer = score_files.sync(client=client, body=form, false_alarm=0.1)
 assert isinstance(answer, ScoresAnswer), answer
 assert answer.scores[0].log_likelihood == log_likelihood
