@@ -255,7 +255,7 @@ class CellReader:
             return array
         if array.ndim != 2 or array.shape[1] != self.features:
             shape = tuple(map(int, array.shape))
-            raise InputError(f"the array has shape {shape}, the model reads (rows, {self.features})")
+            raise InputError(f"the array has shape {shape}, expected (rows, {self.features}), which the model reads")
         return np.concatenate([array, np.zeros((len(array), len(self.beside)), array.dtype)], axis=1)
 
     def in_order(self, instance: Any, index: int, faults: list[Fault]) -> list[Any]:
@@ -289,7 +289,7 @@ class CellReader:
         absent = [name for name in self.names if name not in instance]
         known, most = self.known() if unknown else "", InputError.MAX_FAULTS
         faults.extend(Fault("unknown column", index, shortened(name), known) for name in unknown[:most])
-        faults.extend(Fault("missing column", index, name) for name in absent[:most])
+        faults.extend(Fault("missing column", index, name, "a value, or null") for name in absent[:most])
         return [] if unknown or absent else [instance[name] for name in self.names]
 
     def unknown(self, names: Sequence[str]) -> list[str]:
@@ -331,7 +331,7 @@ class CellReader:
         ]
         if faults:
             first = min(faults, key=lambda fault: fault.row or 0)
-            raise first_fault(InputError("some cells cannot be read", [first]))
+            raise first_fault(InputError("some cells cannot be read: see what was expected", [first]))
         read = np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
         return np.concatenate([read, self.table_beside(table)], axis=1) if self.beside else read
 

@@ -59,7 +59,7 @@ def frame_array(raw: RawTable, reader: CellReader) -> np.ndarray:
     if nested := [name for name in absent if name in raw.left_out]:
         raise InputError(f"column {nested[0]!r} holds {raw.left_out[nested[0]]}, expected single values")
     if absent:
-        raise InputError(f"missing column {absent[0]!r}; the model reads {reader.known()}")
+        raise InputError(f"missing column {absent[0]!r}; expected {reader.known()}")
     try:
         return reader.table(raw)
     except RowError as error:

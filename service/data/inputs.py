@@ -232,12 +232,12 @@ class InputSpec(Frozen):
         if array.ndim == 1 + len(self.shape) and array.shape[1:] == self.shape:
             array = array.reshape(len(array), self.features)
         if array.ndim != 2 or array.shape[1] != self.features:
-            raise InputError(f"the array has shape {shape_text(array.shape)}, the model reads {self.expected()}")
+            raise InputError(f"the array has shape {shape_text(array.shape)}, expected {self.expected()}")
         if array.dtype.kind in "iu" and array.dtype.itemsize == 1:
             return self.in_range(array.astype(self.dtype))
         rows, finite = self.cast(array)
         if not finite.all():
-            raise InputError("some values cannot be scored", self.faults(array, ~finite))
+            raise InputError("some values cannot be scored: expected finite numbers", self.faults(array, ~finite))
         return self.in_range(rows)
 
     def cast(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -291,7 +291,7 @@ class InputSpec(Frozen):
                     Fault("a pixel is outside 0..255", int(row), self.column(int(column)), "a number from 0 to 255")
                     for row, column in np.argwhere(outside)[: InputError.MAX_FAULTS]
                 ]
-                raise InputError("some pixels are out of range", faults)
+                raise InputError("some pixels are out of range: expected 0 to 255", faults)
         return rows
 
     def check_positions(self, rows: np.ndarray, transform: Mixed) -> None:
@@ -306,7 +306,9 @@ class InputSpec(Frozen):
                 faults = [
                     Fault("not a category's position", int(row), column.name, expected) for row in np.flatnonzero(wrong)
                 ]
-                raise InputError("some categories have no such position", faults)
+                raise InputError(
+                    "some categories have no such position: expected the position of the value in the card", faults
+                )
 
     def faults(self, array: np.ndarray, wrong: np.ndarray) -> list[Fault]:
         """Why these values are not finite in float32, without repeating them."""

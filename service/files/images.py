@@ -101,7 +101,7 @@ def decode(
     except VouchError:
         raise
     except Exception as error:  # a damaged image can make its decoder raise anything
-        raise MalformedError("the image is damaged or truncated") from error
+        raise MalformedError("the image is damaged or truncated: send the whole file") from error
 
 
 def opened(
@@ -120,7 +120,7 @@ def opened(
         if image.format == "TIFF":
             check_tiles(image, max_pixels)
         if image.format in ("JPEG", "MPO") and bytes(content).count(START_OF_SCAN) > MOST_SCANS:
-            raise TooLargeError(f"the image has more than {MOST_SCANS} scans")
+            raise TooLargeError(f"the image has more than {MOST_SCANS} scans: send it as PNG")
         return image
     except VouchError:
         raise
@@ -129,7 +129,7 @@ def opened(
     except UnidentifiedImageError as error:
         raise MalformedError(f"unknown image format; expected one of {', '.join(formats)}") from error
     except Exception as error:  # likewise
-        raise MalformedError("the image is damaged or truncated") from error
+        raise MalformedError("the image is damaged or truncated: send the whole file") from error
 
 
 def check_tiles(image: Image.Image, max_pixels: int) -> None:
@@ -155,7 +155,7 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
     if width * height > max_pixels:
         raise TooLargeError(f"the image has {width} x {height} pixels, at most {max_pixels:,} are accepted")
     if not width * height:
-        raise MalformedError("the image has no pixels")
+        raise MalformedError("the image has no pixels: send one that has")
 
 
 def check_fit(found: tuple[int, int], size: tuple[int, int] | None, reading: ImageReading) -> None:
@@ -187,7 +187,7 @@ def flattened(image: Image.Image, reading: ImageReading) -> tuple[Image.Image, l
     """An image of 8-bit grey levels or colours without transparency, and what was done to it, in words."""
     if image.mode == "F":
         if reading.floats is None:
-            raise InputError("the image has floats for pixels, and the model was trained on none")
+            raise InputError("the image has floats for pixels, and the model was trained on none: send 8 or 16 bits")
         low, high = reading.floats
         levels = (np.asarray(image, dtype=np.float64) - low) / max(high - low, 1e-30)
         return grey_image(WHITE * np.nan_to_num(levels)), []

@@ -161,7 +161,7 @@ class Calibration:
     def check_has_no_folds(self) -> None:
         """Raise if calibrated by folds: false discovery rates are proved only if the same networks score all rows."""
         if self.folds is not None:
-            raise CalibrationError("fdr is not available for versions calibrated by folds")
+            raise CalibrationError("fdr is not available for versions calibrated by folds: leave it out")
 
     def check_belongs_to(self, model: Model) -> None:
         """Refuse thresholds of another estimator: estimates rise with the number of samples, and thresholds with them."""

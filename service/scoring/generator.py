@@ -179,16 +179,18 @@ class Generator:
         vae = self.member(member).vae
         z = np.asarray(latents)
         if z.ndim != 2 or z.shape[1] != self.latents:
-            raise InputError(f"the latents have shape {z.shape}, the model reads (rows, {self.latents})")
+            raise InputError(
+                f"the latents have shape {z.shape}, expected (rows, {self.latents}), which the model reads"
+            )
         with np.errstate(over="ignore", invalid="ignore"):
             z = z.astype(np.float32)
         if not np.isfinite(z).all():
-            raise InputError("some latents are not finite float32 numbers")
+            raise InputError("some latents are not finite float32 numbers: send others")
         with torch.inference_mode():
             output = self.decoded(vae, torch.from_numpy(z).to(vae.device, vae.dtype))
             means = self.means(vae, output)
         if not np.isfinite(means).all():
-            raise InputError("some latents overflow the decoder")
+            raise InputError("some latents overflow the decoder: send smaller ones, such as from -3 to 3")
         return means
 
     def manifold(self, size: int, axes: tuple[int, int] = (0, 1), member: int = 0) -> Manifold:
@@ -199,7 +201,7 @@ class Generator:
         if self.latents < 2:
             raise InputError("the model has one latent, a manifold needs two")
         if axes[0] == axes[1] or not all(0 <= axis < self.latents for axis in axes):
-            raise InputError(f"axes are two different latents from 0 to {self.latents - 1}")
+            raise InputError(f"axes: expected two different latents from 0 to {self.latents - 1}")
         latents = self.member(member).vae.prior.plane(axes, base_points(size)).numpy()
         return Manifold(axes, latents, self.decode(latents, member))
 

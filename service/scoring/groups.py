@@ -173,7 +173,9 @@ class Group:
             CalibrationError: too few rows for the rate.
         """
         if self.statistics is None:
-            raise CalibrationError("too few validation rows for the rule combined")
+            raise CalibrationError(
+                "too few validation rows for the rule combined: use the band, or a higher false_alarm"
+            )
         return CombinedRule.of(self.statistics, spec, false_alarm, self.violations)
 
 
@@ -298,7 +300,7 @@ class Terms:
         if unreadable > allowed:
             raise CalibrationError(
                 f"{unreadable:,} of {len(group.scores):,} rows cannot be read, and the band may refuse {allowed:,} of them "
-                "as unlikely"
+                "as unlikely: correct them"
             )
 
     def grouped(

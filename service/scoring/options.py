@@ -10,7 +10,7 @@ from service.density.conditionals import KEPT_DRAWS
 from service.density.row_statistics import BOUND_DRAWS, OBSERVED_DRAWS
 from service.errors import InputError
 from service.validity.band import percentiles_of
-from service.validity.conformal import Tail
+from service.validity.conformal import LEAST_SHARE, Tail
 
 RuleName = Literal["band", "combined"]
 EXPLAINING_EVALUATIONS = 2 * KEPT_DRAWS
@@ -61,7 +61,7 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         for name in ("false_alarm", "fdr"):
             share = getattr(self, name)
-            if share is not None and not 0 < share < 1:
+            if share is not None and not LEAST_SHARE <= share < 1:
                 raise InputError(f"{name}: expected a number above 0 and below 1, such as 0.01")
         if self.rule == "combined" and (self.percentiles is not None or self.tail is not None):
             raise InputError("rule combined: takes false_alarm; percentiles and tail belong to the rule band")

@@ -106,7 +106,9 @@ def spoilt(spec: InputSpec, rows: np.ndarray, spoil: Spoil, seed: int = 0) -> Sp
     changed = spoil.change(rows[some].astype(np.float64), chosen[some], generator)
     changed = np.clip(np.asarray(changed), -FLOAT32_MAX, FLOAT32_MAX).astype(rows.dtype)  # others cannot be read
     if changed.shape != rows[some].shape:
-        raise InputError(f"the spoil {spoil.name!r} returned an array of another shape than its rows")
+        raise InputError(
+            f"the spoil {spoil.name!r} returned an array of another shape than its rows: expected the same"
+        )
     differs = ~np.isclose(changed, rows[some], rtol=1e-9, atol=0.0, equal_nan=True).all(axis=1)
     if spec.kind == "image":  # what a threshold takes away is no change, either
         differs &= (spec.encode(changed) != spec.encode(rows[some])).any(axis=1)

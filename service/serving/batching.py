@@ -127,7 +127,7 @@ class InferenceThreads:
             self.stopping = True
             for job in [job for job in self.waiting if job.task.is_shadow]:
                 self.give_up(job)
-                raise_in(job, UnavailableError("the service is shutting down", 5.0))
+                raise_in(job, UnavailableError("the service is shutting down: ask another one, or again later", 5.0))
             self.changed.notify_all()
         for thread in self.threads:
             while thread.ident is not None and thread.is_alive() and self.longest_s() < STOP_S:
@@ -181,11 +181,11 @@ class InferenceThreads:
     def check_room(self, caller: str, cost: int, is_shadow: bool = False) -> None:
         """Raise, as `submit` does, if the queue has no room: the body of such a request need not be read."""
         if self.stopping or not self.is_alive():
-            raise UnavailableError("the service is shutting down", 5.0)
+            raise UnavailableError("the service is shutting down: ask another one, or again later", 5.0)
         room = self.shadow_room if is_shadow else self.room
         if not room.has_room(caller, cost):
             excess = room.total + min(cost, self.max_cost) - self.max_cost
-            raise OverloadedError("the queue is full", excess / self.rate())
+            raise OverloadedError("the queue is full: try again after Retry-After", excess / self.rate())
 
     def abandon(self, job: Job, reason: str) -> None:
         """Drop a job that no caller waits for any more; rows that no thread has taken are never computed."""

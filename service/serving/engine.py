@@ -203,7 +203,7 @@ class Engine:
                 cost = (scorer.model.row_cost + extra) * sum(map(len, parts.values()))
                 spent += cost
                 if spent > self.inference.max_cost and spent > cost:
-                    raise OverloadedError("too many new patterns of missing cells in one request", 1.0)
+                    raise OverloadedError("too many new patterns of missing cells in one request: send fewer rows", 1.0)
                 # If one part is late, those that are done are kept for the next request.
                 done = await asyncio.gather(*(learn(pattern, *part) for part in parts.items()), return_exceptions=True)
                 for failure in done:

@@ -63,12 +63,16 @@ class Quotas:
         if len(self.usages) > REMEMBERED:
             self.usages.popitem(last=False)
         if quota.concurrent_rows is not None and usage.rows and usage.rows + rows > quota.concurrent_rows:
-            raise OverloadedError(f"the API key may have {quota.concurrent_rows:,} rows in progress", 1.0)
+            raise OverloadedError(
+                f"the API key may have {quota.concurrent_rows:,} rows in progress: try again after Retry-After", 1.0
+            )
         if quota.rows_per_s is not None:
             usage.settle(quota.rows_per_s)
             if usage.excess and usage.excess + rows > quota.rows_per_s * (1 + 1e-9):  # rounding
                 wait_s = (usage.excess + min(rows, quota.rows_per_s) - quota.rows_per_s) / quota.rows_per_s
-                raise OverloadedError(f"the API key may send {quota.rows_per_s:g} rows a second", wait_s)
+                raise OverloadedError(
+                    f"the API key may send {quota.rows_per_s:g} rows a second: try again after Retry-After", wait_s
+                )
             usage.excess += rows
         usage.rows += rows
         try:

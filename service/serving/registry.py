@@ -210,5 +210,5 @@ class Registry:
     def known(self, name: str) -> str:
         """Return the name if the store has such a model, or raise ModelNotFoundError."""
         if name not in self.catalog.versions:
-            raise ModelNotFoundError("no such model in the store")
+            raise ModelNotFoundError("no such model in the store; GET /models lists those that there are")
         return name

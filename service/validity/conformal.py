@@ -17,6 +17,7 @@ from service.errors import CalibrationError
 
 Tail = Literal["low", "both"]
 CONFIDENCE = 0.95
+LEAST_SHARE = 1e-12  # of false alarms or discoveries: no set of rows is so large
 BISECTIONS = 60
 HARMONIC_BLOCK = 2**20
 
@@ -71,13 +72,15 @@ def smallest_p_value(rows: int, tail: Tail) -> float:
 
 
 def check_share(name: str, value: float) -> None:
-    """Raise unless 0 < value < 1.
+    """Raise unless LEAST_SHARE <= value < 1; a smaller one would need more rows than there are.
 
     Raises:
-        CalibrationError: value <= 0 or value >= 1.
+        CalibrationError: value < LEAST_SHARE or value >= 1.
     """
-    if not 0 < value < 1:
-        raise CalibrationError(f"a {name} of {value:g}: expected a number above 0 and below 1")
+    if not LEAST_SHARE <= value < 1:
+        raise CalibrationError(
+            f"a {name} of {value:g}: expected a number above 0 and below 1, at least {LEAST_SHARE:g}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

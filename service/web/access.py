@@ -128,23 +128,23 @@ class Keys:
         if authorization is not None and authorization.lower().startswith("bearer "):
             shown = authorization[7:].strip()
         if shown is None:
-            raise AccessError("API key required, as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+            raise AccessError("API key required: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
         if not shown.strip():
-            raise AccessError("the API key is empty: was the variable unset that it came from?")
+            raise AccessError("the API key is empty: send one (was the variable unset that it came from?)")
         digest = hashlib.sha256(shown.encode("latin-1")).hexdigest()
         # Every stored digest is compared in full: the time does not tell which one came close.
         found = [key for known, key in self.by_digest.items() if hmac.compare_digest(known, digest)]
         if not found:
-            raise AccessError("unknown API key")
+            raise AccessError("unknown API key: send one that the file of keys has")
         if found[0].is_expired():
-            raise AccessError("the API key has expired")
+            raise AccessError("the API key has expired: ask for another")
         return found[0]
 
 
 def check_scope(key: Key | None, scope: str) -> None:
     """Raise unless the key has the scope; `admin` includes every other. None: no keys are configured."""
     if key is not None and not {scope, "admin"} & key.scopes:
-        raise ScopeError(f"the API key lacks scope {scope!r}")
+        raise ScopeError(f"the API key lacks scope {scope!r}: use one that has it")
 
 
 class MissingKeysError(SettingsError):

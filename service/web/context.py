@@ -32,6 +32,7 @@ from service.web.negotiation import negotiate
 from service.web.pacing import Arrivals, Breaks
 from service.web.query import policy_of
 
+FEWER = ": send fewer rows, or allow more time"
 CONTEXT = "context"  # our only key in a request's state
 FEW = 500  # rows of scores, or numbers: fewer are encoded faster than another thread wakes up
 SMALL = 65_536  # bytes of a body: fewer are parsed faster than that
@@ -171,7 +172,7 @@ class RequestContext:
     def check_model(self, name: str) -> None:
         """Raise unless the request's key may use a model."""
         if not self.may_use(name):
-            raise ScopeError("the API key may not use this model")
+            raise ScopeError("the API key may not use this model: use one that may")
 
     def may_use(self, name: str) -> bool:
         return self.key is None or not self.key.models or name in self.key.models
@@ -222,7 +223,7 @@ class RequestContext:
             DeadlineError, CallerLeftError.
         """
         if self.time_left_s() <= 0:
-            raise DeadlineError(f"the deadline of {self.timeout_s():g} s passed")
+            raise DeadlineError(f"the deadline of {self.timeout_s():g} s passed{FEWER}")
         if self.hang_up_task is not None and self.hang_up_task.done():
             raise CallerLeftError
 
@@ -331,7 +332,7 @@ class RequestContext:
         if self.is_released:
             raise CallerLeftError
         if not self.service.memory.take(self.caller, size, self.held_bytes):
-            raise OverloadedError("too many request bodies are in progress", 1.0)
+            raise OverloadedError("too many request bodies are in progress: try again after Retry-After", 1.0)
         self.held_bytes += size
 
     def give_back(self, size: int) -> None:
@@ -386,7 +387,7 @@ class RequestContext:
             raise
         except (TimeoutError, DeadlineError):
             dropped.labels("deadline").inc()
-            raise DeadlineError(f"the deadline of {self.timeout_s():g} s passed") from None
+            raise DeadlineError(f"the deadline of {self.timeout_s():g} s passed{FEWER}") from None
 
 
 def model_id(scorer: Scorer) -> ModelId:

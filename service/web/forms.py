@@ -52,12 +52,12 @@ def files_in(
     if boundary is None:
         raise MalformedError("the form has no boundary; leave the Content-Type header to what makes the form")
     if b"--" + boundary + b"--" not in body:
-        raise MalformedError("the form has no end: it is truncated, or has another boundary")
+        raise MalformedError("the form has no end: it is truncated, or has another boundary; send the whole of it")
     found: list[FormFile] = []
 
     def on_file(file: File) -> None:
         if len(found) >= most:
-            raise TooLargeError(f"the form has more than {most:,} files")
+            raise TooLargeError(f"the form has more than {most:,} files: send fewer")
         name = (file.file_name or b"").decode("utf-8", "replace")[:LONGEST_NAME]
         kind = media_type(getattr(file, "content_type", None) or "")
         file.file_object.seek(0)
@@ -77,7 +77,7 @@ def files_in(
             parser.write(bytes(body[start : start + SLICE]))
         parser.finalize()
     except FormParserError as error:
-        raise MalformedError("the body is not a form of type multipart/form-data") from error
+        raise MalformedError("the body is not a form of type multipart/form-data: send one") from error
     if not found:
         raise InputError("the form has no files; send each image or table as a file: -F file=@NAME")
     return found

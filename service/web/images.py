@@ -12,7 +12,7 @@ import numpy as np
 from service.data.cells import CellReader
 from service.data.image_reading import ImageReading
 from service.data.inputs import InputSpec
-from service.errors import Fault, InputError, MediaTypeError, summary
+from service.errors import Fault, InputError, MalformedError, MediaTypeError, summary
 from service.files.images import FROM_STRANGERS, Decoded, decode
 from service.web.batch import Batch, Limits, check_row_count
 
@@ -34,8 +34,10 @@ def decoded_text(text: str, number: int, spec: InputSpec, reading: ImageReading,
         fault = Fault("text that is not base64", number, None, "an image in base64, or a list of pixels")
         raise InputError(summary([fault]), [fault]) from None
     except InputError as error:
-        fault = Fault(str(error), number)
-        raise type(error)(summary([fault]), [fault]) from None
+        fault = Fault(str(error), number, None, "an image in base64, or a list of pixels")
+        # The body can be read, but for this row.
+        kind = InputError if isinstance(error, MalformedError) else type(error)
+        raise kind(summary([fault]), [fault]) from None
 
 
 def rows_of_instances(

@@ -149,25 +149,19 @@ async def version_ready(request: Request, name: str, version: str) -> Response:
     return answers.json_response({"name": name, "ready": True})
 
 
-LENGTH_MEANS = "length of the JSON, in bytes, if the tensor's bytes follow it"
 INFER_ERRORS = errors(400, 404, 413, 415, 422, 429, 503, 504)
 INFER: dict[str, Any] = {
     "openapi_extra": {
-        "parameters": [
-            {
-                "name": HEADER_LENGTH,
-                "in": "header",
-                "required": False,
-                "description": LENGTH_MEANS,
-                "schema": {"type": "integer", "minimum": 0},
-            }
-        ],
         "requestBody": {
             "required": True,
             "content": {
                 JSON: {"schema": {"$ref": "#/components/schemas/ProtocolRequest"}},
                 OCTETS: {
-                    "schema": {"type": "string", "format": "binary", "description": "JSON, then the tensor's bytes"}
+                    "schema": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": f"JSON, whose length {HEADER_LENGTH} says, then bytes",
+                    }
                 },
             },
         },
@@ -244,13 +238,13 @@ def read(body: Body, length: int, scorer: Scorer, limits: Limits) -> Asked:
     text, data = divided(body[:length] if length < len(body) else body, lists, limits)
     asked = decoded(text)
     if len(asked.inputs) != 1:
-        raise InputError(f"the request has {len(asked.inputs)} inputs, the model reads one")
+        raise InputError(f"the request has {len(asked.inputs)} inputs, the model reads one: send one tensor of rows")
     wanted = asked.outputs or [RequestedOutput(output) for output in OUTPUTS]
     if {output.name for output in wanted} - set(OUTPUTS):
         raise InputError(f"unknown output; expected some of {', '.join(OUTPUTS)}")
     all_binary = asked.parameters.get(ALL_BINARY) is True
     if len({output.name for output in wanted}) < len(wanted):
-        raise InputError("output requested twice")
+        raise InputError("output requested twice: ask for each once")
     outputs = [(output.name, output.parameters.get(BINARY, all_binary) is True) for output in wanted]
     array = array_of(asked.inputs[0], data, memoryview(body)[length:], limits)
     rows = scorer.read(array)
@@ -282,7 +276,7 @@ def divided(text: Body, lists: int, limits: Limits) -> tuple[Body, Body | None]:
     cursor.end()
     (start, stop), *others = spans or [(0, 0)]
     if others or len(text) - (stop - start) > CHUNK:
-        raise TooLargeError(f"the request has more than {CHUNK:,} bytes besides the data of one input")
+        raise TooLargeError(f"the request has more than {CHUNK:,} bytes besides the data of one input: send fewer")
     return text[:start] + b"null" + text[stop:], text[start:stop]
 
 
@@ -294,7 +288,7 @@ def data_spans(cursor: Cursor, most_lists: int) -> list[tuple[int, int]]:
         if cursor.sign() != b"{":
             break
         if number:
-            raise InputError("the request has more than one input, the model reads one")
+            raise InputError("the request has more than one input, the model reads one: send one tensor of rows")
         cursor.step(b"{")
         while (key := cursor.key()) is not None:
             cursor.sign()
@@ -317,9 +311,11 @@ def decoded(text: Body) -> InferRequest:
     try:
         return msgspec.json.decode(text, type=InferRequest)
     except msgspec.ValidationError:
-        raise InputError("the body is not an inference request of protocol version 2") from None
+        raise InputError(
+            "the body is not an inference request: expected inputs with name, shape, datatype and data"
+        ) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise MalformedError("the body is not JSON") from None
+        raise MalformedError("the body is not JSON: send an inference request of protocol version 2") from None
 
 
 def array_of(given: Tensor, data: Body | None, binary: memoryview, limits: Limits) -> np.ndarray:
@@ -335,7 +331,7 @@ def array_of(given: Tensor, data: Body | None, binary: memoryview, limits: Limit
     if SIZE in given.parameters:
         return binary_array(given, binary)
     if binary:
-        raise InputError(f"bytes follow the JSON, but the input has no {SIZE}")
+        raise InputError(f"bytes follow the JSON, but the input has no {SIZE}: send it")
     return json_array(given, given.data if data is None else data, limits)
 
 
@@ -344,16 +340,16 @@ def binary_array(given: Tensor, binary: memoryview) -> np.ndarray:
     dtype = np.dtype(INPUT_TYPES[given.datatype])
     size = given.parameters[SIZE]
     if type(size) is not int or size != len(binary):
-        raise InputError(f"{SIZE} is not the number of bytes that follow the JSON, {len(binary):,}")
+        raise InputError(f"{SIZE} must be the number of bytes that follow the JSON, {len(binary):,}")
     if given.data != NO_DATA or math.prod(given.shape) * dtype.itemsize != size:
-        raise InputError("the bytes do not match the declared shape")
+        raise InputError("the bytes do not match the declared shape: send as many as shape and datatype say")
     return np.frombuffer(binary, dtype).reshape(given.shape)
 
 
 def json_array(given: Tensor, data: Body, limits: Limits) -> np.ndarray:
     """The numbers of a tensor in JSON, flat or nested."""
     if bytes(data) == bytes(NO_DATA):
-        raise InputError("the input has no data")
+        raise InputError("the input has no data: send `data`, or bytes after the JSON")
     try:
         if len(data) <= CHUNK:
             return np.array(numbers_in(data), dtype=np.float64).reshape(given.shape)
@@ -363,7 +359,7 @@ def json_array(given: Tensor, data: Body, limits: Limits) -> np.ndarray:
         parts = [np.array(numbers_in(b"[" + data[start:stop] + b"]"), np.float64) for start, stop in chunks]
         return np.concatenate(parts).reshape(given.shape)
     except (ValueError, TooLargeError):
-        raise InputError("the data do not match the declared shape") from None
+        raise InputError("the data do not match the declared shape: send as many numbers as it says") from None
 
 
 def numbers_in(data: Body) -> Any:

@@ -162,13 +162,13 @@ class Cursor:
             raise self.not_json()
 
     def not_json(self) -> MalformedError:
-        return MalformedError(f"the body is not JSON at byte {self.at}")
+        return MalformedError(f"the body is not JSON at byte {self.at}: send an object in JSON")
 
     def unended(self, start: int, stop: int) -> InputError:
         """The error for what has no end within the text, or within its budget."""
         if stop >= len(self.text):
-            return MalformedError("the body is not JSON: something in it has no end")
-        return TooLargeError(f"the row at byte {start:,} of the body has more than {stop - start:,} bytes")
+            return MalformedError("the body is not JSON: something in it has no end; send the whole of it")
+        return TooLargeError(f"the row at byte {start:,} has more than {stop - start:,} bytes: send smaller ones")
 
 
 def field_chunks(
@@ -198,5 +198,5 @@ def field_chunks(
     for start, stop in cursor.chunks(most, max_element):
         yield prefix + body[start:stop] + b"]}", start - len(prefix)
     if cursor.step(b",}") == b",":
-        raise InputError(f'unexpected fields besides "{field}"')
+        raise InputError(f'expected no fields besides "{field}"')
     cursor.end()

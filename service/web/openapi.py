@@ -236,9 +236,9 @@ def example_row(scorer: Scorer) -> Any:
 
 # Of each status: the problem, its detail as callers read it, and its faults.
 EXAMPLES: dict[int, tuple[str, str, list[dict[str, Any]]]] = {
-    400: ("malformed-body", "the body is not JSON at byte 17", []),
-    401: ("unauthorized", "API key required, as `Authorization: Bearer KEY` or `X-API-Key: KEY`", []),
-    403: ("forbidden", "the API key lacks scope 'admin'", []),
+    400: ("malformed-body", "the body is not JSON at byte 17: send an object in JSON", []),
+    401: ("unauthorized", "API key required: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`", []),
+    403: ("forbidden", "the API key lacks scope 'admin': use one that has it", []),
     404: ("model-not-found", "model 'mnist' has no version 7; it has: 8, 9", []),
     406: (
         "not-acceptable",
@@ -259,7 +259,7 @@ EXAMPLES: dict[int, tuple[str, str, list[dict[str, Any]]]] = {
         "row 0, column hours: text; expected a number",
         [{"row": 0, "column": "hours", "message": "text", "expected": "a number"}],
     ),
-    429: ("overloaded", "the queue is full", []),
-    503: ("unavailable", "the models are still loading", []),
-    504: ("deadline-passed", "the deadline of 120 s passed", []),
+    429: ("overloaded", "the queue is full: try again after Retry-After", []),
+    503: ("unavailable", "models are loading: try again after Retry-After", []),
+    504: ("deadline-passed", "the deadline of 120 s passed: send fewer rows, or allow more time", []),
 }

@@ -207,7 +207,9 @@ def loaded(body: Body, displaced: int = 0) -> Any:
         raise TooLargeError("the body has lists or objects that are too deep") from None
     except ValueError as error:
         place = f" at byte {error.pos + displaced}" if isinstance(error, json.JSONDecodeError) else ""
-        raise MalformedError(f"the body is not JSON{place}") from None
+        raise MalformedError(
+            f"the body is not JSON{place}: send an object in JSON, or JSON lines as {NDJSON}"
+        ) from None
 
 
 def integer(digits: str) -> int | float:
@@ -220,7 +222,7 @@ def field_of(document: Any, name: str) -> list[Any]:
     if not isinstance(document, dict) or name not in document:
         raise InputError(f'expected an object with the field "{name}"')
     if len(document) > 1:
-        raise InputError(f'unexpected fields besides "{name}"')
+        raise InputError(f'expected no fields besides "{name}"')
     rows = document[name]
     if not isinstance(rows, list) or not rows:
         raise no_rows(name)
@@ -338,11 +340,13 @@ def parse_npy(body: Body, features: int, max_rows: int) -> np.ndarray:
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = reader(stream, max_header_size=MAX_HEADER)
     except Exception:  # the header is a Python literal: hostile bytes can make its tokenizer raise anything
-        raise MalformedError("the body is not an npy file of version 1 or 2") from None
+        raise MalformedError(
+            "the body is not an npy file of version 1 or 2: expected one that numpy.save wrote"
+        ) from None
     if PYTHON_2.search(body, 0, stream.tell()):
         raise MalformedError("npy header from Python 2; save the array with Python 3")
     if len(shape) > MAX_DIMENSIONS or not all(type(length) is int and length >= 0 for length in shape):
-        raise MalformedError("npy header has an invalid shape")
+        raise MalformedError("npy header has an invalid shape: save the array again, with numpy.save")
     if dtype.hasobject:
         raise MalformedError("npy file contains pickled objects, which are never loaded; expected numbers")
     if dtype.kind not in NPY_KINDS:
@@ -351,7 +355,7 @@ def parse_npy(body: Body, features: int, max_rows: int) -> np.ndarray:
         )
     content = memoryview(body)[stream.tell() :]
     if math.prod(shape) * dtype.itemsize != len(content):
-        raise MalformedError(f"npy header does not match the data size of {len(content):,} bytes")
+        raise MalformedError(f"npy header does not match the data size of {len(content):,} bytes: send the whole file")
     if not shape or math.prod(shape) == 0:
         raise InputError(f"the array is empty, expected (rows, {features})")
     check_row_count(shape[0], max_rows)
@@ -372,7 +376,7 @@ def parse_form(body: Body, content_type: str, spec: InputSpec, reader: CellReade
     if len(files) > 1:
         raise InputError("the form has several files that are not all images: send images, or one file of rows")
     if files[0].kind == FORM:
-        raise MediaTypeError("the file of the form is a form itself")
+        raise MediaTypeError("the file of the form is a form itself: send the files in one form")
     return parse_rows(files[0].content, files[0].kind, spec, reader, limits)
 
 
@@ -385,7 +389,7 @@ def check_lines(body: Body, max_rows: int) -> None:
     while at >= 0:
         start, at = at, body.find(end, at + 1, at + MAX_ELEMENT)
         if at < 0 and len(body) - start > MAX_ELEMENT:
-            raise TooLargeError(f"a line of the body has more than {MAX_ELEMENT:,} bytes")
+            raise TooLargeError(f"a line of the body has more than {MAX_ELEMENT:,} bytes, which is the limit")
 
 
 def parse_table(body: Body, spec: InputSpec, reader: CellReader, limits: Limits) -> Batch:

@@ -13,11 +13,11 @@ import msgspec
 from service.errors import InputError, ScopeError
 from service.scoring.options import RuleName, ScoreOptions, parse_percentiles
 from service.settings import SettingsError
-from service.validity.conformal import Tail
+from service.validity.conformal import LEAST_SHARE, Tail
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 FIELD = re.compile(r"`\$\.(\w+)`")
-Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+Share = Annotated[float, msgspec.Meta(ge=LEAST_SHARE, lt=1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
 
 

@@ -64,7 +64,7 @@ async def score(request: Request) -> Response:
         return await scored_lines(context, await context.scorer(query.model), wanted)
     kind = context.answer_type((JSON, NPY, PNG) if wanted.maps else (JSON, NPY, CSV))
     if wanted.maps and kind != JSON and wanted.fdr is not None:
-        raise InputError("fdr: is told in JSON; maps as npy or PNG have no place for it")
+        raise InputError("fdr: is told in JSON, maps as npy or PNG have no place for it: ask for JSON")
     scorer = await context.scorer(query.model)
     scorer.check(wanted)
     batch = await batch_of(context, scorer, scorer.judging_reader(wanted.strict))

@@ -125,7 +125,7 @@ async def read_body(context: RequestContext, kind: type[B], refused: str) -> B:
     except ValidationError as error:
         problems_found = error.errors(include_input=False, include_url=False)
         if problems_found[0]["type"] == "json_invalid":
-            raise MalformedError("the body is not JSON") from None
+            raise MalformedError("the body is not JSON: send an object in JSON") from None
         fields = kind.model_fields
         faults = [
             Fault(item["msg"], None, next((name for name in item["loc"][:1] if name in fields), None))
@@ -157,7 +157,7 @@ def described(engine: Engine, name: str) -> dict[str, Any]:
     """A model's part of the answer to GET /models."""
     registry, catalog = engine.registry, engine.registry.catalog
     if name not in catalog.versions:  # of this very catalog: another thread may replace it
-        raise ModelNotFoundError("no such model in the store")
+        raise ModelNotFoundError("no such model in the store; GET /models lists those that there are")
     named = catalog.aliases[name]
     serving = Reference(name, catalog.serving[name])
     versions = [

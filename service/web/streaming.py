@@ -106,7 +106,7 @@ class Lines:
             for start in range(0, len(lines), BLOCK_ROWS):
                 yield lines[start : start + BLOCK_ROWS]
             if len(rest) > MAX_LINE:
-                raise TooLargeError(f"a line is longer than {MAX_LINE:,} bytes")
+                raise TooLargeError(f"a line is longer than {MAX_LINE:,} bytes, which is the limit")
         if rest.strip():
             yield [rest.removeprefix(UTF_8_MARK) if is_first else rest]
 

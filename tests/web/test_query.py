@@ -6,6 +6,7 @@ import pytest
 
 from service.errors import CalibrationError, InputError, VouchError
 from service.scoring.options import DEFAULT, ScoreOptions
+from service.validity.conformal import LEAST_SHARE
 from service.web.lean import check_known
 from service.web.query import EXPECTED, ScoreQuery, documented, parse_query
 
@@ -74,8 +75,11 @@ def test_percentiles_that_cannot_be_are_refused(digit_scorer, text):
 
 
 def test_shares_are_open_at_both_ends():
-    for text in ("5e-324", str(math.nextafter(1, 0))):
+    for text in ("1e-12", str(math.nextafter(1, 0))):
         assert 0 < parse_query({"fdr": text}, ScoreQuery).fdr < 1
+    for text in ("5e-324", "0", "1"):  # a limit divided by so small a share is beyond every number
+        with pytest.raises(InputError, match="fdr: expected a number above 0 and below 1"):
+            parse_query({"fdr": text}, ScoreQuery)
 
 
 def test_options_that_contradict_each_other_are_refused():
@@ -91,7 +95,7 @@ def test_the_document_has_every_parameter_with_its_bounds_and_a_description():
     number, word = parameters["explain"]["schema"]["anyOf"]
     assert (number["minimum"], word["enum"]) == (0, ["map"])
     assert parameters["rule"]["schema"]["default"] is None
-    assert {"exclusiveMinimum": 0, "exclusiveMaximum": 1, "type": "number"}.items() <= parameters["fdr"]["schema"][
+    assert {"minimum": LEAST_SHARE, "exclusiveMaximum": 1, "type": "number"}.items() <= parameters["fdr"]["schema"][
         "anyOf"
     ][0].items()
 

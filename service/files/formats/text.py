@@ -155,7 +155,7 @@ class JsonLines:
         faults: list[Fault] = []
         rows = [reader.row(json_value(row, line), row, faults) for row, line in enumerate(lines) if not faults]
         if faults:
-            raise first_fault(InputError("some rows cannot be read", faults))
+            raise first_fault(InputError("some rows cannot be read: see what was expected", faults))
         width = reader.features + len(reader.beside)
         values = np.array(rows, dtype=np.float64).reshape(len(rows), width)
         return pa.table({READ: pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)})
