@@ -38,27 +38,49 @@ def write(name: str, lines: list[str]) -> None:
 
 
 def http_lines() -> list[str]:
-    """Each path with its parameters and answers, from the OpenAPI document."""
+    """The HTTP reference, from the OpenAPI document: groups of endpoints, the fields of all schemas, headers and errors."""
     document = create_app(Settings(host="127.0.0.1")).openapi()
     lines = [
         "# HTTP API",
         "",
-        "Every parameter and status, from the OpenAPI document. [Ask over HTTP](../http.md) has requests with answers.",
-        "All paths also exist under `/v1`.",
+        "From the OpenAPI document, `GET /openapi.json`. [Ask over HTTP](../http.md) has requests with answers. All paths",
+        "also exist under `/v1`; every answer has the [headers](#headers) `X-Request-Id` and `Server-Timing`. An error is",
+        "a [Problem](#problem), whose status says [what was wrong](#errors).",
         "",
     ]
-    for path, methods in sorted(document["paths"].items()):
-        for method, call in methods.items():
-            lines += [f"## {method.upper()} {path}", "", call.get("description") or call.get("summary", ""), ""]
-            lines += parameter_lines(call.get("parameters", []))
-            bodies = ", ".join(f"`{kind}`" for kind in call.get("requestBody", {}).get("content", {}))
-            if bodies:
-                lines += [f"Body: {bodies}.", ""]
-            for status, answer in call["responses"].items():
-                kinds = ", ".join(f"`{kind}`" for kind in answer.get("content", {}))
-                lines.append(f"- **{status}** {answer.get('description', '')}" + (f": {kinds}" if kinds else ""))
-            lines.append("")
-    return lines
+    for tag in document["tags"]:
+        lines += [f"## {tag['name'].capitalize()}", "", tag["description"], ""]
+        for path, methods in document["paths"].items():
+            for method, call in methods.items():
+                if tag["name"] in call["tags"]:
+                    lines += endpoint_lines(f"{method.upper()} {path}", call)
+    components = document["components"]
+    lines += ["## Fields", ""]
+    for name, schema in components["schemas"].items():
+        lines += schema_lines(name, schema)
+    lines += ["## Headers", "", "| header | what |", "|---|---|"]
+    lines += [f"| `{name}` | {header['description']} |" for name, header in components["headers"].items()]
+    lines += ["", "## Errors", "", "| status | when | for example |", "|---|---|---|"]
+    for answer in components["responses"].values():
+        example = answer["content"]["application/problem+json"]["example"]
+        lines.append(f"| {example['status']} | {answer['description']} | {example['detail']} |")
+    return [*lines, ""]
+
+
+def endpoint_lines(title: str, call: dict[str, Any]) -> list[str]:
+    """An endpoint: what it does, its parameters, its body and its answers."""
+    lines = [f"### {title}", "", call.get("description", ""), "", *parameter_lines(call.get("parameters", []))]
+    bodies = call.get("requestBody", {}).get("content", {})
+    if bodies:
+        shown = [
+            f"`{kind}`" + (f" ({type_of(one['schema'])})" if "$ref" in one["schema"] else "")
+            for kind, one in bodies.items()
+        ]
+        lines += [f"Body: {', '.join(shown)}.", ""]
+    success = call["responses"]["200"].get("content", {})
+    forms = [type_of(one["schema"]) if kind == "application/json" else f"`{kind}`" for kind, one in success.items()]
+    errors = ", ".join(status for status in call["responses"] if status != "200")
+    return [*lines, f"Answers with {', '.join(forms)}. Errors: {errors}.", ""]
 
 
 def parameter_lines(parameters: list[dict[str, Any]]) -> list[str]:
@@ -66,9 +88,40 @@ def parameter_lines(parameters: list[dict[str, Any]]) -> list[str]:
     if not parameters:
         return []
     rows = [
-        f"| `{one['name']}` | {one['in']} | {one.get('description', '')} |".replace("\n", " ") for one in parameters
+        f"| `{one['name']}` | {one['in']} | {type_of(one['schema'])} | {one.get('description', '')} |"
+        for one in parameters
     ]
-    return ["| parameter | in | what |", "|---|---|---|", *rows, ""]
+    return ["| parameter | in | type | what |", "|---|---|---|---|", *rows, ""]
+
+
+def schema_lines(name: str, schema: dict[str, Any]) -> list[str]:
+    """The fields of a schema."""
+    lines = [f"### {name}", "", schema.get("description", ""), ""]
+    if "properties" not in schema:
+        return [*lines, f"{type_of(schema)}.", ""]
+    rows = [
+        f"| `{field}` | {type_of(one)} | {one.get('description', '')} |" for field, one in schema["properties"].items()
+    ]
+    return [*lines, "| field | type | what |", "|---|---|---|", *rows, ""]
+
+
+def type_of(schema: dict[str, Any]) -> str:
+    """The type of a field, in words, with links to other schemas."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        return " or ".join(type_of(one) for one in schema["anyOf"])
+    if "const" in schema or "enum" in schema:
+        return " or ".join(f"`{one}`" for one in schema.get("enum", [schema.get("const")]))
+    if "prefixItems" in schema:
+        return f"pair of {type_of(schema['prefixItems'][0])}"
+    if schema.get("type") == "array":
+        return f"list of {type_of(schema.get('items', {}))}"
+    if schema.get("type") == "object":
+        values = schema.get("additionalProperties")
+        return f"object of {type_of(values)}" if isinstance(values, dict) else "object"
+    return str(schema.get("format") or schema.get("type", "anything"))
 
 
 def cli_lines() -> list[str]:

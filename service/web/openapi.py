@@ -32,6 +32,7 @@ KEYS = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "an API key"},
 }
+PATH_PARAMETERS = {"name": "the model's name", "version": "the version, a number"}
 ADMIN = ("move_alias", "restart_drift")
 HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {
@@ -84,6 +85,7 @@ def complete(document: dict[str, Any], settings: Settings) -> None:
     for path, operation in operations(document):
         if path.startswith(("/v1", "/v2")):
             operation["servers"] = document["servers"][:1]
+        operation["summary"] = operation["operationId"].replace("_", " ").capitalize()
     if settings.api_keys_file is not None:
         require_keys(document, (*PROBES, *settings.open_paths))
     drop_unused(document)
@@ -116,12 +118,14 @@ def add_schemas(document: dict[str, Any]) -> None:
 
 
 def put_limits(document: dict[str, Any], settings: Settings) -> None:
-    """Add the deployment's limits where the document says what is accepted."""
+    """Add the deployment's limits, and what is in a path, where the document says what is accepted."""
     most = {
         "num": settings.max_num, "size": settings.max_grid, "draws": settings.max_draws,
     }  # fmt: skip
     for _, operation in operations(document):
         for parameter in operation.get("parameters", []):
+            if parameter["in"] == "path":
+                parameter.setdefault("description", PATH_PARAMETERS.get(parameter["name"]))
             if parameter["name"] in most:
                 parameter["schema"]["maximum"] = most[parameter["name"]]
             if parameter["name"] == "explain":
@@ -147,6 +151,7 @@ def put_answers(document: dict[str, Any]) -> None:
                 answer["content"][PROBLEM]["example"] = example_of(int(status))
                 components["responses"][f"Problem{status}"] = answer
                 operation["responses"][status] = {"$ref": f"#/components/responses/Problem{status}"}
+    components["responses"] = dict(sorted(components["responses"].items()))
 
 
 def header_names(operation: dict[str, Any], status: str) -> list[str]:

@@ -1,0 +1,148 @@
+"""The OpenAPI document, as programs and people use it."""
+
+import json
+
+import msgspec
+import pytest
+
+from service.settings import Settings
+from service.web import schemas
+from service.web.app import create_app
+from service.web.documentation import TAGS
+from service.web.openapi import KEYS, operations, references
+from tests.web.test_access import digest, written
+
+SCREEN = 1500  # characters
+RAW = "application/problem+json"
+
+
+@pytest.fixture(scope="module")
+def document(in_process):
+    return in_process.get("/openapi.json").json()
+
+
+def described_parts(schemas_of):
+    """Each property of each schema, by its place."""
+    for name, schema in schemas_of.items():
+        for field, part in schema.get("properties", {}).items():
+            yield f"{name}.{field}", part
+
+
+def test_it_is_of_version_3_1_and_every_operation_has_a_name_a_group_and_a_text(document):
+    assert document["openapi"].startswith("3.1")
+    names = [operation["operationId"] for _, operation in operations(document)]
+    assert len(set(names)) == len(names)
+    assert {"score", "reconstruct", "sample", "encode", "decode", "manifold", "list_models", "get_model"} <= set(names)
+    assert [tag["name"] for tag in document["tags"]] == list(TAGS)
+    for path, operation in operations(document):
+        assert operation["tags"][0] in TAGS, path
+        assert operation["description"], path
+
+
+def test_json_is_the_one_success_of_what_answers_with_json(document):
+    for path, operation in operations(document):
+        kinds = set(operation["responses"]["200"]["content"])
+        if operation["operationId"].endswith(("_file", "_lines")):
+            assert "application/json" not in kinds, path
+        elif path != "/metrics":
+            assert kinds == {"application/json"}, path
+            assert "$ref" in operation["responses"]["200"]["content"]["application/json"]["schema"], path
+
+
+def test_every_field_parameter_and_header_is_described(document):
+    components = document["components"]
+    silent = [name for name, part in described_parts(components["schemas"]) if not part.get("description")]
+    silent += [
+        f"{path} {one['name']}"
+        for path, operation in operations(document)
+        for one in operation.get("parameters", [])
+        if not one.get("description")
+    ]
+    silent += [name for name, header in components["headers"].items() if not header["description"]]
+    assert not silent
+
+
+def test_every_schema_is_used_and_every_one_that_is_used_is_there(document):
+    used = set(references(document))
+    components = document["components"]
+    assert used == {*components["schemas"], *components["headers"], *components["responses"]}
+
+
+def test_examples_fit_a_screen_and_are_what_the_schemas_say(document):
+    for path, operation in operations(document):
+        for kind, body in operation.get("requestBody", {}).get("content", {}).items():
+            if kind == "application/json" and "/infer" not in path:
+                assert len(json.dumps(body["example"])) < SCREEN, path
+    for name, answer in document["components"]["responses"].items():
+        problem = schemas.Problem.model_validate(answer["content"][RAW]["example"])
+        assert name == f"Problem{problem.status}"
+
+
+def test_the_deployment_s_limits_are_in_it():
+    settings = Settings(max_rows=7, max_num=8, max_draws=9, max_grid=10)
+    document = create_app(settings).openapi()
+    bodies = document["components"]["schemas"]
+    assert bodies["Instances"]["properties"]["instances"]["maxItems"] == 7
+    assert bodies["Latents"]["properties"]["latents"]["maxItems"] == 7
+    most = {"num": 8, "draws": 9, "size": 10}
+    found = {
+        (one["name"], one["schema"]["maximum"])
+        for _, operation in operations(document)
+        for one in operation.get("parameters", [])
+        if one["name"] in most
+    }
+    assert found == set(most.items())
+    assert "maximum" not in str(document["paths"]["/score"]["post"]["parameters"][0])
+
+
+def test_errors_say_when_to_try_again_and_samples_their_seed(document):
+    responses = document["components"]["responses"]
+    for status in ("429", "503"):
+        assert "Retry-After" in responses[f"Problem{status}"]["headers"]
+    assert "Retry-After" not in responses["Problem422"]["headers"]
+    sample = document["paths"]["/sample"]["get"]["responses"]["200"]["headers"]
+    assert {"X-Seed", "ETag", "X-Request-Id", "Server-Timing"} == set(sample)
+
+
+def test_where_keys_are_set_it_says_how_they_are_sent(tmp_path, document):
+    assert "security" not in document
+    path = written(tmp_path / "keys", f"{digest('reader')} score")
+    with_keys = create_app(Settings(api_keys_file=path, open_paths=("/docs", "/metrics"))).openapi()
+    assert with_keys["components"]["securitySchemes"] == KEYS
+    assert with_keys["security"] == [{"bearer": []}, {"header": []}]
+    for at, operation in operations(with_keys):
+        assert operation.get("security") == (
+            [] if at in ("/livez", "/readyz", "/healthz", "/health", "/metrics") else None
+        )
+    assert "scope `admin`" in with_keys["paths"]["/models/{name}/aliases"]["post"]["description"]
+
+
+def test_real_answers_are_what_it_says(in_process, document):
+    msgspec.json.decode(in_process.get("/version").content)
+    schemas.VersionInfo.model_validate_json(in_process.get("/version").content)
+    for path in ("/health", "/healthz"):
+        schemas.StatusAnswer.model_validate_json(in_process.get(path).content)
+    row = {"instances": [[0] * 64]}
+    predicted = in_process.post("/v1/models/digits:predict", json=row)
+    schemas.PredictionsAnswer.model_validate_json(predicted.content)
+    assert predicted.json()["predictions"] == in_process.post("/score", json=row).json()["scores"]
+    assert predicted.headers["x-model"] == "digits@1"
+    for path in ("/score/files", "/reconstruct/files", "/encode/files"):
+        assert in_process.post(path, json=row).json() == in_process.post(path.removesuffix("/files"), json=row).json()
+
+
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [("/sample.npy?seed=1", "application/x-npy"), ("/sample.png?seed=1", "image/png"), ("/sample.json?seed=1", "*/*"),
+     ("/manifold.npy?size=2", "application/x-npy"), ("/sample.csv?seed=1&model=wine", "text/csv")],
+)  # fmt: skip
+def test_an_ending_says_what_accept_would(in_process, path, accept):
+    before, _, after = path.partition("?")
+    by_accept = in_process.get(f"{before.rpartition('.')[0]}?{after}", headers={"accept": accept})
+    by_ending = in_process.get(path, headers={"accept": "application/nothing"})
+    assert by_ending.status_code == 200
+    assert (by_ending.content, by_ending.headers["content-type"]) == (
+        by_accept.content,
+        by_accept.headers["content-type"],
+    )
+    assert by_ending.headers.get("x-model", "").startswith(("", "digits@", "wine@"))
