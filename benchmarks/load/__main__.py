@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import typer
 
+from load.against import against
 from load.attack import attack, fair
 from load.changes import alias_swaps, end_under_load, killed_publishers
 from load.compare import compare
@@ -50,6 +51,7 @@ def main(
     overload_seconds: Annotated[float, typer.Option(max=600)] = 120.0,
     lines: Annotated[int, typer.Option(help="of the stream")] = 1_000_000,
     attack_rounds: Annotated[int, typer.Option(min=1, max=9, help="of the attack")] = 3,
+    other: Annotated[Path | None, typer.Option("--against", help="another checkout, for the part `against`")] = None,
 ) -> None:
     """Run the load tests, and write their results down."""
     torch.set_num_threads(1)
@@ -64,6 +66,10 @@ def main(
                     *floor(store, model, work, 3 * rounds, seconds, threads), "",
                     *floor(small, SMALL, work, 3 * rounds, seconds, threads),
                 ],
+            ),
+            "against": (
+                "Rows per second beside another checkout",
+                lambda: against(store, model, work, other, 3 * rounds, seconds, threads),
             ),
             "liveness": ("The probe beside a long batch", lambda: liveness(store, model, work, threads)),
             "hangup": (
@@ -97,7 +103,7 @@ def main(
             ),
         }  # fmt: skip
         (work / "small").mkdir()
-        run({name: parts[name] for name in only or parts})
+        run({name: parts[name] for name in only or [name for name in parts if name != "against"]})
 
 
 def run(parts: dict[str, tuple[str, Callable[[], list[str]]]]) -> None:

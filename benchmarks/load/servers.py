@@ -68,8 +68,8 @@ class Server:
 
 
 @contextmanager
-def service(store: Path, log: Path, **settings: object) -> Iterator[Server]:
-    """The service on a store, with settings."""
+def service(store: Path, log: Path, checkout: Path = HERE.parent, **settings: object) -> Iterator[Server]:
+    """The service on a store, with settings; of another checkout, too."""
     port = free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("VOUCH_")}
     environment |= {
@@ -80,7 +80,7 @@ def service(store: Path, log: Path, **settings: object) -> Iterator[Server]:
     }
     environment |= {f"VOUCH_{name.upper()}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "service.cli", "serve"]
-    with running("vouch", command, environment, HERE.parent, log, port, f"http://127.0.0.1:{port}/readyz") as server:
+    with running("vouch", command, environment, checkout, log, port, f"http://127.0.0.1:{port}/readyz") as server:
         yield server
 
 
