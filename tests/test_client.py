@@ -234,3 +234,98 @@ def test_the_client_needs_neither_torch_nor_the_service_s_web_framework():
 
     code = "import sys, service.client; bad = {'torch', 'fastapi', 'starlette'} & set(sys.modules); assert not bad, bad"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# The rest of the contract
+
+
+@pytest.fixture(scope="module")
+def vouch(url):
+    with Client(url, deadline_s=60) as client:
+        yield client
+
+
+def test_a_report_has_the_reasons(vouch, digit_scorer):
+    rows = digits()[:5].astype(np.uint8)
+    report = vouch.report(rows, false_alarm=0.1, explain=1)
+    assert [score["reason"] for score in report["scores"] if score["verdict"] == "invalid"]
+    assert all(len(score["columns"]) == 1 for score in report["scores"])
+    assert report["model"]["digest"] == digit_scorer.published.digest
+    assert vouch.maps(rows).shape == (5, 2, 8, 8)
+
+
+def test_what_else_a_model_computes(vouch, digit_scorer):
+    rows = digits()[:3].astype(np.uint8)
+    encoded, expected = vouch.encode(rows), digit_scorer.encode(rows)
+    np.testing.assert_array_equal(encoded.mean, expected.mean)
+    np.testing.assert_array_equal(encoded.std, expected.std)
+    np.testing.assert_array_equal(vouch.decode(encoded.mean), digit_scorer.decode(expected.mean).reshape(3, 8, 8))
+    np.testing.assert_array_equal(vouch.decode(encoded.mean.tolist(), member=0), vouch.decode(encoded.mean))
+    assert vouch.manifold(3, (1, 0)).shape == (9, 8, 8)
+    assert [len(drawn) for drawn in vouch.posterior_draws(rows, 2)] == [2, 2, 2]
+    assert not np.array_equal(vouch.sample(2, seed=1), vouch.sample(2, seed=1, of="mean"))
+
+
+def test_what_is_served(vouch):
+    assert vouch.models()["default"] == "digits"
+    assert vouch.model("wine")["card"]["name"] == "wine"
+    assert {one["model"]["name"] for one in vouch.drift()} == {"digits", "grey", "wine"}
+    assert vouch.version()
+    assert vouch.wait_until_ready() is None
+
+
+def test_files_are_sent_by_their_paths(vouch, tmp_path):
+    from PIL import Image
+
+    rows = digits()[:2].astype(np.uint8)
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, row in zip(paths, rows, strict=True):
+        Image.fromarray(row).save(path)
+    np.save(tmp_path / "rows.npy", rows)
+    expected = vouch.score(rows).log_likelihood
+    for given in (paths, list(map(str, paths)), tmp_path / "rows.npy", str(tmp_path / "rows.npy")):
+        np.testing.assert_array_equal(vouch.score(given).log_likelihood, expected)
+    assert vouch.score(paths[0]).log_likelihood == expected[0]
+    assert [score["id"] for score in vouch.report(paths)["scores"]] == ["a.png", "b.png"]
+    with pytest.raises(errors.InputError, match=r"c.png: cannot be read: FileNotFoundError"):
+        vouch.score(tmp_path / "c.png")
+
+
+def test_warnings_come_with_verdicts(vouch):
+    assert vouch.score(digits()[:1]).warnings == ()
+    assert "pixels should be 0 to 255" in vouch.score(digits()[:1] / 255.0).warnings[0]
+
+
+def test_lists_with_text_or_holes_go_as_json():
+    script = Script([fine])
+    with Client("http://service", transport=script) as vouch:
+        vouch.score([[1.0, None], [2.0, "x"]])
+        vouch.score([(1.0, 2.0), (3.0, 4.0)])
+    assert json.loads(script.requests[0].content) == {"instances": [[1.0, None], [2.0, "x"]]}
+    assert script.requests[1].headers["content-type"] == "application/x-npy"
+
+
+def test_what_an_administrator_does_is_sent_as_json():
+    script = Script([lambda request: httpx.Response(200, json={"aliases": {}})])
+    with Client("http://service", transport=script, model="other") as vouch:
+        vouch.move_alias("digits", "tested", 7, expected="6")
+        vouch.restart_drift("digits")
+    first, second = script.requests
+    assert (first.method, first.url.path, first.url.query) == ("POST", "/models/digits/aliases", b"")
+    assert json.loads(first.content) == {"alias": "tested", "version": "7", "expected": "6"}
+    assert (second.url.path, json.loads(second.content)) == ("/models/digits/drift", {"restart": True})
+
+
+def test_waiting_for_a_service_goes_on_until_the_deadline():
+    loading = httpx.Response(503, json={"status": "loading"}, headers={"retry-after": "0"})
+    script = Script([*[loading] * 8, httpx.Response(200, json={"status": "ok"})])
+    with Client("http://service", transport=script, attempts=2, deadline_s=20) as vouch:
+        vouch.wait_until_ready()
+    assert len(script.requests) == 9
+
+
+def test_both_clients_have_the_same_methods():
+    def methods(kind):
+        return {name for name in vars(kind) if not name.startswith("_")} - {"close"}
+
+    assert methods(Client) == methods(AsyncClient)
