@@ -46,6 +46,8 @@ def main(
     threads: Annotated[int, typer.Option(help="torch threads")] = 2,
     network: Annotated[Literal["mlp", "conv"], typer.Option(help="kind of network")] = "mlp",
     latents: Annotated[int, typer.Option(help="of a convolutional network")] = 32,
+    channels: Annotated[str | None, typer.Option(help="of a convolutional network, such as 16,32")] = None,
+    tested: Annotated[int, typer.Option(help="the first so many test rows")] = 10_000,
     num_samples: Annotated[int, typer.Option(help="draws for a test row, a power of two")] = 512,
 ) -> None:
     """Train, and print the test log-likelihood."""
@@ -54,7 +56,8 @@ def main(
     rows = {key: read(file, key).array.reshape(-1, 28, 28) * 255 for key in ("x_train", "x_valid", "x_test")}
     recipe = replace(RECIPE, network=network)
     if network == "conv":
-        recipe = replace(recipe, hidden=None, latents=latents)
+        hidden = None if channels is None else tuple(map(int, channels.split(",")))
+        recipe = replace(recipe, hidden=hidden, latents=latents)
     spec, architecture = plain_input(Rows(rows["x_train"]), recipe)
     torch.manual_seed(recipe.fit.seed)
     vae = VAE(architecture)
@@ -71,7 +74,7 @@ def main(
         flush=True,
     )
     start = time.monotonic()
-    x = spec.encode(spec.rows(rows["x_test"]))
+    x = spec.encode(spec.rows(rows["x_test"][:tested]))
     member = Member(vae, starts.build(vae.eval().requires_grad_(False), validation.numpy()[:2000]))
     fixed = Estimator("fast", first_samples=num_samples, max_samples=num_samples)
     estimates = estimate(fixed, member, x)

@@ -255,7 +255,7 @@ class CellReader:
             return array
         if array.ndim != 2 or array.shape[1] != self.features:
             shape = tuple(map(int, array.shape))
-            raise InputError(f"the array has shape {shape}, expected (rows, {self.features}), which the model reads")
+            raise InputError(f"the array has shape {shape}, the model reads (rows, {self.features})")
         return np.concatenate([array, np.zeros((len(array), len(self.beside)), array.dtype)], axis=1)
 
     def in_order(self, instance: Any, index: int, faults: list[Fault]) -> list[Any]:

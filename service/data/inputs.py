@@ -232,7 +232,7 @@ class InputSpec(Frozen):
         if array.ndim == 1 + len(self.shape) and array.shape[1:] == self.shape:
             array = array.reshape(len(array), self.features)
         if array.ndim != 2 or array.shape[1] != self.features:
-            raise InputError(f"the array has shape {shape_text(array.shape)}, expected {self.expected()}")
+            raise InputError(f"the array has shape {shape_text(array.shape)}, the model reads {self.expected()}")
         if array.dtype.kind in "iu" and array.dtype.itemsize == 1:
             return self.in_range(array.astype(self.dtype))
         rows, finite = self.cast(array)

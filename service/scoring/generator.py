@@ -180,7 +180,7 @@ class Generator:
         z = np.asarray(latents)
         if z.ndim != 2 or z.shape[1] != self.latents:
             raise InputError(
-                f"the latents have shape {z.shape}, expected (rows, {self.latents}), which the model reads"
+                f"the latents have shape {z.shape}, the model reads (rows, {self.latents})"
             )
         with np.errstate(over="ignore", invalid="ignore"):
             z = z.astype(np.float32)

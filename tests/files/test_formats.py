@@ -193,7 +193,7 @@ def test_arrays_of_other_rows_are_refused(tmp_path):
         ("a.jsonl", b"{\n", "^row 1 is not JSON$"),
         ("a.jsonl", b"7\n", "^row 1 a number, expected a list, or an object by column name$"),
         ("a.jsonl", b"[1, 2, 3]\n", "^row 1 has 3 features, expected 2 features$"),
-        ("a.jsonl", b'{"a": 1}\n', "^row 1, column 'b': missing column$"),
+        ("a.jsonl", b'{"a": 1}\n', "^row 1, column 'b': missing column, expected a value, or null$"),
         ("a.jsonl", b'{"a": "one", "b": 2}\n', "^row 1, column 'a': text, expected a number$"),
         ("a.jsonl", b'{"a": true, "b": 2}\n', "^row 1, column 'a': text, expected a number$"),
     ],
