@@ -69,7 +69,10 @@ def main(
             ),
             "against": (
                 "Rows per second beside another checkout",
-                lambda: against(store, model, work, other, 3 * rounds, seconds, threads),
+                lambda: [
+                    *against(store, model, work, other, 3 * rounds, seconds, threads), "",
+                    *against(small, SMALL, work, other, 3 * rounds, seconds, threads),
+                ],
             ),
             "liveness": ("The probe beside a long batch", lambda: liveness(store, model, work, threads)),
             "hangup": (

@@ -162,7 +162,7 @@ class InputSpec(Frozen):
 
     @property
     def features(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def reads_missing(self) -> bool:
@@ -170,8 +170,10 @@ class InputSpec(Frozen):
 
     @property
     def has_text(self) -> bool:
-        columns = self.transform.columns if isinstance(self.transform, Mixed) else ()
-        return any(isinstance(column, CategoryColumn) and column.is_text for column in columns)
+        transform = self.transform
+        return isinstance(transform, Mixed) and any(
+            isinstance(column, CategoryColumn) and column.is_text for column in transform.columns
+        )
 
     @property
     def widths(self) -> list[int]:

@@ -179,9 +179,7 @@ class Generator:
         vae = self.member(member).vae
         z = np.asarray(latents)
         if z.ndim != 2 or z.shape[1] != self.latents:
-            raise InputError(
-                f"the latents have shape {z.shape}, the model reads (rows, {self.latents})"
-            )
+            raise InputError(f"the latents have shape {z.shape}, the model reads (rows, {self.latents})")
         with np.errstate(over="ignore", invalid="ignore"):
             z = z.astype(np.float32)
         if not np.isfinite(z).all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -113,7 +113,7 @@ class RequestContext:
     def settings(self) -> Settings:
         return self.service.settings
 
-    @property
+    @cached_property
     def content_type(self) -> str:
         return self.request.headers.get("content-type", "")
 

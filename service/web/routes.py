@@ -39,14 +39,14 @@ router = APIRouter(route_class=LeanRoute)
     openapi_extra={**takes(None, NDJSON), "parameters": documented(ScoreQuery)},
 )
 @router.post(
-    "/score",
-    **answers_json("score", "score", schemas.ScoresAnswer, ROWS_PROBLEMS),
-    openapi_extra={**takes("Instances"), "parameters": documented(ScoreQuery)},
-)
-@router.post(
     "/score/files",
     **answers_json("score_files", "files", schemas.ScoresAnswer, ROWS_PROBLEMS),
     openapi_extra={**takes(None, *FILE_TYPES), "parameters": documented(ScoreQuery)},
+)
+@router.post(
+    "/score",
+    **answers_json("score", "score", schemas.ScoresAnswer, ROWS_PROBLEMS),
+    openapi_extra={**takes("Instances"), "parameters": documented(ScoreQuery)},
 )
 async def score(request: Request) -> Response:
     """Verdict and log p(x) of each row and, with `explain`, its most suspicious columns or pixels.

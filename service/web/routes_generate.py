@@ -42,14 +42,14 @@ router = APIRouter(dependencies=[Depends(only_known_parameters)])
     openapi_extra={**takes("Instances", *FILE_TYPES), "parameters": [ending(NPY, CSV, PNG)]},
 )
 @router.post(
-    "/reconstruct",
-    **answers_json("reconstruct", "generate", schemas.ReconstructionsAnswer, ROWS_PROBLEMS),
-    openapi_extra=takes("Instances"),
-)
-@router.post(
     "/reconstruct/files",
     **answers_json("reconstruct_files", "files", schemas.ReconstructionsAnswer, ROWS_PROBLEMS),
     openapi_extra=takes(None, *FILE_TYPES),
+)
+@router.post(
+    "/reconstruct",
+    **answers_json("reconstruct", "generate", schemas.ReconstructionsAnswer, ROWS_PROBLEMS),
+    openapi_extra=takes("Instances"),
 )
 async def reconstruct(request: Request, model: Model = None, draws: Draws = 0) -> Response:
     """E[x given z] over the posterior of each row, and posterior draws."""
@@ -122,14 +122,14 @@ async def sample(
     openapi_extra={**takes("Instances", *FILE_TYPES), "parameters": [ending(NPY)]},
 )
 @router.post(
-    "/encode",
-    **answers_json("encode", "generate", schemas.EncodingsAnswer, ROWS_PROBLEMS),
-    openapi_extra=takes("Instances"),
-)
-@router.post(
     "/encode/files",
     **answers_json("encode_files", "files", schemas.EncodingsAnswer, ROWS_PROBLEMS),
     openapi_extra=takes(None, *FILE_TYPES),
+)
+@router.post(
+    "/encode",
+    **answers_json("encode", "generate", schemas.EncodingsAnswer, ROWS_PROBLEMS),
+    openapi_extra=takes("Instances"),
 )
 async def encode(request: Request, model: Model = None, draws: Draws = 0, member: MemberNumber = 0) -> Response:
     """q(z given x) of each row: mean and standard deviation per latent, and draws."""

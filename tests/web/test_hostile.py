@@ -122,7 +122,9 @@ def test_large_bodies_that_are_right_are_scored(service):
     assert [score["id"] for score in answer] == list(range(len(objects)))
     del objects[600]["hue"]
     refused = service.post("/score?model=wine", content=json.dumps({"instances": objects}), headers=JSON)
-    assert refused.json()["errors"] == [{"row": 600, "column": "hue", "message": "missing column", "expected": "a value, or null"}]
+    assert refused.json()["errors"] == [
+        {"row": 600, "column": "hue", "message": "missing column", "expected": "a value, or null"}
+    ]
     number = service.get("/models/digits").json()["card"]["architecture"]["latents"]
     latents = np.random.default_rng(0).normal(size=(5000, number))
     means = service.post("/decode?model=digits", content=json.dumps({"latents": latents.tolist()}), headers=JSON)
