@@ -1,36 +1,64 @@
-"""Rows per second over HTTP beside another checkout of the program: two services, loaded in turn in the same run."""
+"""Rows per second over HTTP beside another checkout of the program: two services, asked in turn in the same run."""
 
 from __future__ import annotations
 
+import http.client
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from load.servers import Server, generate, service, write_requests
+from load.servers import Server, service
 from peers.peers import Kind, by_type
 from service.store.loading import load_scorer
 from service.store.store import Store
 
-CLIENTS = 4
 LOADS: tuple[tuple[Kind, int], ...] = (("json", 1), ("json", 64), ("binary", 1), ("binary", 64))
+TURNS = 8  # of each of the two in a round: other work on the machine meets both
+Requests = list[tuple[str, dict[str, str], bytes]]
+
+
+@dataclass
+class Asked:
+    """A service, and what it took to ask it: requests, seconds, and its CPU seconds."""
+
+    server: Server
+    connection: http.client.HTTPConnection
+    requests: int = 0
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+
+    def ask(self, requests: Requests) -> None:
+        """Ask each once, one after the other."""
+        cpu, start = self.server.cpu_s(), time.perf_counter()
+        for path, headers, body in requests:
+            self.connection.request("POST", path, body, headers)
+            answer = self.connection.getresponse()
+            answer.read()
+            if answer.status != http.client.OK:
+                raise RuntimeError(f"{self.server.name} answered {answer.status}")
+        self.requests += len(requests)
+        self.seconds += time.perf_counter() - start
+        self.cpu_s += self.server.cpu_s() - cpu
 
 
 def against(
     store: Path, model: str, work: Path, other: Path | None, rounds: int, seconds: float, threads: int
 ) -> list[str]:
-    """The ratios of rows per second and of CPU time a row, this checkout's to the other's: one of each round.
+    """The ratios of rows per second and of CPU time a row, this checkout's to the other's, by rounds.
 
-    Each of the two begins every other round. CPU time says what rows per second say, with less noise from other work.
+    One request is under way at a time, so that batches do not differ; each of the two is asked in short turns.
     """
     if other is None:
         return ["name another checkout with --against"]
     scorer = load_scorer(Store(store), model, "cpu", threads=threads)
-    rows = scorer.sample(256, seed=11).samples
+    rows = scorer.sample(64, seed=11).samples
     rows = np.rint(rows).astype(np.uint8) if scorer.model.input.kind == "image" else rows.round(4).astype(np.float32)
     lines = [
-        f"`{model}`, {CLIENTS} clients, {rounds} rounds of {seconds:g} s each:",
+        f"`{model}`, one client, {rounds} rounds of {seconds:g} s; here / there, median (lowest to highest):",
         "",
-        "| body | rows a request | rows/s here | rows/s there | rows/s: here / there (lowest to highest) | CPU a row: here / there |",
+        "| body | rows a request | rows/s here | rows/s there | rows/s | CPU a row |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     with (
@@ -39,28 +67,31 @@ def against(
     ):
         for kind, count in LOADS:
             parts = [rows[start : start + count] for start in range(0, len(rows), count)]
-            folder = write_requests(
-                work / f"against-{model}-{kind}-{count}",
-                [by_type(f"/score?model={model}")(part, kind) for part in parts],
-            )
-            pairs = [pair(here, there, folder, count, seconds, number) for number in range(rounds)]
-            ratios, cpu = ([ours[at] / theirs[at] for ours, theirs in pairs] for at in (0, 1))
-            rates = [np.median([one[side][0] for one in pairs]) for side in (0, 1)]
-            lines.append(f"| {kind} | {count} | {rates[0]:,.0f} | {rates[1]:,.0f} | {spread(ratios)} | {spread(cpu)} |")
+            requests = [by_type(f"/score?model={model}")(part, kind) for part in parts]
+            asked = [compared(here, there, requests, seconds) for _ in range(rounds)]
+            rates = [np.median([count * one[side].requests / one[side].seconds for one in asked]) for side in (0, 1)]
+            faster = [theirs.seconds / ours.seconds for ours, theirs in asked]
+            dearer = [ours.cpu_s / theirs.cpu_s for ours, theirs in asked]
+            shown = f"{rates[0]:,.0f} | {rates[1]:,.0f} | {spread(faster)} | {spread(dearer)}"
+            lines.append(f"| {kind} | {count} | {shown} |")
     return lines
 
 
-def pair(
-    here: Server, there: Server, folder: Path, count: int, seconds: float, number: int
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Rows per second and CPU seconds a row of both, one right after the other."""
-    found = {}
-    for server in (here, there) if number % 2 == 0 else (there, here):
-        before = server.cpu_s()
-        seen = generate(server.port, folder, CLIENTS, seconds)
-        rows = count * seen["counts"]["200"]
-        found[server.port] = count * seen["requests_per_s"], (server.cpu_s() - before) / rows
-    return found[here.port], found[there.port]
+def compared(here: Server, there: Server, requests: Requests, seconds: float) -> tuple[Asked, Asked]:
+    """Both, asked in turn for about so many seconds each; each begins every other turn."""
+    both = [Asked(one, http.client.HTTPConnection("127.0.0.1", one.port, timeout=120)) for one in (here, there)]
+    for one in both:
+        one.ask(requests[:4])
+        one.requests, one.seconds, one.cpu_s = 0, 0.0, 0.0
+    turn = 0
+    while turn < TURNS or both[0].seconds < seconds:
+        part = requests[turn % TURNS :: TURNS] or requests
+        for one in both if turn % 2 else both[::-1]:
+            one.ask(part)
+        turn += 1
+    for one in both:
+        one.connection.close()
+    return both[0], both[1]
 
 
 def spread(ratios: list[float]) -> str:
