@@ -52,23 +52,27 @@ TAGGED = ("list_models", "get_model", "sample", "sample_file")
 
 def document_service(app: FastAPI, service: Service) -> None:
     """Complete the OpenAPI document of an application."""
-    generate = app.openapi
+    generate, has_examples = app.openapi, False
 
     def openapi() -> dict[str, Any]:
+        nonlocal has_examples
         if app.openapi_schema is None:
-            document = generate()
-            complete(document, service.settings)
-            try:
-                scorer = service.engine.registry.in_memory(None)
-            except (ModelError, UnavailableError):
-                scorer = None
-            if scorer is None:  # no model to make examples from yet
-                return document
-            put_examples(document, scorer)
-            app.openapi_schema = document
+            complete(generate(), service.settings)  # and `generate` keeps it
+        assert app.openapi_schema is not None
+        if not has_examples and (scorer := default_scorer(service)) is not None:
+            put_examples(app.openapi_schema, scorer)
+            has_examples = True
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation recommends
+
+
+def default_scorer(service: Service) -> Scorer | None:
+    """The default model, if it is in memory yet."""
+    try:
+        return service.engine.registry.in_memory(None)
+    except (ModelError, UnavailableError):
+        return None
 
 
 def complete(document: dict[str, Any], settings: Settings) -> None:

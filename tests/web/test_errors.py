@@ -20,7 +20,8 @@ KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) a
 # How a message says what to do: what was expected, what there is, or which limit there is.
 GUIDANCE = re.compile(
     r"\b(expected|send|save|ask|use|run|take|leave|try|read it again|correct|must|needs?|takes|at most|at least|limit|lists"
-    r"|it has|one of|instead|is for|may not|too few|the model has|the model reads|training makes|names|accepted|belong to)\b|: \{\}$|^\{\}$"
+    r"|it has|one of|instead|is for|may not|too few|the model has|the model reads|training makes|names|accepted"
+    r"|belong to)\b|: \{\}$|^\{\}$"
 )
 # Messages that no request can cause.
 INTERNAL = {

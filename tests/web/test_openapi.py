@@ -4,12 +4,14 @@ import json
 
 import msgspec
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 from service.settings import Settings
 from service.web import schemas
 from service.web.app import create_app
 from service.web.documentation import TAGS
 from service.web.openapi import KEYS, operations, references
+from tests.tools import eventually
 from tests.web.test_access import digest, written
 
 SCREEN = 1500  # characters
@@ -146,3 +148,12 @@ def test_an_ending_says_what_accept_would(in_process, path, accept):
         by_accept.headers["content-type"],
     )
     assert by_ending.headers.get("x-model", "").startswith(("", "digits@", "wine@"))
+
+
+def test_examples_come_as_soon_as_there_is_a_model(tiny_store):
+    app = create_app(Settings(store=str(tiny_store), store_cache=None, store_poll_s=0, threads=1))
+    body = app.openapi()["paths"]["/score"]["post"]["requestBody"]["content"]["application/json"]
+    assert "example" not in body  # it has not begun to load
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(app.router.lifespan_context(app)):
+        eventually(app.state.service.engine.is_ready, 60)
+        assert "example" in app.openapi()["paths"]["/score"]["post"]["requestBody"]["content"]["application/json"]
