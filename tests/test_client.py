@@ -317,9 +317,9 @@ def test_what_an_administrator_does_is_sent_as_json():
 
 
 def test_waiting_for_a_service_goes_on_until_the_deadline():
-    loading = httpx.Response(503, json={"status": "loading"}, headers={"retry-after": "0"})
+    loading = httpx.Response(503, json={"status": "loading"}, headers={"retry-after": "5"})
     script = Script([*[loading] * 8, httpx.Response(200, json={"status": "ok"})])
-    with Client("http://service", transport=script, attempts=2, deadline_s=20) as vouch:
+    with Client("http://service", transport=script, attempts=2, deadline_s=4) as vouch:
         vouch.wait_until_ready()
     assert len(script.requests) == 9
 
@@ -329,3 +329,22 @@ def test_both_clients_have_the_same_methods():
         return {name for name in vars(kind) if not name.startswith("_")} - {"close"}
 
     assert methods(Client) == methods(AsyncClient)
+
+
+def test_what_changes_something_is_tried_once():
+    script = Script([httpx.ReadError("cut")])
+    with Client("http://service", transport=script) as vouch:
+        for change in (lambda: vouch.move_alias("digits", "tested", "7"), lambda: vouch.restart_drift("a/b?c")):
+            with pytest.raises(errors.UnavailableError):
+                change()
+    assert [request.url.raw_path for request in script.requests] == [
+        b"/models/digits/aliases",
+        b"/models/a%2Fb%3Fc/drift",
+    ]
+
+
+def test_cells_that_json_does_not_know_are_refused_by_the_client():
+    with Client("http://service", transport=Script([fine])) as vouch:
+        vouch.score([[np.float32(1.5), None]])
+        with pytest.raises(errors.InputError, match="a cell is of type object"):
+            vouch.score([[object(), None]])

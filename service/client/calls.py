@@ -6,9 +6,10 @@ import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypedDict, TypeVar
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -22,7 +23,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S, JITTER_S = 0.05, 2.0, 0.1
 LEAST_TIME_S = 1e-3  # with less time left, no attempt is made
 Rows = Any  # an array, a data frame, a dict, a sequence of dicts or of lists, or files: a path or a list of them
 Drawn = Literal["observation", "mean"]
-ALWAYS = 10**6  # attempts: until the deadline
+ALWAYS, POLL_S = 10**6, 0.2  # attempts: until the deadline; and seconds between them
 T = TypeVar("T")
 
 
@@ -49,6 +50,7 @@ class Call:
     body: bytes = b""
     content_type: str = NPY
     accept: str = NPY
+    polls: bool = False  # ask again and again, whatever the service says of when
 
     def left_s(self) -> float:
         """Seconds until the deadline.
@@ -74,7 +76,7 @@ class Call:
         """Whether to retry after an error, and after how many seconds; False if the deadline comes first."""
         if not isinstance(error, errors.UnavailableError) or isinstance(error, errors.DeadlineError):
             return False
-        asked = error.retry_after_s
+        asked = POLL_S if self.polls else error.retry_after_s
         return asked < self.until - time.monotonic() and (asked or True)
 
     def tries(self, attempts: int) -> Any:
@@ -156,7 +158,9 @@ class Connection:
         )
 
     def ready(self) -> Question[None]:
-        return Question(self.call("GET", "/readyz", {}, accept=JSON), lambda response: None, ALWAYS)
+        return Question(
+            replace(self.call("GET", "/readyz", {}, accept=JSON), polls=True), lambda response: None, ALWAYS
+        )
 
     def document(self, path: str) -> Question[dict[str, Any]]:
         """What a GET of a path answers in JSON."""
@@ -172,11 +176,11 @@ class Connection:
     def post(self, path: str, body: Mapping[str, Any]) -> Question[dict[str, Any]]:
         """What the service answers to a small object in JSON, with which an administrator changes something."""
         call = Call("POST", path, time.monotonic() + self.deadline_s, {}, json.dumps(body).encode(), JSON, JSON)
-        return Question(call, document)
+        return Question(call, document, attempts=1)  # a second try could undo, or miss, what the first one did
 
     def move_alias(self, model: str, alias: str, version: str, expected: str | None) -> Question[dict[str, Any]]:
         move = {"alias": alias, "version": str(version), **({} if expected is None else {"expected": str(expected)})}
-        return self.post(f"/models/{model}/aliases", move)
+        return self.post(f"/models/{quote(model, safe='')}/aliases", move)
 
 
 def parameters(query: ScoreQuery) -> dict[str, Any]:
@@ -203,7 +207,17 @@ def body_of(rows: Rows) -> tuple[bytes, str]:
             return npy_of(np.asarray(rows)), NPY
         except ValueError:  # text or None among the numbers, or rows of different lengths
             instances = [list(row) if isinstance(row, tuple) else row for row in rows]
-    return json.dumps({"instances": instances}).encode(), JSON
+    try:
+        return json.dumps({"instances": instances}, default=plain).encode(), JSON
+    except TypeError as error:
+        raise errors.InputError(f"the rows cannot be sent: {error}; expected numbers, text and None") from None
+
+
+def plain(value: Any) -> Any:
+    """What numpy holds, for JSON."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"a cell is of type {type(value).__name__}")
 
 
 def npy_of(rows: np.ndarray) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any, Self, TypeVar, Unpack
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -102,7 +103,7 @@ class Client:
 
     def model(self, name: str) -> dict[str, Any]:
         """One model, with the card of the version that is served."""
-        return self.answer(self.connection.document(f"/models/{name}"))
+        return self.answer(self.connection.document(f"/models/{quote(name, safe='')}"))
 
     def drift(self) -> list[dict[str, Any]]:
         """The drift monitors: of the client's model, or of all."""
@@ -110,7 +111,7 @@ class Client:
 
     def restart_drift(self, name: str) -> dict[str, Any]:
         """Restart a model's drift monitor, with a key of scope admin."""
-        return self.answer(self.connection.post(f"/models/{name}/drift", {"restart": True}))
+        return self.answer(self.connection.post(f"/models/{quote(name, safe='')}/drift", {"restart": True}))
 
     def move_alias(self, name: str, alias: str, version: str, expected: str | None = None) -> dict[str, Any]:
         """Point an alias at a version, with a key of scope admin; with `expected`, only if it names that version now."""
@@ -216,7 +217,7 @@ class AsyncClient:
 
     async def model(self, name: str) -> dict[str, Any]:
         """As `Client.model`."""
-        return await self.answer(self.connection.document(f"/models/{name}"))
+        return await self.answer(self.connection.document(f"/models/{quote(name, safe='')}"))
 
     async def drift(self) -> list[dict[str, Any]]:
         """As `Client.drift`."""
@@ -224,7 +225,7 @@ class AsyncClient:
 
     async def restart_drift(self, name: str) -> dict[str, Any]:
         """As `Client.restart_drift`."""
-        return await self.answer(self.connection.post(f"/models/{name}/drift", {"restart": True}))
+        return await self.answer(self.connection.post(f"/models/{quote(name, safe='')}/drift", {"restart": True}))
 
     async def move_alias(self, name: str, alias: str, version: str, expected: str | None = None) -> dict[str, Any]:
         """As `Client.move_alias`."""

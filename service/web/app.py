@@ -45,10 +45,11 @@ CORS: dict[str, Any] = {
     "allow_methods": ("GET", "HEAD", "POST", "OPTIONS"),
     "allow_headers": (
         "Authorization", "X-API-Key", "Content-Type", "Content-Encoding", "If-None-Match", "X-Request-Id",
-        "X-Request-Timeout",
+        "X-Request-Timeout", "traceparent", "Inference-Header-Content-Length",
     ),
     "expose_headers": (
         "ETag", "Retry-After", "Server-Timing", "X-Model", "X-Model-Digest", "X-Request-Id", "X-Seed", "X-Warnings",
+        "Inference-Header-Content-Length",
     ),
 }  # fmt: skip
 CHECK_S = 1.0  # between looks at the failures of inference

@@ -31,7 +31,7 @@ def is_known(headers: Headers, tag: str) -> bool:
 
 def tag_headers(tag: str) -> dict[str, str]:
     """The headers of an answer that may be kept."""
-    return {"ETag": tag, "Cache-Control": CACHE_CONTROL, "Vary": "Accept"}
+    return {"ETag": tag, "Cache-Control": CACHE_CONTROL, "Vary": "Accept, Accept-Encoding"}
 
 
 def not_modified(tag: str) -> Response:

@@ -13,7 +13,8 @@ from service.errors import MalformedError, MediaTypeError, TooLargeError
 from service.system.cancellation import CheckCancelled
 from service.web.negotiation import parsed_range, weight
 
-PIECE = 2**16  # bytes that are inflated at a time
+PIECE, SLICE = 2**16, 2**14  # bytes that are inflated at a time, and from which
+MOST_MEMBERS = 1_000  # of a body: empty ones cost time, and inflate to nothing that could be counted
 ZSTD_WINDOW_LOG = 23  # 8 MiB, which RFC 8878 asks of every decoder; a frame that needs more is refused
 MEMORY = {"gzip": 2**16, "zstd": 2**ZSTD_WINDOW_LOG}  # bytes that a decoder holds
 ALIASES = {"x-gzip": "gzip"}
@@ -21,6 +22,10 @@ MOST_RATIO = 100  # of a stream: bytes for each compressed byte, beyond the budg
 SMALLEST = 10_000  # bytes of an answer; fewer are sent sooner as they are
 LEVEL = 1  # twice as fast as the next, and all but as small for JSON
 IN_LOOP = 2**16  # bytes of an answer that are compressed on the event loop
+
+
+class CodingError(MediaTypeError):
+    """A Content-Encoding that cannot be read."""
 
 
 class Decoder(Protocol):
@@ -39,14 +44,14 @@ def coding_of(header: str) -> str | None:
     """The coding that a Content-Encoding header names, None for none; a body that is compressed twice is refused.
 
     Raises:
-        MediaTypeError: it cannot be read.
+        CodingError: it cannot be read.
     """
     names = [name for part in header.split(",") if (name := part.strip().lower()) not in ("", "identity")]
     if not names:
         return None
     name = ALIASES.get(names[0], names[0])
     if len(names) > 1 or name not in MEMORY:
-        raise MediaTypeError("the body's Content-Encoding cannot be read: send gzip or zstd, or leave it out")
+        raise CodingError("the body's Content-Encoding cannot be read: send gzip or zstd, or leave it out")
     return name
 
 
@@ -55,7 +60,7 @@ class Inflater:
 
     def __init__(self, coding: str) -> None:
         self.coding = coding
-        self.decoder = self.new()
+        self.decoder, self.members = self.new(), 1
 
     def new(self) -> Decoder:
         """A decoder for one member or frame."""
@@ -69,23 +74,31 @@ class Inflater:
         Raises:
             MalformedError: it is not what its Content-Encoding says.
         """
-        rest = bytes(data)
+        view = memoryview(data)
         try:
-            while True:
-                if self.decoder.eof:
-                    if not rest:
-                        return
-                    self.decoder = self.new()
-                piece = self.decoder.decompress(rest, PIECE)
-                rest = self.decoder.unused_data if self.decoder.eof else getattr(self.decoder, "unconsumed_tail", b"")
-                if piece:
-                    yield piece
-                elif not rest and not self.decoder.eof:
-                    return
+            for start in range(0, len(view), SLICE):
+                yield from self.pieces_of(bytes(view[start : start + SLICE]))
         except (zlib.error, zstd.ZstdError):
             raise MalformedError(
                 f"the body is not {self.coding}, as its Content-Encoding says: send it without that header, or compressed"
             ) from None
+
+    def pieces_of(self, rest: bytes) -> Iterator[bytes]:
+        """What a slice of the body inflates to. It is short, since each of its members copies what follows it."""
+        while True:
+            if self.decoder.eof:
+                if not rest:
+                    return
+                self.members += 1
+                if self.members > MOST_MEMBERS:
+                    raise TooLargeError(f"the body has more than {MOST_MEMBERS:,} members or frames: send it as one")
+                self.decoder = self.new()
+            piece = self.decoder.decompress(rest, PIECE)
+            rest = self.decoder.unused_data if self.decoder.eof else getattr(self.decoder, "unconsumed_tail", b"")
+            if piece:
+                yield piece
+            elif not rest and not self.decoder.eof:
+                return
 
     def end(self) -> None:
         """Raise if the body ended too early."""
@@ -119,9 +132,14 @@ def accepts_gzip(accept_encoding: str) -> bool:
 
 
 def is_worth_packing(headers: Mapping[str, str]) -> bool:
-    """Whether an answer becomes much smaller: long texts do; arrays of floats, pictures and short texts do not."""
+    """Whether an answer becomes much smaller: long texts do; arrays of floats, pictures and short texts do not.
+
+    Parts of a file, and files with a tag for their very bytes, stay as they are.
+    """
     is_text = headers.get("content-type", "").startswith(("application/json", "application/problem+json", "text/"))
-    return is_text and int(headers.get("content-length", "0")) >= SMALLEST and "content-encoding" not in headers
+    is_long = is_text and int(headers.get("content-length", "0")) >= SMALLEST
+    is_fixed = "content-encoding" in headers or "content-range" in headers or headers.get("etag", "").startswith('"')
+    return is_long and not is_fixed
 
 
 async def gzipped(body: bytes) -> bytes:

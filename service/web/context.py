@@ -133,9 +133,7 @@ class RequestContext:
             return negotiate(self.accept, offered)
         if FORMATS.get(ending) not in offered:
             possible = [name for name, kind in FORMATS.items() if kind in offered]
-            raise NotAcceptableError(
-                f"this answer has another form with this model: ask for one of {', '.join(possible)}"
-            )
+            raise NotAcceptableError(f"this answer cannot be given so: ask for one of {', '.join(possible)}")
         return FORMATS[ending]
 
     @property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import mimetypes
+import re
 from collections.abc import Sequence
-from email.message import Message
 
 from service.errors import MediaTypeError
 from service.files.images import MEDIA_TYPES
@@ -21,6 +21,7 @@ ALIASES = {
     "application/npy": NPY, "application/x-numpy": NPY,
 }  # fmt: skip
 UNTOLD = ("", "application/octet-stream", "binary/octet-stream")  # which say nothing of what a body is
+CHARSET = re.compile(r"""charset\s*=\s*["']?([^"';,]*)""", re.IGNORECASE)
 UTF_8 = ("", "utf-8", "utf8", "us-ascii", "ascii")
 UTF_8_MARK = b"\xef\xbb\xbf"  # that PowerShell and Excel begin a text with
 SPACE = b" \t\r\n"
@@ -33,6 +34,7 @@ LONGEST_BEGINNING = 4096  # bytes in which a body shows what it is, white space 
 KNOWN = {
     *mimetypes.types_map.values(),
     "application/x-www-form-urlencoded",
+    NDJSON,
     "text/json",
     "text/yaml",
     "application/x-zip",
@@ -79,11 +81,8 @@ def shown_by(body: bytes | bytearray) -> str | None:
 
 def check_charset(content_type: str, kind: str) -> None:
     """Raise if a text is in another encoding than UTF-8."""
-    if "charset" not in content_type.lower() or kind not in TEXTS:
-        return
-    head = Message()
-    head["content-type"] = content_type
-    if str(head.get_param("charset") or "").strip().lower() not in UTF_8:
+    named = CHARSET.search(content_type) if kind in TEXTS else None
+    if named is not None and named[1].strip().lower() not in UTF_8:
         raise MediaTypeError(
             f"the content type names another charset than UTF-8: send the body in UTF-8, and {header_line(kind)}"
         )

@@ -71,8 +71,11 @@ class Observe:
                 if self.service.draining:
                     answer["Connection"] = "close"
                 if is_worth_packing(answer):
-                    answer.add_vary_header("Accept-Encoding")
-                    if packs and method != "HEAD":
+                    if "accept-encoding" not in answer.get("vary", "").lower():
+                        answer.add_vary_header("Accept-Encoding")
+                    if packs and method == "HEAD":
+                        del answer["Content-Length"]  # that of GET is known only when its body is compressed
+                    elif packs:
                         held = message
                         return
             elif held is not None:

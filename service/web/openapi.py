@@ -52,16 +52,17 @@ TAGGED = ("list_models", "get_model", "sample", "sample_file")
 
 def document_service(app: FastAPI, service: Service) -> None:
     """Complete the OpenAPI document of an application."""
-    generate, has_examples = app.openapi, False
+    generate, shown = app.openapi, ""
 
     def openapi() -> dict[str, Any]:
-        nonlocal has_examples
+        nonlocal shown
         if app.openapi_schema is None:
             complete(generate(), service.settings)  # and `generate` keeps it
         assert app.openapi_schema is not None
-        if not has_examples and (scorer := default_scorer(service)) is not None:
+        scorer = default_scorer(service)
+        if scorer is not None and scorer.published.digest != shown:
             put_examples(app.openapi_schema, scorer)
-            has_examples = True
+            shown = scorer.published.digest
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation recommends

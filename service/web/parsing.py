@@ -37,7 +37,7 @@ from service.web.images import MAX_ENCODED, MOST_WARNINGS, decoded_text, parse_i
 from service.web.json_chunks import MAX_ELEMENT, field_chunks
 from service.web.media_types import CSV, FORM, JSON, NDJSON, NPY, UTF_8_MARK, accepted_of, type_of
 
-ROW_TYPES = accepted_of(JSON, NPY, CSV, NDJSON, FORM)  # NDJSON is answered by `streaming.py`
+ROW_TYPES = accepted_of(JSON, NPY, CSV, FORM)  # JSON lines are read by `streaming.py`
 MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape
 NPY_KINDS = "uif"
 MAX_DIMENSIONS = 4  # rows of images with colours

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.web.context import RequestContext
 
 PROBES = ("/livez", "/readyz", "/healthz", "/health")  # which never ask for a key
 PREFIX = "/v1"
@@ -31,15 +34,14 @@ class Paths:
             return
         path = usual_path(scope["path"])
         if path != scope["path"]:
-            scope["path"], scope["raw_path"] = path, path.encode()
+            raw = scope.get("raw_path") or scope["path"].encode()
+            scope["path"], scope["raw_path"] = path, usual_path(raw.decode("latin-1")).encode("latin-1")
         if scope["method"] == "OPTIONS" and (methods := self.methods_of(scope)):
             await Response(None, 204, {"Allow": ", ".join(methods)})(scope, receive, send)
         elif scope["method"] == "HEAD":
             asked = {**scope, "method": "GET"}  # a copy: the server must know that no body may follow
-            try:
-                await self.app(asked, receive, without_body(send))
-            finally:
-                scope.update({key: asked[key] for key in ("route", "path_params") if key in asked})
+            RequestContext.of(Request(scope)).request = Request(asked, receive)
+            await self.app(asked, receive, without_body(send))
         else:
             await self.app(scope, receive, send)
 

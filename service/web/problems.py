@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import errors
-from service.web.compression import MEMORY
+from service.web.compression import MEMORY, CodingError
 from service.web.context import RequestContext
 from service.web.paths import allowed
 
@@ -107,7 +107,7 @@ def retry_headers(error: Exception) -> dict[str, str] | None:
     """The Retry-After or WWW-Authenticate header of an error, if it has one."""
     if isinstance(error, errors.AccessError) and not isinstance(error, errors.ScopeError):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, errors.MediaTypeError):
+    if isinstance(error, CodingError):
         return {"Accept-Encoding": ", ".join(MEMORY)}  # of bodies (RFC 9110, 12.5.3)
     if isinstance(error, errors.DamagedModelError):
         return {"Retry-After": "60"}

@@ -8,7 +8,7 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from service.data.cells import CellReader
-from service.errors import InputError
+from service.errors import InputError, MediaTypeError
 from service.scoring.scorer import Scorer
 from service.web import answers, schemas
 from service.web.batch import Batch
@@ -16,11 +16,12 @@ from service.web.context import RequestContext, model_id
 from service.web.documentation import FILE_TYPES, ROWS_PROBLEMS, answers_file, answers_json, ending, takes
 from service.web.images import has_encoded
 from service.web.lean import LeanRoute
-from service.web.media_types import CSV, FORM, JSON, NDJSON, NPY, PNG, likely_type, media_type
+from service.web.media_types import CSV, FORM, JSON, NDJSON, NPY, PNG, UNTOLD, header_line, likely_type, media_type
 from service.web.parsing import parse_rows
 from service.web.query import ScoreQuery, documented, parse_query, under_policy
 from service.web.streaming import scored_lines
 
+LINES_ENDING = ".ndjson"
 NUMBERS_A_PIXEL = 4  # that the answer with a map holds, and copies on its way
 router = APIRouter(route_class=LeanRoute)
 
@@ -57,8 +58,12 @@ async def score(request: Request) -> Response:
     context, query = RequestContext.of(request), parse_query(request.query_params, ScoreQuery)
     wanted = under_policy(query, context.service.policy)
     limited("explain", wanted.explain, context.settings.max_draws)
-    if media_type(context.content_type) == NDJSON:
-        context.answer_type((NDJSON,))
+    declared, takes_lines = media_type(context.content_type), request.scope["path"].endswith(LINES_ENDING)
+    if takes_lines and declared not in (NDJSON, *UNTOLD):
+        raise MediaTypeError(f"JSON lines are read here: send them with {header_line(NDJSON)}")
+    if declared == NDJSON or takes_lines:
+        if not takes_lines:
+            context.answer_type((NDJSON,))
         if wanted.fdr is not None:
             raise InputError("fdr: needs all rows of a request; it cannot be used with application/x-ndjson")
         return await scored_lines(context, await context.scorer(query.model), wanted)

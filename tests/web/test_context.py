@@ -12,6 +12,7 @@ from starlette.responses import Response
 from service.errors import DeadlineError, InputError, MalformedError, MediaTypeError, OverloadedError, TooLargeError
 from service.serving.call import CallerLeftError
 from service.serving.engine import Engine
+from service.serving.sharing import SharedRoom
 from service.settings import Settings
 from service.web.access import KeyRing
 from service.web.context import FEW, SMALL, RequestContext, Service
@@ -174,6 +175,20 @@ def test_a_compressed_body_may_not_hold_more_than_another(service, coding):
 def test_a_body_that_is_not_compressed_as_it_says_is_refused(service, coding, damage):
     with pytest.raises(MalformedError, match=f"{coding}.*send"):
         body_of(compressed(service, coding, damage(COMPRESS[coding](b"abc" * 30))))
+
+
+@pytest.mark.parametrize("coding", COMPRESS)
+def test_many_members_that_hold_nothing_are_refused_before_they_cost_much(service, coding):
+    roomy = Service(service.settings.model_copy(update={"max_body_bytes": 2**25}), service.engine, service.keys)
+    roomy.memory = SharedRoom(2**26, 2**26)
+    empty = COMPRESS[coding](b"") * 200_000
+    start = time.process_time()
+    with pytest.raises(TooLargeError, match="members or frames"):
+        body_of(compressed(roomy, coding, empty))
+    assert time.process_time() - start < 5  # each of them would copy all that follow
+    with pytest.raises(TooLargeError, match="members or frames"):
+        chunks_of(compressed(roomy, coding, empty[: 2**18]))
+    assert roomy.memory.total == 0
 
 
 @pytest.mark.parametrize("coding", ["br", "deflate", "gzip, gzip", "zstd, gzip", "\xff", "gzip;q=1"])

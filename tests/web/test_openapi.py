@@ -11,7 +11,7 @@ from service.web import schemas
 from service.web.app import create_app
 from service.web.documentation import TAGS
 from service.web.openapi import KEYS, operations, references
-from tests.tools import eventually
+from tests.tools import check_problem, eventually
 from tests.web.test_access import digest, written
 
 SCREEN = 1500  # characters
@@ -157,3 +157,51 @@ def test_examples_come_as_soon_as_there_is_a_model(tiny_store):
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(app.router.lifespan_context(app)):
         eventually(app.state.service.engine.is_ready, 60)
         assert "example" in app.openapi()["paths"]["/score"]["post"]["requestBody"]["content"]["application/json"]
+
+
+def test_head_is_what_get_would_be(in_process):
+    for path in ("/sample.png?seed=1", "/sample.npy?seed=1", "/models", "/openapi.json", "/sample.exe", "/nowhere"):
+        get, head = in_process.get(path), in_process.request("HEAD", path)
+        assert (head.status_code, head.content) == (get.status_code, b""), path
+        for name in ("content-type", "etag"):
+            assert head.headers.get(name) == get.headers.get(name), (path, name)
+
+
+def test_the_path_of_lines_reads_lines_and_nothing_else(in_process):
+    lines = f"{json.dumps([0] * 64)}\n" * 2
+    for headers in ({}, {"content-type": "application/octet-stream"}, {"content-type": "application/x-ndjson"}):
+        answer = in_process.post("/score.ndjson", content=lines, headers=headers | {"accept": "application/json"})
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-ndjson")
+        assert len(answer.text.splitlines()) == 2
+    for kind in ("application/json", "text/plain"):
+        refused = in_process.post("/score.ndjson", content=lines, headers={"content-type": kind})
+        assert "content-type: application/x-ndjson" in check_problem(refused, 415).detail
+    for path in ("/encode", "/reconstruct", "/v1/models/digits:predict"):
+        refused = in_process.post(path, content=lines, headers={"content-type": "application/x-ndjson"})
+        assert "the content type is application/x-ndjson" in check_problem(refused, 415).detail
+
+
+def test_a_coding_is_offered_where_the_coding_was_refused(in_process):
+    row = {"instances": [[0] * 64]}
+    assert (
+        in_process.post("/score", json=row, headers={"content-encoding": "br"}).headers["accept-encoding"]
+        == "gzip, zstd"
+    )
+    assert (
+        "accept-encoding" not in in_process.post("/score", content="x", headers={"content-type": "text/plain"}).headers
+    )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["text/csv; charset*" + 5000 * "9" + "=x", 'text/csv; charset="' + 9000 * ";", "text/csv; charset=" + "x" * 9000],
+)
+def test_a_content_type_of_any_shape_costs_little(in_process, kind):
+    answer = in_process.post("/score?model=wine", content="a,b\n1,2\n", headers={"content-type": kind})
+    assert answer.status_code in (415, 422)
+
+
+def test_parts_of_files_are_not_compressed(in_process):
+    path = "/docs-assets/swagger-ui.css"
+    part = in_process.get(path, headers={"range": "bytes=0-19999", "accept-encoding": "gzip"})
+    assert (part.status_code, part.headers.get("content-encoding"), len(part.content)) == (206, None, 20_000)
