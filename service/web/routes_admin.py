@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from service._version import __version__
-from service.errors import Fault, InputError, MalformedError, ModelError, ModelNotFoundError
+from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError, ModelNotFoundError
 from service.scoring.scorer import Scorer
 from service.scoring.version import Reference
 from service.serving.engine import Engine
@@ -20,7 +20,7 @@ from service.web.browsers import check_origin
 from service.web.context import RequestContext, model_id
 from service.web.documentation import answers_json, problems, takes
 from service.web.lean import only_known_parameters
-from service.web.media_types import JSON, type_of
+from service.web.media_types import JSON, check_charset, media_type, refusal
 from service.web.routes_generate import Model
 
 MAX_BODY = 2**16  # bytes of what an administrator sends
@@ -117,9 +117,14 @@ def check_admin(context: RequestContext) -> None:
 
 
 async def read_body(context: RequestContext, kind: type[B], refused: str) -> B:
-    """Read and parse a small JSON body; `refused` is the error's text if its fields are wrong."""
-    body = await context.body(MAX_BODY)
-    type_of(context.content_type, body, (JSON,))
+    """Read and parse a small JSON body; `refused` is the error's text if its fields are wrong.
+
+    It has to be declared: a page of another origin may not declare JSON without asking first.
+    """
+    body, declared = await context.body(MAX_BODY), media_type(context.content_type)
+    if declared != JSON:
+        raise MediaTypeError(refusal(declared, body, (JSON,)))
+    check_charset(context.content_type, JSON)
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
