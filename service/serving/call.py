@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from service.errors import DeadlineError
 from service.scoring.scores import Scores
 from service.scoring.version import Published
 from service.serving.quotas import Quota
@@ -18,6 +19,11 @@ MAX_INTERVALS = 64  # most recorded intervals of a request's parts; a stream has
 
 class CallerLeftError(Exception):
     """The caller hung up before the answer."""
+
+
+def deadline_passed(timeout_s: float) -> DeadlineError:
+    """The error of a request that took longer than it may."""
+    return DeadlineError(f"the deadline of {timeout_s:g} s passed: send fewer rows, or allow more time")
 
 
 @dataclass

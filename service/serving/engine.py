@@ -21,7 +21,7 @@ from service.scoring.options import DEFAULT, ScoreOptions
 from service.scoring.scorer import Scorer, torch_device
 from service.scoring.scores import Answer, ReferenceEstimates, Scores, concatenated, rows_of
 from service.serving.batching import InferenceThreads
-from service.serving.call import Call, CallerLeftError
+from service.serving.call import Call, CallerLeftError, deadline_passed
 from service.serving.drift import DriftMonitors
 from service.serving.health import Health
 from service.serving.jobs import Task
@@ -290,7 +290,7 @@ class Engine:
         def on_hang_up(_: object) -> None:
             give_up("disconnect", CallerLeftError())
 
-        late = DeadlineError(f"the deadline of {call.timeout_s():g} s passed")
+        late = deadline_passed(call.timeout_s())
         timer = asyncio.get_running_loop().call_later(left_s, give_up, "deadline", late)
         hung_up.add_done_callback(on_hang_up)
         try:

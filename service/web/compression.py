@@ -11,6 +11,7 @@ from backports import zstd
 
 from service.errors import MalformedError, MediaTypeError, TooLargeError
 from service.system.cancellation import CheckCancelled
+from service.web.media_types import JSON, PROBLEM
 from service.web.negotiation import parsed_range, weight
 
 PIECE, SLICE = 2**16, 2**14  # bytes that are inflated at a time, and from which
@@ -136,7 +137,7 @@ def is_worth_packing(headers: Mapping[str, str]) -> bool:
 
     Parts of a file, and files with a tag for their very bytes, stay as they are.
     """
-    is_text = headers.get("content-type", "").startswith(("application/json", "application/problem+json", "text/"))
+    is_text = headers.get("content-type", "").startswith((JSON, PROBLEM, "text/"))
     is_long = is_text and int(headers.get("content-length", "0")) >= SMALLEST
     is_fixed = "content-encoding" in headers or "content-range" in headers or headers.get("etag", "").startswith('"')
     return is_long and not is_fixed

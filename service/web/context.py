@@ -17,7 +17,7 @@ from service.errors import DeadlineError, InputError, NotAcceptableError, Overlo
 from service.scoring.scorer import Scorer
 from service.scoring.scores import Scores
 from service.scoring.version import Published
-from service.serving.call import CallerLeftError, Timings
+from service.serving.call import CallerLeftError, Timings, deadline_passed
 from service.serving.engine import Engine
 from service.serving.quotas import UNLIMITED, Quota
 from service.serving.sharing import SharedRoom
@@ -27,12 +27,11 @@ from service.web.access import Key, KeyRing
 from service.web.answers import ModelId
 from service.web.batch import Limits
 from service.web.compression import MEMORY, MOST_RATIO, Inflater, coding_of, inflated
-from service.web.media_types import FORMATS
+from service.web.media_types import FORMATS, media_type
 from service.web.negotiation import negotiate
 from service.web.pacing import Arrivals, Breaks
 from service.web.query import policy_of
 
-FEWER = ": send fewer rows, or allow more time"
 CONTEXT = "context"  # our only key in a request's state
 FEW = 500  # rows of scores, or numbers: fewer are encoded faster than another thread wakes up
 SMALL = 65_536  # bytes of a body: fewer are parsed faster than that
@@ -116,6 +115,11 @@ class RequestContext:
     @cached_property
     def content_type(self) -> str:
         return self.request.headers.get("content-type", "")
+
+    @cached_property
+    def media_type(self) -> str:
+        """The media type that the request declares, empty if it declares none."""
+        return media_type(self.content_type)
 
     @property
     def accept(self) -> str:
@@ -221,7 +225,7 @@ class RequestContext:
             DeadlineError, CallerLeftError.
         """
         if self.time_left_s() <= 0:
-            raise DeadlineError(f"the deadline of {self.timeout_s():g} s passed{FEWER}")
+            raise deadline_passed(self.timeout_s())
         if self.hang_up_task is not None and self.hang_up_task.done():
             raise CallerLeftError
 
@@ -385,7 +389,7 @@ class RequestContext:
             raise
         except (TimeoutError, DeadlineError):
             dropped.labels("deadline").inc()
-            raise DeadlineError(f"the deadline of {self.timeout_s():g} s passed{FEWER}") from None
+            raise deadline_passed(self.timeout_s()) from None
 
 
 def model_id(scorer: Scorer) -> ModelId:

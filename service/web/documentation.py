@@ -8,7 +8,7 @@ from fastapi import Response
 
 from service.files.images import MEDIA_TYPES
 from service.web import schemas
-from service.web.media_types import CSV, FORM, FORMATS, JSON, NPY
+from service.web.media_types import CSV, FORM, FORMATS, JSON, NPY, PROBLEM
 
 EVERYWHERE = (400, 401, 403, 421, 504)  # the head, the key, the Host header, the deadline
 MEANINGS = {
@@ -41,7 +41,7 @@ TAGS = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem documents that an endpoint may answer with: these statuses, and those of every endpoint."""
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    content = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": MEANINGS[status], "content": content} for status in (*EVERYWHERE, 422, *statuses)}
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import mimetypes
 import re
 from collections.abc import Sequence
 
 from service.errors import MediaTypeError
-from service.files.images import MEDIA_TYPES
 
 JSON, NPY, CSV, PNG = "application/json", "application/x-npy", "text/csv", "image/png"
-NDJSON = "application/x-ndjson"
+NDJSON, PROBLEM = "application/x-ndjson", "application/problem+json"
 FORM = "multipart/form-data"
 FORMATS = {"json": JSON, "npy": NPY, "csv": CSV, "png": PNG, "ndjson": NDJSON}  # by the ending of a path
 TEXTS = (JSON, NDJSON, CSV)
@@ -23,7 +23,6 @@ ALIASES = {
 UNTOLD = ("", "application/octet-stream", "binary/octet-stream")  # which say nothing of what a body is
 CHARSET = re.compile(r"""charset\s*=\s*["']?([^"';,]*)""", re.IGNORECASE)
 UTF_8 = ("", "utf-8", "utf8", "us-ascii", "ascii")
-UTF_8_MARK = b"\xef\xbb\xbf"  # that PowerShell and Excel begin a text with
 SPACE = b" \t\r\n"
 # What begins so is plainly of that type. A table of text begins like any other text: it is not guessed.
 BEGINNINGS = (
@@ -53,7 +52,8 @@ def type_of(content_type: str, body: bytes | bytearray, accepted: Sequence[str])
     Raises:
         MediaTypeError: the body is of none of the accepted types, or its text is not in UTF-8; says what to send.
     """
-    declared, kind = media_type(content_type), likely_type(content_type, body)
+    declared = media_type(content_type)
+    kind = likely_type(declared, body)
     if kind not in accepted:
         raise MediaTypeError(refusal(declared, body, accepted))
     check_charset(content_type, kind)
@@ -62,15 +62,14 @@ def type_of(content_type: str, body: bytes | bytearray, accepted: Sequence[str])
     return kind, f"the request had no content type that says what its body is: it was read as {kind}"
 
 
-def likely_type(content_type: str, body: bytes | bytearray) -> str:
-    """The type of a body as declared or, where that says nothing, as its first bytes show; empty if they do not."""
-    declared = media_type(content_type)
+def likely_type(declared: str, body: bytes | bytearray) -> str:
+    """The media type of a body as declared or, where that says nothing, as its first bytes show; empty if they do not."""
     return (shown_by(body) or "") if declared in UNTOLD else declared
 
 
 def shown_by(body: bytes | bytearray) -> str | None:
     """The type that a body plainly has by its first bytes, if any."""
-    start = bytes(body[:LONGEST_BEGINNING]).removeprefix(UTF_8_MARK)
+    start = bytes(body[:LONGEST_BEGINNING]).removeprefix(codecs.BOM_UTF8)  # PowerShell and Excel begin a text with it
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "image/webp"
     for beginning, kind in BEGINNINGS:
@@ -102,8 +101,3 @@ def refusal(declared: str, body: bytes | bytearray, accepted: Sequence[str]) -> 
 def header_line(kind: str) -> str:
     """The option of curl that declares a type."""
     return f"-H 'content-type: {kind}'"
-
-
-def accepted_of(*kinds: str) -> tuple[str, ...]:
-    """Those types, with every type of image."""
-    return (*kinds, *MEDIA_TYPES)

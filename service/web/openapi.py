@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.web import protocol_schemas, schemas
 from service.web.context import Service
 from service.web.documentation import FILES, TAGS
-from service.web.media_types import JSON
+from service.web.media_types import JSON, PROBLEM
 from service.web.paths import PROBES
 from service.web.problems import document as problem_document
 
@@ -27,7 +27,6 @@ REQUESTED = (
     schemas.Instances, schemas.Latents, schemas.AliasBody, schemas.RestartBody, schemas.Problem,
     protocol_schemas.ProtocolRequest,
 )  # fmt: skip
-PROBLEM = "application/problem+json"
 KEYS = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "an API key"},

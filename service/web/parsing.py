@@ -6,6 +6,7 @@ is wrong and where. Errors name an unknown column, and repeat nothing else of th
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import math
@@ -30,14 +31,15 @@ from service.errors import (
     summary,
 )
 from service.files.dialect import DamagedTextError
+from service.files.images import MEDIA_TYPES
 from service.files.text_tables import csv_table
 from service.web.batch import MAX_PIXELS, Batch, Limits, check_row_count
 from service.web.forms import files_in
 from service.web.images import MAX_ENCODED, MOST_WARNINGS, decoded_text, parse_images, rows_of_instances
 from service.web.json_chunks import MAX_ELEMENT, field_chunks
-from service.web.media_types import CSV, FORM, JSON, NDJSON, NPY, UTF_8_MARK, accepted_of, type_of
+from service.web.media_types import CSV, FORM, JSON, NDJSON, NPY, type_of
 
-ROW_TYPES = accepted_of(JSON, NPY, CSV, FORM)  # JSON lines are read by `streaming.py`
+ROW_TYPES = (JSON, NPY, CSV, FORM, *MEDIA_TYPES)  # JSON lines are read by `streaming.py`
 MAX_HEADER = 10_000  # bytes of an npy header, which holds a type and a shape
 NPY_KINDS = "uif"
 MAX_DIMENSIONS = 4  # rows of images with colours
@@ -77,7 +79,6 @@ DEEP = msgspec.json.Decoder(DeepBody)
 LATENTS = msgspec.json.Decoder(LatentsBody)
 ROW = msgspec.json.Decoder(list[float])
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: an answer that contains it could not be encoded
-UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 STARTS = re.compile(rb'\s*\{\s*"instances"\s*:\s*((?:\[\s*){1,4})')
 
 
@@ -117,9 +118,9 @@ def unmarked(body: Body) -> Body:
     Raises:
         MalformedError: it is in UTF-16, as some of them write it.
     """
-    if body[:2] in UTF_16_MARKS:
+    if body[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise MalformedError("the body is text in UTF-16: send it in UTF-8")
-    return body[len(UTF_8_MARK) :] if body.startswith(UTF_8_MARK) else body
+    return body[len(codecs.BOM_UTF8) :] if body.startswith(codecs.BOM_UTF8) else body
 
 
 def with_warnings(batch: Batch, spec: InputSpec) -> Batch:

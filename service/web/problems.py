@@ -14,10 +14,10 @@ from starlette.responses import Response
 from service import errors
 from service.web.compression import MEMORY, CodingError
 from service.web.context import RequestContext
+from service.web.media_types import JSON, PROBLEM
 from service.web.paths import allowed
 
 PROTOCOL = "/v2"
-JSON = "application/json"
 
 # The first class that matches decides: subclasses come before their base.
 STATUSES: tuple[tuple[type[errors.VouchError], int, str], ...] = (
@@ -88,7 +88,7 @@ def respond(request: Request, problem: dict[str, Any], headers: dict[str, str] |
     if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
         return Response(msgspec.json.encode({"error": in_a_line(problem)}), problem["status"], headers, JSON)
     body = problem | {"request_id": RequestContext.of(request).request_id}
-    return Response(msgspec.json.encode(body), problem["status"], headers, "application/problem+json")
+    return Response(msgspec.json.encode(body), problem["status"], headers, PROBLEM)
 
 
 def in_a_line(problem: dict[str, Any]) -> str:

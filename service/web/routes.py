@@ -16,7 +16,7 @@ from service.web.context import RequestContext, model_id
 from service.web.documentation import FILE_TYPES, ROWS_PROBLEMS, answers_file, answers_json, ending, takes
 from service.web.images import has_encoded
 from service.web.lean import LeanRoute
-from service.web.media_types import CSV, FORM, JSON, NDJSON, NPY, PNG, UNTOLD, header_line, likely_type, media_type
+from service.web.media_types import CSV, FORM, JSON, NDJSON, NPY, PNG, UNTOLD, header_line, likely_type
 from service.web.parsing import parse_rows
 from service.web.query import ScoreQuery, documented, parse_query, under_policy
 from service.web.streaming import scored_lines
@@ -58,7 +58,7 @@ async def score(request: Request) -> Response:
     context, query = RequestContext.of(request), parse_query(request.query_params, ScoreQuery)
     wanted = under_policy(query, context.service.policy)
     limited("explain", wanted.explain, context.settings.max_draws)
-    declared, takes_lines = media_type(context.content_type), request.scope["path"].endswith(LINES_ENDING)
+    declared, takes_lines = context.media_type, request.scope["path"].endswith(LINES_ENDING)
     if takes_lines and declared not in (NDJSON, *UNTOLD):
         raise MediaTypeError(f"JSON lines are read here: send them with {header_line(NDJSON)}")
     if declared == NDJSON or takes_lines:
@@ -96,7 +96,7 @@ async def batch_of(context: RequestContext, scorer: Scorer, reader: CellReader |
     body = await context.body()
     reader = reader or replace(scorer.reader, is_strict=True)
     parse = partial(parse_rows, body, context.content_type, scorer.model.input, reader, context.limits())
-    kind = likely_type(context.content_type, body)
+    kind = likely_type(context.media_type, body)
     may_take_long = kind.startswith(("image/", FORM)) or has_encoded(body, scorer.model.input)
     return await context.parsed(len(body), parse, always_beside=may_take_long)
 

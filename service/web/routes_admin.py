@@ -20,7 +20,7 @@ from service.web.browsers import check_origin
 from service.web.context import RequestContext, model_id
 from service.web.documentation import answers_json, problems, takes
 from service.web.lean import only_known_parameters
-from service.web.media_types import JSON, check_charset, media_type, refusal
+from service.web.media_types import JSON, check_charset, refusal
 from service.web.routes_generate import Model
 
 MAX_BODY = 2**16  # bytes of what an administrator sends
@@ -121,7 +121,7 @@ async def read_body(context: RequestContext, kind: type[B], refused: str) -> B:
 
     It has to be declared: a page of another origin may not declare JSON without asking first.
     """
-    body, declared = await context.body(MAX_BODY), media_type(context.content_type)
+    body, declared = await context.body(MAX_BODY), context.media_type
     if declared != JSON:
         raise MediaTypeError(refusal(declared, body, (JSON,)))
     check_charset(context.content_type, JSON)

@@ -7,6 +7,7 @@ the first of them is written.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,7 +29,7 @@ from service.web.answers import answer_headers, score_list
 from service.web.batch import MAX_PIXELS
 from service.web.context import RequestContext, model_id
 from service.web.images import has_encoded
-from service.web.media_types import NDJSON, UTF_8_MARK, check_charset
+from service.web.media_types import NDJSON, check_charset
 from service.web.parsing import parse_row, parse_simple_rows
 from service.web.problems import error_document, internal
 
@@ -101,14 +102,14 @@ class Lines:
         while (chunk := await self.next_chunk(chunks)) is not None:
             *lines, rest = (rest + chunk).split(b"\n")
             if is_first and lines:
-                lines[0], is_first = lines[0].removeprefix(UTF_8_MARK), False
+                lines[0], is_first = lines[0].removeprefix(codecs.BOM_UTF8), False
             lines = list(filter(bytes.strip, lines))
             for start in range(0, len(lines), BLOCK_ROWS):
                 yield lines[start : start + BLOCK_ROWS]
             if len(rest) > MAX_LINE:
                 raise TooLargeError(f"a line is longer than {MAX_LINE:,} bytes, which is the limit")
         if rest.strip():
-            yield [rest.removeprefix(UTF_8_MARK) if is_first else rest]
+            yield [rest.removeprefix(codecs.BOM_UTF8) if is_first else rest]
 
     async def next_chunk(self, chunks: AsyncIterator[bytes]) -> bytes | None:
         """The next chunk from the client, None at the end.

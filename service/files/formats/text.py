@@ -31,7 +31,6 @@ MOST_HEADER = 2**20  # bytes
 JUDGED = 1_000  # records that say how the file is written
 WIDE = "utf_8"  # of a file whose line ends are not single bytes
 HEAD = '{"record":'
-BOM = b"\xef\xbb\xbf"
 
 
 class TextHead(Frozen):
@@ -221,8 +220,8 @@ def scanned_lines(file: InputFile, request: ReadRequest, head: TextHead | None, 
     with file.open() if head is None else head.source(file) as source:
         chunk = source.read(CHUNK)
         content.update(chunk)
-        if head is None and chunk.startswith(BOM):
-            offset = len(BOM)
+        if head is None and chunk.startswith(codecs.BOM_UTF8):
+            offset = len(codecs.BOM_UTF8)
         line += chunk.count(b"\n", 0, offset)
         chunk = chunk[offset:]
         while chunk or rest:
@@ -277,7 +276,7 @@ def head_of(file: InputFile, options: TextOptions, known: Collection[str]) -> tu
     content = file.sample(MOST_HEADER)
     encoding = options.encoding or encoding_of(content)
     is_wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
-    mark = len(BOM) if content.startswith(BOM) else 0
+    mark = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
     if is_wide:
         with file.open() as opened:
             content, mark = decoded(opened.read(), options.encoding)[0].encode(), 0
