@@ -33,6 +33,7 @@ LAYERS = [
     },
     {"scoring": "a model with its calibration, and what it says of rows"},
     {
+        "journal": "who got which verdict, and what people say of it: a chain of records in SQLite",
         "store": "versions and aliases, in a folder or at a URL",
         "training": "from rows to a model that is calibrated",
     },
