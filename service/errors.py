@@ -16,6 +16,9 @@
     |  |- ModelNotFoundError     no such model, version or alias
     |  |- ModelConflictError     already exists, or has changed in the meantime
     |  `- DamagedModelError      missing, truncated, altered or half-written files
+    |- JournalError              a journal that is missing, damaged, or of another key
+    |  |- NoRecordError          it has no such record
+    |  `- AmbiguousRecordError   it has several
     `- UnavailableError          the service cannot answer now
        |- OverloadedError        the queue is full
        `- DeadlineError          the deadline passed
@@ -155,6 +158,18 @@ class ModelConflictError(ModelError):
 
 class DamagedModelError(ModelError):
     """A model version with a missing, truncated, altered or half-written file."""
+
+
+class JournalError(VouchError):
+    """A journal that is missing or damaged, or whose key is another."""
+
+
+class NoRecordError(JournalError):
+    """The journal has no such record."""
+
+
+class AmbiguousRecordError(JournalError):
+    """More than one record of the journal is meant."""
 
 
 class UnavailableError(VouchError):

@@ -111,6 +111,24 @@ class Settings(BaseSettings):
     drift_folder: Path | None = Field(
         None, description="folder for the drift monitors' state across restarts; one for each replica"
     )
+    journal: Path | None = Field(
+        None,
+        description="the journal of verdicts: a file on a local disk, one for each process; without it there is none",
+    )
+    journal_key: Path | None = Field(
+        None, description="file with at least 32 random bytes or hexadecimal digits, under which the journal is kept"
+    )
+    journal_mode: Literal["required", "best-effort"] = Field(
+        "best-effort",
+        description="required: no verdict leaves before its record is on the disk; best-effort: records that cannot be "
+        "written are counted",
+    )
+    journal_rows: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of scored rows that are kept with the journal, drawn at random whatever their verdicts; 1: all",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level that is logged")
 
     @field_validator("port", mode="before")
@@ -119,7 +137,7 @@ class Settings(BaseSettings):
         """Pass over what Kubernetes sets for a Service that is called vouch: tcp://10.96.12.7:80."""
         return cls.model_fields["port"].default if str(value).startswith(("tcp://", "udp://")) else value
 
-    @field_validator("store_cache", "api_keys_file", "drift_folder", "policy", mode="before")
+    @field_validator("store_cache", "api_keys_file", "drift_folder", "policy", "journal", "journal_key", mode="before")
     @classmethod
     def empty_is_none(cls, value: object) -> object:
         """Read an empty variable as None: the feature is off."""

@@ -6,11 +6,12 @@ import sys
 
 import typer
 
+from service.cli import calibrate, evaluate, feedback, journal, keys, models, score, selftest, serve, train
 from service.cli import filter as _filter
-from service.cli import keys, models, score, selftest, serve, train
 from service.cli.app import app
 
-COMMANDS = (train, score, selftest, _filter, models, keys, serve)  # importing a module registers its commands
+# Importing a module registers its commands.
+COMMANDS = (train, calibrate, score, evaluate, selftest, _filter, models, feedback, journal, keys, serve)
 
 
 def main() -> None:

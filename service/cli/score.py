@@ -1,4 +1,4 @@
-"""`vouch score`, `evaluate` and `sample`."""
+"""`vouch score` and `sample`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from service.cli.app import app
-from service.cli.console import accepted, drawn_rules, err, fail_in_one_line, interval, naming, row_bar, write
-from service.cli.inputs import check_unseen, existing, rows_for, rows_for_all, scorer_of
+from service.cli.console import accepted, err, fail_in_one_line, interval, naming, row_bar, write
+from service.cli.inputs import rows_for_all, scorer_of
 from service.cli.options import (
     FILES,
     DeviceOption,
@@ -26,8 +24,6 @@ from service.cli.options import (
     ModelOption,
     StoreOption,
     TextFileOptions,
-    TrainedRowsOption,
-    named_file,
     split_names,
     takes_options,
 )
@@ -35,7 +31,6 @@ from service.errors import DataError
 
 if TYPE_CHECKING:
     from service.data.inputs import InputSpec
-    from service.scoring.evaluation import Costs
     from service.scoring.options import ScoreOptions
     from service.scoring.scorer import Scorer
     from service.scoring.scores import Samples, Scores
@@ -162,68 +157,6 @@ def print_scores(reference: str, scores: Scores, origin: Origin, discoveries: Di
         )
         if warning := discoveries.warning():
             err.print(f"warning: {warning}")
-
-
-@dataclass(frozen=True)
-class CostOptions:
-    """What mistakes cost, and how often rows are invalid."""
-
-    cost_miss: Annotated[float | None, typer.Option(help="what an invalid row costs that is called valid")] = None
-    cost_alarm: Annotated[float, typer.Option(help="what a valid row costs that is called invalid")] = 1.0
-    prevalence: Annotated[float, typer.Option(help="share of rows that are invalid, for the costs")] = 0.01
-
-    def costs(self) -> Costs | None:
-        """The costs, if any are given."""
-        from service.scoring.evaluation import Costs
-
-        return None if self.cost_miss is None else Costs(self.cost_miss, self.cost_alarm, self.prevalence)
-
-
-@app.command()
-@fail_in_one_line
-@takes_options
-def evaluate(
-    cost: CostOptions,
-    valid: Annotated[Path, typer.Option(help="file of valid rows that the model has not seen")],
-    invalid: Annotated[list[str], typer.Option(help="NAME=FILE of invalid rows; may be repeated")],
-    model: ModelOption = None,
-    store: StoreOption = "model_store",
-    limit: Annotated[int | None, typer.Option(min=1, help="use only the first N rows of each file")] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="PNG file to write: share caught against false alarms, one panel per set")
-    ] = None,
-    trained_rows: TrainedRowsOption = "refuse",
-    device: DeviceOption = "auto",
-) -> None:
-    """Compare the rules on valid and invalid rows, recommend one, and name the rate that costs least."""
-    from service.scoring.evaluation import RATES, cheapest, cost_sentence, evaluated, rates_allowed, recommendation
-
-    costs = cost.costs()
-    scorer = scorer_of(store, model, device)
-    sets = dict(named_file(text) for text in invalid)
-    if len(sets) < len(invalid):
-        raise DataError("--invalid: a set is named twice")
-    if picture is not None and picture.suffix != ".png":
-        raise DataError(f"{picture}: expected a name that ends in .png")
-
-    def read_rows(path: Path) -> np.ndarray:
-        return rows_for(scorer.judging_reader(), path, None).of_model(path, scorer.model.input)[:limit]
-
-    good = read_rows(valid)
-    check_unseen(existing(store), scorer.published.reference, good[:, : scorer.model.input.features], trained_rows)
-    results = evaluated(scorer, good, {name: read_rows(path) for name, path in sets.items()})
-    heads = [f"{100 * rate:g} %" for rate in RATES]
-    table = Table("invalid set", "rule", "AUROC", "AUPRC", *(f"caught at {head}" for head in heads), "false alarms")
-    for one in results:
-        shares = [f"{100 * share:.1f}" for share in one.caught]
-        alarms = ", ".join(f"{100 * share:.1f}" for share in one.alarms)
-        table.add_row(one.name, one.rule, f"{one.auroc:.4f}", f"{one.auprc:.4f}", *shares, alarms)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-    print(recommendation(results))
-    if costs is not None:
-        print(cost_sentence(cheapest(results, costs, rates_allowed(scorer)), costs))
-    if picture is not None:
-        write(picture, drawn_rules(results))
 
 
 @app.command()

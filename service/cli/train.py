@@ -1,4 +1,4 @@
-"""`vouch train`, `schema` and `calibrate`."""
+"""`vouch train` and `schema`."""
 
 from __future__ import annotations
 
@@ -19,24 +19,20 @@ from service.cli.console import (
     schema_table,
     write,
 )
-from service.cli.inputs import check_unseen, existing, group_cells, repeated, rows_for, schema_in, table_from
+from service.cli.inputs import group_cells, schema_in, table_from
 from service.cli.options import (
     ColumnsOption,
-    DataArgument,
-    DeviceOption,
     ImageOptions,
     KeyOption,
     RepeatOptions,
     RuleOptions,
     StoreOption,
     TableOptions,
-    TextFileOptions,
-    TrainedRowsOption,
     split_names,
     takes_options,
     widths,
 )
-from service.cli.report import USUAL_STORE, calibrated_lines, print_report
+from service.cli.report import USUAL_STORE, print_report
 from service.errors import DataError
 
 if TYPE_CHECKING:
@@ -363,66 +359,3 @@ def schema(
     print_schema(source, raw, survey)
     if output is not None:
         write(output, (survey.schema.model_dump_json(indent=2) + "\n").encode())
-
-
-@dataclass(frozen=True)
-class TermsOptions(RuleOptions):
-    """Options of what a calibration is for."""
-
-    estimator: Annotated[
-        Literal["fast", "standard", "thorough"] | None,
-        typer.Option(help="how log p(x) is estimated; default: unchanged"),
-    ] = None
-    by: Annotated[
-        str | None,
-        typer.Option(
-            help="column whose groups are each compared with their own rows; '' for none; default: the model's"
-        ),
-    ] = None
-
-
-@app.command()
-@fail_in_one_line
-@takes_options
-def calibrate(
-    model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS")],
-    data: DataArgument,
-    terms: TermsOptions,
-    text: TextFileOptions,
-    repeats: RepeatOptions,
-    store: StoreOption = "model_store",
-    key: KeyOption = None,
-    trained_rows: TrainedRowsOption = "refuse",
-    device: DeviceOption = "auto",
-) -> None:
-    """Calibrate a model on other valid rows, and publish the result as a new version."""
-    from service.density.estimator import Estimator
-    from service.scoring.scorer import torch_device
-    from service.training.recalibrate import recalibrate
-
-    models = existing(store)
-    published = models.load(models.resolve(model))
-    published.model.vae.to(torch_device(device))
-    chosen = None if terms.estimator is None else Estimator.of(terms.estimator)
-    card = published.card.calibration
-    judging = terms.options().or_default(card.rule, card.false_alarm)
-    rows = rows_for(published.card.reader(), data, key, text.text_options())
-    cells = rows.of_model(data, published.card.input)[:, : published.card.input.features]
-    check_unseen(models, published.reference, cells, trained_rows)
-    found = repeated(data, cells, published.card.input, repeats, rows.raw)
-    with progress_bar() as on_progress:
-        draft = recalibrate(
-            published,
-            rows.rows,
-            chosen,
-            judging.band_percentiles,
-            on_progress,
-            found.groups,
-            judging.default_rule,
-            terms.by,
-        )
-    draft = replace(draft, fingerprints=models.fingerprints(published.reference))
-    reference = models.publish(published.reference.name, draft)
-    total = len(rows.rows.array) if found.groups is None else len(set(found.groups.tolist()))
-    for line in calibrated_lines(reference, draft, total, found.note):
-        err.print(line, highlight=False, markup=False)

@@ -26,6 +26,8 @@ ERRORS: dict[str, type[errors.VouchError]] = {
     "unauthorized": errors.AccessError,
     "model-not-found": errors.ModelNotFoundError,
     "conflict": errors.ModelConflictError,
+    "record-not-found": errors.NoRecordError,
+    "ambiguous-record": errors.AmbiguousRecordError,
     "model-unloadable": errors.UnavailableError,
     "deadline-passed": errors.DeadlineError,
     "overloaded": errors.OverloadedError,

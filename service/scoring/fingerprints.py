@@ -42,7 +42,11 @@ class Fingerprints:
 
     def seen(self, rows: np.ndarray) -> int:
         """How many of the rows, shape (n, D), were trained on."""
-        return int(np.isin(of_rows(rows, self.key), self.values).sum())
+        return int(self.are_seen(rows).sum())
+
+    def are_seen(self, rows: np.ndarray) -> np.ndarray:
+        """Which of the rows, shape (n, D), were trained on: (n,), bool."""
+        return np.isin(of_rows(rows, self.key), self.values)
 
     def check_unseen(self, rows: np.ndarray, reference: str) -> None:
         """Raise if more of the rows, shape (n, D), were trained on than rows that repeat by themselves would explain.

@@ -60,6 +60,26 @@ def reasons_of(scores: Scores) -> list[str | None]:
     return found
 
 
+NAMES = ("unreadable", "below", "above", "too_likely", *PHRASES)  # of reasons, for machines
+
+
+def reason_codes(scores: Scores) -> np.ndarray:
+    """Why each row is invalid, without a word about its cells: places in NAMES, shape (B,); -1 for valid rows.
+
+    `below` and `above` are those of the band; with the rule combined, it is the statistic that most speaks against the row.
+    """
+    if scores.rule is None:
+        found = np.where(scores.sides < 0, NAMES.index("below"), NAMES.index("above"))
+    else:
+        there = [name for name in PHRASES if name in scores.rule.statistics]
+        places = [scores.rule.statistics.index(name) for name in there]
+        found = np.array([NAMES.index(name) for name in there])[scores.evidence[:, places].argmin(axis=1)]
+        is_likely = (found == NAMES.index("log_likelihood")) & (scores.low_p_value > 0.5)
+        found = np.where(is_likely, NAMES.index("too_likely"), found)
+    found = np.where(scores.unreadable, NAMES.index("unreadable"), found)
+    return np.where(scores.valid, -1, found).astype(np.int8)
+
+
 def compared_with(scores: Scores) -> list[str]:
     """The valid rows that each row is compared with, in words: those of its group, if there are groups."""
     if scores.grouping is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any, TypeVar, cast
 
@@ -155,6 +155,8 @@ class Scores:
     With a `grouping` each row is compared with validation rows of its own group, `group`: the number of its name; -1 if its
     group is missing, so that it is compared with rows of all groups.
 
+    `record` is the id under which a journal keeps the rows' verdicts; None if there is none.
+
     `by_column` (B, D) is E[log p(x_j | z)] over p(z | x), nats, if maps were asked for.
 
     Rows that are `unreadable` have a cell that cannot be read, or no value: they rank below every number, and are always
@@ -188,9 +190,15 @@ class Scores:
     grouping: Grouping | None
     domains: Domains
     spec: InputSpec
+    record: str | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.log_likelihood)
+
+    @property
+    def records(self) -> list[str] | None:
+        """The record id of each row, if there is a journal."""
+        return None if self.record is None else [f"{self.record}.{row}" for row in range(len(self))]
 
     def discoveries(self, level: float, tail: Tail = "low") -> Discoveries:
         """The rows to reject together so that the expected share of valid rows among them is at most `level`.

@@ -80,6 +80,8 @@ def score_lists(scores: Scores, discoveries: Discoveries | None = None) -> tuple
     if scores.grouping is not None:
         names, columns = [*names, "group"], [*columns, scores.group_names]
     names, columns = [*names, "reason"], [*columns, scores.reasons()]
+    if scores.records is not None:
+        names, columns = [*names, "record"], [*columns, scores.records]
     lists = [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]
     # NaN alone differs from itself.
     return names, ([None if value != value else value for value in row] for row in zip(*lists, strict=True))  # noqa: PLR0124

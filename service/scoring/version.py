@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -81,6 +82,14 @@ class Card(Frozen):
     def without_unknown(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The fields; those that were added later only where they say something."""
         return without_nothing(serialize(self), LATER_FIELDS)
+
+    @property
+    def input_digest(self) -> str:
+        """Short sha256 of what the version reads: versions with the same one read a row as the same numbers."""
+        beside = () if self.domains is None else self.domains.beside
+        read = (self.input, self.reading, *beside, *filter(None, [self.images]))
+        text = "\n".join(one.model_dump_json() for one in read)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def reader(self) -> CellReader:
         """A reader of cells for the version's rows."""

@@ -13,7 +13,7 @@ import threading
 import time
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,16 @@ class DriftMonitors:
     Args:
         level: chance that the monitor of all rows ever raises a false alarm; and that any key's does.
         folder: where the monitors' state is kept across restarts; None: it is not kept.
+        on_alarm: hears each alarm.
     """
 
-    def __init__(self, level: float = 0.01, folder: Path | None = None) -> None:
-        self.level, self.folder = level, folder
+    def __init__(
+        self,
+        level: float = 0.01,
+        folder: Path | None = None,
+        on_alarm: Callable[[Reference, dict[str, Any]], None] = lambda reference, fields: None,
+    ) -> None:
+        self.level, self.folder, self.on_alarm = level, folder, on_alarm
         self.versions: dict[Reference, VersionMonitors] = {}
         self.seen: OrderedDict[tuple[Reference, str | None, str, bytes], None] = OrderedDict()
         self.lock = threading.Lock()
@@ -107,6 +113,7 @@ class DriftMonitors:
         fields = monitor.document(level)
         fields["drift_level"] = fields.pop("level")  # `level` is the log line's own
         log.warning("drift", extra={"model": str(reference), **whose, **fields})
+        self.on_alarm(reference, {**whose, **fields})
 
     def is_known(self, reference: Reference, key: str | None, request_id: str, scores: Scores) -> bool:
         """Whether such a request was counted recently; if not, remember it."""

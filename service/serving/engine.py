@@ -27,6 +27,7 @@ from service.serving.health import Health
 from service.serving.jobs import Task
 from service.serving.metrics import Metrics
 from service.serving.quotas import Quotas
+from service.serving.recorder import Recorder
 from service.serving.registry import Registry
 from service.serving.shadow import Shadow
 from service.settings import Settings
@@ -50,13 +51,15 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.metrics = settings, Metrics()
-        self.drift = DriftMonitors(settings.drift_level, settings.drift_folder)
+        self.recorder = Recorder.of(settings, self.metrics.count_transaction, self.metrics.journal_dropped.inc)
+        self.drift = DriftMonitors(settings.drift_level, settings.drift_folder, self.recorder.drift)
         self.registry = Registry(
             Store(settings.store, settings.cache()),
             settings.device,
             settings.loaded_versions,
             on_failure=self.metrics.reload_failures.inc,
-            on_load=self.drift.restore,
+            on_load=self.on_load,
+            on_change=self.recorder.catalog,
         )
         on_cpu = torch_device(settings.device).type == "cpu"
         self.inference = InferenceThreads(
@@ -77,11 +80,18 @@ class Engine:
         self.health = Health(self.inference, self.registry, settings.request_timeout_s)
 
     def start(self) -> None:
+        self.recorder.start()
         self.inference.start()
 
     def stop(self) -> None:
         """Finish what is queued."""
         self.inference.stop()
+        self.recorder.stop()
+
+    def on_load(self, scorer: Scorer) -> None:
+        """Prepare to serve a version."""
+        self.drift.restore(scorer)
+        self.recorder.loaded(scorer)
 
     async def refresh(self, timeout_s: float | None = None) -> None:
         """Poll the store, load what is new, and serve it.
@@ -149,7 +159,13 @@ class Engine:
         self.inference.check_room(call.caller, scorer.model.row_cost)
 
     async def score(self, call: Call, scorer: Scorer, rows: np.ndarray, options: ScoreOptions = DEFAULT) -> Scores:
-        """Score rows that were read for the scorer, shape (B, D + C), in batches with those of other calls; count them."""
+        """Score rows that were read for the scorer, shape (B, D + C), in batches with those of other calls.
+
+        The scores are counted, and recorded if there is a journal.
+
+        Raises:
+            UnavailableError: the journal is required, and cannot be written.
+        """
         options = scorer.resolved(options)
 
         def compute(batch: np.ndarray, check_cancelled: CheckCancelled) -> Scores:
@@ -172,7 +188,7 @@ class Engine:
             self.saving = asyncio.ensure_future(self.save_drift())
         if self.shadow is not None:
             self.shadow.compare(scorer, rows, scores)
-        return scores
+        return await self.recorder.scores(call, scorer, rows, scores)
 
     async def learn_patterns(self, call: Call, scorer: Scorer, rows: np.ndarray, options: ScoreOptions) -> None:
         """For each new pattern of missing cells, score the validation rows that such rows are compared with.

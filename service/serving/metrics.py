@@ -69,6 +69,11 @@ class Metrics:
         self.shadow_gap = RowHistogram(
             "vouch_shadow_percentile_gap", "Difference between the two versions' percentiles", GAPS, ("model", "shadow")
         )
+        self.journal_seconds = self.histogram(
+            "vouch_journal_seconds", "Seconds that a transaction of the journal took", SECONDS
+        )
+        self.journal_records = self.counter("vouch_journal_records", "Records that the journal wrote")
+        self.journal_dropped = self.counter("vouch_journal_dropped_rows", "Verdicts that the journal could not keep")
         for histogram in (self.log_likelihood, self.p_value, self.shadow_gap):
             self.registry.register(histogram)
         self.shadow_skipped = self.counter("vouch_shadow_skipped", "Requests that the shadow skipped")
@@ -104,6 +109,10 @@ class Metrics:
     def count_batch(self, rows: int, seconds: float) -> None:
         self.batch_rows.observe(rows)
         self.batch_seconds.observe(seconds)
+
+    def count_transaction(self, seconds: float, records: int) -> None:
+        self.journal_seconds.observe(seconds)
+        self.journal_records.inc(records)
 
     def text(self) -> bytes:
         """All metrics in the text format of Prometheus."""

@@ -47,6 +47,7 @@ class Registry:
     max_loaded: int
     on_failure: Callable[[], None] = lambda: None
     on_load: Callable[[Scorer], None] = lambda scorer: None
+    on_change: Callable[[Catalog | None, Catalog], None] = lambda before, after: None  # of the catalog that is served
     catalog: Catalog = field(default_factory=lambda: Catalog({}, {}, None, {}))
     found: Catalog | None = None  # the store's content at the last poll
     wanted: set[Reference] = field(default_factory=set)  # the versions that bare names and aliases mean in the store
@@ -134,7 +135,9 @@ class Registry:
                 log.exception("cannot poll the store")
                 self.hold_back({STORE: type(error).__name__})
                 return
-            self.catalog = self.merged(found)
+            merged = self.merged(found)
+            self.on_change(None if self.found is None else self.catalog, merged)
+            self.catalog = merged
             self.found = found
 
     def load_targets(self, found: Catalog) -> dict[str, str]:

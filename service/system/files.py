@@ -9,7 +9,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from service.errors import VouchError
 
@@ -27,12 +27,20 @@ def write_whole(path: Path, content: bytes, temporary_folder: Path | None = None
     Raises:
         OSError: it cannot be written; the old file is untouched.
     """
+    with written_whole(path, temporary_folder, mode) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, temporary_folder: Path | None = None, mode: int | None = None) -> Iterator[BinaryIO]:
+    """A new file that replaces another when the `with` block ends, as `write_whole`; after an error the old one stays."""
     folder = temporary_folder or path.parent
     for one in (path.parent, folder):
         one.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{uuid.uuid4().hex}"
     try:
-        write_synced(temporary, content, mode)
+        with new_synced(temporary, mode) as file:
+            yield file
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -64,14 +72,21 @@ def write_remote(files: Any, path: str, content: bytes) -> None:
         files.pipe_file(path, content)
 
 
-def write_synced(path: Path, content: bytes, mode: int | None = None) -> None:
-    """Write a new file and sync it to disk."""
+@contextlib.contextmanager
+def new_synced(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
+    """A new file, which is synced to disk at the end of the `with` block."""
     with path.open("xb") as file:
         if mode is not None:
             os.fchmod(file.fileno(), mode)
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_synced(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Write a new file and sync it to disk."""
+    with new_synced(path, mode) as file:
+        file.write(content)
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,7 +15,8 @@ from service.serving.quotas import UNLIMITED, Quota
 from service.settings import SettingsError
 from service.system.files import read_regular
 
-SCOPES = ("score", "admin")
+SCOPES = ("score", "review", "admin")
+REVIEW_PATH = "/feedback"
 DIGEST = re.compile("[0-9a-f]{64}")
 ID = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # What a file of keys holds that was made from a variable without a value: with and without echo's line end.
@@ -145,6 +146,11 @@ def check_scope(key: Key | None, scope: str) -> None:
     """Raise unless the key has the scope; `admin` includes every other. None: no keys are configured."""
     if key is not None and not {scope, "admin"} & key.scopes:
         raise ScopeError(f"the API key lacks scope {scope!r}: use one that has it")
+
+
+def scope_of(path: str) -> str:
+    """The scope that a path needs; what changes models asks for more."""
+    return "review" if path == REVIEW_PATH else "score"
 
 
 class MissingKeysError(SettingsError):

@@ -67,6 +67,7 @@ class Score(msgspec.Struct, omit_defaults=True):
     evidence: Any = msgspec.UNSET
     reason: str | msgspec.UnsetType = msgspec.UNSET
     group: str | msgspec.UnsetType | None = msgspec.UNSET
+    record: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def json_response(document: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
@@ -95,9 +96,13 @@ def noted(warnings: Sequence[str]) -> dict[str, Any]:
     return {"warnings": warnings} if warnings else {}
 
 
-def answer_headers(model: ModelId, warnings: Sequence[str] = ()) -> dict[str, str]:
-    """Headers for bodies that have no fields for the model and for warnings, which are a list in JSON."""
+def answer_headers(model: ModelId, warnings: Sequence[str] = (), record: str | None = None) -> dict[str, str]:
+    """Headers for bodies that have no fields for the model and for warnings, which are a list in JSON.
+
+    `record` is the first part of the record ids: a dot and a row's place, from 0, are the rest.
+    """
     headers = {"X-Model": f"{model.name}@{model.version}", "X-Model-Digest": model.digest}
+    headers |= {} if record is None else {"X-Record": record}
     shown = [warning[:LONGEST_WARNING] for warning in warnings[:WARNINGS_IN_HEADER]]
     return headers | ({"X-Warnings": json.dumps(shown)} if shown else {})
 
@@ -179,6 +184,7 @@ def score_list(
         unset if scores.rule is None else evidence_of(scores, scores.rule),
         [reason or msgspec.UNSET for reason in scores.reasons()],
         unset if scores.grouping is None else scores.group_names,
+        scores.records or unset,
         strict=True,
     )
     return [Score(*row) for row in columns]
@@ -197,7 +203,7 @@ def map_documents(maps: PixelMaps) -> list[dict[str, Any]]:
     return [{"log_likelihood": log_likelihood, "strangeness": strangeness} for log_likelihood, strangeness in both]
 
 
-def maps_response(kind: str, model: ModelId, maps: PixelMaps, images: np.ndarray, warnings: Sequence[str]) -> Response:
+def maps_response(kind: str, headers: dict[str, str], maps: PixelMaps, images: np.ndarray) -> Response:
     """Answer POST /score?explain=map with both maps of each image as npy, (B, 2, H, W), or drawn on it as one PNG.
 
     Args:
@@ -205,8 +211,8 @@ def maps_response(kind: str, model: ModelId, maps: PixelMaps, images: np.ndarray
     """
     if kind == NPY:
         both = np.stack([maps.log_likelihood, maps.strangeness], axis=1)
-        return npy_response(both, answer_headers(model, warnings))
-    return Response(png(sheet(images, maps)), 200, answer_headers(model, warnings), PNG)
+        return npy_response(both, headers)
+    return Response(png(sheet(images, maps)), 200, headers, PNG)
 
 
 def missing_fields(scores: Scores) -> tuple[list[Any], list[Any]]:
@@ -233,13 +239,15 @@ def scores_answer(
     maps = None if draw_maps is None else draw_maps()
     warnings = [*batch.warnings, *scores.warnings()]
     if maps is not None and kind != JSON:
-        return maps_response(kind, model, maps, shaped(batch.rows, scores.spec), warnings)
+        headers = answer_headers(model, warnings, scores.record)
+        return maps_response(kind, headers, maps, shaped(batch.rows, scores.spec))
     if kind != JSON and discoveries is not None:
         warnings = [*warnings, *filter(None, [discoveries.warning()])]
     if kind == NPY:
-        return npy_response(score_records(scores, discoveries), answer_headers(model, warnings))
+        return npy_response(score_records(scores, discoveries), answer_headers(model, warnings, scores.record))
     if kind == CSV:
-        return csv_response(scores_csv(scores, batch.ids, discoveries), answer_headers(model, warnings))
+        content = scores_csv(scores, batch.ids, discoveries)
+        return csv_response(content, answer_headers(model, warnings, scores.record))
     document = {
         "model": model,
         "band": band_document(scores.band, scores.band.accepted if scores.rule is not None else scores.accepted),
@@ -353,6 +361,9 @@ def score_records(scores: Scores, discoveries: Discoveries | None) -> np.ndarray
     if scores.codes.size:
         dtype = np.dtype([*dtype.descr, ("violations", "i4")])
         columns["violations"] = scores.num_violations
+    if scores.records is not None:
+        columns["record"] = np.array(scores.records, "S")
+        dtype = np.dtype([*dtype.descr, ("record", columns["record"].dtype)])
     records = np.zeros(len(scores), dtype)
     for name in dtype.names or ():
         records[name] = columns[name] if name in columns else getattr(scores, name)

@@ -28,10 +28,11 @@ from service.web import (
     kserve_v1,
     routes,
     routes_admin,
+    routes_feedback,
     routes_generate,
     routes_health,
 )
-from service.web.access import KeyRing, check_scope
+from service.web.access import KeyRing, check_scope, scope_of
 from service.web.browsers import HostRule
 from service.web.caching import Tags
 from service.web.context import RequestContext, Service
@@ -48,7 +49,8 @@ CORS: dict[str, Any] = {
         "X-Request-Timeout", "traceparent", "Inference-Header-Content-Length",
     ),
     "expose_headers": (
-        "ETag", "Retry-After", "Server-Timing", "X-Model", "X-Model-Digest", "X-Request-Id", "X-Seed", "X-Warnings",
+        "ETag", "Retry-After", "Server-Timing", "X-Model", "X-Model-Digest", "X-Record", "X-Request-Id", "X-Seed",
+        "X-Warnings",
         "Inference-Header-Content-Length",
     ),
 }  # fmt: skip
@@ -56,8 +58,8 @@ CHECK_S = 1.0  # between looks at the failures of inference
 RELOAD_S = 60.0  # after which a reload gives up waiting for the store
 SAVE_S = 5.0  # for the drift monitors, at the end
 ROUTERS = (
-    routes.router, routes_generate.router, routes_admin.router, routes_health.probes, routes_health.router,
-    inference_protocol.router, kserve_v1.router,
+    routes.router, routes_generate.router, routes_admin.router, routes_feedback.router, routes_health.probes,
+    routes_health.router, inference_protocol.router, kserve_v1.router,
 )  # fmt: skip
 
 
@@ -175,7 +177,7 @@ class Guard:
             headers = Headers(scope=scope)
             try:
                 key = self.ring.keys.check(headers.get("authorization"), headers.get("x-api-key"))
-                check_scope(key, "score")
+                check_scope(key, scope_of(scope["path"]))
                 RequestContext.of(Request(scope)).key = key
             except AccessError as error:
                 await on_vouch_error(Request(scope), error)(scope, receive, send)

@@ -71,7 +71,7 @@ class Service:
             problems["inference"] = f"inference fails: {self.engine.health.problem}"
         if self.keys.problem is not None:
             problems["keys"] = self.keys.problem
-        return problems
+        return problems | self.engine.recorder.problems()
 
 
 @dataclass

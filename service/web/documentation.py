@@ -15,15 +15,15 @@ MEANINGS = {
     400: "The body or the request's head cannot be read.",
     401: "No API key, an unknown one, or an expired one.",
     403: "The API key may not do this, or the deployment sets another rule.",
-    404: "No such model, version or alias.",
+    404: "No such model, version, alias or record.",
     406: "The answer has no form that the client accepts.",
-    409: "The version or alias exists already, or has changed.",
+    409: "The version or alias exists already or has changed, or several records are meant.",
     413: "More bytes, rows or pixels than the deployment accepts.",
     415: "A body of a type that is not read.",
     421: "The Host header does not name this service.",
     422: "The rows or parameters are not what the model reads.",
     429: "The queue, the memory or the key's quota is used up.",
-    503: "Not ready, about to stop, or the model cannot be loaded.",
+    503: "Not ready, about to stop, the model cannot be loaded, or the journal cannot be written.",
     504: "The deadline passed.",
 }
 # Groups of endpoints, in the order that people need them.
@@ -34,6 +34,7 @@ TAGS = {
     "to `/score`, `/reconstruct` and `/encode`.",
     "models": "What is served, and which version answers. What changes something needs a key of scope `admin`.",
     "drift": "Whether served rows still look like the validation rows.",
+    "feedback": "What people say of verdicts, where there is a journal. Needs a key of scope `review`.",
     "health": "Probes, metrics and the version. The probes never ask for a key.",
     "open inference protocol": "Version 2, for the clients of Triton and KServe; and version 1 of KServe.",
 }

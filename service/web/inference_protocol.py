@@ -384,6 +384,7 @@ def answer(name: str, scorer: Scorer, asked: Asked, scores: Scores) -> Response:
         "model_name": name,
         "model_version": scorer.published.reference.version,
         **({"id": asked.id} if asked.id is not None else {}),
+        **({"parameters": {"record": scores.record}} if scores.record is not None else {}),
         "outputs": [
             {
                 "name": output,

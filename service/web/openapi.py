@@ -19,11 +19,13 @@ from service.settings import Settings
 from service.web import protocol_schemas, schemas
 from service.web.context import Service
 from service.web.documentation import FILES, TAGS
+from service.web.feedback_schemas import FeedbackBody
 from service.web.media_types import JSON, PROBLEM
 from service.web.paths import PROBES
 from service.web.problems import document as problem_document
 
 REQUESTED = (
+    FeedbackBody,
     schemas.Instances, schemas.Latents, schemas.AliasBody, schemas.RestartBody, schemas.Problem,
     protocol_schemas.ProtocolRequest,
 )  # fmt: skip
@@ -33,6 +35,7 @@ KEYS = {
 }
 PATH_PARAMETERS = {"name": "the model's name", "version": "the version, a number"}
 ADMIN = ("move_alias", "restart_drift")
+REVIEW = ("give_feedback", "list_feedback")
 HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {
         "description": "the request's own id, or a new one; logs have it, too",
@@ -44,6 +47,10 @@ HEADERS: dict[str, dict[str, Any]] = {
     "ETag": {"description": "a tag for If-None-Match, answered by 304", "schema": {"type": "string"}},
     "X-Model": {"description": "the model version that answered, NAME@VERSION", "schema": {"type": "string"}},
     "X-Model-Digest": {"description": "sha256 of the version's manifest", "schema": {"type": "string"}},
+    "X-Record": {
+        "description": "where there is a journal: record ids without their ends, a dot and the row's place, from 0",
+        "schema": {"type": "string"},
+    },
     "X-Warnings": {"description": "what looks like a mistake: a list of texts, in JSON", "schema": {"type": "string"}},
 }
 TAGGED = ("list_models", "get_model", "sample", "sample_file")
@@ -167,6 +174,7 @@ def header_names(operation: dict[str, Any], status: str) -> list[str]:
         return names
     names += ["ETag"] if name in TAGGED else []
     names += ["X-Seed"] if name.startswith("sample") else []
+    names += ["X-Record"] if name == "score_file" else []
     return names + (["X-Model", "X-Model-Digest", "X-Warnings"] if tag == "files" else [])
 
 
@@ -184,6 +192,8 @@ def require_keys(document: dict[str, Any], open_paths: tuple[str, ...]) -> None:
             operation["security"] = []
         elif operation["operationId"] in ADMIN:
             operation["description"] += "\n\nNeeds a key of scope `admin`."
+        elif operation["operationId"] in REVIEW:
+            operation["description"] += "\n\nNeeds a key of scope `review`."
 
 
 def drop_unused(document: dict[str, Any]) -> None:
@@ -218,6 +228,7 @@ def put_examples(document: dict[str, Any], scorer: Scorer) -> None:
         "Latents": {"latents": [[0.0] * scorer.latents]},
         "RestartBody": {"restart": True},
         "AliasBody": {"alias": "candidate", "version": version},
+        "FeedbackBody": {"record": "0pcr9gdbfde50.0", "label": "valid"},
     }
     paths = {"name": scorer.published.reference.name, "version": version}
     for _, operation in operations(document):

@@ -76,6 +76,9 @@ class ProtocolAnswer(Answer):
     model_name: str = Field(description="the model's name")
     model_version: str = Field(description="the version that answered")
     id: str | None = Field(None, description="the request's id, if it had one")
+    parameters: dict[str, str] | None = Field(
+        None, description="where there is a journal: `record`, to which a dot and a row's place, from 0, are added"
+    )
     outputs: list[ProtocolOutput] = Field(description="the requested parts of the score")
 
 

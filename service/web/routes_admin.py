@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ValidationError
 
 from service._version import __version__
-from service.errors import Fault, InputError, MalformedError, MediaTypeError, ModelError, ModelNotFoundError
+from service.errors import ModelError, ModelNotFoundError
 from service.scoring.scorer import Scorer
 from service.scoring.version import Reference
 from service.serving.engine import Engine
 from service.store.store import Catalog
 from service.web import answers, schemas
 from service.web.access import check_scope
+from service.web.bodies import read_body
 from service.web.browsers import check_origin
 from service.web.context import RequestContext, model_id
 from service.web.documentation import answers_json, problems, takes
 from service.web.lean import only_known_parameters
-from service.web.media_types import JSON, check_charset, refusal
 from service.web.routes_generate import Model
 
-MAX_BODY = 2**16  # bytes of what an administrator sends
 log = logging.getLogger("vouch")
-B = TypeVar("B", bound=BaseModel)
 router = APIRouter(dependencies=[Depends(only_known_parameters)])
 
 
@@ -65,6 +62,8 @@ async def move_alias(request: Request, name: str) -> Response:
     # Load the version first: this refuses one that cannot be loaded, and the new one is warm before it takes over.
     await engine.scorer(f"{registry.known(name)}@{body.version}")
     before = registry.catalog.aliases.get(name, {}).get(body.alias)
+    asked = {"model": name, "alias": body.alias, "version": body.version, "before": before, "expected": body.expected}
+    await engine.recorder.act("alias", asked, context.who(), context.time_left_s())
     aliases = await engine.in_store(
         lambda: registry.store.set_alias(name, body.alias, body.version, body.expected), context.time_left_s()
     )
@@ -104,6 +103,8 @@ async def restart_drift(request: Request, name: str) -> Response:
     check_admin(context)
     await read_body(context, schemas.RestartBody, "the drift monitor cannot be restarted")
     scorer = await context.scorer(context.engine.registry.known(name))
+    asked = {"model": str(scorer.published.reference)}
+    await context.engine.recorder.act("drift_restart", asked, context.who(), context.time_left_s())
     context.engine.drift.restart(scorer)
     log.info("drift monitor restarted", extra={"model": str(scorer.published.reference), **context.who()})
     await context.engine.save_drift(context.time_left_s())
@@ -114,29 +115,6 @@ def check_admin(context: RequestContext) -> None:
     """Require a key of scope `admin`, if any keys are configured, and a page of our own origin, if it is a browser."""
     check_scope(context.key, "admin")
     check_origin(context.request.headers, context.request.url.netloc)
-
-
-async def read_body(context: RequestContext, kind: type[B], refused: str) -> B:
-    """Read and parse a small JSON body; `refused` is the error's text if its fields are wrong.
-
-    It has to be declared: a page of another origin may not declare JSON without asking first.
-    """
-    body, declared = await context.body(MAX_BODY), context.media_type
-    if declared != JSON:
-        raise MediaTypeError(refusal(declared, body, (JSON,)))
-    check_charset(context.content_type, JSON)
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        problems_found = error.errors(include_input=False, include_url=False)
-        if problems_found[0]["type"] == "json_invalid":
-            raise MalformedError("the body is not JSON: send an object in JSON") from None
-        fields = kind.model_fields
-        faults = [
-            Fault(item["msg"], None, next((name for name in item["loc"][:1] if name in fields), None))
-            for item in problems_found[: InputError.MAX_FAULTS]
-        ]
-        raise InputError(refused, faults) from None
 
 
 def all_models(context: RequestContext) -> dict[str, Any]:

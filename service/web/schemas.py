@@ -151,6 +151,7 @@ class ScoreAnswer(Answer):
         "is missing, so that it is compared with rows of all groups",
     )
     discovery: bool | None = Field(None, description="with ?fdr=, whether the row is a discovery")
+    record: str | None = Field(None, description="id of the verdict's record, where there is a journal")
     id: str | int | float | None = Field(None, description="the row's own id, or its file's name in a form")
 
 

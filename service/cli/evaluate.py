@@ -1,0 +1,240 @@
+"""`vouch evaluate`: what each rule catches, of sets of invalid rows, or by what people say of rows that were scored."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.cli.app import app
+from service.cli.console import drawn_rules, err, fail_in_one_line, write
+from service.cli.inputs import check_unseen, existing, rows_for, scorer_of
+from service.cli.journal import JournalOptions
+from service.cli.options import DeviceOption, ModelOption, StoreOption, TrainedRowsOption, named_file, takes_options
+from service.errors import DataError
+
+if TYPE_CHECKING:
+    from service.journal.contents import Label
+    from service.journal.feedback import Realised
+    from service.scoring.evaluation import Costs, RuleOnSet
+    from service.scoring.scorer import Scorer
+
+LABELS: tuple[Label, ...] = ("valid", "invalid", "unsure")
+DRAWN, OTHERS = "drawn at random", "found otherwise"  # invalid rows, by how people came to speak of them
+
+
+@dataclass(frozen=True)
+class CostOptions:
+    """What mistakes cost, and how often rows are invalid."""
+
+    cost_miss: Annotated[float | None, typer.Option(help="what an invalid row costs that is called valid")] = None
+    cost_alarm: Annotated[float, typer.Option(help="what a valid row costs that is called invalid")] = 1.0
+    prevalence: Annotated[
+        float | None,
+        typer.Option(
+            help="share of rows that are invalid, for the costs; default: 0.01 or, with --feedback, as people say of rows "
+            "drawn at random"
+        ),
+    ] = None
+
+    def costs(self, usual: float = 0.01) -> Costs | None:
+        """The costs, if any are given; `usual` is the prevalence if none is."""
+        from service.scoring.evaluation import Costs
+
+        if self.cost_miss is None:
+            return None
+        return Costs(self.cost_miss, self.cost_alarm, usual if self.prevalence is None else self.prevalence)
+
+
+@dataclass(frozen=True)
+class JudgedOptions(JournalOptions):
+    """Options that say by which rows rules are evaluated."""
+
+    feedback: Annotated[
+        bool, typer.Option("--feedback", help="by what people say of rows that a service has scored, from the journal")
+    ] = False
+    valid: Annotated[Path | None, typer.Option(help="file of valid rows that the model has not seen")] = None
+    invalid: Annotated[list[str] | None, typer.Option(help="NAME=FILE of invalid rows; may be repeated")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="use only the first N rows of each file")] = None
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG file to write: share caught against false alarms, one panel per set")
+    ] = None
+
+    def check(self) -> None:
+        """Raise if the options do not say by which rows."""
+        if self.feedback == (self.valid is not None or bool(self.invalid)):
+            raise DataError("--valid and --invalid, or --feedback: say by which rows the rules are evaluated")
+        if not self.feedback and (self.valid is None or not self.invalid):
+            raise DataError("--valid and --invalid go together")
+        if self.picture is not None and self.picture.suffix != ".png":
+            raise DataError(f"{self.picture}: expected a name that ends in .png")
+
+
+@app.command()
+@fail_in_one_line
+@takes_options
+def evaluate(
+    cost: CostOptions,
+    judged: JudgedOptions,
+    name: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="as --model")] = None,
+    model: ModelOption = None,
+    store: StoreOption = "model_store",
+    trained_rows: TrainedRowsOption = "refuse",
+    device: DeviceOption = "auto",
+) -> None:
+    """Compare the rules on valid and invalid rows, recommend one, and name the rate that costs least.
+
+    With --feedback: how often valid rows were refused, by what people say of rows drawn at random, and what each rule
+    would have caught of the rows that they call invalid.
+    """
+    judged.check()
+    if name is not None and model not in (None, name):
+        raise DataError("MODEL and --model: use one of them")
+    scorer = scorer_of(store, model or name, device)
+    if judged.feedback:
+        evaluate_by_feedback(scorer, cost, judged)
+        return
+    sets = dict(named_file(text) for text in judged.invalid or ())
+    if len(sets) < len(judged.invalid or ()):
+        raise DataError("--invalid: a set is named twice")
+
+    def read_rows(path: Path) -> np.ndarray:
+        return rows_for(scorer.judging_reader(), path, None).of_model(path, scorer.model.input)[: judged.limit]
+
+    assert judged.valid is not None
+    costs = cost.costs()
+    good = read_rows(judged.valid)
+    check_unseen(existing(store), scorer.published.reference, good[:, : scorer.model.input.features], trained_rows)
+    report(scorer, good, {key: read_rows(path) for key, path in sets.items()}, costs, judged.picture)
+
+
+def report(
+    scorer: Scorer, good: np.ndarray, bad: dict[str, np.ndarray], costs: Costs | None, picture: Path | None
+) -> list[RuleOnSet]:
+    """Print what each rule catches of sets of invalid rows, which one to use, and what costs least."""
+    from service.scoring.evaluation import RATES, cheapest, cost_sentence, evaluated, rates_allowed, recommendation
+
+    results = evaluated(scorer, good, bad)
+    heads = [f"{100 * rate:g} %" for rate in RATES]
+    table = Table("invalid set", "rule", "AUROC", "AUPRC", *(f"caught at {head}" for head in heads), "false alarms")
+    for one in results:
+        shares = [f"{100 * share:.1f}" for share in one.caught]
+        alarms = ", ".join(f"{100 * share:.1f}" for share in one.alarms)
+        table.add_row(one.name, one.rule, f"{one.auroc:.4f}", f"{one.auprc:.4f}", *shares, alarms)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print(recommendation(results))
+    if costs is not None:
+        print(cost_sentence(cheapest(results, costs, rates_allowed(scorer)), costs))
+    if picture is not None:
+        write(picture, drawn_rules(results))
+    return results
+
+
+# By what people say
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What people say of some rows, and what was said of them when they were scored."""
+
+    ids: list[str]
+    labels: list[Label | None]
+    is_refused: list[bool]
+
+    def of(self, *labels: Label) -> list[str]:
+        """The record ids of rows with some labels."""
+        return [one for one, label in zip(self.ids, self.labels, strict=True) if label in labels]
+
+
+def evaluate_by_feedback(scorer: Scorer, cost: CostOptions, judged: JudgedOptions) -> None:
+    """Print how often valid rows were refused, and what each rule catches of those that people call invalid."""
+    from service.journal.feedback import found, kept_rows, reviews
+
+    published = scorer.published
+    with judged.open() as database:
+        known = [one for one in reviews(database, published.reference.name) if database.holds(one.id)]
+        sets = {}
+        for is_drawn in (True, False):
+            chosen = [one for one in known if one.drawn == is_drawn]
+            refused = [found(database, one.id).is_refused for one in chosen]
+            sets[is_drawn] = Said([one.id for one in chosen], [one.label for one in chosen], refused)
+        drawn, others = sets[True], sets[False]
+        width = published.card.input.features + len(published.card.reader().beside)
+
+        def rows_of(ids: Sequence[str]) -> np.ndarray:
+            return kept_rows(database, ids, published.card.input_digest, width).rows
+
+        good, unsure = rows_of(drawn.of("valid")), rows_of(drawn.of("unsure"))
+        bad = {DRAWN: rows_of(drawn.of("invalid")), OTHERS: rows_of(others.of("invalid"))}
+    for line in served_lines(drawn, others):
+        print(line)
+    if not len(good):
+        err.print("no row that was drawn at random and is called valid is kept: VOUCH_JOURNAL_ROWS keeps them")
+        return
+    for line in realised_lines(scorer, good, unsure):
+        print(line)
+    bad = {name: rows for name, rows in bad.items() if len(rows)}
+    if bad:
+        invalid = len(drawn.of("invalid"))
+        usual = max(invalid, 0.5) / max(1, invalid + len(drawn.of("valid")))
+        report(scorer, good, bad, cost.costs(usual), judged.picture)
+
+
+def served_lines(drawn: Said, others: Said) -> list[str]:
+    """How often valid rows were refused as they were served, whatever version and rule that was."""
+    from service.journal.feedback import Realised
+
+    answered = [label is not None for label in drawn.labels]
+    counts = ", ".join(f"{len(drawn.of(label)):,} {label}" for label in LABELS)
+    lines = [f"drawn at random: {sum(answered):,} of {len(answered):,} rows answered: {counts}"]
+    refused = [one for one, is_refused in zip(answered, drawn.is_refused, strict=True) if is_refused]
+    if not all(answered):
+        lines.append(
+            f"of the refused ones, {sum(refused):,} of {len(refused):,} are answered: unless people answer these as "
+            "often as others, the rates below do not hold"
+        )
+    realised = Realised.of(drawn.labels, drawn.is_refused)
+    lines.append(f"as they were served, false alarms were {realised_text(realised)}")
+    lines.append(
+        f"asked about for another reason: {len(others.of('invalid')):,} of {len(others.ids):,} rows are invalid"
+    )
+    return lines
+
+
+def realised_lines(scorer: Scorer, good: np.ndarray, unsure: np.ndarray) -> list[str]:
+    """How often each rule of a version refuses valid rows, at some rates, beside what it promises."""
+    from service.journal.feedback import Realised
+    from service.scoring.evaluation import RATES, RULES
+    from service.scoring.options import ScoreOptions
+
+    can_combine = scorer.calibration.statistics is not None
+    options = ScoreOptions("combined" if can_combine else "band")
+    scores = scorer.score_read(np.concatenate([good, unsure]), options)
+    labels: list[Label | None] = ["valid" if at < len(good) else "unsure" for at in range(len(scores))]
+    lines = [f"by the rules of {scorer.published.reference}, valid rows drawn at random:"]
+    for rule in RULES:
+        if rule == "combined" and not can_combine:
+            continue
+        for rate in RATES[:2]:
+            refused = (RULES[rule](scores) <= rate * (1.0 + 1e-12)).tolist()
+            lines.append(f"  {rule}, {100 * rate:g} % promised: {realised_text(Realised.of(labels, refused))}")
+    return lines
+
+
+def realised_text(realised: Realised) -> str:
+    """A rate of false alarms with its interval."""
+    if not realised.valid:
+        return "not known: no row that was drawn at random is called valid"
+    low, high = realised.interval
+    either = ", whatever the unsure rows are" if realised.unsure_refused + realised.unsure_accepted else ""
+    return (
+        f"{100 * realised.rate:.2g} % ({realised.refused:,} of {realised.valid:,}; {100 * low:.2g} to {100 * high:.2g} % "
+        f"with 95 % confidence{either})"
+    )

@@ -1,0 +1,297 @@
+"""One thread writes the journal: what waits is written together, in one transaction (group commit).
+
+`required`: a verdict waits until its record is on the disk; if it cannot be written, there is no verdict. Whatever came
+while the last transaction was synced is in the next one. `best-effort`: nothing waits. What cannot be written, or does not
+fit into the memory for waiting entries, is dropped; the journal counts it, and its next record says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from service.errors import JournalError, OverloadedError, UnavailableError, VouchError
+from service.journal.chain import JournalKey
+from service.journal.contents import SCORES, batch_text, next_batch, now_ms
+from service.journal.database import Database, Entry
+from service.journal.verdicts import scores_content
+from service.scoring.scores import Scores
+from service.scoring.version import Published
+
+Mode = Literal["required", "best-effort"]
+LINGER_S = 0.05  # how long best effort waits for more, so that its thread wakes up seldom
+MOST_WAITING = 2**26  # bytes of rows and verdicts
+ROW_BYTES = 200  # of a row's verdict, about
+MOST_TOGETHER = 1_000  # entries in a transaction
+RETRY_S = 1.0  # after a failure, before the next transaction of best effort
+STOP_S = 10.0
+log = logging.getLogger("vouch")
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """What waits to be written: an entry, or scored rows that become one in the writer's thread."""
+
+    entry: Entry | None = None
+    scored: tuple[str | None, str, int, int, Published, Scores, np.ndarray] | None = None
+    done: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+    size: int = 0
+
+    @property
+    def rows(self) -> int:
+        return 0 if self.scored is None else len(self.scored[5])
+
+
+@dataclass
+class Dropped:
+    """What best effort could not write since it last could: when that began, and how much."""
+
+    since: int = 0
+    records: int = 0
+    rows: int = 0
+
+    def add(self, items: Sequence[Waiting]) -> None:
+        self.since = self.since or now_ms()
+        self.records += len(items)
+        self.rows += sum(item.rows for item in items)
+
+
+class Journal:
+    """The journal of a running service.
+
+    Args:
+        kept: share of rows that are kept, drawn at random whatever their verdicts, from 0 to 1.
+        on_write: hears how long each transaction took, and how many records it wrote.
+        on_drop: hears how many verdicts were dropped.
+
+    Raises:
+        JournalError: the file cannot be used, or another process does.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        key: JournalKey,
+        mode: Mode = "best-effort",
+        kept: float = 0.0,
+        on_write: Callable[[float, int], None] = lambda seconds, records: None,
+        on_drop: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self.path, self.key, self.mode, self.kept = path, key, mode, kept
+        self.lock = locked(path)
+        try:
+            self.database = Database(path, key, durable=mode == "required", may_create=True)
+        except BaseException:
+            os.close(self.lock)
+            raise
+        self.on_write, self.on_drop = on_write, on_drop
+        self.queue: deque[Waiting] = deque()
+        self.waiting_bytes, self.batch = 0, 0
+        self.wake, self.stopping = threading.Event(), False
+        self.dropped = Dropped()
+        self.problem: str | None = None  # why the last transaction failed
+        self.guard = threading.Lock()
+        self.random = np.random.default_rng()
+        self.inputs: dict[str, str] = {}  # digests of inputs, by those of versions
+        self.process = os.getpid()
+        self.thread = threading.Thread(target=self.loop, name="journal", daemon=True)
+
+    # Called by requests
+
+    async def scores(
+        self,
+        caller: str | None,
+        request: str,
+        published: Published,
+        scores: Scores,
+        rows: np.ndarray,
+        timeout_s: float | None = None,
+    ) -> str:
+        """Record the verdicts on rows, shape (B, W); the first part of their record ids.
+
+        Raises:
+            UnavailableError: it is required, and cannot be written.
+        """
+        batch = self.batch = next_batch(self.batch)
+        item = Waiting(scored=(caller, request, batch, now_ms(), published, scores, rows))
+        item.size = rows.nbytes + ROW_BYTES * len(scores)
+        await self.submit(item, timeout_s, waits=self.mode == "required")
+        return batch_text(batch)
+
+    async def event(self, entry: Entry, timeout_s: float | None = None, waits: bool = True) -> None:
+        """Record an event, and wait until it is written.
+
+        Raises:
+            UnavailableError: it cannot be.
+        """
+        await self.submit(Waiting(entry), timeout_s, waits)
+
+    def note(self, entry: Entry) -> None:
+        """Record an event without waiting, from any thread."""
+        self.put(Waiting(entry))
+
+    async def submit(self, item: Waiting, timeout_s: float | None, waits: bool) -> None:
+        """Put an item into the queue and, if it `waits`, wait until it is written."""
+        if not waits:
+            self.put(item)
+            return
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        item.done = loop, future
+        if not self.put(item):
+            raise OverloadedError("the journal is behind: try again after Retry-After", 1.0)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except TimeoutError:
+            raise UnavailableError("the journal did not write the verdict in time: try again", 1.0) from None
+
+    def put(self, item: Waiting) -> bool:
+        """Put an item into the queue; whether there was room."""
+        with self.guard:
+            fits = self.waiting_bytes + item.size <= MOST_WAITING or not self.queue
+            if fits:
+                self.waiting_bytes += item.size
+                self.queue.append(item)
+        if not fits and item.done is None:
+            self.drop([item])
+        if not self.wake.is_set():
+            self.wake.set()
+        return fits
+
+    # The writer's thread
+
+    def start(self, entry: Entry) -> None:
+        """Write the first record, and start the thread.
+
+        Raises:
+            JournalError: the process was forked since the journal was opened.
+            UnavailableError: it cannot be written.
+        """
+        if os.getpid() != self.process:
+            raise JournalError(
+                f"{self.path}: opened by the process that forked this one: make the application after it"
+            )
+        self.database.append([entry])
+        self.thread.start()
+
+    def stop(self, entry: Entry) -> None:
+        """Write what waits, and a last record."""
+        self.put(Waiting(entry))
+        self.stopping = True
+        self.wake.set()
+        if self.thread.is_alive():
+            self.thread.join(STOP_S)
+        self.database.close()
+        os.close(self.lock)
+
+    def loop(self) -> None:
+        """Write what waits, until the end."""
+        while True:
+            self.wake.wait()
+            if self.mode != "required" and not self.stopping:
+                time.sleep(LINGER_S)
+            self.wake.clear()
+            while self.queue:
+                self.write([self.queue.popleft() for _ in range(min(len(self.queue), MOST_TOGETHER))])
+            if self.stopping and not self.queue:
+                return
+
+    def write(self, items: Sequence[Waiting]) -> None:
+        """Write items in one transaction, and tell whoever waits for them."""
+        start = time.perf_counter()
+        failure: VouchError | None = None
+        try:
+            entries = [self.entry_of(item) for item in items]
+            if self.dropped.records:
+                told = {"since": self.dropped.since, "records": self.dropped.records, "rows": self.dropped.rows}
+                entries.append(Entry("dropped", told))
+            self.database.append(entries)
+            self.dropped = Dropped()
+            self.on_write(time.perf_counter() - start, len(entries))
+        except UnavailableError as error:
+            failure = error
+        except Exception as error:  # the thread must go on
+            log.exception("the journal cannot be written")
+            failure = UnavailableError(f"the journal cannot be written: {type(error).__name__}", 5.0)
+        with self.guard:
+            self.waiting_bytes -= sum(item.size for item in items)
+        self.tell(items, failure)
+
+    def tell(self, items: Sequence[Waiting], failure: VouchError | None) -> None:
+        """Tell whoever waits for items that they are written, or why not, and count the others that are lost."""
+        text = None if failure is None else str(failure)
+        if text is not None and text != self.problem:
+            log.error("the journal cannot be written", extra={"error": text})
+        elif text is None and self.problem is not None:
+            log.info("the journal can be written again")
+        self.problem = text
+        if failure is not None:
+            self.drop([item for item in items if item.done is None])
+        for item in items:
+            if item.done is not None:
+                loop, future = item.done
+                loop.call_soon_threadsafe(resolve, future, failure)
+        if failure is not None and self.mode != "required" and not self.stopping:
+            time.sleep(RETRY_S)
+
+    def drop(self, items: Sequence[Waiting]) -> None:
+        """Count items that are lost."""
+        if not items:
+            return
+        self.dropped.add(items)
+        self.on_drop(sum(item.rows for item in items))
+
+    def entry_of(self, item: Waiting) -> Entry:
+        """The entry of an item."""
+        if item.entry is not None:
+            return item.entry
+        assert item.scored is not None
+        caller, request, batch, when, published, scores, rows = item.scored
+        digest = published.digest
+        if digest not in self.inputs:
+            self.inputs[digest] = published.card.input_digest
+        model = str(published.reference), digest, self.inputs[digest]
+        kept = self.random.random(len(scores)) < self.kept
+        content, cells = scores_content(self.key, caller, model, scores, rows, kept)
+        return Entry(SCORES, content, batch, request, when, [(batch, row, one) for row, one in cells])
+
+
+def resolve(future: asyncio.Future[None], failure: VouchError | None) -> None:
+    """End a future, unless whoever waited for it has left."""
+    if future.done():
+        return
+    if failure is None:
+        future.set_result(None)
+    else:
+        future.set_exception(failure)
+
+
+def locked(path: Path) -> int:
+    """The descriptor of a lock that says which service writes a journal; the system frees it when the process ends.
+
+    Raises:
+        JournalError: another process has it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path.with_name(f"{path.name}-lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise JournalError(f"{path}: the journal cannot be made: {type(error).__name__}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise JournalError(f"{path}: another service writes this journal: each needs one of its own") from None
+    return descriptor

@@ -1,0 +1,157 @@
+"""POST and GET /feedback: what people say of verdicts, and which rows they are asked about."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from service.errors import InputError, VouchError
+from service.journal.contents import FEEDBACK, FeedbackContent, each_row
+from service.journal.database import Database, Entry
+from service.journal.feedback import Found, Review, found, found_by_request, reviews
+from service.journal.maintenance import time_text
+from service.scoring.scorer import Scorer
+from service.web import answers
+from service.web.access import REVIEW_PATH, check_scope
+from service.web.bodies import declared_body, parsed_body
+from service.web.browsers import check_origin
+from service.web.context import RequestContext
+from service.web.documentation import answers_json, problems, takes
+from service.web.feedback_schemas import FeedbackAnswer, FeedbackBody, ReviewsAnswer
+from service.web.lean import only_known_parameters
+from service.web.media_types import JSON
+from service.web.parsing import parse_rows
+from service.web.routes_generate import Model
+
+MAX_BODY = 2**22  # bytes, with a row
+MOST_SHOWN = 1_000
+router = APIRouter(dependencies=[Depends(only_known_parameters)])
+
+
+class InstanceOf(msgspec.Struct):
+    """The row in a body, as it was written."""
+
+    instance: msgspec.Raw = msgspec.Raw(b"null")
+
+
+@router.post(
+    REVIEW_PATH,
+    **answers_json("give_feedback", "feedback", FeedbackAnswer, problems(400, 404, 409, 413, 415, 422, 503)),
+    openapi_extra=takes("FeedbackBody"),
+)
+async def give_feedback(request: Request) -> Response:
+    """Say what a row is that was judged: valid, invalid, or unsure. The last answer of each key counts."""
+    context = RequestContext.of(request)
+    check_reviewer(context)
+    raw = await declared_body(context, MAX_BODY)
+    body = parsed_body(raw, FeedbackBody, "the feedback cannot be recorded")
+    if (body.record is None) == (body.request_id is None) or (body.row is not None and body.record is not None):
+        raise InputError("expected `record`, or `request_id` and perhaps `row`")
+    one = await context.engine.recorder.read(partial(meant, body), context.time_left_s())
+    context.check_model(one.content.name)
+    if body.model is not None and body.model not in (one.content.name, one.content.model):
+        raise InputError("model: another one judged this row")
+    cells = [] if body.instance is None else await kept(context, raw, one)
+    note = body.note or None
+    hashed = None if note is None else context.engine.recorder.hash(note.encode())
+    content = FeedbackContent(context.key_id, str(one.id), body.label, hashed, bool(cells))
+    entry = Entry(FEEDBACK, content, request=context.request_id, cells=cells, note=note)
+    await context.engine.recorder.feedback(entry, context.time_left_s())
+    told = {"record": str(one.id), "model": one.content.model, "verdict": one.content.verdict(one.id.row)}
+    return answers.json_response(told | {"label": body.label, "has_row": bool(cells) or one.has_row})
+
+
+@router.get(REVIEW_PATH, **answers_json("list_feedback", "feedback", ReviewsAnswer, problems(404, 422, 503)))
+async def list_feedback(
+    request: Request,
+    model: Model = None,
+    answered: Annotated[bool | None, Query(description="only rows that the caller has spoken of, or not")] = None,
+    limit: Annotated[int, Query(ge=1, le=MOST_SHOWN, description="most rows")] = 100,
+) -> Response:
+    """The rows of a model that people were asked about, or have spoken of."""
+    context = RequestContext.of(request)
+    check_reviewer(context)
+    name = context.engine.registry.resolve(model).name
+    context.check_model(name)
+    read = partial(shown, name=name, key=context.key_id, answered=answered, limit=limit)
+    listed, more = await context.engine.recorder.read(read, context.time_left_s())
+    documents = [document(context, review, one, cells) for review, one, cells in listed]
+    return answers.json_response({"reviews": documents, "more": more})
+
+
+def check_reviewer(context: RequestContext) -> None:
+    """Require a key of scope `review`, if any keys are configured, and a page of our own origin, if it is a browser."""
+    check_scope(context.key, "review")
+    check_origin(context.request.headers, context.request.url.netloc)
+
+
+def meant(body: FeedbackBody, database: Database) -> Found:
+    """The verdict that a body names."""
+    if body.record is not None:
+        return found(database, body.record)
+    assert body.request_id is not None
+    return found_by_request(database, body.request_id, body.row)
+
+
+async def kept(context: RequestContext, raw: bytearray, one: Found) -> list[tuple[int, int, bytes]]:
+    """The row that came along, to be kept, if it is the one that was scored.
+
+    Raises:
+        InputError: it is another.
+    """
+    instance = msgspec.json.decode(raw, type=InstanceOf).instance
+    scorer = await context.scorer(one.content.model)
+    body = b'{"instances":[' + bytes(instance) + b"]}"
+    parse = partial(parse_rows, body, JSON, scorer.model.input, scorer.judging_reader(), context.limits())
+    batch = await context.parsed(len(body), parse, always_beside=True)
+    (content,) = each_row(batch.rows)
+    if context.engine.recorder.hash(content) != one.content.hash_of(one.id.row):
+        raise InputError("instance: not the row that was scored")
+    return [(one.id.batch, one.id.row, content)]
+
+
+def shown(
+    database: Database, name: str, key: str | None, answered: bool | None, limit: int
+) -> tuple[list[tuple[Review, Found, bytes | None]], bool]:
+    """The first reviews of a model with what is kept of their rows, and whether there are more."""
+    listed: list[tuple[Review, Found, bytes | None]] = []
+    for review in reviews(database, name):
+        if answered is not None and (key in review.labels) != answered:
+            continue
+        try:
+            one = found(database, review.id)
+        except VouchError:  # pruned since
+            continue
+        if len(listed) == limit:
+            return listed, True
+        listed.append((review, one, database.cells(one.id)))
+    return listed, False
+
+
+def document(context: RequestContext, review: Review, one: Found, cells: bytes | None) -> dict[str, Any]:
+    """A review for JSON."""
+    content, row = one.content, one.id.row
+    scorer = context.engine.registry.in_memory(content.model)
+    return {
+        "record": review.id,
+        "model": content.model,
+        "time": time_text(one.record.time),
+        "verdict": content.verdict(row),
+        "reason": content.reason_of(row) or None,
+        "p_value": float(content.p_values[row]),
+        "drawn": review.drawn,
+        "label": review.label,
+        "own": review.labels.get(context.key_id),
+        "row": None if cells is None or scorer is None else presented(cells, content.dtype, scorer),
+    }
+
+
+def presented(cells: bytes, dtype: str, scorer: Scorer) -> Any:
+    """A kept row as cells, or as an image's lines; null where cells are missing or were not readable."""
+    spec = scorer.model.input
+    row = np.frombuffer(cells, dtype)[None, : spec.features]
+    return answers.presented(row, spec)[0]
