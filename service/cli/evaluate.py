@@ -235,6 +235,6 @@ def realised_text(realised: Realised) -> str:
     low, high = realised.interval
     either = ", whatever the unsure rows are" if realised.unsure_refused + realised.unsure_accepted else ""
     return (
-        f"{100 * realised.rate:.2g} % ({realised.refused:,} of {realised.valid:,}; {100 * low:.2g} to {100 * high:.2g} % "
+        f"{100 * realised.rate:.3g} % ({realised.refused:,} of {realised.valid:,}; {100 * low:.3g} to {100 * high:.3g} % "
         f"with 95 % confidence{either})"
     )

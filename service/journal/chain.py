@@ -136,7 +136,8 @@ class HeadFile:
     SIZE = 256  # bytes of a place
 
     def __init__(self, journal: Path, key: JournalKey) -> None:
-        self.path, self.key, self.place = head_path(journal), key, 0
+        self.path, self.key = head_path(journal), key
+        self.place = 1 - latest_place(journal, key)
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, head: Head) -> None:
@@ -156,17 +157,29 @@ def head_path(journal: Path) -> Path:
 
 def read_head(journal: Path, key: JournalKey) -> Head | None:
     """The latest head in the file beside a journal; None if there is none under this key."""
+    return max(filter(None, read_heads(journal, key)), key=lambda head: head.number, default=None)
+
+
+def latest_place(journal: Path, key: JournalKey) -> int:
+    """The place of the latest head in its file, 0 or 1."""
+    first, second = (EMPTY if head is None else head for head in read_heads(journal, key))
+    return int(second.number > first.number)
+
+
+def read_heads(journal: Path, key: JournalKey) -> tuple[Head | None, Head | None]:
+    """What the two places of a head's file have under this key."""
     try:
         text = read_regular(head_path(journal), 2 * HeadFile.SIZE)
     except OSError:
+        return None, None
+    return head_in(text[: HeadFile.SIZE], key), head_in(text[HeadFile.SIZE :], key)
+
+
+def head_in(place: bytes, key: JournalKey) -> Head | None:
+    """The sealed head in a place of the file, None if there is none."""
+    try:
+        told, seal = place.decode().split()
+        head = Head.parse(told)
+        return head if key.is_seal(FILE, head, bytes.fromhex(seal)) else None
+    except (ValueError, JournalError):
         return None
-    found = []
-    for place in (text[: HeadFile.SIZE], text[HeadFile.SIZE :]):
-        try:
-            told, seal = place.decode().split()
-            head = Head.parse(told)
-            if key.is_seal(FILE, head, bytes.fromhex(seal)):
-                found.append(head)
-        except (ValueError, JournalError):
-            continue
-    return max(found, key=lambda head: head.number, default=None)

@@ -62,6 +62,14 @@ class ScoresContent(msgspec.Struct):
     violations: list[tuple[int, str | None, str]] = []
     kept: list[int] | None = []
 
+    def __post_init__(self) -> None:
+        """Raise unless everything is there for each row: a content that was tampered with is read, too."""
+        lengths = {len(self.flags), len(self.reason), len(self.p_value) / 8, len(self.log_likelihood) / 8}
+        if lengths | {len(self.hashes) / HASH_BYTES, self.rows} != {self.rows}:
+            raise ValueError("not as long as there are rows")
+        if max(self.reason, default=0) > len(self.reasons) or not set(self.kept or ()) <= set(range(self.rows)):
+            raise ValueError("names what is not there")
+
     def kept_rows(self) -> list[int]:
         """The rows that are kept, if they were not erased."""
         return list(range(self.rows)) if self.kept is None else self.kept
@@ -198,7 +206,7 @@ def parsed(record: Record, kind: type[S]) -> S:
     """
     try:
         return msgspec.msgpack.decode(record.content, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise JournalError(f"record {record.number} of the journal cannot be read: `vouch journal verify`") from None
 
 

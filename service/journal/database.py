@@ -77,6 +77,7 @@ class Database:
         elif not path.is_file():
             raise JournalError(f"{path}: no such journal")
         self.connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        self.connection.text_factory = readable
         self.head_file: HeadFile | None = None
         try:
             self.prepare(durable)
@@ -106,8 +107,7 @@ class Database:
             if self.last_number():
                 raise JournalError(f"{self.path}: its head is missing: `vouch journal verify` says what else is wrong")
             return
-        row = self.connection.execute("SELECT seal FROM seals WHERE name = ?", (HEAD,)).fetchone()
-        if not self.key.is_seal(HEAD, head, row[0]):
+        if not self.is_sealed(HEAD, head):
             raise JournalError(f"{self.path}: its head was sealed by another key, or changed: `vouch journal verify`")
 
     def close(self) -> None:
@@ -170,7 +170,13 @@ class Database:
     def seal(self, name: str) -> Head | None:
         """The head that was sealed under a name, if any."""
         row = self.connection.execute("SELECT number, mac FROM seals WHERE name = ?", (name,)).fetchone()
-        return None if row is None else Head(*row)
+        is_head = row is not None and isinstance(row[0], int) and isinstance(row[1], bytes)
+        return Head(*row) if is_head else None
+
+    def is_sealed(self, name: str, head: Head) -> bool:
+        """Whether a head was sealed under a name, by the key."""
+        row = self.connection.execute("SELECT seal FROM seals WHERE name = ?", (name,)).fetchone()
+        return row is not None and isinstance(row[0], bytes) and self.key.is_seal(name, head, row[0])
 
     def last_number(self) -> int:
         """The number of the last record; 0 if there is none."""
@@ -269,6 +275,11 @@ def create(path: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def readable(text: bytes) -> str:
+    """A text of the file; one that was tampered with need not be UTF-8."""
+    return text.decode(errors="replace")
 
 
 def said(error: sqlite3.Error) -> str:

@@ -108,8 +108,7 @@ def verified_state(database: Database, anchor: Head | None) -> Verified:
     for text in integrity(database):
         result.fault(text)
     for name, head in ((HEAD, sealed), (CHECKPOINT, pruned)):
-        row = database.connection.execute("SELECT seal FROM seals WHERE name = ?", (name,)).fetchone()
-        if head is not None and not key.is_seal(name, head, row[0]):
+        if head is not None and not database.is_sealed(name, head):
             result.fault(f"the seal of the {name} is not one of this key")
     if sealed is None:
         result.fault("there is no sealed head")
@@ -149,12 +148,27 @@ def chain(database: Database, result: Verified) -> Iterator[tuple[Record, bytes,
     before: bytes | None = last.mac
     for *told, mac in database.connection.execute(f"SELECT {COLUMNS}, mac FROM records ORDER BY number"):  # noqa: S608
         record = Record(*told)
+        if not is_typed(record) or not isinstance(mac, bytes):
+            result.fault(f"record {record.number}: changed, to what no journal holds")
+            last, before = Head(record.number, b""), None
+            continue
         if record.number != last.number + 1:
             gap = f"records {last.number + 1} to {record.number - 1}" if record.number > last.number else "records"
             result.fault(f"{gap}: missing, before record {record.number}")
             before = None
         yield record, mac, before
         last, before = Head(record.number, mac), mac
+
+
+def is_typed(record: Record) -> bool:
+    """Whether a record's columns hold what they may: SQLite itself lets any hold anything."""
+    return (
+        type(record.time) is int
+        and isinstance(record.kind, str)
+        and (record.batch is None or (type(record.batch) is int and 0 <= record.batch < 2**63))
+        and (record.request is None or isinstance(record.request, str))
+        and isinstance(record.content, bytes)
+    )
 
 
 def check_end(database: Database, result: Verified, last: Head, in_file: Head | None) -> None:
@@ -191,11 +205,14 @@ def check_rows(database: Database, result: Verified, beside: Beside) -> None:
     """Whether the rows beside the chain are those that it says, and none is missing that was not erased."""
     key = database.key
     for batch, row, cells in database.connection.execute("SELECT batch, row, cells FROM cells"):
+        if not (type(batch) is type(row) is int and 0 <= batch < 2**63):
+            result.fault("a row without a record id")
+            continue
         result.rows += 1
         told = beside.rows.pop((batch, row), None)
         if told is None:
             result.fault(f"row {RecordId(batch, row)}: no record says that it is kept")
-        elif key.hash(cells) != told[2]:
+        elif not isinstance(cells, bytes) or key.hash(cells) != told[2]:
             result.fault(f"row {RecordId(batch, row)}: changed")
     for (batch, row), (number, model, _) in beside.rows.items():
         if beside.is_erased(number, model, str(RecordId(batch, row))):
@@ -209,7 +226,7 @@ def check_notes(database: Database, result: Verified, beside: Beside) -> None:
     key = database.key
     for number, note in database.connection.execute("SELECT number, note FROM notes"):
         told = beside.notes.pop(number, None)
-        if told is None or key.hash(note.encode()) != told[1]:
+        if told is None or not isinstance(note, str) or key.hash(note.encode()) != told[1]:
             result.fault(f"the note of record {number}: changed, or of no record")
     for number, (text, _) in beside.notes.items():
         model = database.name_of(RecordId.parse(text)) or ""

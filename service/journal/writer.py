@@ -8,6 +8,7 @@ fit into the memory for waiting entries, is dropped; the journal counts it, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -242,7 +243,8 @@ class Journal:
         for item in items:
             if item.done is not None:
                 loop, future = item.done
-                loop.call_soon_threadsafe(resolve, future, failure)
+                with contextlib.suppress(RuntimeError):  # the loop has ended, and whoever waited
+                    loop.call_soon_threadsafe(resolve, future, failure)
         if failure is not None and self.mode != "required" and not self.stopping:
             time.sleep(RETRY_S)
 
