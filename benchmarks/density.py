@@ -16,12 +16,16 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import typer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from service.cli.console import fail_in_one_line, progress_bar
 from service.density import starts
 from service.density.estimate import Member, estimate
 from service.density.estimator import Estimator
 from service.files.readers import Rows, read
+from service.training.augmentation import Augmentation
+from service.training.bounds import evaluate
 from service.training.course import Course
 from service.training.fit import FitOptions, fit
 from service.training.inputs import network_rows, plain_input
@@ -47,8 +51,9 @@ def main(
     network: Annotated[Literal["mlp", "conv"], typer.Option(help="kind of network")] = "mlp",
     latents: Annotated[int, typer.Option(help="of a convolutional network")] = 32,
     channels: Annotated[str | None, typer.Option(help="of a convolutional network, such as 16,32")] = None,
-    tested: Annotated[int, typer.Option(help="the first so many test rows")] = 10_000,
+    tested: Annotated[int, typer.Option(help="so many test rows, drawn at random: blocks of them differ")] = 10_000,
     num_samples: Annotated[int, typer.Option(help="draws for a test row, a power of two")] = 512,
+    weights: Annotated[Path | None, typer.Option(help="file of weights: read if it is there, else written")] = None,
 ) -> None:
     """Train, and print the test log-likelihood."""
     torch.set_num_threads(threads)
@@ -62,19 +67,18 @@ def main(
     torch.manual_seed(recipe.fit.seed)
     vae = VAE(architecture)
     train, validation = network_rows(spec, rows["x_train"]), network_rows(spec, rows["x_valid"])
-    augment = augmentation_of(spec, rows["x_train"], RECIPE)
-    with progress_bar() as on_progress:
-        course, options = Course(on_progress), replace(RECIPE.fit, minutes=minutes)
-        course.enter("fitting")
-        report = fit(vae, train, validation, options, augment=augment, on_step=course.move)
-    print(
-        f"trained {report.epochs} epochs in {report.seconds / 60:.1f} minutes on {threads} thread(s), best of them "
-        f"{report.best_epoch}: IWAE-{RECIPE.fit.importance_samples} bound on the validation rows "
-        f"{report.validation.bound:.2f} nats, {report.validation.active_latents} active latents",
-        flush=True,
-    )
+    if weights is not None and weights.exists():
+        vae.load_state_dict(load_file(weights))
+    else:
+        trained(vae, train, validation, augmentation_of(spec, rows["x_train"], RECIPE), minutes)
+        if weights is not None:
+            save_file(vae.state_dict(), weights)
     start = time.monotonic()
-    x = spec.encode(spec.rows(rows["x_test"][:tested]))
+    order = np.random.default_rng(0).permutation(len(rows["x_test"]))[:tested]
+    chosen = rows["x_test"][np.sort(order)]
+    x = spec.encode(spec.rows(chosen))
+    bound = evaluate(vae, network_rows(spec, chosen), RECIPE.fit.importance_samples, RECIPE.fit.seed).bound
+    print(f"the same test rows: IWAE-{RECIPE.fit.importance_samples} bound {bound:.2f} nats", flush=True)
     member = Member(vae, starts.build(vae.eval().requires_grad_(False), validation.numpy()[:2000]))
     fixed = Estimator("fast", first_samples=num_samples, max_samples=num_samples)
     estimates = estimate(fixed, member, x)
@@ -83,6 +87,20 @@ def main(
     print(
         f"test log-likelihood {log_likelihood.mean():.2f} nats (+- {error:.2f} over {len(log_likelihood):,} rows, "
         f"{estimates.evaluations.mean():,.0f} evaluations each, {time.monotonic() - start:.0f} s)"
+    )
+
+
+def trained(vae: VAE, train: Tensor, validation: Tensor, augment: Augmentation | None, minutes: float) -> None:
+    """Train, and print how that went."""
+    with progress_bar() as on_progress:
+        course, options = Course(on_progress), replace(RECIPE.fit, minutes=minutes)
+        course.enter("fitting")
+        report = fit(vae, train, validation, options, augment=augment, on_step=course.move)
+    print(
+        f"trained {report.epochs} epochs in {report.seconds / 60:.1f} minutes on {torch.get_num_threads()} thread(s), best of "
+        f"them {report.best_epoch}: IWAE-{RECIPE.fit.importance_samples} bound on the validation rows "
+        f"{report.validation.bound:.2f} nats, {report.validation.active_latents} active latents",
+        flush=True,
     )
 
 

@@ -31,7 +31,7 @@ from service.scoring.scores import Scores
 from service.scoring.version import Published
 
 Mode = Literal["required", "best-effort"]
-LINGER_S = 0.05  # how long best effort waits for more, so that its thread wakes up seldom
+LINGER_S = 0.05  # how long best effort waits for more, unless somebody waits: its thread wakes up seldom
 MOST_WAITING = 2**26  # bytes of rows and verdicts
 ROW_BYTES = 200  # of a row's verdict, about
 MOST_TOGETHER = 1_000  # entries in a transaction
@@ -77,7 +77,7 @@ class Journal:
         on_drop: hears how many verdicts were dropped.
 
     Raises:
-        JournalError: the file cannot be used, or another process does.
+        JournalError: the file cannot be used.
     """
 
     def __init__(
@@ -90,22 +90,18 @@ class Journal:
         on_drop: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self.path, self.key, self.mode, self.kept = path, key, mode, kept
-        self.lock = locked(path)
-        try:
-            self.database = Database(path, key, durable=mode == "required", may_create=True)
-        except BaseException:
-            os.close(self.lock)
-            raise
+        Database(path, key, may_create=True).close()  # what is wrong with it shows before anything is served
+        self.lock: int | None = None
+        self.database: Database | None = None  # opened by `start`: SQLite's connections do not survive a fork
         self.on_write, self.on_drop = on_write, on_drop
         self.queue: deque[Waiting] = deque()
         self.waiting_bytes, self.batch = 0, 0
-        self.wake, self.stopping = threading.Event(), False
+        self.wake, self.hurry, self.stopping = threading.Event(), threading.Event(), False
         self.dropped = Dropped()
         self.problem: str | None = None  # why the last transaction failed
         self.guard = threading.Lock()
         self.random = np.random.default_rng()
         self.inputs: dict[str, str] = {}  # digests of inputs, by those of versions
-        self.process = os.getpid()
         self.thread = threading.Thread(target=self.loop, name="journal", daemon=True)
 
     # Called by requests
@@ -167,6 +163,8 @@ class Journal:
                 self.queue.append(item)
         if not fits and item.done is None:
             self.drop([item])
+        if item.done is not None:
+            self.hurry.set()
         if not self.wake.is_set():
             self.wake.set()
         return fits
@@ -177,13 +175,11 @@ class Journal:
         """Write the first record, and start the thread.
 
         Raises:
-            JournalError: the process was forked since the journal was opened.
+            JournalError: another process writes it.
             UnavailableError: it cannot be written.
         """
-        if os.getpid() != self.process:
-            raise JournalError(
-                f"{self.path}: opened by the process that forked this one: make the application after it"
-            )
+        self.lock = locked(self.path)
+        self.database = Database(self.path, self.key, durable=self.mode == "required")
         self.database.append([entry])
         self.thread.start()
 
@@ -191,18 +187,22 @@ class Journal:
         """Write what waits, and a last record."""
         self.put(Waiting(entry))
         self.stopping = True
+        self.hurry.set()
         self.wake.set()
         if self.thread.is_alive():
             self.thread.join(STOP_S)
-        self.database.close()
-        os.close(self.lock)
+        if self.database is not None:
+            self.database.close()
+        if self.lock is not None:
+            os.close(self.lock)
 
     def loop(self) -> None:
         """Write what waits, until the end."""
         while True:
             self.wake.wait()
-            if self.mode != "required" and not self.stopping:
-                time.sleep(LINGER_S)
+            if self.mode != "required":
+                self.hurry.wait(LINGER_S)
+                self.hurry.clear()
             self.wake.clear()
             while self.queue:
                 self.write([self.queue.popleft() for _ in range(min(len(self.queue), MOST_TOGETHER))])
@@ -213,6 +213,7 @@ class Journal:
         """Write items in one transaction, and tell whoever waits for them."""
         start = time.perf_counter()
         failure: VouchError | None = None
+        assert self.database is not None
         try:
             entries = [self.entry_of(item) for item in items]
             if self.dropped.records:

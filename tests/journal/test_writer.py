@@ -188,7 +188,6 @@ def test_waiting_entries_are_bounded(made, scored, monkeypatch):
 def test_required_refuses_what_does_not_fit_and_waits_no_longer_than_the_deadline(made, scored, monkeypatch):
     scorer, rows, scores = scored
     journal = made()
-    journal.database.connection.set_authorizer(None)
     with Database(journal.path, KEY) as other:
         other.connection.execute("BEGIN IMMEDIATE")  # another process holds the lock
 
@@ -211,7 +210,7 @@ def test_required_refuses_what_does_not_fit_and_waits_no_longer_than_the_deadlin
 def test_two_services_cannot_write_the_same_journal(made, tmp_path):
     made()
     with pytest.raises(JournalError, match="another service"):
-        Journal(tmp_path / "journal", KEY)
+        Journal(tmp_path / "journal", KEY).start(START)
 
 
 def test_commands_may_append_while_a_service_writes(made, scored):
