@@ -97,8 +97,8 @@ def trained(vae: VAE, train: Tensor, validation: Tensor, augment: Augmentation |
         course.enter("fitting")
         report = fit(vae, train, validation, options, augment=augment, on_step=course.move)
     print(
-        f"trained {report.epochs} epochs in {report.seconds / 60:.1f} minutes on {torch.get_num_threads()} thread(s), best of "
-        f"them {report.best_epoch}: IWAE-{RECIPE.fit.importance_samples} bound on the validation rows "
+        f"trained {report.epochs} epochs in {report.seconds / 60:.1f} minutes on {torch.get_num_threads()} thread(s), best "
+        f"of them {report.best_epoch}: IWAE-{RECIPE.fit.importance_samples} bound on the validation rows "
         f"{report.validation.bound:.2f} nats, {report.validation.active_latents} active latents",
         flush=True,
     )

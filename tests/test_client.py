@@ -316,6 +316,18 @@ def test_what_an_administrator_does_is_sent_as_json():
     assert (second.url.path, json.loads(second.content)) == ("/models/digits/drift", {"restart": True})
 
 
+def test_what_a_reviewer_says_is_sent_as_json():
+    script = Script([lambda request: httpx.Response(200, json={"reviews": [{"record": "r.0"}], "more": False})])
+    with Client("http://service", transport=script, model="digits") as vouch:
+        vouch.feedback("r.0", "invalid", note="blurred", instance=[1.0])
+        assert vouch.reviews(answered=False, limit=5) == [{"record": "r.0"}]
+    first, second = script.requests
+    assert (first.method, first.url.path, first.url.query) == ("POST", "/feedback", b"")
+    told = {"record": "r.0", "label": "invalid", "note": "blurred", "instance": [1.0]}
+    assert json.loads(first.content) == told
+    assert dict(second.url.params) == {"model": "digits", "answered": "false", "limit": "5"}
+
+
 def test_waiting_for_a_service_goes_on_until_the_deadline():
     loading = httpx.Response(503, json={"status": "loading"}, headers={"retry-after": "5"})
     script = Script([*[loading] * 8, httpx.Response(200, json={"status": "ok"})])

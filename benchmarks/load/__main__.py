@@ -25,6 +25,7 @@ from load.attack import attack, fair
 from load.changes import alias_swaps, end_under_load, killed_publishers
 from load.compare import compare
 from load.floor import floor
+from load.journal import journal_cost, journal_kills
 from load.overload import overload
 from load.servers import HERE
 from load.strangers import hang_up_with_work, strangers
@@ -74,6 +75,16 @@ def main(
                     *against(small, SMALL, work, other, 3 * rounds, seconds, threads),
                 ],
             ),
+            "journal": (
+                "What a journal costs",
+                lambda: [
+                    *journal_cost(store, model, work, 2 * rounds, seconds, threads), "",
+                    *journal_cost(small, SMALL, work / "small", 2 * rounds, seconds, threads),
+                ],
+            ),
+            "journal-kills": (
+                "A journal whose service is killed", lambda: journal_kills(small, SMALL, work, threads)
+            ),
             "liveness": ("The probe beside a long batch", lambda: liveness(store, model, work, threads)),
             "hangup": (
                 "Ten thousand rows whose sender hangs up", lambda: hang_up_with_work(store, model, work, threads)
@@ -106,7 +117,9 @@ def main(
             ),
         }  # fmt: skip
         (work / "small").mkdir()
-        run({name: parts[name] for name in only or [name for name in parts if name != "against"]})
+        run(
+            {name: parts[name] for name in only or [name for name in parts if name not in ("against", "journal-kills")]}
+        )
 
 
 def run(parts: dict[str, tuple[str, Callable[[], list[str]]]]) -> None:

@@ -178,6 +178,18 @@ class Connection:
         call = Call("POST", path, time.monotonic() + self.deadline_s, {}, json.dumps(body).encode(), JSON, JSON)
         return Question(call, document, attempts=1)  # a second try could undo, or miss, what the first one did
 
+    def feedback(self, record: str, label: str, note: str | None, instance: Any) -> Question[dict[str, Any]]:
+        told = {"record": record, "label": label, "note": note, "instance": instance}
+        return self.post("/feedback", {name: value for name, value in told.items() if value is not None})
+
+    def reviews(self, answered: bool | None, limit: int) -> Question[list[dict[str, Any]]]:
+        def decode(response: httpx.Response) -> list[dict[str, Any]]:
+            listed: list[dict[str, Any]] = document(response)["reviews"]
+            return listed
+
+        told = None if answered is None else str(answered).lower()
+        return Question(self.of_model("GET", "/feedback", accept=JSON, answered=told, limit=limit), decode)
+
     def move_alias(self, model: str, alias: str, version: str, expected: str | None) -> Question[dict[str, Any]]:
         move = {"alias": alias, "version": str(version), **({} if expected is None else {"expected": str(expected)})}
         return self.post(f"/models/{quote(model, safe='')}/aliases", move)

@@ -117,6 +117,19 @@ class Client:
         """Point an alias at a version, with a key of scope admin; with `expected`, only if it names that version now."""
         return self.answer(self.connection.move_alias(name, alias, version, expected))
 
+    def feedback(self, record: str, label: str, note: str | None = None, instance: Any = None) -> dict[str, Any]:
+        """Say what a judged row is: `valid`, `invalid` or `unsure`, with a key of scope review.
+
+        Args:
+            record: of the row's score.
+            instance: the row itself, to be kept with the journal.
+        """
+        return self.answer(self.connection.feedback(record, label, note, instance))
+
+    def reviews(self, answered: bool | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """The rows that people are asked about, or have spoken of; `answered` by the client's own key, or not."""
+        return self.answer(self.connection.reviews(answered, limit))
+
     def version(self) -> str:
         """The version of Vouch that the service runs."""
         return self.answer(self.connection.version())
@@ -230,6 +243,14 @@ class AsyncClient:
     async def move_alias(self, name: str, alias: str, version: str, expected: str | None = None) -> dict[str, Any]:
         """As `Client.move_alias`."""
         return await self.answer(self.connection.move_alias(name, alias, version, expected))
+
+    async def feedback(self, record: str, label: str, note: str | None = None, instance: Any = None) -> dict[str, Any]:
+        """As `Client.feedback`."""
+        return await self.answer(self.connection.feedback(record, label, note, instance))
+
+    async def reviews(self, answered: bool | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """As `Client.reviews`."""
+        return await self.answer(self.connection.reviews(answered, limit))
 
     async def version(self) -> str:
         """As `Client.version`."""
