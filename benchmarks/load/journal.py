@@ -1,4 +1,4 @@
-"""What a journal costs, beside the same service without one; and a hundred kills, after which every answer is looked for."""
+"""What a journal costs, beside the same service without one; and a hundred kills: is every answer in the journal?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 
 from load.against import spread
-from load.servers import Server, generate, service, write_requests
+from load.servers import HERE, Server, generate, service, write_requests
 from peers.peers import by_type
 from service.journal.chain import JournalKey
 from service.journal.contents import RecordId
@@ -39,8 +39,8 @@ def journalled(store: Path, work: Path, name: str, threads: int, **settings: obj
     key = folder / "key"
     if not key.exists():
         key.write_text(secrets.token_hex(32))
-    named = {"journal": folder / "journal", "journal_key": key}
-    with service(store, folder / "log", threads=threads, **named, **settings) as server:
+    settings |= {"threads": threads, "journal": folder / "journal", "journal_key": key}
+    with service(store, folder / "log", HERE.parent, **settings) as server:
         yield server
 
 
@@ -125,8 +125,8 @@ def journal_kills(store: Path, model: str, work: Path, threads: int) -> list[str
         missing = sum(not there(database, record) for record in told)
         starts = sum(1 for _ in database.records("start"))
     return [
-        f"{KILLS} times SIGKILL under the load of {SCORING} clients, {starts} starts, in {seconds:.0f} s: {len(told):,} verdicts "
-        f"were answered, {missing} of them are not in the journal; it has {result.records:,} records and "
+        f"{KILLS} times SIGKILL under the load of {SCORING} clients, {starts} starts, in {seconds:.0f} s: {len(told):,} "
+        f"verdicts were answered, {missing} of them are not in the journal; it has {result.records:,} records and "
         f"{len(result.faults)} faults by `vouch journal verify`."
     ]
 

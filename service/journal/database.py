@@ -199,7 +199,9 @@ class Database:
         """
         row = self.connection.execute(OF_BATCH, (batch,)).fetchone()
         if row is None:
-            raise NoRecordError("the journal has no such record: it may have been pruned, or dropped")
+            raise NoRecordError(
+                "the journal has no such record: send the id that a score has; old ones may have been pruned"
+            )
         record = Record(*row)
         return record, parsed(record, ScoresContent)
 

@@ -55,7 +55,7 @@ def found(database: Database, text: str) -> Found:
     one = RecordId.parse(text)
     record, content = database.scores(one.batch)
     if one.row >= content.rows:
-        raise NoRecordError(f"no such record: that request had {content.rows:,} rows")
+        raise NoRecordError(f"no such record: that request had {content.rows:,} rows, counted from 0: use one of them")
     return Found(one, record, content, database.cells(one) is not None)
 
 
@@ -68,12 +68,16 @@ def found_by_request(database: Database, request: str, row: int | None = None) -
     """
     records = database.of_request(request)
     if not records:
-        raise NoRecordError("the journal has no verdict of such a request")
+        raise NoRecordError("the journal has no verdict of such a request: send the X-Request-Id of its answer")
     if len(records) > 1:
-        raise AmbiguousRecordError(f"{len(records)} records have this request id: name one by `record`")
+        raise AmbiguousRecordError(
+            f"{len(records)} records have this request id: send `record` instead, as a score has it"
+        )
     record, content = records[0]
     if row is None and content.rows > 1:
-        raise AmbiguousRecordError(f"that request had {content.rows:,} rows: name one by `row`, from 0, or by `record`")
+        raise AmbiguousRecordError(
+            f"that request had {content.rows:,} rows: send its place as `row`, from 0, or `record` instead"
+        )
     assert record.batch is not None
     return found(database, str(RecordId(record.batch, row or 0)))
 

@@ -97,7 +97,9 @@ def erased(database: Database, records: Sequence[str] | None, model: str | None,
     through = database.last_number() if before is None else last_before(database, before)
     rows, notes = chosen_rows(database, ids, model, through), chosen_notes(database, ids, model, through)
     if records is not None and not rows and not notes:
-        raise NoRecordError("nothing is kept of these records: they may have been erased or pruned before")
+        raise NoRecordError(
+            "nothing is kept of these records: use the ids of others; these may have been erased or pruned before"
+        )
     with database.transaction() as appending:
         told = None if ids is None else sorted(map(str, ids))
         appending.add(Entry(ERASE, EraseContent(told, model, through)))

@@ -428,4 +428,9 @@ class InferenceThreads:
         for job in late:
             self.give_up(job)
             self.on_drop("deadline")
-            raise_in(job, DeadlineError("the deadline passed before the request was computed"))
+            raise_in(
+                job,
+                DeadlineError(
+                    "the deadline passed before the request was computed: send fewer rows, or allow more time"
+                ),
+            )

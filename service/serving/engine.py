@@ -110,7 +110,7 @@ class Engine:
         try:
             return await self.poller.run(work, timeout_s)
         except TimeoutError:
-            raise DeadlineError("the store did not answer in time") from None
+            raise DeadlineError("the store did not answer in time: try again") from None
 
     async def save_drift(self, timeout_s: float | None = None) -> None:
         """Save the drift monitors, if their folder answers in time."""
@@ -152,7 +152,7 @@ class Engine:
         try:
             return await self.loader.run(lambda: self.registry.get(name), self.settings.request_timeout_s)
         except TimeoutError:
-            raise DeadlineError("the model did not load in time") from None
+            raise DeadlineError("the model did not load in time: try again") from None
 
     def check_room(self, call: Call, scorer: Scorer) -> None:
         """Raise if the queue has no room for one more row, before the body is read in vain."""

@@ -280,7 +280,9 @@ class RequestContext:
                         if len(body) > LARGE:
                             await asyncio.sleep(self.service.arrivals.pause_s(self.caller, len(chunk)))
         except TimeoutError:
-            raise DeadlineError("the deadline passed before the body was read") from None
+            raise DeadlineError(
+                "the deadline passed before the body was read: send fewer rows, or allow more time"
+            ) from None
         self.hang_up()  # watch while the body is parsed, too
         if coding is None:
             return body

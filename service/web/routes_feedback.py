@@ -54,7 +54,7 @@ async def give_feedback(request: Request) -> Response:
     one = await context.engine.recorder.read(partial(meant, body), context.time_left_s())
     context.check_model(one.content.name)
     if body.model is not None and body.model not in (one.content.name, one.content.model):
-        raise InputError("model: another one judged this row")
+        raise InputError("model: another one judged this row: leave it out, or name that one")
     cells = [] if body.instance is None else await kept(context, raw, one)
     note = body.note or None
     hashed = None if note is None else context.engine.recorder.hash(note.encode())
@@ -110,7 +110,7 @@ async def kept(context: RequestContext, raw: bytearray, one: Found) -> list[tupl
     batch = await context.parsed(len(body), parse, always_beside=True)
     (content,) = each_row(batch.rows)
     if context.engine.recorder.hash(content) != one.content.hash_of(one.id.row):
-        raise InputError("instance: not the row that was scored")
+        raise InputError("instance: not the row that was scored: send that one, or none")
     return [(one.id.batch, one.id.row, content)]
 
 

@@ -121,7 +121,9 @@ class Lines:
             async with asyncio.timeout(self.timeout_s):
                 return await anext(chunks, None)
         except TimeoutError:
-            raise DeadlineError("the client stalled") from None
+            raise DeadlineError(
+                "nothing came for as long as a request may take: send the rest sooner, or in another request"
+            ) from None
 
     async def answers_to(self, block: list[bytes]) -> bytes:
         """Score the valid lines, and put the problems of the others in their places."""

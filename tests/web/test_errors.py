@@ -12,10 +12,10 @@ from tests.models import ROWS, digits
 from tests.tools import REPOSITORY, npy
 
 # What is raised, or stands in `errors`, where a caller of the service may read it.
-PACKAGES = ("data", "files", "scoring", "serving", "validity", "web")
+PACKAGES = ("data", "files", "journal", "scoring", "serving", "validity", "web")
 KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.InputError)} | {
     "CalibrationError", "AccessError", "ScopeError", "ModelNotFoundError", "ModelConflictError", "OverloadedError",
-    "UnavailableError", "Fault",
+    "UnavailableError", "DeadlineError", "NoRecordError", "AmbiguousRecordError", "Fault",
 }  # fmt: skip
 # How a message says what to do: what was expected, what there is, or which limit there is.
 GUIDANCE = re.compile(

@@ -172,8 +172,8 @@ def test_a_request_id_names_a_row_or_several(client):
 
     assert give(request_id="one-row").status_code == 200
     assert give(request_id="three-rows", row=2).json()["record"].endswith(".2")
-    assert "by `row`" in check_problem(give(request_id="three-rows"), 409).detail
-    assert "by `record`" in check_problem(give(request_id="sent-twice"), 409).detail
+    assert "as `row`" in check_problem(give(request_id="three-rows"), 409).detail
+    assert "`record` instead" in check_problem(give(request_id="sent-twice"), 409).detail
     check_problem(give(request_id="three-rows", row=3), 404)
     check_problem(give(request_id="never-sent"), 404)
 
