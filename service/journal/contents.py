@@ -212,11 +212,16 @@ def parsed(record: Record, kind: type[S]) -> S:
 
 def little_endian(rows: np.ndarray) -> np.ndarray:
     """Rows as they were read, shape (B, W), as they are kept: little-endian, -0.0 as 0.0."""
-    return np.ascontiguousarray(rows + np.zeros((), rows.dtype)).astype(rows.dtype.newbyteorder("<"), copy=False)
+    plain = rows + 0.0 if rows.dtype.kind == "f" else rows
+    return np.ascontiguousarray(plain.astype(rows.dtype.newbyteorder("<"), copy=False))
 
 
 def each_row(rows: np.ndarray) -> list[bytes]:
     """The bytes of each of some rows, shape (B, W), as they are kept and hashed."""
-    plain = little_endian(rows)
+    return bytes_of_each(little_endian(rows))
+
+
+def bytes_of_each(plain: np.ndarray) -> list[bytes]:
+    """The bytes of each row, shape (B, W)."""
     raw, size = plain.tobytes(), plain.dtype.itemsize * plain.shape[1]
     return [raw[at : at + size] for at in range(0, len(raw), size)]

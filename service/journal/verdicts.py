@@ -6,7 +6,7 @@ import numpy as np
 
 from service.data.domains import KINDS, MISSING
 from service.journal.chain import JournalKey
-from service.journal.contents import CERTAIN, RELIABLE, VALID, ScoresContent, each_row, little_endian
+from service.journal.contents import CERTAIN, RELIABLE, VALID, ScoresContent, bytes_of_each, little_endian
 from service.scoring.reasons import NAMES, reason_codes
 from service.scoring.scores import Scores
 
@@ -21,11 +21,11 @@ def scores_content(
         rows: as they were read, shape (B, W).
         kept: which of them to keep, shape (B,), bool.
     """
-    plain, each = little_endian(rows), each_row(rows)
-    codes = reason_codes(scores)
-    names = sorted(set(codes.tolist()) - {-1})
+    plain = little_endian(rows)
+    each = bytes_of_each(plain)
+    names, reason = reasons_of(scores)
     rule = scores.rule
-    flags = VALID * scores.valid + CERTAIN * scores.certain + RELIABLE * scores.reliable
+    flags = VALID * scores.valid.view(np.uint8) + CERTAIN * scores.certain.view(np.uint8)
     content = ScoresContent(
         key=caller,
         model=model[0],
@@ -35,11 +35,11 @@ def scores_content(
         if rule is None
         else {"name": "combined", "false_alarm": rule.false_alarm},
         rows=len(scores),
-        flags=flags.astype(np.uint8).tobytes(),
-        reasons=[NAMES[code] for code in names],
-        reason=np.where(codes < 0, 0, np.searchsorted(names, codes) + 1).astype(np.uint8).tobytes(),
-        p_value=(scores.p_value if rule is None else scores.combined_p_value).astype("<f8").tobytes(),
-        log_likelihood=scores.log_likelihood.astype("<f8").tobytes(),
+        flags=(flags + RELIABLE * scores.reliable.view(np.uint8)).tobytes(),
+        reasons=names,
+        reason=reason,
+        p_value=(scores.p_value if rule is None else scores.combined_p_value).astype("<f8", copy=False).tobytes(),
+        log_likelihood=scores.log_likelihood.astype("<f8", copy=False).tobytes(),
         hashes=b"".join(map(key.hash, each)),
         dtype=plain.dtype.str,
         width=plain.shape[1],
@@ -47,6 +47,15 @@ def scores_content(
         kept=None if kept.all() else np.flatnonzero(kept).tolist(),
     )
     return content, [(at, each[at]) for at in np.flatnonzero(kept).tolist()]
+
+
+def reasons_of(scores: Scores) -> tuple[list[str], bytes]:
+    """The names of the reasons that occur, and the place of each row's among them, from 1, or 0: B bytes."""
+    if scores.valid.all():
+        return [], bytes(len(scores))
+    codes = reason_codes(scores).tolist()
+    places = {code: place for place, code in enumerate(sorted(set(codes) - {-1}), start=1)}
+    return [NAMES[code] for code in places], bytes(places.get(code, 0) for code in codes)
 
 
 def violations_of(scores: Scores) -> list[tuple[int, str | None, str]]:
