@@ -85,7 +85,9 @@ class Side:
         read = scorer.read(rows)
         scores = scorer.score_read(read, options)
         model = f"{NAME}@1", "", self.published.card.input_digest
-        content, cells = scores_content(self.database.key, None, model, scores, read, np.ones(len(read), dtype=bool))
+        content, cells = scores_content(
+            self.database.key, None, model, scores, read, np.ones(len(read), dtype=bool), 1.0
+        )
         each = [(batch, at, one) for at, one in cells]
         self.database.append([Entry(SCORES, content, batch, cells=each)])
         self.truth |= {str(RecordId(batch, at)): bool(one) for at, one in enumerate(is_valid)}
@@ -96,7 +98,7 @@ class Side:
         for one in ids:
             is_right = generator.random() >= wrong
             label: Label = "valid" if self.truth[one] == is_right else "invalid"
-            entries.append(Entry(FEEDBACK, FeedbackContent("people", one, label)))
+            entries.append(Entry(FEEDBACK, FeedbackContent("people", one, NAME, label)))
         self.database.append(entries)
 
     def calibrated(self, ids: list[str], options: ScoreOptions) -> None:

@@ -68,7 +68,7 @@ def answer(
     label: Annotated[Literal["valid", "invalid", "unsure"], typer.Argument(help="what the row is")],
     where: JournalOptions,
     note: Annotated[str, typer.Option(help="a note, which can be erased later")] = "",
-    who: Annotated[str, typer.Option("--as", help="who says so; the last answer of each counts")] = "command line",
+    who: Annotated[str, typer.Option("--as", help="who says so; the last answer of each counts")] = "somebody",
 ) -> None:
     """Say what a row is that was judged. Over HTTP, it is POST /feedback."""
     from service.journal.contents import FEEDBACK, FeedbackContent
@@ -78,7 +78,7 @@ def answer(
     with where.open() as database:
         one = found(database, record)
         hashed = database.key.hash(note.encode()) if note else None
-        content = FeedbackContent(who, str(one.id), label, hashed)
+        content = FeedbackContent(f"cli:{who}", str(one.id), one.content.name, label, hashed)
         database.append([Entry(FEEDBACK, content, note=note or None)])
     err.print(f"{record}: {label}; the verdict was {one.content.verdict(one.id.row)}")
 

@@ -74,11 +74,11 @@ def verify(
     anchor = None if head is None else Head.parse(head)
     with Database(where.journal, JournalKey.read(where.journal_key), checks_head=False) as database:
         result = verified(database, anchor)
-    for fault in result.faults:
+    for fault in (*result.faults, *result.lost):
         err.print(f"{where.journal}: {fault}", markup=False, highlight=False)
     pruned = f", from {result.checkpoint.number + 1:,} on: the others were pruned" if result.checkpoint.number else ""
     err.print(f"{result.records:,} records{pruned}; {result.rows:,} rows kept, {result.erased:,} rows and notes erased")
-    if result.faults:
+    if result.faults or result.lost:
         raise typer.Exit(1)
     print(result.head)
 

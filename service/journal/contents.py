@@ -19,7 +19,7 @@ import numpy as np
 from service.errors import JournalError, NoRecordError
 from service.journal.chain import HASH_BYTES, Record
 
-SCORES, FEEDBACK, ASK, ERASE, PRUNE = "scores", "feedback", "ask", "erase", "prune"
+SCORES, FEEDBACK, ASK, ERASE, PRUNE, LOST = "scores", "feedback", "ask", "erase", "prune", "lost"
 VALID, CERTAIN, RELIABLE = 1, 2, 4  # bits of a row's flags
 NO_REASON = ""
 EPOCH_MS = 1_577_836_800_000  # 2020: ids of 63 bits last until 2159
@@ -43,6 +43,7 @@ class ScoresContent(msgspec.Struct):
         dtype, width: of the rows as they were read, such as <f4.
         violations: row, column and kind of each cell that breaks its column's domain.
         kept: the rows that are kept as well, in a table that can be erased; None: all.
+        share: of the rows that are kept, in expectation; they are drawn at random.
     """
 
     key: str | None
@@ -61,13 +62,15 @@ class ScoresContent(msgspec.Struct):
     width: int
     violations: list[tuple[int, str | None, str]] = []
     kept: list[int] | None = []
+    share: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise unless everything is there for each row: a content that was tampered with is read, too."""
         lengths = {len(self.flags), len(self.reason), len(self.p_value) / 8, len(self.log_likelihood) / 8}
         if lengths | {len(self.hashes) / HASH_BYTES, self.rows} != {self.rows}:
             raise ValueError("not as long as there are rows")
-        if max(self.reason, default=0) > len(self.reasons) or not set(self.kept or ()) <= set(range(self.rows)):
+        ends = min(self.kept or (0,)), max(self.kept or (0,))
+        if max(self.reason, default=0) > len(self.reasons) or (self.kept and not 0 <= ends[0] <= ends[1] < self.rows):
             raise ValueError("names what is not there")
 
     def kept_rows(self) -> list[int]:
@@ -113,12 +116,14 @@ class FeedbackContent(msgspec.Struct):
     """What a person says of a row; `key` is who says so. The note itself lies in a table that can be erased.
 
     Attributes:
+        model: the name of the model that judged the row.
         note: its keyed hash, if there is one.
         has_row: whether the row came along, and is kept.
     """
 
     key: str | None
     record: str
+    model: str
     label: Label
     note: bytes | None = None
     has_row: bool = False
@@ -151,6 +156,16 @@ class PruneContent(msgspec.Struct):
     through: int
     mac: bytes
     records: int
+
+
+class LostContent(msgspec.Struct):
+    """Records up to a number were once written, by a head in a file beside the journal, and are not there any more.
+
+    `number` is None if that file was missing itself.
+    """
+
+    number: int | None
+    mac: bytes | None
 
 
 @dataclass(frozen=True, slots=True, order=True)

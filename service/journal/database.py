@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,8 @@ from pathlib import Path
 import msgspec
 
 from service.errors import JournalError, NoRecordError, UnavailableError
-from service.journal.chain import EMPTY, Head, HeadFile, JournalKey, Record
-from service.journal.contents import ENCODED, RecordId, ScoresContent, now_ms, parsed
+from service.journal.chain import EMPTY, Head, HeadFile, JournalKey, Record, read_head
+from service.journal.contents import ENCODED, LOST, LostContent, RecordId, ScoresContent, now_ms, parsed
 from service.system.files import sync_folder
 
 APPLICATION_ID, FORMAT = 0x566F7563, 1  # "Vouc"
@@ -37,9 +38,20 @@ TABLES = (
     "CREATE TABLE notes(number INTEGER PRIMARY KEY, note TEXT NOT NULL)",
     "CREATE TABLE seals(name TEXT PRIMARY KEY, number INTEGER NOT NULL, mac BLOB NOT NULL, seal BLOB NOT NULL)",
 )
+DAMAGED = (sqlite3.Error, UnicodeDecodeError)  # the second for a message of the first that quotes a damaged file
+NO_RECORD = "the journal has no such record: send the id that a score has; old ones may have been pruned"
+SETUP = (
+    "PRAGMA auto_vacuum = INCREMENTAL",  # before there is a page
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {FORMAT}",
+    "PRAGMA synchronous = EXTRA",
+    *TABLES,
+)
 COLUMNS = "number, time, kind, batch, request, content"
 OF_BATCH = f"SELECT {COLUMNS} FROM records WHERE batch = ?"  # noqa: S608 - the columns are ours
-OF_REQUEST = f"SELECT {COLUMNS} FROM records WHERE request = ? AND kind = 'scores' ORDER BY number"  # noqa: S608
+OF_REQUEST = f"SELECT {COLUMNS} FROM records WHERE request = ? AND kind = 'scores' LIMIT 2"  # noqa: S608
+KEEP = "INSERT OR IGNORE INTO cells SELECT ?, ?, ? WHERE EXISTS(SELECT 1 FROM records WHERE batch = ?)"
+SEAL = "SELECT number, mac, seal FROM seals WHERE name = ?"
 HEAD, CHECKPOINT = "head", "checkpoint"  # the names of seals
 
 
@@ -48,7 +60,7 @@ class Entry:
     """What is to be appended: a record without its number, rows to keep (batch, place and bytes), and perhaps a note."""
 
     kind: str
-    content: msgspec.Struct | Mapping[str, object]
+    content: msgspec.Struct | Mapping[str, object] | bytes
     batch: int | None = None
     request: str | None = None
     time: int = field(default_factory=now_ms)
@@ -60,9 +72,9 @@ class Database:
     """An open journal. Use it in one thread.
 
     Args:
-        checks_head: whether to raise unless its head is sealed by the key; what verifies it looks itself.
         durable: whether a transaction is on the disk when `append` returns; if not, SQLite decides when, and the last
             transactions may be lost if the machine, not just the process, stops.
+        checks_head: whether to raise unless its head is sealed by the key; what verifies it looks itself.
 
     Raises:
         JournalError: it is missing, damaged, or of another key.
@@ -73,15 +85,16 @@ class Database:
     ) -> None:
         self.path, self.key, self.checks_head = path, key, checks_head
         if may_create and not path.exists():
-            create(path)
+            create(path, key)
         elif not path.is_file():
             raise JournalError(f"{path}: no such journal")
         self.connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         self.connection.text_factory = readable
         self.head_file: HeadFile | None = None
+        self.last: Head | None = None  # of this connection's own transactions
         try:
             self.prepare(durable)
-        except sqlite3.Error as error:
+        except DAMAGED as error:
             self.connection.close()
             raise JournalError(f"{path}: cannot be opened as a journal: {said(error)}") from error
         except JournalError:
@@ -98,17 +111,7 @@ class Database:
         execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         execute("PRAGMA secure_delete = ON")
         if self.checks_head:
-            self.check_head()
-
-    def check_head(self) -> None:
-        """Raise unless the head is sealed by the key."""
-        head = self.seal(HEAD)
-        if head is None:
-            if self.last_number():
-                raise JournalError(f"{self.path}: its head is missing: `vouch journal verify` says what else is wrong")
-            return
-        if not self.is_sealed(HEAD, head):
-            raise JournalError(f"{self.path}: its head was sealed by another key, or changed: `vouch journal verify`")
+            self.sealed_head()
 
     def close(self) -> None:
         with contextlib.suppress(sqlite3.Error):
@@ -129,11 +132,13 @@ class Database:
         """A transaction that appends records; afterwards, the sealed head is in its file, too.
 
         Raises:
+            JournalError: the end was changed by somebody else: to go on would hide it.
             UnavailableError: it cannot be written, such as on a full disk; nothing of it is then there.
         """
         try:
             self.connection.execute("BEGIN IMMEDIATE")
-            appending = Appending(self.connection, self.key, self.seal(HEAD) or EMPTY)
+            appending = Appending(self.connection, self.key, self.checked_head())
+            is_loss = self.last is None and self.tell_loss(appending)
             yield appending
             self.write_seal(HEAD, appending.head)
             self.connection.execute("COMMIT")
@@ -144,7 +149,9 @@ class Database:
             if isinstance(error, sqlite3.Error):
                 raise UnavailableError(f"the journal cannot be written: {said(error)}", 5.0) from error
             raise
-        self.write_head(appending.head)
+        self.last = appending.head
+        for _ in range(1 + is_loss):  # both places of its file, if one of them has what is lost
+            self.write_head(appending.head)
 
     def append(self, entries: Sequence[Entry]) -> Head:
         """Append records in one transaction; the new head."""
@@ -152,6 +159,55 @@ class Database:
             for entry in entries:
                 appending.add(entry)
         return appending.head
+
+    def sealed_head(self) -> Head:
+        """The head that is sealed by the key.
+
+        Raises:
+            JournalError: it is missing, changed, or sealed by another key.
+        """
+        row = self.connection.execute(SEAL, (HEAD,)).fetchone()
+        if not is_sealed(self.key, HEAD, row):
+            raise JournalError(
+                f"{self.path}: its head is missing, changed, or sealed by another key: `vouch journal verify` says more"
+            )
+        return Head(*row[:2])
+
+    def checked_head(self) -> Head:
+        """The sealed head, whose record is there, and which follows this connection's own last one.
+
+        Raises:
+            JournalError: it does not.
+        """
+        head = self.sealed_head()
+        for one in {head, self.last or head} - {EMPTY}:
+            if not self.contains(one) or one.number > head.number:
+                raise JournalError(f"{self.path}: its end was changed: `vouch journal verify`")
+        return head
+
+    def contains(self, head: Head) -> bool:
+        """Whether the chain has a head, or begins after it."""
+        row = self.connection.execute("SELECT mac FROM records WHERE number = ?", (head.number,)).fetchone()
+        if row is not None:
+            return bool(row[0] == head.mac)
+        pruned = self.seal(CHECKPOINT) or EMPTY
+        return head.number < pruned.number or head == pruned
+
+    def tell_loss(self, appending: Appending) -> bool:
+        """Record, for good, that the head's file is ahead of the chain, or missing; whether it was.
+
+        What was there is lost, or cut off.
+        """
+        found = read_head(self.path, self.key)
+        if found is None and appending.head.number == 0:
+            return False
+        if found is None:
+            appending.add(Entry(LOST, LostContent(None, None)))
+            return True
+        if found == EMPTY or (found.number <= appending.head.number and self.contains(found)):
+            return False
+        appending.add(Entry(LOST, LostContent(found.number, found.mac)))
+        return True
 
     def write_head(self, head: Head) -> None:
         """Write the head's file; a journal whose disk has no room for it says so at the next verification."""
@@ -161,26 +217,28 @@ class Database:
             self.head_file.write(head)
 
     def write_seal(self, name: str, head: Head) -> None:
-        self.connection.execute(
-            "INSERT OR REPLACE INTO seals VALUES(?, ?, ?, ?)", (name, head.number, head.mac, self.key.seal(name, head))
-        )
+        seal = self.key.seal(name, head)
+        self.connection.execute("INSERT OR REPLACE INTO seals VALUES(?, ?, ?, ?)", (name, head.number, head.mac, seal))
 
     # Reading
 
     def seal(self, name: str) -> Head | None:
-        """The head that was sealed under a name, if any."""
-        row = self.connection.execute("SELECT number, mac FROM seals WHERE name = ?", (name,)).fetchone()
+        """The head that was sealed under a name, if any; whether the seal is right is another question."""
+        row = self.connection.execute(SEAL, (name,)).fetchone()
         is_head = row is not None and isinstance(row[0], int) and isinstance(row[1], bytes)
-        return Head(*row) if is_head else None
+        return Head(*row[:2]) if is_head else None
 
-    def is_sealed(self, name: str, head: Head) -> bool:
-        """Whether a head was sealed under a name, by the key."""
-        row = self.connection.execute("SELECT seal FROM seals WHERE name = ?", (name,)).fetchone()
-        return row is not None and isinstance(row[0], bytes) and self.key.is_seal(name, head, row[0])
+    def is_sealed(self, name: str) -> bool:
+        """Whether the head under a name was sealed by the key."""
+        return is_sealed(self.key, name, self.connection.execute(SEAL, (name,)).fetchone())
 
     def last_number(self) -> int:
         """The number of the last record; 0 if there is none."""
         return int(self.connection.execute("SELECT coalesce(max(number), 0) FROM records").fetchone()[0])
+
+    def last_batch(self) -> int:
+        """The highest number of a batch; 0 if there is none."""
+        return int(self.connection.execute("SELECT coalesce(max(batch), 0) FROM records").fetchone()[0])
 
     def records(self, *kinds: str, since: int = 0) -> Iterator[Record]:
         """The records in order; only of some kinds, if any are named, and from a time on, in ms since the epoch."""
@@ -199,14 +257,12 @@ class Database:
         """
         row = self.connection.execute(OF_BATCH, (batch,)).fetchone()
         if row is None:
-            raise NoRecordError(
-                "the journal has no such record: send the id that a score has; old ones may have been pruned"
-            )
+            raise NoRecordError(NO_RECORD)
         record = Record(*row)
         return record, parsed(record, ScoresContent)
 
     def of_request(self, request: str) -> list[tuple[Record, ScoresContent]]:
-        """The records of verdicts of a request id, of which callers may have sent several."""
+        """The records of verdicts of a request id, of which callers may have sent many: two at most."""
         found = [Record(*row) for row in self.connection.execute(OF_REQUEST, (request,))]
         return [(record, parsed(record, ScoresContent)) for record in found]
 
@@ -230,6 +286,10 @@ class Database:
         row = self.connection.execute(query, (record.batch, record.row)).fetchone()
         return None if row is None else bytes(row[0])
 
+    def rows_kept(self, batch: int) -> set[int]:
+        """The places of a batch's rows that are kept."""
+        return {row for (row,) in self.connection.execute("SELECT row FROM cells WHERE batch = ?", (batch,))}
+
     def note(self, number: int) -> str | None:
         """The note of a record of feedback, if it has one that was not erased."""
         row = self.connection.execute("SELECT note FROM notes WHERE number = ?", (number,)).fetchone()
@@ -247,33 +307,38 @@ class Appending:
     def add(self, entry: Entry) -> None:
         """Append a record, with what is kept beside it."""
         number = self.head.number + 1
-        content = ENCODED.encode(entry.content)
+        content = entry.content if isinstance(entry.content, bytes) else ENCODED.encode(entry.content)
         record = Record(number, entry.time, entry.kind, entry.batch, entry.request, content)
         mac = self.key.mac(self.head.mac, record)
         told = (number, entry.time, entry.kind, entry.batch, entry.request, content, mac)
         self.connection.execute("INSERT INTO records VALUES(?, ?, ?, ?, ?, ?, ?)", told)
-        if entry.cells:
-            self.connection.executemany("INSERT OR IGNORE INTO cells VALUES(?, ?, ?)", entry.cells)
+        for batch, row, cells in entry.cells:  # of a record that may have been pruned meanwhile
+            self.connection.execute(KEEP, (batch, row, cells, batch))
         if entry.note is not None:
             self.connection.execute("INSERT INTO notes VALUES(?, ?)", (number, entry.note))
         self.head = Head(number, mac)
 
 
-def create(path: Path) -> None:
-    """Make an empty journal that only its owner may read, whole or not at all."""
+def is_sealed(key: JournalKey, name: str, row: tuple[object, object, object] | None) -> bool:
+    """Whether a row of the table of seals was written by a key."""
+    if row is None or not (isinstance(row[0], int) and isinstance(row[1], bytes) and isinstance(row[2], bytes)):
+        return False
+    return key.is_seal(name, Head(row[0], row[1]), row[2])
+
+
+def create(path: Path, key: JournalKey) -> None:
+    """Make an empty journal that only its owner may read, whole or not at all; one that is there already stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
         with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
-            for statement in (
-                f"PRAGMA application_id = {APPLICATION_ID}",
-                f"PRAGMA user_version = {FORMAT}",
-                "PRAGMA synchronous = EXTRA",
-                *TABLES,
-            ):
+            for statement in SETUP:
                 connection.execute(statement)
-        temporary.rename(path)
+            seal = HEAD, EMPTY.number, EMPTY.mac, key.seal(HEAD, EMPTY)
+            connection.execute("INSERT INTO seals VALUES(?, ?, ?, ?)", seal)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -284,6 +349,6 @@ def readable(text: bytes) -> str:
     return text.decode(errors="replace")
 
 
-def said(error: sqlite3.Error) -> str:
+def said(error: Exception) -> str:
     """What SQLite says, which never repeats a value."""
-    return str(error) or type(error).__name__
+    return str(error) if isinstance(error, sqlite3.Error) and str(error) else type(error).__name__

@@ -8,7 +8,7 @@ that were scored, and only these may calibrate, or tell a rate.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +27,7 @@ from service.journal.contents import (
     ScoresContent,
     parsed,
 )
-from service.journal.database import Database
+from service.journal.database import NO_RECORD, Database
 from service.validity.conformal import CONFIDENCE, beta_quantile
 
 
@@ -40,6 +40,11 @@ class Found:
     content: ScoresContent
 
     has_row: bool = False
+
+    @property
+    def row_was_kept(self) -> bool:
+        """Whether the row was kept when it was scored; it may have been erased since."""
+        return self.id.row in self.content.kept_rows()
 
     @property
     def is_refused(self) -> bool:
@@ -55,29 +60,31 @@ def found(database: Database, text: str) -> Found:
     one = RecordId.parse(text)
     record, content = database.scores(one.batch)
     if one.row >= content.rows:
-        raise NoRecordError(f"no such record: that request had {content.rows:,} rows, counted from 0: use one of them")
+        raise no_record()
     return Found(one, record, content, database.cells(one) is not None)
 
 
-def found_by_request(database: Database, request: str, row: int | None = None) -> Found:
-    """The verdict of a request id and a row's place in the request.
+def no_record() -> NoRecordError:
+    return NoRecordError(NO_RECORD)
+
+
+def found_by_request(
+    database: Database, request: str, row: int | None = None, may_use: Callable[[str], bool] = lambda name: True
+) -> Found:
+    """The verdict of a request id and a row's place in the request, of models that may be used.
 
     Raises:
         NoRecordError: there is none.
         AmbiguousRecordError: there are several.
     """
-    records = database.of_request(request)
+    records = [one for one in database.of_request(request) if may_use(one[1].name)]
     if not records:
         raise NoRecordError("the journal has no verdict of such a request: send the X-Request-Id of its answer")
     if len(records) > 1:
-        raise AmbiguousRecordError(
-            f"{len(records)} records have this request id: send `record` instead, as a score has it"
-        )
+        raise AmbiguousRecordError("several records have this request id: send `record` instead, as a score has it")
     record, content = records[0]
     if row is None and content.rows > 1:
-        raise AmbiguousRecordError(
-            f"that request had {content.rows:,} rows: send its place as `row`, from 0, or `record` instead"
-        )
+        raise AmbiguousRecordError("that request had several rows: send `row`, the place from 0, or `record` instead")
     assert record.batch is not None
     return found(database, str(RecordId(record.batch, row or 0)))
 
@@ -118,11 +125,13 @@ def reviews(database: Database, name: str, since: int = 0) -> list[Review]:
                     review.asked, review.drawn = True, review.drawn or drawn
         else:
             said = parsed(record, FeedbackContent)
+            if said.model != name:
+                continue
             review = known.setdefault(said.record, Review(said.record))
             review.labels[said.key] = said.label
             if said.note is not None:
                 review.notes.append(record.number)
-    return [one for one in known.values() if one.asked or database.name_of(RecordId.parse(one.id)) == name]
+    return list(known.values())
 
 
 # Whom to ask about
@@ -133,35 +142,64 @@ def picked(
 ) -> AskContent:
     """Rows of a model to ask about: some drawn at random, and those most worth asking about.
 
-    If any rows are kept, only these: kept ones are drawn at random themselves. Nobody is asked twice. Most worth asking
-    about are those whose verdict is not certain, then those whose p-value is nearest to the rate.
+    If any rows are kept, only these: kept ones are drawn at random themselves. What was drawn before is not drawn again; a
+    row that was asked about because of its verdict may be drawn as well, since to leave it out would favour other verdicts.
+    Most worth asking about are rows whose verdict is not certain, then those whose p-value is nearest to the rate.
 
     Raises:
         JournalError: no rows of the model were scored.
     """
-    asked = {one.id for one in reviews(database, name) if one.asked}
-    batches = [
-        (record.batch, parsed_content)
-        for record in database.records(SCORES, since=since)
-        if record.batch is not None and (parsed_content := parsed(record, ScoresContent)).name == name
-    ]
-    if not batches:
-        raise JournalError(f"the journal has no verdict of model {name!r}")
-    keeps = any(content.kept_rows() for _, content in batches)
+    said = reviews(database, name)
+    before = (
+        {RecordId.parse(one.id) for one in said if one.drawn},
+        {RecordId.parse(one.id) for one in said if one.asked},
+    )
     by_chance: list[tuple[float, RecordId]] = []
     by_worth: list[tuple[float, RecordId]] = []
-    among = 0
-    for batch, content in batches:
-        rows = np.array(content.kept_rows() if keeps else range(content.rows), dtype=int)
-        among += len(rows)
-        for heap, most, keys in (
-            (by_chance, drawn, generator.random(len(rows))),
-            (by_worth, others, worth(content)[rows]),
+    among, is_known = 0, False
+    for batch, content, rows in candidates(database, name, since, generator):
+        is_known = True
+        for heap, most, keys, asked in (
+            (by_chance, drawn, generator.random(len(rows)), before[0]),
+            (by_worth, others, worth(content)[rows], before[1]),
         ):
-            pushed(heap, most + len(asked) + 100, keys, batch, rows)
-    chosen = wanted(database, by_chance, drawn, asked, keeps)
-    beside = wanted(database, by_worth, others, asked | set(chosen), keeps)
-    return AskContent(name, chosen, beside, among)
+            fresh = np.array([RecordId(batch, row) not in asked for row in rows.tolist()], dtype=bool)
+            among += int(fresh.sum()) if heap is by_chance else 0
+            # Rows that are drawn are not asked about twice: so many more are looked at.
+            pushed(heap, most if heap is by_chance else most + drawn, keys[fresh], batch, rows[fresh])
+    if not is_known:
+        raise JournalError(
+            f"the journal has no verdict of model {name!r}: give a name as it is served, without a version"
+        )
+    chosen = [str(one) for _, one in sorted(by_chance, key=lambda item: -item[0])]
+    beside = [str(one) for _, one in sorted(by_worth, key=lambda item: -item[0])]
+    return AskContent(name, chosen, [one for one in beside if one not in set(chosen)][:others], among)
+
+
+def candidates(
+    database: Database, name: str, since: int, generator: np.random.Generator
+) -> Iterator[tuple[int, ScoresContent, np.ndarray]]:
+    """The batches of a model with the rows that may be drawn, each row as likely to be among them as any other.
+
+    If any rows are kept, these are the kept ones that were not erased. Where they were kept with different shares, those of
+    a larger one are thinned out to the smallest.
+    """
+
+    def contents() -> Iterator[tuple[int, ScoresContent]]:
+        for record in database.records(SCORES, since=since):
+            content = parsed(record, ScoresContent)
+            if content.name == name and record.batch is not None:
+                yield record.batch, content
+
+    shares = {content.share for _, content in contents()} - {0.0}
+    for batch, content in contents():
+        rows = np.arange(content.rows)
+        if shares:
+            there = database.rows_kept(batch)
+            rows = np.array([row for row in content.kept_rows() if row in there], dtype=int)
+            if content.share > (least := min(shares)):
+                rows = rows[generator.random(len(rows)) < least / content.share]
+        yield batch, content, rows
 
 
 def pushed(heap: list[tuple[float, RecordId]], most: int, keys: np.ndarray, batch: int, rows: np.ndarray) -> None:
@@ -174,15 +212,6 @@ def pushed(heap: list[tuple[float, RecordId]], most: int, keys: np.ndarray, batc
             heapq.heapreplace(heap, item)
         else:
             break
-
-
-def wanted(
-    database: Database, heap: list[tuple[float, RecordId]], most: int, asked: set[str], keeps: bool
-) -> list[str]:
-    """The first records in the order of their keys, but for those that were asked about or whose row was erased."""
-    order = [one for _, one in sorted(heap, key=lambda item: -item[0])]
-    fresh = (one for one in order if str(one) not in asked and not (keeps and database.cells(one) is None))
-    return [str(one) for _, one in zip(range(most), fresh, strict=False)]
 
 
 def worth(content: ScoresContent) -> np.ndarray:
@@ -276,10 +305,5 @@ def kept_rows(database: Database, ids: Sequence[str], input_digest: str, width: 
 
 def random_share(database: Database, name: str, since: int) -> list[str]:
     """The record ids of a model's rows that were kept when they were scored, at random, and not erased."""
-    ids = []
-    for record in database.records(SCORES, since=since):
-        content = parsed(record, ScoresContent)
-        if content.name == name and record.batch is not None:
-            each = (RecordId(record.batch, row) for row in content.kept_rows())
-            ids += [str(one) for one in each if database.cells(one) is not None]
-    return ids
+    found = candidates(database, name, since, np.random.default_rng(0))
+    return [str(RecordId(batch, row)) for batch, content, rows in found if content.share for row in rows.tolist()]

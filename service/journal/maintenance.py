@@ -14,20 +14,22 @@ from service.errors import JournalError, NoRecordError
 from service.journal.chain import EMPTY, Head, Record
 from service.journal.contents import (
     ERASE,
-    FEEDBACK,
     PRUNE,
     SCORES,
     EraseContent,
-    FeedbackContent,
     PruneContent,
     RecordId,
     ScoresContent,
     batch_text,
     parsed,
 )
-from service.journal.database import CHECKPOINT, HEAD, Database, Entry
+from service.journal.database import CHECKPOINT, Appending, Database, Entry
+from service.journal.verification import Beside, covers, verified
 
 CHUNK = 10_000  # records looked at together when a size is to be reached
+
+
+PAGES = 1_000  # that are given back in a transaction: verdicts wait no longer
 
 
 def pruned(database: Database, before: int | None = None, most_bytes: int | None = None) -> int:
@@ -36,30 +38,48 @@ def pruned(database: Database, before: int | None = None, most_bytes: int | None
     Args:
         before: ms since the epoch; records of before it go.
         most_bytes: the size of what is kept, about; the oldest go until it is reached.
+
+    Raises:
+        JournalError: the journal does not verify: to prune it could hide why.
     """
-    through = max(
-        0 if before is None else last_before(database, before),
-        0 if most_bytes is None else last_beyond(database, most_bytes),
-    )
-    head = database.seal(HEAD) or EMPTY
-    through = min(through, head.number - 1)
-    first = (database.seal(CHECKPOINT) or EMPTY).number
-    if through <= first:
-        return 0
-    row = database.connection.execute("SELECT mac FROM records WHERE number = ?", (through,)).fetchone()
-    if row is None:
-        raise JournalError(f"{database.path}: record {through} is missing: `vouch journal verify`")
+    check(database)
+    beyond = 0 if most_bytes is None else last_beyond(database, most_bytes)
+    number = 0
     with database.transaction() as appending:
-        appending.add(Entry(PRUNE, PruneContent(through, row[0], through - first)))
-        for statement in (
-            "DELETE FROM cells WHERE batch IN (SELECT batch FROM records WHERE number <= ? AND batch IS NOT NULL)",
-            "DELETE FROM notes WHERE number <= ?",
-            "DELETE FROM records WHERE number <= ?",
-        ):
-            database.connection.execute(statement, (through,))
-        database.write_seal(CHECKPOINT, Head(through, row[0]))
-    compacted(database)
-    return through - first
+        first = (database.seal(CHECKPOINT) or EMPTY).number
+        through = max(0 if before is None else last_before(database, before), beyond)
+        through = min(through, appending.head.number - 1)
+        if through > first:
+            number = through - first
+            delete(database, appending, through, number)
+    shrunk(database)
+    return number
+
+
+def delete(database: Database, appending: Appending, through: int, number: int) -> None:
+    """Delete records up to a number, and what belongs to them, and seal a checkpoint."""
+    (mac,) = database.connection.execute("SELECT mac FROM records WHERE number = ?", (through,)).fetchone()
+    appending.add(Entry(PRUNE, PruneContent(through, mac, number)))
+    for statement in (
+        "DELETE FROM cells WHERE batch IN (SELECT batch FROM records WHERE number <= ? AND batch IS NOT NULL)",
+        "DELETE FROM notes WHERE number <= ?",
+        "DELETE FROM records WHERE number <= ?",
+    ):
+        database.connection.execute(statement, (through,))
+    database.write_seal(CHECKPOINT, Head(through, mac))
+
+
+def check(database: Database) -> None:
+    """Raise unless a journal verifies.
+
+    Raises:
+        JournalError: says what is wrong first.
+    """
+    faults = verified(database).faults
+    if faults:
+        raise JournalError(
+            f"{database.path}: {faults[0]}: nothing was deleted; `vouch journal verify` says what else is wrong"
+        )
 
 
 def last_before(database: Database, before: int) -> int:
@@ -91,54 +111,34 @@ def erased(database: Database, records: Sequence[str] | None, model: str | None,
         before: ms since the epoch; only those of records of before it.
 
     Raises:
-        NoRecordError: a record id is none.
+        JournalError: the journal does not verify: to erase from it could hide why.
+        NoRecordError: a record id is none, or nothing is kept of the records.
     """
-    ids = None if records is None else {RecordId.parse(text) for text in records}
-    through = database.last_number() if before is None else last_before(database, before)
-    rows, notes = chosen_rows(database, ids, model, through), chosen_notes(database, ids, model, through)
+    ids = None if records is None else sorted(str(RecordId.parse(text)) for text in records)
+    check(database)
+    with database.transaction() as appending:
+        through = appending.head.number if before is None else last_before(database, before)
+        erasure, beside = EraseContent(ids, model, through), Beside.of(database)
+        rows = [
+            place
+            for place, (number, name, _) in beside.rows.items()
+            if covers(erasure, number, name, str(RecordId(*place))) and database.cells(RecordId(*place)) is not None
+        ]
+        notes = [
+            number
+            for number, (name, text, _) in beside.notes.items()
+            if covers(erasure, number, name, text) and database.note(number) is not None
+        ]
+        if rows or notes:
+            appending.add(Entry(ERASE, erasure))
+        database.connection.executemany("DELETE FROM cells WHERE batch = ? AND row = ?", rows)
+        database.connection.executemany("DELETE FROM notes WHERE number = ?", [(number,) for number in notes])
+    compacted(database)
     if records is not None and not rows and not notes:
         raise NoRecordError(
-            "nothing is kept of these records: use the ids of others; these may have been erased or pruned before"
+            "nothing is kept of these records: use the ids of others; these may have been erased before"
         )
-    with database.transaction() as appending:
-        told = None if ids is None else sorted(map(str, ids))
-        appending.add(Entry(ERASE, EraseContent(told, model, through)))
-        connection = database.connection
-        connection.executemany("DELETE FROM cells WHERE batch = ? AND row = ?", [(one.batch, one.row) for one in rows])
-        connection.executemany("DELETE FROM notes WHERE number = ?", [(number,) for number in notes])
-    compacted(database)
     return len(rows) + len(notes)
-
-
-def chosen_rows(database: Database, ids: set[RecordId] | None, model: str | None, through: int) -> list[RecordId]:
-    """The kept rows to erase."""
-    query = "SELECT cells.batch, row, number, content FROM cells LEFT JOIN records USING(batch)"
-    chosen, names = [], {}
-    for batch, row, number, content in database.connection.execute(query):
-        one = RecordId(batch, row)
-        if ids is not None and one not in ids:
-            continue
-        if batch not in names:
-            names[batch] = "" if content is None else msgspec.msgpack.decode(content, type=ScoresContent).name
-        if (number or 0) <= through and model in (None, names[batch]):
-            chosen.append(one)
-    return chosen
-
-
-def chosen_notes(database: Database, ids: set[RecordId] | None, model: str | None, through: int) -> list[int]:
-    """The numbers of the records whose notes are to be erased."""
-    chosen = []
-    for record in database.records(FEEDBACK):
-        said = parsed(record, FeedbackContent)
-        if said.note is None or record.number > through or database.note(record.number) is None:
-            continue
-        one = RecordId.parse(said.record)
-        if ids is not None and one not in ids:
-            continue
-        if model is not None and database.name_of(one) != model:
-            continue
-        chosen.append(record.number)
-    return chosen
 
 
 def compacted(database: Database) -> None:
@@ -152,6 +152,20 @@ def compacted(database: Database) -> None:
         busy = database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     except sqlite3.Error as error:
         raise JournalError(f"{database.path}: deleted, but the file could not be written anew: {error}") from error
+    if busy:
+        raise JournalError(
+            f"{database.path}: deleted, but its log is in use: run the command again, so that it is emptied"
+        )
+
+
+def shrunk(database: Database) -> None:
+    """Give the room of what was deleted, which was overwritten with zeros, back to the disk; a few pages at a time."""
+    try:
+        for _ in range(-(-int(database.connection.execute("PRAGMA freelist_count").fetchone()[0]) // PAGES)):
+            database.connection.execute(f"PRAGMA incremental_vacuum({PAGES})").fetchall()
+        busy = database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    except sqlite3.Error as error:
+        raise JournalError(f"{database.path}: deleted, but the file could not be made smaller: {error}") from error
     if busy:
         raise JournalError(
             f"{database.path}: deleted, but its log is in use: run the command again, so that it is emptied"

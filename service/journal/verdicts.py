@@ -12,14 +12,20 @@ from service.scoring.scores import Scores
 
 
 def scores_content(
-    key: JournalKey, caller: str | None, model: tuple[str, str, str], scores: Scores, rows: np.ndarray, kept: np.ndarray
+    key: JournalKey,
+    caller: str | None,
+    model: tuple[str, str, str],
+    scores: Scores,
+    rows: np.ndarray,
+    kept: np.ndarray,
+    share: float,
 ) -> tuple[ScoresContent, list[tuple[int, bytes]]]:
     """What a record says of scored rows, and the rows to keep as their places and bytes.
 
     Args:
         model: NAME@VERSION, digest, and digest of the input.
         rows: as they were read, shape (B, W).
-        kept: which of them to keep, shape (B,), bool.
+        kept: which of them to keep, shape (B,), bool, drawn with the probability `share`.
     """
     plain = little_endian(rows)
     each = bytes_of_each(plain)
@@ -45,6 +51,7 @@ def scores_content(
         width=plain.shape[1],
         violations=violations_of(scores),
         kept=None if kept.all() else np.flatnonzero(kept).tolist(),
+        share=share,
     )
     return content, [(at, each[at]) for at in np.flatnonzero(kept).tolist()]
 

@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from service.errors import JournalError
+from service.errors import JournalError, NoRecordError
 from service.journal.chain import EMPTY, Head, Record, head_path, read_head
 from service.journal.contents import (
     ERASE,
     FEEDBACK,
+    LOST,
     PRUNE,
     SCORES,
     EraseContent,
     FeedbackContent,
+    LostContent,
     PruneContent,
     RecordId,
     ScoresContent,
     parsed,
 )
-from service.journal.database import CHECKPOINT, COLUMNS, HEAD, Database
+from service.journal.database import CHECKPOINT, COLUMNS, DAMAGED, HEAD, TABLES, Database, said
 
 MOST_FAULTS = 20
 
 
 @dataclass
 class Verified:
-    """What was found: the faults, at most 20 of them, and what the journal holds."""
+    """What was found: the faults, at most 20 of them, and what the journal holds.
+
+    `lost` are records that say that others were lost before: by a power failure, or by somebody.
+    """
 
     head: Head
     checkpoint: Head
     faults: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     records: int = 0
     rows: int = 0
     erased: int = 0
@@ -44,11 +49,19 @@ class Verified:
 
 @dataclass
 class Beside:
-    """What the chain says is kept beside it, by records so far."""
+    """What the chain says is kept beside it, and what it says was erased."""
 
     rows: dict[tuple[int, int], tuple[int, str, bytes]] = field(default_factory=dict)  # number, model and hash
-    notes: dict[int, tuple[str, bytes]] = field(default_factory=dict)  # record id and hash
+    notes: dict[int, tuple[str, str, bytes]] = field(default_factory=dict)  # model, record id and hash, by number
     erasures: list[EraseContent] = field(default_factory=list)
+
+    @staticmethod
+    def of(database: Database) -> Beside:
+        """From all records."""
+        beside = Beside()
+        for record in database.records():
+            beside.add(record, database)
+        return beside
 
     def add(self, record: Record, database: Database) -> None:
         """Count a record."""
@@ -59,24 +72,28 @@ class Beside:
         elif record.kind == FEEDBACK:
             said = parsed(record, FeedbackContent)
             if said.note is not None:
-                self.notes[record.number] = said.record, said.note
+                self.notes[record.number] = said.model, said.record, said.note
             if said.has_row:
                 one = RecordId.parse(said.record)
-                with contextlib.suppress(JournalError):  # pruned since
-                    scored, content = database.scores(one.batch)
-                    told = scored.number, content.name, content.hash_of(one.row)
-                    self.rows.setdefault((one.batch, one.row), told)
+                with contextlib.suppress(NoRecordError):  # pruned since
+                    _, content = database.scores(one.batch)
+                    if one.row not in content.kept_rows():
+                        self.rows[one.batch, one.row] = record.number, content.name, content.hash_of(one.row)
         elif record.kind == ERASE:
             self.erasures.append(parsed(record, EraseContent))
 
     def is_erased(self, number: int, model: str, text: str) -> bool:
         """Whether a record of the chain says that what is kept of another was erased."""
-        return any(
-            number <= one.through
-            and (one.model is None or one.model == model)
-            and (one.records is None or text in one.records)
-            for one in self.erasures
-        )
+        return any(covers(one, number, model, text) for one in self.erasures)
+
+
+def covers(erasure: EraseContent, number: int, model: str, text: str) -> bool:
+    """Whether an erasure is about what a record of a number, on a model's row, has kept."""
+    return (
+        number <= erasure.through
+        and erasure.model in (None, model)
+        and (erasure.records is None or text in erasure.records)
+    )
 
 
 def verified(database: Database, anchor: Head | None = None) -> Verified:
@@ -95,8 +112,8 @@ def verified(database: Database, anchor: Head | None = None) -> Verified:
             return verified_state(database, anchor)
         finally:
             connection.execute("ROLLBACK")
-    except sqlite3.Error as error:
-        raise JournalError(f"{database.path}: damaged: {error}") from error
+    except (*DAMAGED, OverflowError) as error:
+        raise JournalError(f"{database.path}: damaged: {said(error)}") from error
 
 
 def verified_state(database: Database, anchor: Head | None) -> Verified:
@@ -108,7 +125,7 @@ def verified_state(database: Database, anchor: Head | None) -> Verified:
     for text in integrity(database):
         result.fault(text)
     for name, head in ((HEAD, sealed), (CHECKPOINT, pruned)):
-        if head is not None and not database.is_sealed(name, head):
+        if head is not None and not database.is_sealed(name):
             result.fault(f"the seal of the {name} is not one of this key")
     if sealed is None:
         result.fault("there is no sealed head")
@@ -124,8 +141,9 @@ def verified_state(database: Database, anchor: Head | None) -> Verified:
         result.records += 1
         try:
             beside.add(record, database)
-        except JournalError as error:
-            result.fault(f"record {record.number}: {error}")
+            note_loss(record, result)
+        except (JournalError, TypeError, ValueError) as error:  # of a content that was made up
+            result.fault(f"record {record.number}: its content cannot be read: {type(error).__name__}")
     check_end(database, result, last, in_file)
     for head, name in ((in_file, f"{head_path(database.path).name}"), (anchor, "--head")):
         check_anchor(result, head, name, macs, last)
@@ -135,11 +153,25 @@ def verified_state(database: Database, anchor: Head | None) -> Verified:
     return result
 
 
+def note_loss(record: Record, result: Verified) -> None:
+    """Note a record that says that others are lost."""
+    if record.kind != LOST:
+        return
+    lost = parsed(record, LostContent)
+    what = (
+        "its head's file was missing" if lost.number is None else f"records up to {lost.number} were lost, or cut off"
+    )
+    result.lost.append(f"record {record.number}: when the journal was opened for it, {what}")
+
+
 def integrity(database: Database) -> Iterator[str]:
     """What SQLite finds wrong with its file."""
     for (text,) in database.connection.execute(f"PRAGMA integrity_check({MOST_FAULTS})"):
         if text != "ok":
             yield f"the file is damaged: {text}"
+    query = "SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
+    if {sql for (sql,) in database.connection.execute(query)} != set(TABLES):
+        yield "the file has other tables or triggers than a journal"
 
 
 def chain(database: Database, result: Verified) -> Iterator[tuple[Record, bytes, bytes | None]]:
@@ -148,6 +180,9 @@ def chain(database: Database, result: Verified) -> Iterator[tuple[Record, bytes,
     before: bytes | None = last.mac
     for *told, mac in database.connection.execute(f"SELECT {COLUMNS}, mac FROM records ORDER BY number"):  # noqa: S608
         record = Record(*told)
+        if type(record.number) is not int:
+            result.fault("a record without a number")
+            continue
         if not is_typed(record) or not isinstance(mac, bytes):
             result.fault(f"record {record.number}: changed, to what no journal holds")
             last, before = Head(record.number, b""), None
@@ -226,10 +261,9 @@ def check_notes(database: Database, result: Verified, beside: Beside) -> None:
     key = database.key
     for number, note in database.connection.execute("SELECT number, note FROM notes"):
         told = beside.notes.pop(number, None)
-        if told is None or not isinstance(note, str) or key.hash(note.encode()) != told[1]:
+        if told is None or not isinstance(note, str) or key.hash(note.encode()) != told[2]:
             result.fault(f"the note of record {number}: changed, or of no record")
-    for number, (text, _) in beside.notes.items():
-        model = database.name_of(RecordId.parse(text)) or ""
+    for number, (model, text, _) in beside.notes.items():
         if beside.is_erased(number, model, text):
             result.erased += 1
         else:

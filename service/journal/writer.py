@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from service.errors import JournalError, OverloadedError, UnavailableError, VouchError
 from service.journal.chain import JournalKey
-from service.journal.contents import SCORES, batch_text, next_batch, now_ms
+from service.journal.contents import ENCODED, SCORES, batch_text, next_batch, now_ms
 from service.journal.database import Database, Entry
 from service.journal.verdicts import scores_content
 from service.scoring.scores import Scores
@@ -49,6 +49,10 @@ class Waiting:
     done: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
     size: int = 0
 
+    def is_over(self) -> bool:
+        """Whether somebody waited for it, and does not any more: nothing was answered."""
+        return self.done is not None and self.done[1].done()
+
     @property
     def rows(self) -> int:
         return 0 if self.scored is None else len(self.scored[5])
@@ -61,6 +65,12 @@ class Dropped:
     since: int = 0
     records: int = 0
     rows: int = 0
+
+    def merge(self, earlier: Dropped) -> None:
+        """Add what was dropped before."""
+        self.since = earlier.since or self.since
+        self.records += earlier.records
+        self.rows += earlier.rows
 
     def add(self, items: Sequence[Waiting]) -> None:
         self.since = self.since or now_ms()
@@ -132,11 +142,12 @@ class Journal:
         Raises:
             UnavailableError: it cannot be.
         """
-        await self.submit(Waiting(entry), timeout_s, waits)
+        size = ROW_BYTES + sum(len(cells) for _, _, cells in entry.cells) + len(entry.note or "")
+        await self.submit(Waiting(entry, size=size), timeout_s, waits)
 
     def note(self, entry: Entry) -> None:
         """Record an event without waiting, from any thread."""
-        self.put(Waiting(entry))
+        self.put(Waiting(entry, size=ROW_BYTES))
 
     async def submit(self, item: Waiting, timeout_s: float | None, waits: bool) -> None:
         """Put an item into the queue and, if it `waits`, wait until it is written."""
@@ -176,11 +187,19 @@ class Journal:
 
         Raises:
             JournalError: another process writes it.
-            UnavailableError: it cannot be written.
+            UnavailableError: it is required, and cannot be written.
         """
         self.lock = locked(self.path)
         self.database = Database(self.path, self.key, durable=self.mode == "required")
-        self.database.append([entry])
+        self.batch = max(self.batch, self.database.last_batch())
+        try:
+            self.database.append([entry])
+        except UnavailableError as error:
+            if self.mode == "required":
+                raise
+            self.problem = str(error)
+            log.error("the journal cannot be written", extra={"error": self.problem})
+            self.put(Waiting(entry))
         self.thread.start()
 
     def stop(self, entry: Entry) -> None:
@@ -191,6 +210,12 @@ class Journal:
         self.wake.set()
         if self.thread.is_alive():
             self.thread.join(STOP_S)
+        if self.thread.is_alive() and self.database is not None:
+            self.database.connection.interrupt()  # it waits for another process
+            self.thread.join(STOP_S)
+        if self.thread.is_alive():
+            log.error("the journal hangs: what waits for it is not written")  # and it may still be using its file
+            return
         if self.database is not None:
             self.database.close()
         if self.lock is not None:
@@ -213,23 +238,50 @@ class Journal:
         """Write items in one transaction, and tell whoever waits for them."""
         start = time.perf_counter()
         failure: VouchError | None = None
+        with self.guard:
+            self.waiting_bytes -= sum(item.size for item in items)
+            dropped, self.dropped = self.dropped, Dropped()
+        ready = [
+            (item, entry) for item in items if not item.is_over() and (entry := self.entry_or_none(item)) is not None
+        ]
+        entries = [entry for _, entry in ready]
+        if dropped.records:
+            told = {"since": dropped.since, "records": dropped.records, "rows": dropped.rows}
+            entries.append(Entry("dropped", told))
         assert self.database is not None
         try:
-            entries = [self.entry_of(item) for item in items]
-            if self.dropped.records:
-                told = {"since": self.dropped.since, "records": self.dropped.records, "rows": self.dropped.rows}
-                entries.append(Entry("dropped", told))
-            self.database.append(entries)
-            self.dropped = Dropped()
-            self.on_write(time.perf_counter() - start, len(entries))
+            if entries:
+                self.database.append(entries)
+                self.on_write(time.perf_counter() - start, len(entries))
+        except JournalError as error:
+            failure = UnavailableError(str(error), 60.0)
         except UnavailableError as error:
             failure = error
         except Exception as error:  # the thread must go on
             log.exception("the journal cannot be written")
             failure = UnavailableError(f"the journal cannot be written: {type(error).__name__}", 5.0)
-        with self.guard:
-            self.waiting_bytes -= sum(item.size for item in items)
-        self.tell(items, failure)
+        if failure is not None:
+            with self.guard:
+                self.dropped.merge(dropped)
+        self.tell([item for item, _ in ready], failure)
+
+    def entry_or_none(self, item: Waiting) -> Entry | None:
+        """The entry of an item, with its content encoded; None, and whoever waits is told, if it cannot be made."""
+        try:
+            entry = self.entry_of(item)
+            return replace(entry, content=ENCODED.encode(entry.content))
+        except Exception as error:  # a fault of ours, which is not to take others along
+            log.exception("a record of the journal cannot be made")
+            self.answer(item, UnavailableError(f"the journal cannot be written: {type(error).__name__}", 5.0))
+            self.drop([item] if item.done is None else [])
+            return None
+
+    def answer(self, item: Waiting, failure: VouchError | None) -> None:
+        """Tell whoever waits for an item."""
+        if item.done is not None:
+            loop, future = item.done
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and whoever waited
+                loop.call_soon_threadsafe(resolve, future, failure)
 
     def tell(self, items: Sequence[Waiting], failure: VouchError | None) -> None:
         """Tell whoever waits for items that they are written, or why not, and count the others that are lost."""
@@ -242,10 +294,7 @@ class Journal:
         if failure is not None:
             self.drop([item for item in items if item.done is None])
         for item in items:
-            if item.done is not None:
-                loop, future = item.done
-                with contextlib.suppress(RuntimeError):  # the loop has ended, and whoever waited
-                    loop.call_soon_threadsafe(resolve, future, failure)
+            self.answer(item, failure)
         if failure is not None and self.mode != "required" and not self.stopping:
             time.sleep(RETRY_S)
 
@@ -253,7 +302,8 @@ class Journal:
         """Count items that are lost."""
         if not items:
             return
-        self.dropped.add(items)
+        with self.guard:
+            self.dropped.add(items)
         self.on_drop(sum(item.rows for item in items))
 
     def entry_of(self, item: Waiting) -> Entry:
@@ -267,7 +317,7 @@ class Journal:
             self.inputs[digest] = published.card.input_digest
         model = str(published.reference), digest, self.inputs[digest]
         kept = self.random.random(len(scores)) < self.kept
-        content, cells = scores_content(self.key, caller, model, scores, rows, kept)
+        content, cells = scores_content(self.key, caller, model, scores, rows, kept, self.kept)
         return Entry(SCORES, content, batch, request, when, [(batch, row, one) for row, one in cells])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -9,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from service._version import __version__
-from service.errors import DeadlineError, NoRecordError
+from service.errors import AmbiguousRecordError, DeadlineError, JournalError, NoRecordError, UnavailableError
 from service.journal.chain import JournalKey
 from service.journal.database import Database, Entry
 from service.journal.writer import Journal
@@ -22,6 +24,7 @@ from service.store.store import Catalog
 from service.system.threads import Worker
 
 T = TypeVar("T")
+log = logging.getLogger("vouch")
 
 
 class Recorder:
@@ -133,11 +136,13 @@ class Recorder:
         assert self.journal is not None
         await self.journal.event(entry, timeout_s)
 
-    async def read(self, work: Callable[[Database], T], timeout_s: float) -> T:
-        """Look something up in the journal, in a thread.
+    async def read(self, work: Callable[[Database], T], timeout_s: float, caller: str = "") -> T:
+        """Look something up in the journal, in a thread; callers take turns.
 
         Raises:
-            NoRecordError: there is no journal.
+            NoRecordError: there is no journal, or no such record.
+            AmbiguousRecordError: there are several.
+            UnavailableError: it cannot be read.
             DeadlineError: it took too long.
         """
         journal = self.journal
@@ -145,11 +150,19 @@ class Recorder:
             raise NoRecordError("this deployment keeps no journal: VOUCH_JOURNAL names one")
 
         def do() -> T:
-            if self.database is None:
-                self.database = Database(journal.path, journal.key)
-            return work(self.database)
+            try:
+                if self.database is None:
+                    self.database = Database(journal.path, journal.key)
+                return work(self.database)
+            except (NoRecordError, AmbiguousRecordError):
+                raise
+            except (sqlite3.Error, JournalError) as error:
+                log.error("the journal cannot be read", extra={"error": str(error)})
+                raise UnavailableError(
+                    "the journal cannot be read: try again, or ask whoever keeps it", 60.0
+                ) from error
 
         try:
-            return await self.reader.run(do, timeout_s)
+            return await self.reader.run(do, timeout_s, caller)
         except TimeoutError:
             raise DeadlineError("the journal did not answer in time: try again") from None

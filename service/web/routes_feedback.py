@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -9,10 +10,10 @@ import msgspec
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from service.errors import InputError, VouchError
+from service.errors import InputError, MalformedError, VouchError
 from service.journal.contents import FEEDBACK, FeedbackContent, each_row
 from service.journal.database import Database, Entry
-from service.journal.feedback import Found, Review, found, found_by_request, reviews
+from service.journal.feedback import Found, Review, found, found_by_request, no_record, reviews
 from service.journal.maintenance import time_text
 from service.scoring.scorer import Scorer
 from service.web import answers
@@ -51,14 +52,14 @@ async def give_feedback(request: Request) -> Response:
     body = parsed_body(raw, FeedbackBody, "the feedback cannot be recorded")
     if (body.record is None) == (body.request_id is None) or (body.row is not None and body.record is not None):
         raise InputError("expected `record`, or `request_id` and perhaps `row`")
-    one = await context.engine.recorder.read(partial(meant, body), context.time_left_s())
-    context.check_model(one.content.name)
+    read = partial(meant, body, context.may_use)
+    one = await context.engine.recorder.read(read, context.time_left_s(), context.caller)
     if body.model is not None and body.model not in (one.content.name, one.content.model):
         raise InputError("model: another one judged this row: leave it out, or name that one")
     cells = [] if body.instance is None else await kept(context, raw, one)
     note = body.note or None
     hashed = None if note is None else context.engine.recorder.hash(note.encode())
-    content = FeedbackContent(context.key_id, str(one.id), body.label, hashed, bool(cells))
+    content = FeedbackContent(context.key_id, str(one.id), one.content.name, body.label, hashed, bool(cells))
     entry = Entry(FEEDBACK, content, request=context.request_id, cells=cells, note=note)
     await context.engine.recorder.feedback(entry, context.time_left_s())
     told = {"record": str(one.id), "model": one.content.model, "verdict": one.content.verdict(one.id.row)}
@@ -78,7 +79,7 @@ async def list_feedback(
     name = context.engine.registry.resolve(model).name
     context.check_model(name)
     read = partial(shown, name=name, key=context.key_id, answered=answered, limit=limit)
-    listed, more = await context.engine.recorder.read(read, context.time_left_s())
+    listed, more = await context.engine.recorder.read(read, context.time_left_s(), context.caller)
     documents = [document(context, review, one, cells) for review, one, cells in listed]
     return answers.json_response({"reviews": documents, "more": more})
 
@@ -89,12 +90,19 @@ def check_reviewer(context: RequestContext) -> None:
     check_origin(context.request.headers, context.request.url.netloc)
 
 
-def meant(body: FeedbackBody, database: Database) -> Found:
-    """The verdict that a body names."""
+def meant(body: FeedbackBody, may_use: Callable[[str], bool], database: Database) -> Found:
+    """The verdict that a body names; those of models that the key may not use do not exist for it.
+
+    Raises:
+        NoRecordError, AmbiguousRecordError.
+    """
     if body.record is not None:
-        return found(database, body.record)
+        one = found(database, body.record)
+        if not may_use(one.content.name):
+            raise no_record()
+        return one
     assert body.request_id is not None
-    return found_by_request(database, body.request_id, body.row)
+    return found_by_request(database, body.request_id, body.row, may_use)
 
 
 async def kept(context: RequestContext, raw: bytearray, one: Found) -> list[tuple[int, int, bytes]]:
@@ -103,7 +111,12 @@ async def kept(context: RequestContext, raw: bytearray, one: Found) -> list[tupl
     Raises:
         InputError: it is another.
     """
-    instance = msgspec.json.decode(raw, type=InstanceOf).instance
+    if one.row_was_kept and not one.has_row:
+        raise InputError("instance: this row was erased, and is not kept again: leave it out")
+    try:
+        instance = msgspec.json.decode(raw, type=InstanceOf).instance
+    except msgspec.DecodeError:
+        raise MalformedError("the body is not JSON: send an object in JSON, with numbers that are finite") from None
     scorer = await context.scorer(one.content.model)
     body = b'{"instances":[' + bytes(instance) + b"]}"
     parse = partial(parse_rows, body, JSON, scorer.model.input, scorer.judging_reader(), context.limits())

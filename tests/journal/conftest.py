@@ -42,6 +42,7 @@ class Written:
             rows.dtype.str,
             rows.shape[1],
             kept=kept,
+            share=1.0 if kept is None else len(kept) / number,
         )
         self.batch += 1
         places = range(number) if kept is None else kept
@@ -57,7 +58,7 @@ class Written:
     def answer(self, record, label, key="someone", note=None):
         with self.open(durable=False) as database:
             hashed = None if note is None else self.key.hash(note.encode())
-            database.append([Entry("feedback", FeedbackContent(key, record, label, hashed), note=note)])
+            database.append([Entry("feedback", FeedbackContent(key, record, "table", label, hashed), note=note)])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.journal.chain import JournalKey
-from service.journal.contents import SCORES, RecordId, each_row
+from service.journal.contents import SCORES, FeedbackContent, RecordId, each_row
 from service.journal.database import Database, Entry
 from service.journal.verdicts import scores_content
 from service.scoring.selftest import Caught, SelfTest, mean_difference
@@ -54,7 +54,7 @@ class Served:
         scores = self.scorer.score_read(rows)
         published = self.scorer.published
         model = str(published.reference), published.digest, published.card.input_digest
-        content, cells = scores_content(KEY, None, model, scores, rows, np.ones(len(rows), dtype=bool))
+        content, cells = scores_content(KEY, None, model, scores, rows, np.ones(len(rows), dtype=bool), 1.0)
         with Database(self.folder / "journal", KEY, durable=False, may_create=True) as database:
             each = [(batch, at, one) for at, one in cells]
             database.append([Entry(SCORES, content, batch, "request", cells=each)])
@@ -64,8 +64,7 @@ class Served:
         """Answer as people would: the first 240 are valid, unless `labels` says otherwise."""
         with Database(self.folder / "journal", KEY, durable=False) as database:
             for record, label in labels.items():
-                content = {"key": "people", "record": record, "label": label, "note": None, "has_row": False}
-                database.append([Entry("feedback", content)])
+                database.append([Entry("feedback", FeedbackContent("people", record, self.name, label))])
 
     def run(self, *arguments, status=0):
         done = vouch(*arguments, *self.options)

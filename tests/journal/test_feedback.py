@@ -51,7 +51,6 @@ def test_the_last_answer_of_each_counts_and_those_who_disagree_are_unsure(journa
     journal.answer(ids[1], "valid", "ann")
     journal.answer(ids[1], "invalid", "bob")
     journal.answer(ids[3], "invalid", "bob")
-    journal.answer(journal.scores(rows(1), model="other@1")[0], "valid")
     with journal.open() as database:
         known = {one.id: one for one in reviews(database, "table")}
     assert [known[one].label for one in ids] == ["invalid", "unsure", None, "invalid"]
@@ -70,20 +69,22 @@ def test_rows_are_drawn_whatever_their_verdicts_and_nobody_is_asked_twice(journa
         refused |= {one for one, fine in zip(ids, valid, strict=True) if not fine}
     journal.scores(rows(50, 99), model="other@1")
     drawn = []
-    for _ in range(3):
+    for turn in range(3):
         with journal.open() as database:
             asked = picked(database, "table", 200, 5, generator)
-        assert asked.among == 1000
-        assert len(set(asked.drawn) | set(asked.others)) == 205
+        assert asked.among == 1000 - 200 * turn
+        assert len(asked.drawn) == 200
+        assert len(asked.others) == 5
+        assert not set(asked.drawn) & set(asked.others)
         journal.ask(asked.drawn, asked.others)
-        drawn += [*asked.drawn, *asked.others]
-    assert len(set(drawn)) == 615
+        drawn += asked.drawn
+    assert len(set(drawn)) == 600
     assert set(drawn) <= set(all_ids)
     share = np.mean([one in refused for one in drawn])
     assert abs(share - len(refused) / 1000) < 4 * np.sqrt(0.16 / 600)
     with journal.open() as database:
         rest = picked(database, "table", 1000, 0, generator)
-        assert len(rest.drawn) == 385
+        assert len(rest.drawn) == 400
         with pytest.raises(JournalError, match="no verdict of model"):
             picked(database, "nothing", 1, 0, generator)
 
@@ -142,3 +143,52 @@ def test_rows_are_kept_to_the_bit_and_those_of_another_input_are_counted(journal
         assert kept.rows.tobytes() == np.array([[1.5, np.nan, 0.0], [2.0, 3.0, 4.0]], np.float32).tobytes()
         assert kept.lacking == 1
         assert kept_rows(database, ids, "another", 3).lacking == 3
+
+
+def test_rows_that_were_asked_about_for_their_verdict_are_drawn_as_well(journal):
+    """Else the rest would have other verdicts than all."""
+    ids = journal.scores(rows(100), np.where(np.arange(100) < 20, 0.01, 0.9))
+    with journal.open() as database:
+        others = picked(database, "table", 0, 20, np.random.default_rng(0)).others
+        assert set(others) == set(ids[:20])
+    journal.ask([], others)
+    with journal.open() as database:
+        assert set(picked(database, "table", 100, 20, np.random.default_rng(0)).drawn) == set(ids)
+        assert picked(database, "table", 0, 20, np.random.default_rng(0)).others != others
+
+
+def test_a_draw_is_whole_after_most_rows_were_erased(journal):
+    ids = journal.scores(rows(2000))
+    with journal.open() as database:
+        erased(database, ids[:1900], None, None)
+        asked = picked(database, "table", 50, 10, np.random.default_rng(0))
+    assert (len(asked.drawn), len(asked.others), asked.among) == (50, 10, 100)
+
+
+def test_rows_of_a_larger_share_are_not_likelier_to_be_drawn(journal):
+    """2,000 rows of which a tenth were kept, then 2,000 of which all were: equally many of both in a draw."""
+    generator = np.random.default_rng(5)
+    early = [
+        one
+        for batch in range(20)
+        for one in journal.scores(rows(100, batch), kept=generator.permutation(100)[:10].tolist())
+    ]
+    for batch in range(20):
+        journal.scores(rows(100, 50 + batch))
+    with journal.open() as database:
+        counts = [
+            len(set(picked(database, "table", 100, 0, np.random.default_rng(seed)).drawn) & set(early))
+            for seed in range(30)
+        ]
+        share = random_share(database, "table", 0)
+    assert abs(np.mean(counts) - 50) < 4 * np.std(counts) / np.sqrt(30) + 2
+    assert 250 < len(share) < 550
+
+
+def test_requests_of_other_models_do_not_exist_for_whoever_may_not_use_them(journal):
+    journal.scores(rows(1), request="both", model="other@1")
+    mine = journal.scores(rows(1), request="both")
+    with journal.open() as database:
+        assert str(found_by_request(database, "both", None, lambda name: name == "table").id) == mine[0]
+        with pytest.raises(NoRecordError):
+            found_by_request(database, "both", None, lambda name: False)

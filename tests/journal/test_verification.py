@@ -239,11 +239,6 @@ def test_what_is_no_head_is_refused(text):
 
 def test_pruning_leaves_a_chain_that_verifies_and_whose_beginning_cannot_be_cut_further(filled):
     with filled.open() as database:
-        times = [record.time for record in database.records()]
-        middle = database.connection.execute("SELECT time FROM records WHERE number = 4").fetchone()[0]
-        assert min(times) <= middle
-        database.connection.execute("BEGIN")
-        database.connection.execute("ROLLBACK")
         assert pruned(database, most_bytes=600) > 0
     assert faults(filled) == []
     with filled.open() as database:
@@ -337,3 +332,129 @@ def test_what_is_no_record_id_is_refused_without_an_echo(text):
 def test_record_ids_are_read_as_they_are_written():
     for batch in (1, 2**40 + 3, 2**63 - 1):
         assert RecordId.parse(str(RecordId(batch, 12))) == RecordId(batch, 12)
+
+
+# What would hide a change, if it were written on
+
+
+def test_a_service_does_not_write_on_after_its_end_was_cut(filled):
+    """Its seal could be put back by hand, wrong; the next record would make it right."""
+    with filled.open() as database:
+        database.append([Entry("start", {})])
+        changed(
+            filled.path,
+            "DELETE FROM records WHERE number > 5",
+            "UPDATE seals SET number = 5, mac = (SELECT mac FROM records WHERE number = 5) WHERE name = 'head'",
+        )
+        with pytest.raises(JournalError, match="head is missing, changed"):
+            database.append([Entry("start", {})])
+        changed(filled.path, "DELETE FROM seals", "DELETE FROM records")
+        with pytest.raises(JournalError, match="head is missing, changed"):
+            database.append([Entry("start", {})])
+    assert faults(filled)
+
+
+def test_a_service_does_not_write_on_after_an_earlier_state_was_put_back(filled):
+    with filled.open() as database:
+        old = [tuple(row) for row in database.connection.execute("SELECT * FROM seals")]
+        database.append([Entry("start", {}), Entry("stop", {})])
+        changed(filled.path, "DELETE FROM records WHERE number > 7")
+        for row in old:
+            changed(filled.path, ("INSERT OR REPLACE INTO seals VALUES(?, ?, ?, ?)", row))
+        with pytest.raises(JournalError, match="its end was changed"):
+            database.append([Entry("start", {})])
+
+
+@pytest.mark.parametrize("how", ["an earlier database", "no database", "no head file"])
+def test_what_was_lost_before_a_start_is_told_for_good(filled, how):
+    with filled.open() as database:
+        database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    old = filled.path.read_bytes()
+    with filled.open() as database:
+        database.append([Entry("stop", {})] * 3)
+        database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    if how == "no head file":
+        head_path(filled.path).unlink()
+    elif how == "no database":
+        filled.path.unlink()
+    else:
+        filled.path.write_bytes(old)
+    for _ in range(4):
+        with filled.open(may_create=True) as database:
+            database.append([Entry("start", {})])
+    with filled.open() as database:
+        result = verified(database)
+    assert result.faults == []
+    (lost,) = result.lost
+    assert ("head's file was missing" if how == "no head file" else "lost, or cut off") in lost
+
+
+@pytest.mark.parametrize("delete", ["pruned", "erased"])
+def test_nothing_is_deleted_from_a_journal_that_does_not_verify(filled, delete):
+    """Times that are set back would make fresh records old."""
+    changed(filled.path, "UPDATE records SET time = 1000 WHERE number < 6")
+    with filled.open() as database, pytest.raises(JournalError, match="nothing was deleted"):
+        pruned(database, before=2000) if delete == "pruned" else erased(database, None, None, 2000)
+    with filled.open() as database:
+        assert database.connection.execute("SELECT count(*) FROM records").fetchone() == (8,)
+
+
+def test_two_prunes_at_a_time_leave_a_chain(filled, monkeypatch):
+    from service.journal import maintenance
+
+    check = maintenance.check
+
+    def other_first(database):
+        check(database)
+        monkeypatch.setattr(maintenance, "check", check)
+        with filled.open() as other:
+            assert pruned(other, before=2**60) == 7
+
+    monkeypatch.setattr(maintenance, "check", other_first)
+    with filled.open() as database:
+        pruned(database, most_bytes=1200)
+    assert faults(filled) == []
+
+
+def test_other_tables_and_triggers_are_found(filled):
+    changed(filled.path, "CREATE TABLE copies AS SELECT * FROM cells")
+    assert any("other tables" in fault for fault in faults(filled))
+
+
+def test_a_pruned_verdict_leaves_no_false_alarm_about_its_note(filled):
+    """A note that outlives the verdict that it is about; erased before or after."""
+    with filled.open() as database:
+        assert pruned(database, before=0) == 0
+        first = filled.records[1]
+    filled.answer(first, "invalid", note="Mr Smith")
+    with filled.open() as database:
+        erased(database, [first], None, None)
+        (number,) = database.connection.execute("SELECT max(number) FROM records WHERE kind = 'scores'").fetchone()
+        size = database.connection.execute(
+            "SELECT sum(length(content)) + 150 * count(*) FROM records WHERE number > ?", (number,)
+        ).fetchone()[0]
+        pruned(database, most_bytes=size)
+        assert erased(database, None, "table", None) == 0
+    assert faults(filled) == []
+
+
+def test_a_row_that_comes_after_its_verdict_was_pruned_is_not_kept(filled):
+    with filled.open() as database:
+        pruned(database, before=2**60)
+        entry = Entry("ask", {"model": "m", "drawn": [], "others": [], "among": 0}, cells=[(1 << 40, 0, b"late")])
+        database.append([entry])
+        assert database.connection.execute("SELECT count(*) FROM cells").fetchone() == (0,)
+    assert faults(filled) == []
+
+
+def test_a_second_run_finishes_an_erasure(filled):
+    """Of which the first could not write the file anew, since somebody read it."""
+    with filled.open() as reader, filled.open() as database:
+        database.connection.execute("PRAGMA busy_timeout = 100")
+        reader.connection.execute("BEGIN")
+        reader.connection.execute("SELECT count(*) FROM records").fetchone()
+        with pytest.raises(JournalError, match="run the command again"):
+            erased(database, None, None, None)
+        reader.connection.execute("ROLLBACK")
+        assert erased(database, None, None, None) == 0
+    assert b"Miller" not in b"".join(path.read_bytes() for path in filled.path.parent.iterdir())
