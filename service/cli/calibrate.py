@@ -24,15 +24,16 @@ from service.cli.options import (
     TrainedRowsOption,
     takes_options,
 )
+from service.cli.promotion import check_is_served, keep_serving, promote_if_earned
 from service.cli.report import calibrated_lines
 from service.errors import DataError
 
 if TYPE_CHECKING:
-    from service.data.cells import RawTable
     from service.files.readers import Rows
     from service.journal.database import Database
     from service.scoring.version import Draft, Published, Reference
     from service.store.store import Store
+    from service.training.repeats import Repeats
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class ServedOptions(JournalOptions):
         str | None,
         typer.Option(
             help="calibrate on rows of the last so long, such as 30d, that were kept at random when they were scored, "
-            "without those that people call invalid"
+            "without those that people call invalid; with --feedback: on answers about rows of that time"
         ),
     ] = None
     promote_if: Annotated[
@@ -84,15 +85,33 @@ class ServedOptions(JournalOptions):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Rows from the journal, shape (N, D + C), as they were read, of which those at `unsure` may be invalid.
+    """Rows from the journal, shape (N, D + C), as they were read, by their record ids, of which some may be invalid.
 
-    `invalid` are the keyed hashes of rows that people call invalid, and `lines` say what was taken and what was left out.
+    `unsure` are those of which people are not sure, (U, D + C), `invalid` the keyed hashes of rows that people call
+    invalid, and `lines` say what was taken and what was left out.
     """
 
+    ids: list[str]
     rows: np.ndarray
     unsure: np.ndarray
     invalid: frozenset[bytes]
     lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """A calibrated model that is not published yet, on `total` rows, and what was found of repeated ones."""
+
+    draft: Draft
+    total: int
+    note: str
+
+    def publish(self, models: Store, name: str) -> Reference:
+        """Publish it, and say what became of the rows."""
+        reference = models.publish(name, self.draft)
+        for line in calibrated_lines(reference, self.draft, self.total, self.note):
+            err.print(line, highlight=False, markup=False)
+        return reference
 
 
 @app.command()
@@ -129,54 +148,41 @@ def calibrate(
         rows = rows_for(published.card.reader(), data, key, text.text_options())
         cells = rows.of_model(data, published.card.input)[:, : published.card.input.features]
         check_unseen(models, published.reference, cells, trained_rows)
-        recalibrated(models, published, rows.rows, cells, terms, repeats, rows.raw, data)
+        found = repeated(data, cells, published.card.input, repeats, rows.raw)
+        recalibrated(models, published, rows.rows, terms, found).publish(models, published.reference.name)
         return
     if repeats.group is not None:
         raise DataError("--group: rows of the journal have no such column; leave it out")
+    if served.promote_if is not None:
+        check_is_served(models, published.reference)
     with served.open() as database:
-        found = served_rows(database, models, published, served)
-        together = found.rows
+        of_journal = served_rows(database, models, published, served, trained_rows)
+        together = of_journal.rows
         if data is not None:
-            together = np.concatenate([of_file(database, published, data, key, text, found.invalid), together])
-    recalibrate_on_served(models, published, together, found, terms, repeats, served)
+            own = rows_for(published.card.reader(), data, key, text.text_options()).of_model(data, published.card.input)
+            check_unseen(models, published.reference, own[:, : published.card.input.features], trained_rows)
+            together = np.concatenate([without_invalid(database, data, own, of_journal.invalid), together])
+        recalibrate_on_served(database, models, published, together, of_journal, terms, repeats, served)
 
 
-def of_file(
-    database: Database,
-    published: Published,
-    data: Path,
-    key: str | None,
-    text: TextFileOptions,
-    invalid: frozenset[bytes],
-) -> np.ndarray:
+def without_invalid(database: Database, data: Path, rows: np.ndarray, invalid: frozenset[bytes]) -> np.ndarray:
     """The rows of a file, shape (N, D + C), without those that people call invalid."""
     from service.journal.contents import each_row
 
-    rows = rows_for(published.card.reader(), data, key, text.text_options()).of_model(data, published.card.input)
     kept = np.array([database.key.hash(one) not in invalid for one in each_row(rows)], dtype=bool)
     if not kept.all():
         err.print(f"{data}: {int((~kept).sum()):,} rows that people call invalid are left out")
     return rows[kept]
 
 
-def recalibrated(
-    models: Store,
-    published: Published,
-    rows: Rows,
-    cells: np.ndarray,
-    terms: TermsOptions,
-    repeats: RepeatOptions,
-    raw: RawTable | None,
-    source: Path,
-) -> tuple[Reference, Draft]:
-    """Calibrate on rows, publish the result, and say what became of it."""
+def recalibrated(models: Store, published: Published, rows: Rows, terms: TermsOptions, found: Repeats) -> Drafted:
+    """Calibrate on rows, of which some may repeat."""
     from service.density.estimator import Estimator
     from service.training.recalibrate import recalibrate
 
     chosen = None if terms.estimator is None else Estimator.of(terms.estimator)
     card = published.card.calibration
     judging = terms.options().or_default(card.rule, card.false_alarm)
-    found = repeated(source, cells, published.card.input, repeats, raw)
     with progress_bar() as on_progress:
         draft = recalibrate(
             published,
@@ -189,59 +195,73 @@ def recalibrated(
             terms.by,
         )
     draft = replace(draft, fingerprints=models.fingerprints(published.reference))
-    reference = models.publish(published.reference.name, draft)
     total = len(rows.array) if found.groups is None else len(set(found.groups.tolist()))
-    for line in calibrated_lines(reference, draft, total, found.note):
-        err.print(line, highlight=False, markup=False)
-    return reference, draft
+    return Drafted(draft, total, found.note)
 
 
 # Rows that a service has scored
 
 
-def served_rows(database: Database, models: Store, published: Published, options: ServedOptions) -> Served:
+def served_rows(
+    database: Database, models: Store, published: Published, options: ServedOptions, trained_rows: str
+) -> Served:
     """The rows of a journal to calibrate on.
 
     Raises:
         DataError: there are none.
     """
-    from service.journal.feedback import found, kept_rows, random_share, reviews
+    from service.journal.feedback import answered_line, invalid_hashes, kept_rows, random_share, reviews
 
     name, since = published.reference.name, 0 if options.window is None else before(options.window)
-    said = reviews(database, name)
-    labels = {one.id: one.label for one in said if one.label is not None}
-    invalid = [found(database, text) for text, label in labels.items() if label == "invalid" and database.holds(text)]
-    hashes = frozenset(one.content.hash_of(one.id.row) for one in invalid)
+    said = [one for one in reviews(database, name) if database.holds(one.id)]
+    labels, hashes = {one.id: one.label for one in said}, invalid_hashes(database, said)
+    when = "" if options.window is None else f" of the last {options.window}"
+    lines = []
     if options.feedback:
-        ids = [
-            one.id for one in said if one.drawn and one.label in ("valid", "unsure") and database.holds(one.id, since)
-        ]
-        what = "rows drawn at random that people call valid, or are unsure of"
+        drawn = [one for one in said if one.drawn and database.holds(one.id, since)]
+        ids = [one.id for one in drawn if one.label in ("valid", "unsure")]
+        what = f"rows{when}, drawn at random, that people call valid, or are unsure of"
+        lines += answered_line(database, drawn)
+        if not drawn:
+            raise DataError(
+                f"nobody was asked about rows{when} of model {name!r}: `vouch feedback ask {name}` draws some"
+            )
     else:
         ids = [text for text in random_share(database, name, since) if labels.get(text) != "invalid"]
-        what = "rows kept at random when they were scored"
+        what = f"rows{when}, kept at random when they were scored"
     width = published.card.input.features + len(published.card.reader().beside)
     kept = kept_rows(database, ids, published.card.input_digest, width)
-    fingerprints, trained = models.fingerprints(published.reference), np.zeros(len(kept.rows), dtype=bool)
-    if fingerprints is not None and len(kept.rows):
-        trained = fingerprints.are_seen(kept.rows[:, : published.card.input.features])
+    trained = trained_too_often(models, published, kept.rows, trained_rows)
     wrong = np.array([database.key.hash(one.tobytes()) in hashes for one in kept.rows], dtype=bool)
     chosen = ~trained & ~wrong
     if not chosen.any():
         why = ": none of their rows is kept, or they are of another input; VOUCH_JOURNAL_ROWS keeps them" if ids else ""
-        raise DataError(f"{database.path}: no {what}, of model {name!r}{why}")
-    lines = [f"{int(chosen.sum()):,} {what}"]
+        raise DataError(f"{database.path}: there are no {what}, of model {name!r}{why}")
+    lines.insert(0, f"{int(chosen.sum()):,} {what}")
+    if not options.feedback:
+        silent = sum(labels.get(text) is None for text, one in zip(kept.ids, chosen.tolist(), strict=True) if one)
+        lines.append(f"{silent:,} of them nobody has spoken of: they calibrate as if they were valid")
     for number, text in (
         (kept.lacking, "have no row in the journal, or one of another input"),
         (int(trained.sum()), "were trained on"),
-        (int((wrong & ~trained).sum()), "are equal to one that people call invalid"),
+        (int((wrong & ~trained).sum()), "are equal to ones that people call invalid"),
     ):
         lines += [f"{number:,} more are left out: they {text}"] if number else []
     unsure = np.array([labels.get(text) == "unsure" for text in kept.ids], dtype=bool)
-    return Served(kept.rows[chosen], kept.rows[chosen & unsure], hashes, tuple(lines))
+    taken = [text for text, one in zip(kept.ids, chosen.tolist(), strict=True) if one]
+    return Served(taken, kept.rows[chosen], kept.rows[chosen & unsure], hashes, tuple(lines))
+
+
+def trained_too_often(models: Store, published: Published, rows: np.ndarray, trained_rows: str) -> np.ndarray:
+    """Which rows were trained on, (N,), if these are more than rows that repeat by themselves; else none is."""
+    cells, fingerprints = rows[:, : published.card.input.features], models.fingerprints(published.reference)
+    if fingerprints is None or trained_rows == "allow" or not len(rows) or not fingerprints.are_too_many(cells):
+        return np.zeros(len(rows), dtype=bool)
+    return fingerprints.are_seen(cells)
 
 
 def recalibrate_on_served(
+    database: Database,
     models: Store,
     published: Published,
     rows: np.ndarray,
@@ -252,22 +272,22 @@ def recalibrate_on_served(
 ) -> None:
     """Calibrate on rows of a service, publish the result, and promote it if that was asked for and earned."""
     from service.files.readers import Rows
-    from service.store.store import PRODUCTION
+    from service.journal.contents import CALIBRATE
+    from service.journal.database import Entry
 
-    assert options.journal is not None
     for line in found.lines:
         err.print(line, highlight=False, markup=False)
-    name, card = published.reference.name, published.card
-    if PRODUCTION not in models.catalog().aliases.get(name, {}):
-        serving = models.catalog().serving[name]
-        models.set_alias(name, PRODUCTION, serving)
-        err.print(f"{name}@{PRODUCTION} is {name}@{serving}, as it was served so far: the new version does not move it")
-    cells = rows[:, : card.input.features]
-    reference, draft = recalibrated(models, published, Rows(rows), cells, terms, repeats, None, options.journal)
+    card = published.card
+    same = repeated(database.path, rows[:, : card.input.features], card.input, repeats, None)
+    drafted = recalibrated(models, published, Rows(rows), terms, same)
+    keep_serving(database, models, published.reference.name)
+    reference = drafted.publish(models, published.reference.name)
+    told = {"model": str(reference), "from": str(published.reference), "records": found.ids}
+    database.append([Entry(CALIBRATE, told)])
     if len(found.unsure):
-        err.print(unsure_line(draft, found.unsure, len(rows)), highlight=False, markup=False)
+        err.print(unsure_line(drafted.draft, found.unsure, len(rows)), highlight=False, markup=False)
     if options.promote_if is not None:
-        promote_if_earned(models, published, reference, draft, options)
+        promote_if_earned(database, models, published, reference, drafted.draft, found.rows)
 
 
 def unsure_line(draft: Draft, unsure: np.ndarray, rows: int) -> str:
@@ -276,52 +296,8 @@ def unsure_line(draft: Draft, unsure: np.ndarray, rows: int) -> str:
 
     scores = Scorer(draft.unpublished()).score_read(unsure)
     refused, promised = int((~scores.valid).sum()), 1.0 - scores.accepted.expected
-    least = max(0.0, (promised * rows - refused) / max(1, rows - len(unsure)))
+    otherwise = max(0.0, (promised * rows - refused) / max(1, rows - len(unsure)))
     return (
-        f"{len(unsure):,} unsure rows calibrate as if they were valid, so that the rate holds if they are; {refused:,} of "
-        f"them are refused: if none is valid, {100 * least:.3g} % of valid rows are refused, not {100 * promised:.3g} %"
+        f"{len(unsure):,} unsure rows calibrate as if they were valid; {refused:,} of them are refused. If all are valid, "
+        f"{100 * promised:.3g} % of valid rows are refused, and {100 * otherwise:.3g} % if none is"
     )
-
-
-def promote_if_earned(
-    models: Store, published: Published, reference: Reference, draft: Draft, options: ServedOptions
-) -> None:
-    """Move the alias production to a new version, if the old one drifts and the new one catches no less."""
-    from service.journal.database import Entry
-    from service.store.store import PRODUCTION
-
-    old = published.reference
-    with options.open() as database:
-        why = why_not(database, published, draft)
-        if why is not None:
-            err.print(f"{old.name}@{PRODUCTION} stays at {old}: {why}", highlight=False, markup=False)
-            return
-        told = {
-            "model": old.name,
-            "alias": PRODUCTION,
-            "version": reference.version,
-            "before": old.version,
-            "key": None,
-        }
-        database.append([Entry("alias", told | {"by": "vouch calibrate --promote-if drift"})])
-    models.set_alias(old.name, PRODUCTION, reference.version, old.version)
-    err.print(f"{old.name}@{PRODUCTION} is {reference}: {old} drifts, and the self-test catches no less")
-
-
-def why_not(database: Database, published: Published, draft: Draft) -> str | None:
-    """Why a new version is not to be promoted; None if it is."""
-    import msgspec
-
-    from service.scoring.selftest import mean_difference
-
-    old = published.reference
-    events = [msgspec.msgpack.decode(record.content) for record in database.records("drift")]
-    if not any(one.get("model") == str(old) and "key" not in one for one in events):
-        return "its drift monitor has raised no alarm"
-    before_, after = published.card.selftest, draft.selftest
-    if before_ is None or after is None:
-        return "what the old or the new version catches is not known: there was no self-test"
-    change, error = mean_difference(before_, after)
-    if change < -2.0 * error:
-        return f"the self-test catches {-100 * change:.1f} % less (standard error {100 * error:.1f} %)"
-    return None

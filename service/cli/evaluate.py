@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.cli.app import app
-from service.cli.console import drawn_rules, err, fail_in_one_line, write
+from service.cli.console import drawn_rules, fail_in_one_line, write
 from service.cli.inputs import check_unseen, existing, rows_for, scorer_of
 from service.cli.journal import JournalOptions
 from service.cli.options import DeviceOption, ModelOption, StoreOption, TrainedRowsOption, named_file, takes_options
@@ -22,6 +22,7 @@ from service.errors import DataError
 
 if TYPE_CHECKING:
     from service.journal.contents import Label
+    from service.journal.database import Database
     from service.journal.feedback import Realised
     from service.scoring.evaluation import Costs, RuleOnSet
     from service.scoring.scorer import Scorer
@@ -73,6 +74,8 @@ class JudgedOptions(JournalOptions):
             raise DataError("--valid and --invalid, or --feedback: say by which rows the rules are evaluated")
         if not self.feedback and (self.valid is None or not self.invalid):
             raise DataError("--valid and --invalid go together")
+        if self.feedback and self.limit is not None:
+            raise DataError("--limit: belongs to --valid and --invalid; leave it out")
         if self.picture is not None and self.picture.suffix != ".png":
             raise DataError(f"{self.picture}: expected a name that ends in .png")
 
@@ -154,58 +157,76 @@ class Said:
 
 
 def evaluate_by_feedback(scorer: Scorer, cost: CostOptions, judged: JudgedOptions) -> None:
-    """Print how often valid rows were refused, and what each rule catches of those that people call invalid."""
-    from service.journal.feedback import found, kept_rows, reviews
+    """Print how often valid rows were refused, and what each rule catches of those that people call invalid.
+
+    Raises:
+        DataError: nobody was asked, or nothing is known of valid rows.
+    """
+    from service.journal.feedback import answered_line, found, kept_rows, reviews
 
     published = scorer.published
+    name, reference = published.reference.name, published.reference
     with judged.open() as database:
-        known = [one for one in reviews(database, published.reference.name) if database.holds(one.id)]
-        sets = {}
-        for is_drawn in (True, False):
-            chosen = [one for one in known if one.drawn == is_drawn]
-            refused = [found(database, one.id).is_refused for one in chosen]
-            sets[is_drawn] = Said([one.id for one in chosen], [one.label for one in chosen], refused)
-        drawn, others = sets[True], sets[False]
+        known = [one for one in reviews(database, name) if database.holds(one.id)]
+        if not any(one.drawn for one in known):
+            raise DataError(f"nobody was asked about rows of model {name!r}: `vouch feedback ask {name}` draws some")
+        drawn, others = (
+            Said(
+                [one.id for one in chosen],
+                [one.label for one in chosen],
+                [found(database, one.id).is_refused for one in chosen],
+            )
+            for chosen in ([one for one in known if one.drawn], [one for one in known if not one.drawn])
+        )
         width = published.card.input.features + len(published.card.reader().beside)
+        used = calibrated_on(database, str(reference))
 
         def rows_of(ids: Sequence[str]) -> np.ndarray:
-            return kept_rows(database, ids, published.card.input_digest, width).rows
+            fresh = [one for one in ids if one not in used]
+            return kept_rows(database, fresh, published.card.input_digest, width).rows
 
         good, unsure = rows_of(drawn.of("valid")), rows_of(drawn.of("unsure"))
         bad = {DRAWN: rows_of(drawn.of("invalid")), OTHERS: rows_of(others.of("invalid"))}
-    for line in served_lines(drawn, others):
-        print(line)
+        for line in (*served_lines(drawn, others), *answered_line(database, [one for one in known if one.drawn])):
+            print(line)
+    calibrating = sum(one in used for one in drawn.of("valid", "unsure"))
+    if calibrating:
+        print(f"{calibrating:,} of the valid and unsure rows calibrated {reference}: it is not judged by them")
     if not len(good):
-        err.print("no row that was drawn at random and is called valid is kept: VOUCH_JOURNAL_ROWS keeps them")
-        return
+        raise DataError(
+            f"no valid row is left to judge {reference} by: ask about more rows, and have them kept (VOUCH_JOURNAL_ROWS)"
+        )
     for line in realised_lines(scorer, good, unsure):
         print(line)
-    bad = {name: rows for name, rows in bad.items() if len(rows)}
+    bad = {kind: rows for kind, rows in bad.items() if len(rows)}
     if bad:
         invalid = len(drawn.of("invalid"))
         usual = max(invalid, 0.5) / max(1, invalid + len(drawn.of("valid")))
         report(scorer, good, bad, cost.costs(usual), judged.picture)
 
 
+def calibrated_on(database: Database, model: str) -> set[str]:
+    """The record ids of the rows that a version was calibrated on, as far as they come from the journal."""
+    import msgspec
+
+    from service.journal.contents import CALIBRATE
+
+    told = (msgspec.msgpack.decode(record.content) for record in database.records(CALIBRATE))
+    return {one for calibration in told if calibration["model"] == model for one in calibration["records"]}
+
+
 def served_lines(drawn: Said, others: Said) -> list[str]:
     """How often valid rows were refused as they were served, whatever version and rule that was."""
     from service.journal.feedback import Realised
 
-    answered = [label is not None for label in drawn.labels]
+    answered = sum(label is not None for label in drawn.labels)
     counts = ", ".join(f"{len(drawn.of(label)):,} {label}" for label in LABELS)
-    lines = [f"drawn at random: {sum(answered):,} of {len(answered):,} rows answered: {counts}"]
-    refused = [one for one, is_refused in zip(answered, drawn.is_refused, strict=True) if is_refused]
-    if not all(answered):
-        lines.append(
-            f"of the refused ones, {sum(refused):,} of {len(refused):,} are answered: unless people answer these as "
-            "often as others, the rates below do not hold"
-        )
     realised = Realised.of(drawn.labels, drawn.is_refused)
-    lines.append(f"as they were served, false alarms were {realised_text(realised)}")
-    lines.append(
-        f"asked about for another reason: {len(others.of('invalid')):,} of {len(others.ids):,} rows are invalid"
-    )
-    return lines
+    return [
+        f"drawn at random: {answered:,} of {len(drawn.ids):,} rows answered: {counts}",
+        f"as they were served, by whatever versions and rules, false alarms were {realised_text(realised)}",
+        f"not drawn: {len(others.of('invalid')):,} of {len(others.ids):,} rows that people spoke of are invalid",
+    ]
 
 
 def realised_lines(scorer: Scorer, good: np.ndarray, unsure: np.ndarray) -> list[str]:
@@ -219,6 +240,10 @@ def realised_lines(scorer: Scorer, good: np.ndarray, unsure: np.ndarray) -> list
     scores = scorer.score_read(np.concatenate([good, unsure]), options)
     labels: list[Label | None] = ["valid" if at < len(good) else "unsure" for at in range(len(scores))]
     lines = [f"by the rules of {scorer.published.reference}, valid rows drawn at random:"]
+    if unreadable := int(scores.unreadable.sum()):
+        lines.append(
+            f"  {unreadable:,} of them have a cell that cannot be read, or no value: no threshold accepts them"
+        )
     for rule in RULES:
         if rule == "combined" and not can_combine:
             continue

@@ -99,8 +99,12 @@ def list_feedback(
 
     cards = Cards(existing(store))
     with where.open() as database:
-        documents = []
-        for review in reviews(database, name):
+        said, documents = reviews(database, name), []
+        if not said:
+            raise DataError(
+                f"nobody was asked about rows of model {name!r}, or spoke of one: `vouch feedback ask` asks"
+            )
+        for review in said:
             if unanswered and review.label is not None:
                 continue
             try:

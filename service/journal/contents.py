@@ -20,6 +20,7 @@ from service.errors import JournalError, NoRecordError
 from service.journal.chain import HASH_BYTES, Record
 
 SCORES, FEEDBACK, ASK, ERASE, PRUNE, LOST = "scores", "feedback", "ask", "erase", "prune", "lost"
+CALIBRATE = "calibrate"  # which rows a version was calibrated on
 VALID, CERTAIN, RELIABLE = 1, 2, 4  # bits of a row's flags
 NO_REASON = ""
 EPOCH_MS = 1_577_836_800_000  # 2020: ids of 63 bits last until 2159

@@ -8,6 +8,7 @@ that were scored, and only these may calibrate, or tell a rate.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -132,6 +133,29 @@ def reviews(database: Database, name: str, since: int = 0) -> list[Review]:
             if said.note is not None:
                 review.notes.append(record.number)
     return list(known.values())
+
+
+def invalid_hashes(database: Database, said: Sequence[Review]) -> frozenset[bytes]:
+    """The keyed hashes of rows that more people call invalid than valid; equal rows are one."""
+    votes: Counter[bytes] = Counter()
+    for one in said:
+        if one.label in ("valid", "invalid"):
+            row = found(database, one.id)
+            votes[row.content.hash_of(row.id.row)] += 1 if one.label == "invalid" else -1
+    return frozenset(row for row, number in votes.items() if number > 0)
+
+
+def answered_line(database: Database, drawn: Sequence[Review]) -> list[str]:
+    """A warning if not all rows that were drawn are answered; of the refused ones, too."""
+    answered = [one for one in drawn if one.label is not None]
+    if len(answered) == len(drawn):
+        return []
+    refused = [one for one in drawn if found(database, one.id).is_refused]
+    said = sum(one.label is not None for one in refused)
+    return [
+        f"{len(answered):,} of {len(drawn):,} rows that were drawn are answered, of the refused ones {said:,} of "
+        f"{len(refused):,}: unless people answer these as often as others, no rate holds"
+    ]
 
 
 # Whom to ask about

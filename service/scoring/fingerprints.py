@@ -48,15 +48,20 @@ class Fingerprints:
         """Which of the rows, shape (n, D), were trained on: (n,), bool."""
         return np.isin(of_rows(rows, self.key), self.values)
 
+    def are_too_many(self, rows: np.ndarray) -> bool:
+        """Whether more of the rows, shape (n, D), were trained on than rows that repeat by themselves would explain."""
+        seen = self.seen(rows)
+        return chance_of_more(seen, len(rows), self.calibration_seen, self.calibration_rows) < TOO_UNLIKELY
+
     def check_unseen(self, rows: np.ndarray, reference: str) -> None:
         """Raise if more of the rows, shape (n, D), were trained on than rows that repeat by themselves would explain.
 
         Raises:
             CalibrationError: says how many.
         """
-        seen = self.seen(rows)
-        if chance_of_more(seen, len(rows), self.calibration_seen, self.calibration_rows) >= TOO_UNLIKELY:
+        if not self.are_too_many(rows):
             return
+        seen = self.seen(rows)
         raise CalibrationError(
             f"{seen:,} of {len(rows):,} rows are among those that {reference} was trained on; of the rows held back from "
             f"it, {self.calibration_seen:,} of {self.calibration_rows:,} are. The network knows them, and finds them "
