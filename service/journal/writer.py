@@ -248,13 +248,15 @@ class Journal:
         if dropped.records:
             told = {"since": dropped.since, "records": dropped.records, "rows": dropped.rows}
             entries.append(Entry("dropped", told))
+        if not entries:
+            return
         assert self.database is not None
         try:
-            if entries:
-                self.database.append(entries)
-                self.on_write(time.perf_counter() - start, len(entries))
+            self.database.append(entries)
+            self.on_write(time.perf_counter() - start, len(entries))
         except JournalError as error:
-            failure = UnavailableError(str(error), 60.0)
+            log.error("the journal was changed by somebody else", extra={"error": str(error)})
+            failure = UnavailableError("the journal cannot be written: it was changed by somebody else", 60.0)
         except UnavailableError as error:
             failure = error
         except Exception as error:  # the thread must go on

@@ -205,6 +205,56 @@ def test_required_refuses_what_does_not_fit_and_waits_no_longer_than_the_deadlin
         assert {type(second), type(third)} <= {UnavailableError, OverloadedError}
         assert isinstance(third, OverloadedError)
         other.connection.execute("ROLLBACK")
+    journal.stop(Entry("stop", {}))
+    assert len(records(journal.path)) <= 1  # that which was under way; what nobody waits for any more is left out
+
+
+def test_a_record_that_cannot_be_made_takes_no_other_along(made, scored):
+    scorer, rows, scores = scored
+    journal = made()
+
+    async def ask():
+        bad = journal.event(Entry("told", {"what": object()}))
+        good = [journal.scores(None, f"r{at}", scorer.published, scores, rows) for at in range(3)]
+        return await asyncio.gather(bad, *good, return_exceptions=True)
+
+    bad, *good = asyncio.run(ask())
+    assert isinstance(bad, UnavailableError)
+    assert all(isinstance(one, str) for one in good)
+    assert len(records(journal.path)) == 3
+
+
+def test_a_journal_that_somebody_changes_is_written_no_more_and_says_so_without_its_path(made, scored):
+    scorer, rows, scores = scored
+    journal = made()
+    with Database(journal.path, KEY) as other:
+        other.connection.execute("DELETE FROM records")
+    with pytest.raises(UnavailableError, match="changed by somebody else") as raised:
+        asyncio.run(journal.scores(None, "id", scorer.published, scores, rows))
+    assert str(journal.path) not in str(raised.value)
+    assert journal.problem is not None
+
+
+def test_best_effort_starts_on_a_full_disk(tmp_path, monkeypatch):
+    Database(tmp_path / "journal", KEY, may_create=True).close()
+    append = Database.append
+
+    def full(self, entries):
+        raise UnavailableError("the journal cannot be written: database or disk is full", 5.0)
+
+    monkeypatch.setattr(Database, "append", full)
+    journal = Journal(tmp_path / "journal", KEY, "required")
+    with pytest.raises(UnavailableError):
+        journal.start(START)
+    journal.database.close()
+    os.close(journal.lock)
+    journal = Journal(tmp_path / "journal", KEY, "best-effort")
+    journal.start(START)
+    assert "full" in journal.problem
+    monkeypatch.setattr(Database, "append", append)
+    journal.stop(Entry("stop", {}))
+    with Database(tmp_path / "journal", KEY) as database:
+        assert [record.kind for record in database.records()][-1] == "stop"
 
 
 def test_two_services_cannot_write_the_same_journal(made, tmp_path):
