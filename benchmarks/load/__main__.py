@@ -78,8 +78,8 @@ def main(
             "journal": (
                 "What a journal costs",
                 lambda: [
-                    *journal_cost(store, model, work, 2 * rounds, seconds, threads), "",
-                    *journal_cost(small, SMALL, work / "small", 2 * rounds, seconds, threads),
+                    *journal_cost(small, SMALL, work / "small", 3 * rounds, seconds, threads), "",
+                    *journal_cost(store, model, work, rounds, seconds, threads),
                 ],
             ),
             "journal-kills": (
