@@ -53,10 +53,11 @@ def journal_cost(store: Path, model: str, work: Path, rounds: int, seconds: floa
     rows = scorer.sample(64, seed=11).samples
     rows = np.rint(rows).astype(np.uint8) if scorer.model.input.kind == "image" else rows.round(4).astype(np.float32)
     lines = [
-        f"`{model}`, npy bodies, {rounds} rounds of {seconds:g} s each; with a journal / without, median (lowest to highest), "
-        "and what a request of 1 client takes longer at the median where the journal is required:",
+        f"`{model}`, npy bodies, {rounds} rounds of {seconds:g} s each; with a journal / without, median (lowest to "
+        "highest), and what a request of 1 client takes longer at the median where the journal is required:",
         "",
-        "| rows a request | clients | without, rows/s | required, rows/s | CPU a row | best-effort, rows/s | CPU a row | longer |",
+        "| rows a request | clients | without, rows/s | required: rows/s | CPU a row | best-effort: rows/s | CPU a row | "
+        "longer |",
         "|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     with ExitStack() as stack:
