@@ -182,6 +182,16 @@ class Journal:
 
     # The writer's thread
 
+    def open(self) -> None:
+        """Take the journal for this process, unless it has it already.
+
+        Raises:
+            JournalError: another process writes it.
+        """
+        if self.database is None:
+            self.lock = locked(self.path)
+            self.database = Database(self.path, self.key, durable=self.mode == "required")
+
     def start(self, entry: Entry) -> None:
         """Write the first record, and start the thread.
 
@@ -189,8 +199,8 @@ class Journal:
             JournalError: another process writes it.
             UnavailableError: it is required, and cannot be written.
         """
-        self.lock = locked(self.path)
-        self.database = Database(self.path, self.key, durable=self.mode == "required")
+        self.open()
+        assert self.database is not None
         self.batch = max(self.batch, self.database.last_batch())
         try:
             self.database.append([entry])

@@ -52,6 +52,15 @@ class Recorder:
         key = JournalKey.read(settings.journal_key)
         return Recorder(Journal(settings.journal, key, settings.journal_mode, settings.journal_rows, on_write, on_drop))
 
+    def open(self) -> None:
+        """Take the journal for this process.
+
+        Raises:
+            JournalError: another process writes it.
+        """
+        if self.journal is not None:
+            self.journal.open()
+
     def start(self) -> None:
         """Begin to write."""
         if self.journal is not None:

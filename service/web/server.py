@@ -33,11 +33,13 @@ def run(settings: Settings) -> None:
 
     Raises:
         SettingsError: the address is not loopback, and there are neither keys nor `allow_anonymous`.
+        JournalError: another process writes the journal.
     """
     check_address(settings)
     logging.config.dictConfig(log_config(settings.log_level))
     logging.captureWarnings(True)  # write libraries' warnings to the log as well
     app = create_app(settings)
+    app.state.service.engine.recorder.open()  # before uvicorn, which would answer what is wrong with a traceback
     config = uvicorn.Config(
         app,
         host=settings.host,

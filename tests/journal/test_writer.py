@@ -263,6 +263,18 @@ def test_two_services_cannot_write_the_same_journal(made, tmp_path):
         Journal(tmp_path / "journal", KEY).start(START)
 
 
+def test_a_second_service_ends_with_one_line(made, tiny_store, tmp_path):
+    made()
+    (tmp_path / "key").write_text("x" * 32)
+    named = {"JOURNAL": tmp_path / "journal", "JOURNAL_KEY": tmp_path / "key", "STORE": tiny_store, "PORT": 0}
+    environment = os.environ | {f"VOUCH_{name}": str(value) for name, value in named.items()}
+    command = [sys.executable, "-m", "service.cli", "serve"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "another service writes this journal" in done.stderr
+
+
 def test_commands_may_append_while_a_service_writes(made, scored):
     scorer, rows, scores = scored
     journal = made()
