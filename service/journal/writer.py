@@ -266,7 +266,9 @@ class Journal:
             self.on_write(time.perf_counter() - start, len(entries))
         except JournalError as error:
             log.error("the journal was changed by somebody else", extra={"error": str(error)})
-            failure = UnavailableError("the journal cannot be written: it was changed by somebody else", 60.0)
+            failure = UnavailableError(
+                "the journal was changed by somebody else, and is written no more: ask whoever keeps it", 60.0
+            )
         except UnavailableError as error:
             failure = error
         except Exception as error:  # the thread must go on

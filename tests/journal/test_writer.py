@@ -229,7 +229,7 @@ def test_a_journal_that_somebody_changes_is_written_no_more_and_says_so_without_
     journal = made()
     with Database(journal.path, KEY) as other:
         other.connection.execute("DELETE FROM records")
-    with pytest.raises(UnavailableError, match="changed by somebody else") as raised:
+    with pytest.raises(UnavailableError, match="changed by somebody else, and is written no more") as raised:
         asyncio.run(journal.scores(None, "id", scorer.published, scores, rows))
     assert str(journal.path) not in str(raised.value)
     assert journal.problem is not None
