@@ -229,8 +229,7 @@ def served_rows(
     else:
         ids = [text for text in random_share(database, name, since) if labels.get(text) != "invalid"]
         what = f"rows{when}, kept at random when they were scored"
-    width = published.card.input.features + len(published.card.reader().beside)
-    kept = kept_rows(database, ids, published.card.input_digest, width)
+    kept = kept_rows(database, ids, published.card.input_digest, published.card.row_width)
     trained = trained_too_often(models, published, kept.rows, trained_rows)
     wrong = np.array([database.key.hash(one.tobytes()) in hashes for one in kept.rows], dtype=bool)
     chosen = ~trained & ~wrong

@@ -23,7 +23,7 @@ from service.errors import DataError
 if TYPE_CHECKING:
     from service.journal.contents import Label
     from service.journal.database import Database
-    from service.journal.feedback import Realised
+    from service.journal.feedback import Realised, Review
     from service.scoring.evaluation import Costs, RuleOnSet
     from service.scoring.scorer import Scorer
 
@@ -143,17 +143,9 @@ def report(
 # By what people say
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What people say of some rows, and what was said of them when they were scored."""
-
-    ids: list[str]
-    labels: list[Label | None]
-    is_refused: list[bool]
-
-    def of(self, *labels: Label) -> list[str]:
-        """The record ids of rows with some labels."""
-        return [one for one, label in zip(self.ids, self.labels, strict=True) if label in labels]
+def labelled(reviews: Sequence[Review], *labels: Label) -> list[str]:
+    """The record ids of rows with some labels."""
+    return [one.id for one in reviews if one.label in labels]
 
 
 def evaluate_by_feedback(scorer: Scorer, cost: CostOptions, judged: JudgedOptions) -> None:
@@ -168,28 +160,21 @@ def evaluate_by_feedback(scorer: Scorer, cost: CostOptions, judged: JudgedOption
     name, reference = published.reference.name, published.reference
     with judged.open() as database:
         known = [one for one in reviews(database, name) if database.holds(one.id)]
-        if not any(one.drawn for one in known):
+        drawn, others = [one for one in known if one.drawn], [one for one in known if not one.drawn]
+        if not drawn:
             raise DataError(f"nobody was asked about rows of model {name!r}: `vouch feedback ask {name}` draws some")
-        drawn, others = (
-            Said(
-                [one.id for one in chosen],
-                [one.label for one in chosen],
-                [found(database, one.id).is_refused for one in chosen],
-            )
-            for chosen in ([one for one in known if one.drawn], [one for one in known if not one.drawn])
-        )
-        width = published.card.input.features + len(published.card.reader().beside)
         used = calibrated_on(database, str(reference))
 
         def rows_of(ids: Sequence[str]) -> np.ndarray:
             fresh = [one for one in ids if one not in used]
-            return kept_rows(database, fresh, published.card.input_digest, width).rows
+            return kept_rows(database, fresh, published.card.input_digest, published.card.row_width).rows
 
-        good, unsure = rows_of(drawn.of("valid")), rows_of(drawn.of("unsure"))
-        bad = {DRAWN: rows_of(drawn.of("invalid")), OTHERS: rows_of(others.of("invalid"))}
-        for line in (*served_lines(drawn, others), *answered_line(database, [one for one in known if one.drawn])):
+        good, unsure = rows_of(labelled(drawn, "valid")), rows_of(labelled(drawn, "unsure"))
+        bad = {DRAWN: rows_of(labelled(drawn, "invalid")), OTHERS: rows_of(labelled(others, "invalid"))}
+        is_refused = [found(database, one.id).is_refused for one in drawn]
+        for line in (*served_lines(drawn, others, is_refused), *answered_line(database, drawn)):
             print(line)
-    calibrating = sum(one in used for one in drawn.of("valid", "unsure"))
+    calibrating = sum(one in used for one in labelled(drawn, "valid", "unsure"))
     if calibrating:
         print(f"{calibrating:,} of the valid and unsure rows calibrated {reference}: it is not judged by them")
     if not len(good):
@@ -200,8 +185,8 @@ def evaluate_by_feedback(scorer: Scorer, cost: CostOptions, judged: JudgedOption
         print(line)
     bad = {kind: rows for kind, rows in bad.items() if len(rows)}
     if bad:
-        invalid = len(drawn.of("invalid"))
-        usual = max(invalid, 0.5) / max(1, invalid + len(drawn.of("valid")))
+        invalid = len(labelled(drawn, "invalid"))
+        usual = max(invalid, 0.5) / max(1, invalid + len(labelled(drawn, "valid")))
         report(scorer, good, bad, cost.costs(usual), judged.picture)
 
 
@@ -215,17 +200,22 @@ def calibrated_on(database: Database, model: str) -> set[str]:
     return {one for calibration in told if calibration["model"] == model for one in calibration["records"]}
 
 
-def served_lines(drawn: Said, others: Said) -> list[str]:
-    """How often valid rows were refused as they were served, whatever version and rule that was."""
+def served_lines(drawn: Sequence[Review], others: Sequence[Review], is_refused: Sequence[bool]) -> list[str]:
+    """How often valid rows were refused as they were served, whatever version and rule that was.
+
+    Args:
+        is_refused: which of the rows that were drawn.
+    """
     from service.journal.feedback import Realised
 
-    answered = sum(label is not None for label in drawn.labels)
-    counts = ", ".join(f"{len(drawn.of(label)):,} {label}" for label in LABELS)
-    realised = Realised.of(drawn.labels, drawn.is_refused)
+    labels = [one.label for one in drawn]
+    answered = sum(label is not None for label in labels)
+    counts = ", ".join(f"{labels.count(label):,} {label}" for label in LABELS)
     return [
-        f"drawn at random: {answered:,} of {len(drawn.ids):,} rows answered: {counts}",
-        f"as they were served, by whatever versions and rules, false alarms were {realised_text(realised)}",
-        f"not drawn: {len(others.of('invalid')):,} of {len(others.ids):,} rows that people spoke of are invalid",
+        f"drawn at random: {answered:,} of {len(drawn):,} rows answered: {counts}",
+        "as they were served, by whatever versions and rules, false alarms were "
+        f"{realised_text(Realised.of(labels, is_refused))}",
+        f"not drawn: {len(labelled(others, 'invalid')):,} of {len(others):,} rows that people spoke of are invalid",
     ]
 
 

@@ -39,7 +39,7 @@ def ask(
 ) -> None:
     """Choose rows that people shall be asked about, and print their record ids.
 
-    `vouch feedback list` and GET /feedback show them. Nobody is asked twice about a row.
+    `vouch feedback list` and GET /feedback show them. A row that was drawn is not drawn again.
     """
     import numpy as np
 
@@ -71,15 +71,11 @@ def answer(
     who: Annotated[str, typer.Option("--as", help="who says so; the last answer of each counts")] = "somebody",
 ) -> None:
     """Say what a row is that was judged. Over HTTP, it is POST /feedback."""
-    from service.journal.contents import FEEDBACK, FeedbackContent
-    from service.journal.database import Entry
-    from service.journal.feedback import found
+    from service.journal import feedback as said
 
     with where.open() as database:
-        one = found(database, record)
-        hashed = database.key.hash(note.encode()) if note else None
-        content = FeedbackContent(f"cli:{who}", str(one.id), one.content.name, label, hashed)
-        database.append([Entry(FEEDBACK, content, note=note or None)])
+        one = said.found(database, record)
+        database.append([said.answer(database.key, f"cli:{who}", one, label, note or None)])
     err.print(f"{record}: {label}; the verdict was {one.content.verdict(one.id.row)}")
 
 
@@ -147,23 +143,10 @@ def listed(database: Database, review: Review, one: Found, cards: Cards) -> dict
     """A row and what people say of it."""
     import numpy as np
 
-    from service.journal.maintenance import time_text
-
-    content, row = one.content, one.id.row
-    cells, card = database.cells(one.id), cards.of(content.model)
+    cells, card = database.cells(one.id), cards.of(one.content.model)
     shown = None
     if cells is not None and card is not None:
         spec = card.input
-        (values,) = spec.cells(np.frombuffer(cells, content.dtype)[None, : spec.features])
+        (values,) = spec.cells(np.frombuffer(cells, one.content.dtype)[None, : spec.features])
         shown = dict(zip(map(str, spec.columns or range(spec.features)), values, strict=True))
-    return {
-        "record": review.id,
-        "model": content.model,
-        "time": time_text(one.record.time),
-        "verdict": content.verdict(row),
-        "reason": content.reason_of(row) or None,
-        "p_value": float(content.p_values[row]),
-        "drawn": review.drawn,
-        "label": review.label,
-        "row": shown,
-    }
+    return review.document(one) | {"row": shown}

@@ -143,6 +143,10 @@ class Domains(Frozen):
             ),
         )
 
+    def names(self, spec: InputSpec) -> list[str]:
+        """The names of the input's columns and of those beside it, or their places: (D + C,)."""
+        return [*map(str, spec.columns or range(spec.features)), *(one.name for one in self.beside)]
+
     def violations(self, spec: InputSpec, codes: np.ndarray) -> list[Violation]:
         """What is wrong with a row, by the codes of its cells, shape (D + C,): first what cannot be read.
 
@@ -150,7 +154,7 @@ class Domains(Frozen):
         """
         if has_no_value(codes[None], len(self.columns))[0]:
             return [Violation(None, *NO_VALUE)]
-        names = [*map(str, spec.columns or range(spec.features)), *(one.name for one in self.beside)]
+        names = self.names(spec)
         return [
             Violation(names[at], KINDS[codes[at]][0], self.message(at, codes[at]))
             for at in sorted(np.flatnonzero(codes > MISSING).tolist(), key=lambda at: codes[at] > NOT_FINITE)

@@ -11,6 +11,7 @@ import binascii
 import secrets
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -22,10 +23,8 @@ from service.journal.chain import HASH_BYTES, Record
 SCORES, FEEDBACK, ASK, ERASE, PRUNE, LOST = "scores", "feedback", "ask", "erase", "prune", "lost"
 CALIBRATE = "calibrate"  # which rows a version was calibrated on
 VALID, CERTAIN, RELIABLE = 1, 2, 4  # bits of a row's flags
-NO_REASON = ""
 EPOCH_MS = 1_577_836_800_000  # 2020: ids of 63 bits last until 2159
 ID_BITS = 21  # of an id below its milliseconds
-ENCODED = msgspec.msgpack.Encoder()
 Label = Literal["valid", "invalid", "unsure"]
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -86,7 +85,7 @@ class ScoresContent(msgspec.Struct):
 
     def reason_of(self, row: int) -> str:
         """Why a row is invalid: a name, empty for valid ones."""
-        return self.reasons[self.reason[row] - 1] if self.reason[row] else NO_REASON
+        return self.reasons[self.reason[row] - 1] if self.reason[row] else ""
 
     @property
     def name(self) -> str:
@@ -212,6 +211,11 @@ def next_batch(last: int) -> int:
 def now_ms() -> int:
     """Milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
+
+
+def time_text(ms: int) -> str:
+    """A time of a record, in UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def parsed(record: Record, kind: type[S]) -> S:

@@ -22,8 +22,8 @@ from pathlib import Path
 import msgspec
 
 from service.errors import JournalError, NoRecordError, UnavailableError
-from service.journal.chain import EMPTY, Head, HeadFile, JournalKey, Record, read_head
-from service.journal.contents import ENCODED, LOST, LostContent, RecordId, ScoresContent, now_ms, parsed
+from service.journal.chain import EMPTY, ENCODER, Head, HeadFile, JournalKey, Record, read_head
+from service.journal.contents import LOST, LostContent, RecordId, ScoresContent, now_ms, parsed
 from service.system.files import sync_folder
 
 APPLICATION_ID, FORMAT = 0x566F7563, 1  # "Vouc"
@@ -268,17 +268,8 @@ class Database:
 
     def holds(self, text: str, since: int = 0) -> bool:
         """Whether a record of verdicts is there, and not of before a time, in ms since the epoch."""
-        try:
-            return self.scores(RecordId.parse(text).batch)[0].time >= since
-        except NoRecordError:
-            return False
-
-    def name_of(self, record: RecordId) -> str | None:
-        """The model of a row's record, if that is still there."""
-        try:
-            return self.scores(record.batch)[1].name
-        except NoRecordError:
-            return None
+        query = "SELECT 1 FROM records WHERE batch = ? AND time >= ?"
+        return self.connection.execute(query, (RecordId.parse(text).batch, since)).fetchone() is not None
 
     def cells(self, record: RecordId) -> bytes | None:
         """A row that is kept, None for others."""
@@ -307,7 +298,7 @@ class Appending:
     def add(self, entry: Entry) -> None:
         """Append a record, with what is kept beside it."""
         number = self.head.number + 1
-        content = entry.content if isinstance(entry.content, bytes) else ENCODED.encode(entry.content)
+        content = entry.content if isinstance(entry.content, bytes) else ENCODER.encode(entry.content)
         record = Record(number, entry.time, entry.kind, entry.batch, entry.request, content)
         mac = self.key.mac(self.head.mac, record)
         told = (number, entry.time, entry.kind, entry.batch, entry.request, content, mac)

@@ -11,11 +11,12 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from service.errors import AmbiguousRecordError, JournalError, NoRecordError
-from service.journal.chain import Record
+from service.journal.chain import JournalKey, Record
 from service.journal.contents import (
     ASK,
     CERTAIN,
@@ -27,8 +28,9 @@ from service.journal.contents import (
     RecordId,
     ScoresContent,
     parsed,
+    time_text,
 )
-from service.journal.database import NO_RECORD, Database
+from service.journal.database import NO_RECORD, Database, Entry
 from service.validity.conformal import CONFIDENCE, beta_quantile
 
 
@@ -93,6 +95,21 @@ def found_by_request(
 # What was asked, and what was answered
 
 
+def answer(
+    key: JournalKey,
+    who: str | None,
+    one: Found,
+    label: Label,
+    note: str | None,
+    request: str | None = None,
+    cells: Sequence[tuple[int, int, bytes]] = (),
+) -> Entry:
+    """What a person says of a row, to be appended; `cells` are the row, if it came along."""
+    hashed = None if note is None else key.hash(note.encode())
+    content = FeedbackContent(who, str(one.id), one.content.name, label, hashed, bool(cells))
+    return Entry(FEEDBACK, content, request=request, cells=cells, note=note)
+
+
 @dataclass
 class Review:
     """A row that people were asked about, or have spoken of: `drawn` at random or not, and each one's last label."""
@@ -101,7 +118,6 @@ class Review:
     drawn: bool = False
     asked: bool = False
     labels: dict[str | None, Label] = field(default_factory=dict)
-    notes: list[int] = field(default_factory=list)  # numbers of the records that have one
 
     @property
     def label(self) -> Label | None:
@@ -109,15 +125,25 @@ class Review:
         said = set(self.labels.values())
         return said.pop() if len(said) == 1 else "unsure" if said else None
 
+    def document(self, one: Found) -> dict[str, Any]:
+        """What is known of its verdict, and what people say of it, for JSON."""
+        content, row = one.content, one.id.row
+        return {
+            "record": self.id,
+            "model": content.model,
+            "time": time_text(one.record.time),
+            "verdict": content.verdict(row),
+            "reason": content.reason_of(row) or None,
+            "p_value": float(content.p_values[row]),
+            "drawn": self.drawn,
+            "label": self.label,
+        }
 
-def reviews(database: Database, name: str, since: int = 0) -> list[Review]:
-    """The rows of a model that people were asked about or have spoken of, in the order of the first time.
 
-    Args:
-        since: ms since the epoch.
-    """
+def reviews(database: Database, name: str) -> list[Review]:
+    """The rows of a model that people were asked about or have spoken of, in the order of the first time."""
     known: dict[str, Review] = {}
-    for record in database.records(ASK, FEEDBACK, since=since):
+    for record in database.records(ASK, FEEDBACK):
         if record.kind == ASK:
             asked = parsed(record, AskContent)
             for drawn, ids in ((True, asked.drawn), (False, asked.others)):
@@ -130,8 +156,6 @@ def reviews(database: Database, name: str, since: int = 0) -> list[Review]:
                 continue
             review = known.setdefault(said.record, Review(said.record))
             review.labels[said.key] = said.label
-            if said.note is not None:
-                review.notes.append(record.number)
     return list(known.values())
 
 

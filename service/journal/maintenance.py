@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -22,12 +21,10 @@ from service.journal.contents import (
     ScoresContent,
     batch_text,
     parsed,
+    time_text,
 )
 from service.journal.database import CHECKPOINT, Appending, Database, Entry
 from service.journal.verification import Beside, covers, verified
-
-CHUNK = 10_000  # records looked at together when a size is to be reached
-
 
 PAGES = 1_000  # that are given back in a transaction: verdicts wait no longer
 
@@ -142,30 +139,28 @@ def erased(database: Database, records: Sequence[str] | None, model: str | None,
 
 
 def compacted(database: Database) -> None:
-    """Write the file anew without what was deleted, and empty its log.
+    """Write the file anew without what was deleted, and empty its log."""
+    emptied(database, ["VACUUM"], "written anew")
+
+
+def shrunk(database: Database) -> None:
+    """Give the room of what was deleted, which was overwritten with zeros, back to the disk; a few pages at a time."""
+    (free,) = database.connection.execute("PRAGMA freelist_count").fetchone()
+    emptied(database, [f"PRAGMA incremental_vacuum({PAGES})"] * -(-free // PAGES), "made smaller")
+
+
+def emptied(database: Database, statements: Sequence[str], what: str) -> None:
+    """Run statements that take out what was deleted, and empty the file's log.
 
     Raises:
         JournalError: another process reads it; what was deleted is gone from the tables, and overwritten with zeros.
     """
     try:
-        database.connection.execute("VACUUM")
+        for statement in statements:
+            database.connection.execute(statement).fetchall()
         busy = database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     except sqlite3.Error as error:
-        raise JournalError(f"{database.path}: deleted, but the file could not be written anew: {error}") from error
-    if busy:
-        raise JournalError(
-            f"{database.path}: deleted, but its log is in use: run the command again, so that it is emptied"
-        )
-
-
-def shrunk(database: Database) -> None:
-    """Give the room of what was deleted, which was overwritten with zeros, back to the disk; a few pages at a time."""
-    try:
-        for _ in range(-(-int(database.connection.execute("PRAGMA freelist_count").fetchone()[0]) // PAGES)):
-            database.connection.execute(f"PRAGMA incremental_vacuum({PAGES})").fetchall()
-        busy = database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-    except sqlite3.Error as error:
-        raise JournalError(f"{database.path}: deleted, but the file could not be made smaller: {error}") from error
+        raise JournalError(f"{database.path}: deleted, but the file could not be {what}: {error}") from error
     if busy:
         raise JournalError(
             f"{database.path}: deleted, but its log is in use: run the command again, so that it is emptied"
@@ -210,8 +205,3 @@ def documents(database: Database, record: Record, with_rows: bool) -> Iterator[d
             numbers = np.frombuffer(cells, verdicts.dtype).tolist()
             document["row"] = [None if number != number else number for number in numbers]  # noqa: PLR0124 - NaN
         yield document
-
-
-def time_text(ms: int) -> str:
-    """A time of a record, in UTC."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")

@@ -69,10 +69,7 @@ def violations_of(scores: Scores) -> list[tuple[int, str | None, str]]:
     """Row, column and kind of each violation, without what the cell holds."""
     if not scores.codes.size or not (scores.codes > MISSING).any():
         return []
-    names = [
-        *map(str, scores.spec.columns or range(scores.spec.features)),
-        *(one.name for one in scores.domains.beside),
-    ]
+    names = scores.domains.names(scores.spec)
     rows, columns = np.nonzero(scores.codes > MISSING)
     return [
         (row, names[at], KINDS[code][0])

@@ -23,8 +23,8 @@ from typing import Literal
 import numpy as np
 
 from service.errors import JournalError, OverloadedError, UnavailableError, VouchError
-from service.journal.chain import JournalKey
-from service.journal.contents import ENCODED, SCORES, batch_text, next_batch, now_ms
+from service.journal.chain import ENCODER, JournalKey
+from service.journal.contents import SCORES, batch_text, next_batch, now_ms
 from service.journal.database import Database, Entry
 from service.journal.verdicts import scores_content
 from service.scoring.scores import Scores
@@ -136,14 +136,14 @@ class Journal:
         await self.submit(item, timeout_s, waits=self.mode == "required")
         return batch_text(batch)
 
-    async def event(self, entry: Entry, timeout_s: float | None = None, waits: bool = True) -> None:
+    async def event(self, entry: Entry, timeout_s: float | None = None) -> None:
         """Record an event, and wait until it is written.
 
         Raises:
             UnavailableError: it cannot be.
         """
         size = ROW_BYTES + sum(len(cells) for _, _, cells in entry.cells) + len(entry.note or "")
-        await self.submit(Waiting(entry, size=size), timeout_s, waits)
+        await self.submit(Waiting(entry, size=size), timeout_s, waits=True)
 
     def note(self, entry: Entry) -> None:
         """Record an event without waiting, from any thread."""
@@ -283,7 +283,7 @@ class Journal:
         """The entry of an item, with its content encoded; None, and whoever waits is told, if it cannot be made."""
         try:
             entry = self.entry_of(item)
-            return replace(entry, content=ENCODED.encode(entry.content))
+            return replace(entry, content=ENCODER.encode(entry.content))
         except Exception as error:  # a fault of ours, which is not to take others along
             log.exception("a record of the journal cannot be made")
             self.answer(item, UnavailableError(f"the journal cannot be written: {type(error).__name__}", 5.0))

@@ -91,6 +91,11 @@ class Card(Frozen):
         text = "\n".join(one.model_dump_json() for one in read)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def row_width(self) -> int:
+        """Cells of a row as the version's reader reads it, D + C: of the input's columns, and of those beside it."""
+        return self.input.features + (0 if self.domains is None else len(self.domains.beside))
+
     def reader(self) -> CellReader:
         """A reader of cells for the version's rows."""
         beside = () if self.domains is None else self.domains.beside

@@ -131,10 +131,11 @@ class Recorder:
         if self.journal is not None:
             self.journal.note(Entry("drift", {"model": str(reference), **fields}))
 
-    def hash(self, content: bytes) -> bytes:
-        """A keyed hash, as the journal has it of rows and notes."""
+    @property
+    def key(self) -> JournalKey:
+        """The journal's key; there is one where something was read."""
         assert self.journal is not None
-        return self.journal.key.hash(content)
+        return self.journal.key
 
     async def feedback(self, entry: Entry, timeout_s: float) -> None:
         """Record what a person says, and wait until it is written.

@@ -1,4 +1,4 @@
-"""Small JSON bodies that change something: of known fields, and declared as JSON."""
+"""Requests that change something: who may send them, and their small bodies, which are declared as JSON."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from service.errors import Fault, InputError, MalformedError, MediaTypeError
+from service.web.access import check_scope
+from service.web.browsers import check_origin
 from service.web.context import RequestContext
 from service.web.media_types import JSON, check_charset, refusal
 
 MAX_BODY = 2**16  # bytes
 B = TypeVar("B", bound=BaseModel)
+
+
+def require_scope(context: RequestContext, scope: str) -> None:
+    """Require a key of a scope, if any keys are configured, and a page of our own origin, if it is a browser."""
+    check_scope(context.key, scope)
+    check_origin(context.request.headers, context.request.url.netloc)
 
 
 async def read_body(context: RequestContext, kind: type[B], refused: str) -> B:

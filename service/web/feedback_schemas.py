@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from service.journal.contents import Label
 from service.web.schema_parts import Answer, Instance
 
 LABEL = "what the row is: `valid`, `invalid`, or `unsure`"
-Label = Literal["valid", "invalid", "unsure"]
 MAX_NOTE = 2_000  # characters
 
 

@@ -14,9 +14,7 @@ from service.scoring.version import Reference
 from service.serving.engine import Engine
 from service.store.store import Catalog
 from service.web import answers, schemas
-from service.web.access import check_scope
-from service.web.bodies import read_body
-from service.web.browsers import check_origin
+from service.web.bodies import read_body, require_scope
 from service.web.context import RequestContext, model_id
 from service.web.documentation import answers_json, problems, takes
 from service.web.lean import only_known_parameters
@@ -54,7 +52,7 @@ async def one_model(request: Request, name: str) -> Response:
 async def move_alias(request: Request, name: str) -> Response:
     """Point an alias at a version (scope admin). With `expected`, only if it names that version now."""
     context = RequestContext.of(request)
-    check_admin(context)
+    require_scope(context, "admin")
     body = await read_body(context, schemas.AliasBody, "the alias cannot be moved")
     engine, registry = context.engine, context.engine.registry
     context.check_model(name)
@@ -100,7 +98,7 @@ async def drift(request: Request, model: Model = None) -> Response:
 async def restart_drift(request: Request, name: str) -> Response:
     """Restart the drift monitor of the served version, after its alarm was acknowledged (scope admin)."""
     context = RequestContext.of(request)
-    check_admin(context)
+    require_scope(context, "admin")
     await read_body(context, schemas.RestartBody, "the drift monitor cannot be restarted")
     scorer = await context.scorer(context.engine.registry.known(name))
     asked = {"model": str(scorer.published.reference)}
@@ -109,12 +107,6 @@ async def restart_drift(request: Request, name: str) -> Response:
     log.info("drift monitor restarted", extra={"model": str(scorer.published.reference), **context.who()})
     await context.engine.save_drift(context.time_left_s())
     return answers.json_response({"drift": [drift_of(context, scorer)]})
-
-
-def check_admin(context: RequestContext) -> None:
-    """Require a key of scope `admin`, if any keys are configured, and a page of our own origin, if it is a browser."""
-    check_scope(context.key, "admin")
-    check_origin(context.request.headers, context.request.url.netloc)
 
 
 def all_models(context: RequestContext) -> dict[str, Any]:

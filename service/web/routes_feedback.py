@@ -11,15 +11,13 @@ import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.errors import InputError, MalformedError, VouchError
-from service.journal.contents import FEEDBACK, FeedbackContent, each_row
-from service.journal.database import Database, Entry
-from service.journal.feedback import Found, Review, found, found_by_request, no_record, reviews
-from service.journal.maintenance import time_text
+from service.journal.contents import each_row
+from service.journal.database import Database
+from service.journal.feedback import Found, Review, answer, found, found_by_request, no_record, reviews
 from service.scoring.scorer import Scorer
 from service.web import answers
-from service.web.access import REVIEW_PATH, check_scope
-from service.web.bodies import declared_body, parsed_body
-from service.web.browsers import check_origin
+from service.web.access import REVIEW_PATH
+from service.web.bodies import declared_body, parsed_body, require_scope
 from service.web.context import RequestContext
 from service.web.documentation import answers_json, problems, takes
 from service.web.feedback_schemas import FeedbackAnswer, FeedbackBody, ReviewsAnswer
@@ -47,7 +45,7 @@ class InstanceOf(msgspec.Struct):
 async def give_feedback(request: Request) -> Response:
     """Say what a row is that was judged: valid, invalid, or unsure. The last answer of each key counts."""
     context = RequestContext.of(request)
-    check_reviewer(context)
+    require_scope(context, "review")
     raw = await declared_body(context, MAX_BODY)
     body = parsed_body(raw, FeedbackBody, "the feedback cannot be recorded")
     if (body.record is None) == (body.request_id is None) or (body.row is not None and body.record is not None):
@@ -57,10 +55,8 @@ async def give_feedback(request: Request) -> Response:
     if body.model is not None and body.model not in (one.content.name, one.content.model):
         raise InputError("model: another one judged this row: leave it out, or name that one")
     cells = [] if body.instance is None else await kept(context, raw, one)
-    note = body.note or None
-    hashed = None if note is None else context.engine.recorder.hash(note.encode())
-    content = FeedbackContent(context.key_id, str(one.id), one.content.name, body.label, hashed, bool(cells))
-    entry = Entry(FEEDBACK, content, request=context.request_id, cells=cells, note=note)
+    key, note = context.engine.recorder.key, body.note or None
+    entry = answer(key, context.key_id, one, body.label, note, context.request_id, cells)
     await context.engine.recorder.feedback(entry, context.time_left_s())
     told = {"record": str(one.id), "model": one.content.model, "verdict": one.content.verdict(one.id.row)}
     return answers.json_response(told | {"label": body.label, "has_row": bool(cells) or one.has_row})
@@ -75,19 +71,13 @@ async def list_feedback(
 ) -> Response:
     """The rows of a model that people were asked about, or have spoken of."""
     context = RequestContext.of(request)
-    check_reviewer(context)
+    require_scope(context, "review")
     name = context.engine.registry.resolve(model).name
     context.check_model(name)
     read = partial(shown, name=name, key=context.key_id, answered=answered, limit=limit)
     listed, more = await context.engine.recorder.read(read, context.time_left_s(), context.caller)
     documents = [document(context, review, one, cells) for review, one, cells in listed]
     return answers.json_response({"reviews": documents, "more": more})
-
-
-def check_reviewer(context: RequestContext) -> None:
-    """Require a key of scope `review`, if any keys are configured, and a page of our own origin, if it is a browser."""
-    check_scope(context.key, "review")
-    check_origin(context.request.headers, context.request.url.netloc)
 
 
 def meant(body: FeedbackBody, may_use: Callable[[str], bool], database: Database) -> Found:
@@ -122,7 +112,7 @@ async def kept(context: RequestContext, raw: bytearray, one: Found) -> list[tupl
     parse = partial(parse_rows, body, JSON, scorer.model.input, scorer.judging_reader(), context.limits())
     batch = await context.parsed(len(body), parse, always_beside=True)
     (content,) = each_row(batch.rows)
-    if context.engine.recorder.hash(content) != one.content.hash_of(one.id.row):
+    if context.engine.recorder.key.hash(content) != one.content.hash_of(one.id.row):
         raise InputError("instance: not the row that was scored: send that one, or none")
     return [(one.id.batch, one.id.row, content)]
 
@@ -147,19 +137,10 @@ def shown(
 
 def document(context: RequestContext, review: Review, one: Found, cells: bytes | None) -> dict[str, Any]:
     """A review for JSON."""
-    content, row = one.content, one.id.row
-    scorer = context.engine.registry.in_memory(content.model)
-    return {
-        "record": review.id,
-        "model": content.model,
-        "time": time_text(one.record.time),
-        "verdict": content.verdict(row),
-        "reason": content.reason_of(row) or None,
-        "p_value": float(content.p_values[row]),
-        "drawn": review.drawn,
-        "label": review.label,
+    scorer = context.engine.registry.in_memory(one.content.model)
+    return review.document(one) | {
         "own": review.labels.get(context.key_id),
-        "row": None if cells is None or scorer is None else presented(cells, content.dtype, scorer),
+        "row": None if cells is None or scorer is None else presented(cells, one.content.dtype, scorer),
     }
 
 
