@@ -22,6 +22,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 RUN mkdir service && touch service/__init__.py \
     && /opt/vouch/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} ".${EXTRAS}" ${MORE} \
     && /opt/vouch/bin/pip uninstall -y vouch-service && rm -rf service build vouch_service.egg-info
+COPY setup.py .
 COPY service service
 # Tests of libraries, and the headers and test programs of torch, are for who builds against them.
 RUN /opt/vouch/bin/pip install --no-deps . && /opt/vouch/bin/pip uninstall -y pip setuptools \

@@ -61,6 +61,7 @@ class Call(Protocol):
     request_id: str
     timings: Timings
     is_stream: bool  # answered block by block, each with its own deadline
+    is_trial: bool  # its rows are only tried: neither drift monitors nor the shadow count them
 
     @property
     def caller(self) -> str:

@@ -177,6 +177,12 @@ class Engine:
             await self.learn_patterns(call, scorer, rows, options)
             scores = await self.computed(call, scorer, rows, compute, (scorer, options), scorer.extra_cost(options))
         call.note_scores(scorer.published, scores)
+        if not call.is_trial:
+            await self.watch(call, scorer, rows, scores)
+        return await self.recorder.scores(call, scorer, rows, scores)
+
+    async def watch(self, call: Call, scorer: Scorer, rows: np.ndarray, scores: Scores) -> None:
+        """Count scored rows, shape (B, D + C), in the drift monitors, and compare them with the shadow's."""
         # The blocks of a stream belong to one request, but are not retries of each other.
         request_id = None if call.is_stream else call.request_id
         if len(scores) < FEW_ROWS:
@@ -188,7 +194,6 @@ class Engine:
             self.saving = asyncio.ensure_future(self.save_drift())
         if self.shadow is not None:
             self.shadow.compare(scorer, rows, scores)
-        return await self.recorder.scores(call, scorer, rows, scores)
 
     async def learn_patterns(self, call: Call, scorer: Scorer, rows: np.ndarray, options: ScoreOptions) -> None:
         """For each new pattern of missing cells, score the validation rows that such rows are compared with.

@@ -28,6 +28,8 @@ from service.web import (
     kserve_v1,
     routes,
     routes_admin,
+    routes_console,
+    routes_describe,
     routes_feedback,
     routes_generate,
     routes_health,
@@ -38,7 +40,7 @@ from service.web.caching import Tags
 from service.web.context import RequestContext, Service
 from service.web.observe import Observe
 from service.web.openapi import document_service
-from service.web.paths import PROBES, Paths
+from service.web.paths import FOLDER, PROBES, Paths
 from service.web.problems import document, on_http_error, on_validation_error, on_vouch_error, respond
 
 log = logging.getLogger("vouch")
@@ -58,8 +60,8 @@ CHECK_S = 1.0  # between looks at the failures of inference
 RELOAD_S = 60.0  # after which a reload gives up waiting for the store
 SAVE_S = 5.0  # for the drift monitors, at the end
 ROUTERS = (
-    routes.router, routes_generate.router, routes_admin.router, routes_feedback.router, routes_health.probes,
-    routes_health.router, inference_protocol.router, kserve_v1.router,
+    routes.router, routes_generate.router, routes_admin.router, routes_describe.router, routes_feedback.router,
+    routes_console.router, routes_health.probes, routes_health.router, inference_protocol.router, kserve_v1.router,
 )  # fmt: skip
 
 
@@ -195,7 +197,9 @@ class Guard:
         return respond(Request(scope), document(421, "misdirected", detail))
 
     def is_open(self, path: str) -> bool:
-        """Whether the path needs no key; opening /docs also opens its scripts and the OpenAPI document."""
+        """Whether the path needs no key; opening /docs or / also opens the files that the page consists of."""
         if "/docs" in self.open_paths and (path == "/openapi.json" or path.startswith("/docs-assets/")):
+            return True
+        if {"/", "/console"} & set(self.open_paths) and (path in ("/", "/console") or path.startswith(FOLDER)):
             return True
         return path in self.open_paths

@@ -86,6 +86,7 @@ class RequestContext:
     request_id: str
     timings: Timings = field(default_factory=Timings)
     is_stream: bool = False  # the body is read while the answer is written
+    is_trial: bool = False  # its rows are only tried
     log_entry: dict[str, Any] = field(default_factory=dict)  # fields of the log line about scores
     key: Key | None = None  # where keys are set
     held_bytes: int = 0

@@ -13,12 +13,18 @@ from service.data.cells import CellReader
 from service.data.image_reading import ImageReading
 from service.data.inputs import InputSpec
 from service.errors import Fault, InputError, MalformedError, MediaTypeError, summary
-from service.files.images import FROM_STRANGERS, Decoded, decode
+from service.files.images import FROM_STRANGERS, Decoded, decode, png
 from service.web.batch import Batch, Limits, check_row_count
 
 MAX_ENCODED = 2**24  # bytes of an image in base64
 MOST_WARNINGS = 20
 ENCODED = re.compile(rb'"[A-Za-z0-9+/=:;,]{40}')
+
+
+def data_uri(row: np.ndarray, spec: InputSpec) -> str:
+    """An image, shape (D,), as a PNG file in a data URI, which instances of JSON may be."""
+    image = np.rint(row.reshape(spec.shape)).astype(np.uint8)
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
 
 
 def decoded_text(text: str, number: int, spec: InputSpec, reading: ImageReading, max_pixels: int) -> Decoded:

@@ -5,7 +5,6 @@ That is its limits, whether it asks for keys, and examples that its default mode
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,13 +12,13 @@ import numpy as np
 from fastapi import FastAPI
 
 from service.errors import ModelError, UnavailableError
-from service.files.images import png
 from service.scoring.scorer import Scorer
 from service.settings import Settings
 from service.web import protocol_schemas, schemas
 from service.web.context import Service
 from service.web.documentation import FILES, TAGS
 from service.web.feedback_schemas import FeedbackBody
+from service.web.images import data_uri
 from service.web.media_types import JSON, PROBLEM
 from service.web.paths import PROBES
 from service.web.problems import document as problem_document
@@ -245,8 +244,7 @@ def example_row(scorer: Scorer) -> Any:
     spec = scorer.model.input
     row = scorer.sample(1, seed=7, of="observation").samples
     if spec.kind == "image":
-        image = np.rint(row.reshape(spec.shape)).astype(np.uint8)
-        return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+        return data_uri(row[0], spec)
     rounded = np.round(row, 4)
     if spec.columns is None:
         return rounded[0].tolist()

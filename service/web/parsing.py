@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from service.data.cells import CellReader, shortened
+from service.data.cells import CellReader, RawTable, shortened
 from service.data.inputs import InputSpec
 from service.errors import (
     DataError,
@@ -395,21 +395,37 @@ def check_lines(body: Body, max_rows: int) -> None:
 
 def parse_table(body: Body, spec: InputSpec, reader: CellReader, limits: Limits) -> Batch:
     """Parse a CSV body, whose header names the model's columns in any order."""
+    table = raw_table(body, reader, limits)
+    try:
+        return Batch(spec.read(reader.table(table), reader), lines=table.lines)
+    except RowError as error:
+        raise error.as_input_error() from None
+    except DataError as error:
+        raise unread(error) from None
+
+
+def raw_table(body: Body, reader: CellReader, limits: Limits) -> RawTable:
+    """The cells of a CSV body, as they are written; an unknown column is an error."""
     if reader.names is None:
         raise MediaTypeError("the model's columns have no names; send application/json or application/x-npy")
     check_lines(body, limits.max_rows)
     try:
         table = csv_table(body, known=reader.names, as_text=bool(reader.reading.formats), check=limits.check)
-        if unknown := reader.unknown(table.names):
-            known, some = reader.known(), unknown[: InputError.MAX_FAULTS]
-            raise InputError(
-                f"unknown column {shortened(unknown[0])!r}; expected {known}",
-                [Fault("unknown column", None, shortened(name), known) for name in some],
-            )
-        return Batch(spec.read(reader.table(table), reader), lines=table.lines)
     except DamagedTextError as error:
         raise MalformedError(f"the body is not a CSV table: {error}") from None
     except RowError as error:
         raise error.as_input_error() from None
     except DataError as error:
-        raise InputError(f"the body: {str(error).partition(': correct the file')[0]}") from None
+        raise unread(error) from None
+    if unknown := reader.unknown(table.names):
+        known, some = reader.known(), unknown[: InputError.MAX_FAULTS]
+        raise InputError(
+            f"unknown column {shortened(unknown[0])!r}; expected {known}",
+            [Fault("unknown column", None, shortened(name), known) for name in some],
+        )
+    return table
+
+
+def unread(error: DataError) -> InputError:
+    """What is wrong with a table in a body, without the advice for files."""
+    return InputError(f"the body: {str(error).partition(': correct the file')[0]}")

@@ -11,6 +11,7 @@ from service.web.context import RequestContext
 
 PROBES = ("/livez", "/readyz", "/healthz", "/health")  # which never ask for a key
 PREFIX = "/v1"
+FOLDER = "/console/"  # redirected, since the page's own links are relative
 OWN_PREFIXES = ("/v1", "/v2")  # which do not follow another
 KSERVE_ENDING = ":predict"  # of KServe's own path below /v1
 EVERY_METHOD = ("GET", "HEAD", "POST", "OPTIONS")
@@ -65,7 +66,7 @@ def allowed(methods: set[str]) -> tuple[str, ...]:
 
 def usual_path(path: str) -> str:
     """A path without one slash at its end and without `/v1`, below which everything is the same but KServe's path."""
-    if len(path) > 1 and path.endswith("/"):
+    if len(path) > 1 and path.endswith("/") and path != FOLDER:
         path = path[:-1]
     if not path.startswith(f"{PREFIX}/") or path.endswith(KSERVE_ENDING):
         return path

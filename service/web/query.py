@@ -58,6 +58,10 @@ class ScoreQuery(msgspec.Struct):
     strict: Annotated[
         bool, described("1: a cell that cannot be read is an error; by default it makes its row invalid")
     ] = False
+    trial: Annotated[
+        bool,
+        described("1: the rows are only tried: drift monitors and shadows do not count them; a journal records them"),
+    ] = False
 
     def options(self) -> ScoreOptions:
         """The query as options of the scorer."""
@@ -113,6 +117,7 @@ EXPECTED = {
     "rule": "band or combined",
     "explain": "an integer of at least 0, or map",
     "strict": "0 or 1",
+    "trial": "0 or 1",
 }
 
 

@@ -57,6 +57,7 @@ async def score(request: Request) -> Response:
     """
     context, query = RequestContext.of(request), parse_query(request.query_params, ScoreQuery)
     wanted = under_policy(query, context.service.policy)
+    context.is_trial = query.trial
     limited("explain", wanted.explain, context.settings.max_draws)
     declared, takes_lines = context.media_type, request.scope["path"].endswith(LINES_ENDING)
     if takes_lines and declared not in (NDJSON, *UNTOLD):

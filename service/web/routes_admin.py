@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service._version import __version__
 from service.errors import ModelError, ModelNotFoundError
@@ -32,14 +32,18 @@ async def models(request: Request) -> Response:
 
 
 @router.get("/models/{name}", **answers_json("get_model", "models", schemas.ModelAnswer, problems(404, 503)))
-async def one_model(request: Request, name: str) -> Response:
-    """One model: its versions and aliases, and the card of the served version, with its calibration."""
+async def one_model(
+    request: Request,
+    name: str,
+    version: Annotated[str | None, Query(description="whose card is told; default: the served one")] = None,
+) -> Response:
+    """One model: its versions and aliases, and the card of the served version, or of another, with its calibration."""
     context = RequestContext.of(request)
     context.check_model(name)
     document = described(context.engine, name)
-    serving = Reference(name, document["serving"])
-    if serving not in context.engine.registry.failures:
-        published = (await context.engine.scorer(str(serving))).published
+    told = Reference(name, document["serving"] if version is None else version)
+    if version is not None or told not in context.engine.registry.failures:
+        published = (await context.engine.scorer(str(told))).published
         document |= {"card": published.card.model_dump(mode="json"), "digest": published.digest}
     return answers.json_response(document)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request, Response
-from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.responses import PlainTextResponse
 
 from service._version import __version__
 from service.web import answers, schemas
 from service.web.context import RequestContext
 from service.web.documentation import PROBE, answers_json, problems
 from service.web.lean import LeanRoute, only_known_parameters
-from service.web.media_types import JSON
-from service.web.negotiation import negotiate
 
 probes = APIRouter(route_class=LeanRoute)
 router = APIRouter(dependencies=[Depends(only_known_parameters)])
@@ -52,20 +50,6 @@ async def readyz(request: Request) -> Response:
 async def version(request: Request) -> Response:
     """The version of Vouch, and of the HTTP contract."""
     return answers.json_response({"vouch": __version__, "api": "v1"})
-
-
-@router.get("/", include_in_schema=False)
-async def home(request: Request) -> Response:
-    """For a browser, the interactive documentation; for a program, where to go from here."""
-    context = RequestContext.of(request)
-    if negotiate(context.accept, (JSON, "text/html")) != JSON:
-        return RedirectResponse("docs")
-    # KServe's clients ask here, with version 1 of their protocol, whether the server is alive.
-    alive = context.engine.is_alive()
-    links = {"docs": "/docs", "openapi": "/openapi.json", "score": "/score", "models": "/models", "ready": "/readyz"}
-    return answers.json_response(
-        {"status": "alive" if alive else "unavailable", "vouch": __version__, **links}, None, 200 if alive else 503
-    )
 
 
 @router.get(

@@ -280,8 +280,10 @@ class ModelAnswer(Answer):
     serving: str | None = Field(description="the version that answers to the bare name")
     versions: list[VersionAnswer] = Field(description="all versions in the store")
     aliases: dict[str, str] = Field(description="the version that each alias names")
-    card: dict[str, Any] | None = Field(None, description="the serving version's card, as in its card.json")
-    digest: str | None = Field(None, description="sha256 of the serving version's manifest")
+    card: dict[str, Any] | None = Field(
+        None, description="the card of the serving version, or the one asked for, as in its card.json"
+    )
+    digest: str | None = Field(None, description="sha256 of that version's manifest")
 
 
 class ModelsAnswer(Answer):

@@ -343,8 +343,8 @@ HABITS = (
         lambda address, _: raw("HEAD /readyz HTTP/1.0\nHost: upstream\n\n", address),
     ),
     Habit(
-        "a browser", "the address alone", "the interactive documentation", 200,
-        lambda reply: b"swagger" in reply.content, page,
+        "a browser", "the address alone", "the console", 200,
+        lambda reply: b"console/app.js" in reply.content, page,
     ),
     Habit(
         "a browser", "a page of an origin in `VOUCH_CORS_ORIGINS` asks first (`OPTIONS`)", "it may ask", 200,

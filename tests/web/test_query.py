@@ -50,6 +50,7 @@ WRONG = {
     "rule": ["", "Band", "all", SECRET, "null"],
     "explain": ["", "-1", "1.5", "x", "nan", "99999999999999999999", "null", SECRET, "0x10"],
     "strict": ["", "2", "yes", "null", SECRET],
+    "trial": ["", "2", "yes", "null", SECRET],
 }
 
 

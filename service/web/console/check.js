@@ -1,0 +1,210 @@
+// Bring rows and see what the model says of them.
+import { curl } from "console/api.js";
+import { Badge, VerdictCard } from "console/card.js";
+import { cellsOf } from "console/editor.js";
+import { count, oneIn, percent, plural } from "console/format.js";
+import { html, useEffect, useMemo, useRef, useState } from "console/lib.js";
+import { Request, Trouble } from "console/parts.js";
+import { Brush } from "console/pixels.js";
+import { addFiles, addInstance, addText, clear, examples, isValidAt, pValue, replace, rowOf } from "console/rows.js";
+import { app, inputOf, judgingQuery, note, useApp } from "console/state.js";
+
+export function Check() {
+  const { rows, selected, model } = useApp();
+  const row = rowOf(selected);
+  useEffect(() => {
+    const onPaste = (event) => {
+      if (event.target.closest("input, textarea, select")) return;
+      const files = [...event.clipboardData.files], text = event.clipboardData.getData("text");
+      if (files.length) addFiles(files);
+      else if (text.trim()) addText(text);
+    };
+    addEventListener("paste", onPaste);
+    return () => removeEventListener("paste", onPaste);
+  }, []);
+  return html`<div class="check ${rows.length > 1 ? "many" : ""}">
+    <${Intake} key=${`${model.name}@${model.digest}`} />
+    ${rows.length > 1 && html`<${RowTable} />`}
+    ${row ? html`<${VerdictCard} key=${row.id} row=${row} />` : html`<${Welcome} />`}
+  </div>`;
+}
+
+function Welcome() {
+  const { model, judging, calibration } = useApp();
+  const promise = judging.percentiles
+    ? `rows between percentiles ${judging.percentiles.join(" and ")} of log p(x) are valid`
+    : `of rows that are like these, ${percent(judging.false_alarm)} are refused by mistake`;
+  return html`<article class="card welcome"><h2>Is this row like anything the model was built for?</h2>
+    <p>${model.card.description || `The model is called ${model.name}.`}</p>
+    <p class="soft">It was calibrated on ${plural(calibration.rows, "valid row")}: ${promise}. The view Promise changes that.</p>
+    <p class="soft">Try an example, or bring your own. Nothing that you do here is counted as traffic.</p></article>`;
+}
+
+function Intake() {
+  const { model, notes, params, rows } = useApp();
+  const input = inputOf(model);
+  const [isOver, setOver] = useState(false);
+  const chooser = useRef(), camera = useRef();
+  const drop = (event) => {
+    event.preventDefault();
+    setOver(false);
+    const text = event.dataTransfer.getData("text");
+    if (event.dataTransfer.files.length) addFiles([...event.dataTransfer.files]);
+    else if (text) addText(text);
+  };
+  const chosen = (event) => {
+    addFiles([...event.target.files]);
+    event.target.value = "";
+  };
+  const kinds = input.kind === "image" ? "Images, a .json or an .npy file" : "A CSV or JSON file of rows";
+  return html`<section class="intake" aria-label="Bring rows">
+    <div class="drop ${isOver ? "over" : ""}" onDragOver=${(event) => { event.preventDefault(); setOver(true); }} onDragLeave=${() => setOver(false)} onDrop=${drop}>
+      <p><strong>Drop anything here</strong>, or paste it. <span class="soft">${kinds}.</span></p>
+      <div class="buttons">
+        <button type="button" onClick=${() => chooser.current.click()}>Choose files</button>
+        ${input.kind === "image" && html`<button type="button" class="phone" onClick=${() => camera.current.click()}>Take a photo</button>`}
+        ${rows.length > 0 && html`<button type="button" class="quiet" onClick=${clear}>Clear</button>`}
+      </div>
+      <input ref=${chooser} type="file" multiple hidden aria-label="Files of rows" onChange=${chosen} />
+      <input ref=${camera} type="file" accept="image/*" capture="environment" hidden aria-label="A photo" onChange=${chosen} />
+    </div>
+    <${Examples} asked=${params.example} />
+    ${input.kind === "image" && input.channels === 1 && input.width <= 64 && html`<${Pad} input=${input} />`}
+    <${Paste} />
+    ${notes.length > 0 && html`<ul class="notes" aria-live="polite">${notes.map((text) => html`<li>${text}</li>`)}</ul>`}
+  </section>`;
+}
+
+function Examples({ asked }) {
+  const [found, setFound] = useState(null), [problem, setProblem] = useState(null);
+  const show = (one, at) => {
+    clear();
+    addInstance(one.spoil ? `${one.title}: ${one.spoil}` : one.title, one.instance);
+    note({ example: at });
+  };
+  useEffect(() => {
+    examples().then((answer) => {
+      setFound(answer.examples);
+      const one = answer.examples[asked];
+      if (one && !app.value.rows.length) show(one, asked);
+    }, setProblem);
+  }, []);
+  if (problem) return html`<${Trouble} problem=${problem} />`;
+  return html`<div class="examples" role="group" aria-label="Examples" aria-busy=${!found}>
+    ${(found ?? []).map((one, at) => html`<button type="button" key=${at} onClick=${() => show(one, at)}>
+      ${typeof one.instance === "string" && html`<img src=${one.instance} alt="" width="36" height="36" />`}
+      <span>${one.spoil ? html`Spoilt: <em>${one.spoil}</em>` : one.title}</span></button>`)}
+    ${!found && html`<span class="soft">Making examples…</span>`}
+  </div>`;
+}
+
+/** Something to draw a digit on. */
+function Pad({ input }) {
+  const [drawn, setDrawn] = useState(null), [blank, setBlank] = useState(0);
+  const onStroke = (pixels) => {
+    if (drawn && rowOf(drawn)) replace(drawn, { instance: pixels });
+    else setDrawn(addInstance("drawn", pixels).id);
+  };
+  const again = () => {
+    setDrawn(null);
+    setBlank(blank + 1);
+  };
+  return html`<details class="pad"><summary>Draw one</summary>
+    <${Brush} key=${blank} pixels=${null} input=${input} colour=${255} size=${Math.max(2, input.width / 14)} label="A pad to draw on. Move with the arrow keys, paint with the space bar." onStroke=${onStroke} />
+    <button type="button" class="quiet" onClick=${again}>Start over</button></details>`;
+}
+
+function Paste() {
+  const [text, setText] = useState("");
+  const score = () => {
+    addText(text);
+    setText("");
+  };
+  return html`<details><summary>Type or paste rows</summary>
+    <label class="stacked">JSON, or a table with a header<textarea rows="4" value=${text} onInput=${(event) => setText(event.target.value)}></textarea></label>
+    <button type="button" disabled=${!text.trim()} onClick=${score}>Score</button></details>`;
+}
+
+const ROW_HEIGHT = 40, AROUND = 8;
+const COLUMNS = [["name", "Row"], ["verdict", "Verdict"], ["p", "As strange"], ["log_likelihood", "log p(x)"], ["reason", "Why"]];
+
+function RowTable() {
+  const { rows, selected, judging, changed } = useApp();
+  const [order, setOrder] = useState({ by: null, isDown: false });
+  const [text, setText] = useState(""), [only, setOnly] = useState("all");
+  const [top, setTop] = useState(0);
+  const box = useRef();
+  const isImage = rows.some((row) => row.thumb);
+  const shown = useMemo(() => listed(rows, { order, text, only, judging }), [rows, order, text, only, judging, changed]);
+  const height = 460, first = Math.max(0, Math.floor(top / ROW_HEIGHT) - AROUND);
+  const some = shown.slice(first, first + Math.ceil(height / ROW_HEIGHT) + 2 * AROUND);
+  const done = rows.filter((row) => row.score && !row.isStale), refused = done.filter((row) => !isValidAt(row.score, judging)).length;
+  const failed = rows.filter((row) => row.problem).length;
+  const sort = (by) => setOrder({ by, isDown: order.by === by ? !order.isDown : by === "log_likelihood" });
+  const pick = (id) => app.set({ selected: id });
+  const press = (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const at = Math.min(shown.length - 1, Math.max(0, shown.findIndex((row) => row.id === selected) + step));
+    pick(shown[at].id);
+    const place = at * ROW_HEIGHT;
+    if (place < box.current.scrollTop) box.current.scrollTop = place;
+    if (place > box.current.scrollTop + height - 2 * ROW_HEIGHT) box.current.scrollTop = place - height + 2 * ROW_HEIGHT;
+  };
+  const query = judgingQuery();
+  return html`<section class="table" aria-label="Rows">
+    <div class="bar-line">
+      <p aria-live="polite" class="tally"><strong>${count(refused)}</strong> of ${count(done.length)} refused${done.length < rows.length - failed ? `, ${count(rows.length - failed - done.length)} to come` : ""}${failed ? `, ${count(failed)} not readable` : ""}</p>
+      <label class="inline">Find <input type="search" value=${text} onInput=${(event) => setText(event.target.value)} /></label>
+      <label class="inline">Show <select value=${only} onChange=${(event) => setOnly(event.target.value)}>
+        <option value="all">all</option><option value="invalid">invalid</option><option value="valid">valid</option><option value="uncertain">uncertain</option></select></label>
+    </div>
+    <div class="scroll" ref=${box} tabindex="0" onScroll=${(event) => setTop(event.target.scrollTop)} onKeyDown=${press} aria-label="Rows: arrow keys move">
+      <table aria-rowcount=${shown.length + 1}><thead><tr>
+        ${isImage && html`<th scope="col"><span class="sr-only">Picture</span></th>`}
+        ${COLUMNS.map(([by, title]) => html`<th key=${by} scope="col" aria-sort=${order.by === by ? (order.isDown ? "descending" : "ascending") : "none"}><button type="button" onClick=${() => sort(by)}>${title}<span aria-hidden="true">${order.by === by ? (order.isDown ? " ↓" : " ↑") : ""}</span></button></th>`)}
+      </tr></thead><tbody>
+        ${first > 0 && html`<tr aria-hidden="true" style=${{ height: `${first * ROW_HEIGHT}px` }}><td></td></tr>`}
+        ${some.map((row, at) => html`<${TableRow} key=${row.id} row=${row} score=${row.score} isChosen=${row.id === selected} isImage=${isImage} number=${first + at + 2} judging=${judging} onPick=${pick} />`)}
+        ${first + some.length < shown.length && html`<tr aria-hidden="true" style=${{ height: `${(shown.length - first - some.length) * ROW_HEIGHT}px` }}><td></td></tr>`}
+      </tbody></table>
+    </div>
+    <${Request} line=${curl("score.csv", { query: { ...query, trial: 1 }, file: "ROWS.csv", type: "text/csv" })} />
+  </section>`;
+}
+
+function TableRow({ row, score, isChosen, isImage, number, judging, onPick }) {
+  const verdict = score && (isValidAt(score, judging) ? "valid" : "invalid");
+  const why = row.problem ? row.problem.message : verdict === "invalid" ? score.reason ?? "" : "";
+  return html`<tr aria-rowindex=${number} class=${isChosen ? "chosen" : ""} onClick=${() => onPick(row.id)}>
+    ${isImage && html`<td>${row.thumb && html`<img src=${row.thumb} alt="" width="30" height="30" loading="lazy" />`}</td>`}
+    <th scope="row"><button type="button" class="plain" aria-current=${isChosen} onClick=${() => onPick(row.id)}>${row.name}</button></th>
+    <td>${row.problem ? html`<span class="badge problem">unread</span>` : verdict ? html`<${Badge} verdict=${verdict} />` : html`<span class="soft">…</span>`}</td>
+    <td class="number">${score && oneIn(pValue(score, judging))}</td>
+    <td class="number">${score?.log_likelihood.toFixed(1)}</td>
+    <td class="why" title=${why}>${why}</td></tr>`;
+}
+
+/** The rows to show, in order. */
+function listed(rows, { order, text, only, judging }) {
+  const wanted = text.trim().toLowerCase();
+  const kept = rows.filter((row) => {
+    if (only !== "all") {
+      if (!row.score) return false;
+      if (only === "uncertain" ? row.score.certain : isValidAt(row.score, judging) !== (only === "valid")) return false;
+    }
+    return !wanted || `${row.name} ${row.score?.reason ?? ""} ${cellsOf(row.instance)}`.toLowerCase().includes(wanted);
+  });
+  if (!order.by) return kept;
+  const value = {
+    name: (row) => row.name,
+    verdict: (row) => (row.score ? Number(isValidAt(row.score, judging)) : 2),
+    p: (row) => (row.score ? pValue(row.score, judging) : 2),
+    log_likelihood: (row) => row.score?.log_likelihood ?? -Infinity,
+    reason: (row) => row.score?.reason ?? "",
+  }[order.by];
+  const compare = order.by === "name" ? new Intl.Collator("en", { numeric: true }).compare : (one, other) => (one < other ? -1 : one > other ? 1 : 0);
+  const sorted = kept.map((row) => [value(row), row]).sort(([one], [other]) => compare(one, other)).map(([, row]) => row);
+  return order.isDown ? sorted.reverse() : sorted;
+}

@@ -1,0 +1,32 @@
+// Small parts that several views share.
+import { html, useState } from "console/lib.js";
+import { Problem } from "console/api.js";
+
+/** Text to copy, with its button. */
+export function Copy({ text, label = "Copy" }) {
+  const [isDone, setDone] = useState(false);
+  const copy = async () => {
+    await navigator.clipboard?.writeText(text).catch(() => {});
+    setDone(true);
+    setTimeout(() => setDone(false), 1500);
+  };
+  const shown = text.length > 600 ? `${text.slice(0, 600)}…` : text;
+  return html`<div class="copy"><pre tabindex="0"><code>${shown}</code></pre><button type="button" onClick=${copy}>${isDone ? "Copied" : label}</button></div>`;
+}
+
+/** The request behind a view. */
+export const Request = ({ line }) => html`<details class="request"><summary>The same by <code>curl</code></summary><${Copy} text=${line} /></details>`;
+
+export function Trouble({ problem }) {
+  if (!problem) return null;
+  return html`<p class="problem-text" role="alert">${problem instanceof Problem ? problem.message : String(problem)}</p>`;
+}
+
+/** Several choices of which one holds. */
+export function Choice({ name, legend, options, value, onChange }) {
+  return html`<fieldset class="choice"><legend>${legend}</legend>
+    ${options.map(([one, text]) => html`<label key=${one}><input type="radio" name=${name} value=${one} checked=${one === value} onChange=${() => onChange(one)} /> <span>${text}</span></label>`)}
+  </fieldset>`;
+}
+
+export const Soft = ({ children }) => html`<p class="soft">${children}</p>`;

@@ -1,0 +1,101 @@
+// What people say of verdicts: rows that they are asked about, and what their answers say of the promise.
+import { curl, getJSON, postJSON } from "console/api.js";
+import { Badge } from "console/card.js";
+import { asStrange, cell, count, percent, plural, words } from "console/format.js";
+import { html, useEffect, useState } from "console/lib.js";
+import { Request, Trouble } from "console/parts.js";
+import { Picture } from "console/pixels.js";
+import { addInstance, clear } from "console/rows.js";
+import { inputOf, link, useApp } from "console/state.js";
+
+const LABELS = [["valid", "v", "Valid"], ["invalid", "i", "Invalid"], ["unsure", "u", "Unsure"]];
+
+export function Review() {
+  const { model } = useApp();
+  const [listed, setListed] = useState(null), [problem, setProblem] = useState(null);
+  const [at, setAt] = useState(0), [given, setGiven] = useState({}), [note, setNote] = useState("");
+  const load = () => getJSON("feedback", { model: model.name, limit: 1000 }).then((answer) => { setListed(answer.reviews); setProblem(null); }, setProblem);
+  useEffect(() => { load(); }, [model.name]);
+  const open = (listed ?? []).filter((one) => !one.own);
+  const one = open[Math.min(at, open.length - 1)];
+  const say = async (label) => {
+    if (!one) return;
+    try {
+      await postJSON("feedback", { record: one.record, label, ...(note.trim() ? { note: note.trim() } : {}) });
+      setGiven({ ...given, [one.record]: label });
+      setNote("");
+      setListed((before) => before.map((other) => (other.record === one.record ? { ...other, own: label, label: other.label && other.label !== label ? "unsure" : label } : other)));
+    } catch (failure) {
+      setProblem(failure);
+    }
+  };
+  useEffect(() => {
+    const press = (event) => {
+      if (event.target.closest("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+      const label = LABELS.find(([, letter]) => letter === event.key);
+      if (label) say(label[0]);
+      else if (event.key === "j") setAt(Math.min(open.length - 1, at + 1));
+      else if (event.key === "k") setAt(Math.max(0, at - 1));
+    };
+    addEventListener("keydown", press);
+    return () => removeEventListener("keydown", press);
+  });
+  if (problem && !listed) {
+    const isOff = problem.status === 404;
+    return html`<article class="card"><h2>Review</h2><p>${isOff ? "This service keeps no journal of verdicts, so there is nothing to review. VOUCH_JOURNAL turns it on." : problem.message}</p></article>`;
+  }
+  if (!listed) return html`<article class="card" aria-busy="true"><p class="soft">Loading…</p></article>`;
+  return html`<div class="review">
+    <section class="card" aria-label="The row to review">
+      <h2>${open.length ? `${plural(open.length, "row")} to look at` : "Nothing to review"}</h2>
+      <${Trouble} problem=${problem} />
+      ${one ? html`<${Asked} one=${one} key=${one.record} />
+        <label class="stacked">Note<input type="text" maxlength="2000" value=${note} onInput=${(event) => setNote(event.target.value)} /></label>
+        <div class="buttons" role="group" aria-label="What is it in truth?">${LABELS.map(([label, letter, text]) => html`<button type="button" key=${label} onClick=${() => say(label)}>${text} <kbd>${letter}</kbd></button>`)}
+          <button type="button" class="quiet" onClick=${() => setAt(Math.min(open.length - 1, at + 1))}>Skip <kbd>j</kbd></button></div>`
+        : html`<p class="soft">Rows appear here when they are refused, uncertain, or drawn at random to be asked about.</p>`}
+      <p class="soft" aria-live="polite">${Object.keys(given).length ? `${plural(Object.keys(given).length, "answer")} given now.` : ""}</p>
+    </section>
+    <${Realised} reviews=${listed} />
+    <${Request} line=${curl("feedback", { query: { model: model.name, limit: 1000 } })} />
+  </div>`;
+}
+
+/** A row that people are asked about. */
+function Asked({ one }) {
+  const { model } = useApp();
+  const input = inputOf(model);
+  const look = () => {
+    const { row } = one;
+    clear();
+    addInstance(one.record, input.kind === "table" && input.isNamed && Array.isArray(row) ? Object.fromEntries(input.columns.map(({ name }, at) => [name, row[at]])) : row);
+  };
+  return html`<div>
+    <p class="badge-line"><${Badge} verdict=${one.verdict} /><span class="soft">${one.model}, ${new Date(one.time).toLocaleString()}; ${one.drawn ? "drawn at random" : "asked about for its verdict"}</span></p>
+    <p>${asStrange(one.p_value)}${one.reason ? `; what is odd: ${words(one.reason)}` : ""}.</p>
+    ${one.row === null || one.row === undefined ? html`<p class="soft">The row itself is not kept: VOUCH_JOURNAL_ROWS says which are.</p>`
+      : input.kind === "image" ? html`<${Picture} pixels=${one.row} input=${input} label="The image" />`
+      : html`<dl class="row-cells">${(Array.isArray(one.row) ? one.row.map((value, at) => [input.columns[at]?.name ?? at, value]) : Object.entries(one.row)).map(([name, value]) => html`<div><dt>${name}</dt><dd>${cell(value)}</dd></div>`)}</dl>`}
+    ${one.row !== null && one.row !== undefined && html`<p><a href=${link("check")} onClick=${look}>Look closer</a></p>`}
+  </div>`;
+}
+
+/** What the answers say of the promise: only of rows that were drawn at random, whatever their verdicts. */
+function Realised({ reviews }) {
+  const answered = reviews.filter((one) => one.label), random = answered.filter((one) => one.drawn && one.label === "valid");
+  const refused = random.filter((one) => one.verdict === "invalid").length;
+  const [low, high] = wilson(refused, random.length);
+  return html`<section class="card" aria-label="What the answers say"><h2>What the answers say</h2>
+    <dl class="facts"><div><dt>answered</dt><dd>${count(answered.length)}</dd></div>
+      ${LABELS.map(([label]) => html`<div key=${label}><dt>${label}</dt><dd>${count(answered.filter((one) => one.label === label).length)}</dd></div>`)}</dl>
+    ${random.length ? html`<p>Of ${plural(random.length, "valid row")} drawn at random, ${count(refused)} ${refused === 1 ? "was" : "were"} refused: <strong>${percent(refused / random.length)}</strong>, or by 95 % confidence ${percent(low)} to ${percent(high)}.</p>`
+      : html`<p class="soft">Once rows that were drawn at random are answered, the realised rate of false alarms stands here. Rows that were refused cannot tell it: they are no fair sample.</p>`}
+  </section>`;
+}
+
+/** Wilson's interval of a share, at 95 %. */
+export function wilson(hits, of) {
+  if (!of) return [0, 1];
+  const z = 1.96, share = hits / of, middle = share + (z * z) / (2 * of), around = z * Math.sqrt((share * (1 - share)) / of + (z * z) / (4 * of * of));
+  return [Math.max(0, (middle - around) / (1 + (z * z) / of)), Math.min(1, (middle + around) / (1 + (z * z) / of))];
+}

@@ -1,0 +1,264 @@
+// Rows that the reader brought: where they come from, and their scores as they arrive.
+import { ask, getJSON, postFiles, postJSON, Problem, scoreLines } from "console/api.js";
+import { app, inputOf, judgingQuery } from "console/state.js";
+import { plural } from "console/format.js";
+import { debounced } from "console/lib.js";
+
+const FILES_TOGETHER = 8, BYTES_TOGETHER = 16 * 2 ** 20;
+const IMAGE_SUFFIX = /\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$/i;
+const MOST_EXPLAINED = 500;
+const TRIAL = { trial: 1 }; // what is tried out here is no traffic that drift monitors should count
+let nextId = 1;
+let scoring = null; // what ends the scoring that goes on
+
+const redraw = () => app.set({ changed: app.value.changed + 1 });
+const say = (text) => app.set({ notes: [...app.value.notes, text].slice(-5) });
+
+function newRow(name, fields) {
+  return { id: nextId++, name: String(name), instance: null, file: null, thumb: null, score: null, problem: null, ...fields };
+}
+
+export const rowOf = (id) => app.value.rows.find((row) => row.id === id) ?? null;
+
+export function clear() {
+  scoring?.abort();
+  for (const row of app.value.rows) if (row.thumb?.startsWith("blob:")) URL.revokeObjectURL(row.thumb);
+  app.set({ rows: [], selected: null, invalid: [], notes: [] });
+}
+
+/** Add rows and score them; the first is looked at. `isInvalid`: people know them to be so. */
+export async function add(rows, { isInvalid = false } = {}) {
+  const { rows: before, invalid, selected } = app.value;
+  app.set({
+    rows: [...before, ...rows],
+    invalid: isInvalid ? [...invalid, ...rows.map((row) => row.id)] : invalid,
+    selected: isInvalid && selected ? selected : rows[0]?.id ?? selected,
+  });
+  await score(rows);
+}
+
+/** One row, looked at at once. */
+export function addInstance(name, instance, fields = {}) {
+  const row = newRow(name, { instance, ...fields });
+  if (typeof instance === "string" && instance.startsWith("data:image")) row.thumb ??= instance;
+  add([row]);
+  return row;
+}
+
+/** Another version of a row: edited, or drawn over. Its last score is shown until the new one is there. */
+export function replace(id, changes) {
+  Object.assign(rowOf(id), { isStale: true, problem: null, file: null }, changes);
+  redraw();
+  return score([rowOf(id)]);
+}
+
+/** Score rows again, by another rule or model. */
+export const rescore = () => score(app.value.rows, true);
+
+async function score(rows, isAgain = false) {
+  if (isAgain) scoring?.abort();
+  const abort = new AbortController();
+  scoring = abort;
+  if (isAgain) rows.forEach((row) => { row.score = null; row.problem = null; });
+  redraw();
+  const query = { ...judgingQuery(), ...TRIAL };
+  try {
+    const files = rows.filter((row) => row.file), plain = rows.filter((row) => !row.file);
+    if (plain.length === 1) await scoreOne(plain[0], query, abort.signal);
+    else if (plain.length) await scoreMany(plain, query, abort.signal);
+    for (const batch of batches(files)) await scoreFiles(batch, query, abort.signal);
+  } catch (problem) {
+    if (problem.name === "AbortError") return;
+    if (!(problem instanceof Problem)) throw problem;
+    rows.filter((row) => !row.score && !row.problem).forEach((row) => { row.problem = problem; });
+  } finally {
+    redraw();
+  }
+}
+
+async function scoreOne(row, query, signal) {
+  const sent = row.instance;
+  try {
+    const answer = await postJSON("score", { instances: [sent] }, query, signal);
+    if (row.instance === sent) Object.assign(row, { score: answer.scores[0], isStale: false });
+  } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
+    if (row.instance === sent) row.problem = problem;
+  }
+}
+
+/** Fetch the reasons of rows that another rate refuses. */
+export const explainRefused = debounced(400, () => {
+  const { rows, judging } = app.value;
+  const refused = rows.filter((row) => row.score && !row.score.reason && !isValidAt(row.score, judging));
+  if (refused.length) score(refused.slice(0, MOST_EXPLAINED));
+});
+
+async function scoreMany(rows, query, signal) {
+  await scoreLines(rows.map((row) => row.instance), query, (start, found) => {
+    found.forEach((answer, at) => {
+      const row = rows[start + at];
+      if (!row) return;
+      if (answer.verdict) row.score = answer;
+      else row.problem = new Problem(answer);
+    });
+    redraw();
+  }, signal);
+}
+
+async function scoreFiles(rows, query, signal) {
+  try {
+    const { scores, warnings } = await postFiles("score/files", rows.map((row) => row.file), query, signal);
+    scores.forEach((answer, at) => { rows[at].score = answer; });
+    (warnings ?? []).slice(0, 2).forEach(say);
+  } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
+    if (rows.length === 1) rows[0].problem = problem;
+    else for (const row of rows) await scoreFiles([row], query, signal); // which of them is it?
+  }
+  redraw();
+}
+
+function* batches(rows) {
+  let batch = [], bytes = 0;
+  for (const row of rows) {
+    if (batch.length && (batch.length === FILES_TOGETHER || bytes + row.file.size > BYTES_TOGETHER)) {
+      yield batch;
+      [batch, bytes] = [[], 0];
+    }
+    batch.push(row);
+    bytes += row.file.size;
+  }
+  if (batch.length) yield batch;
+}
+
+/** Read what was dropped, chosen or pasted. */
+export async function addFiles(files, options) {
+  const rows = [];
+  for (const file of files) {
+    try {
+      rows.push(...(await rowsOf(file)));
+    } catch (problem) {
+      if (!(problem instanceof Problem)) throw problem;
+      say(`${file.name}: ${problem.message}`);
+    }
+  }
+  if (!rows.length) return;
+  say(`${plural(rows.length, "row")} from ${files.length === 1 ? files[0].name : plural(files.length, "file")}`);
+  await add(rows, options);
+}
+
+async function rowsOf(file) {
+  const { kind } = inputOf(app.value.model);
+  if (file.type.startsWith("image/") || IMAGE_SUFFIX.test(file.name)) {
+    if (kind !== "image") throw new Problem({ detail: "is an image; this model reads tables: choose another model above" });
+    return [newRow(file.name, { file, thumb: URL.createObjectURL(file) })];
+  }
+  if (/\.(jsonl|ndjson)$/i.test(file.name)) {
+    return fromInstances((await file.text()).split("\n").filter((line) => line.trim()).map((line) => parsed(line)), file.name);
+  }
+  if (/\.json$/i.test(file.name)) return fromInstances(instancesOf(parsed(await file.text())), file.name);
+  if (/\.npy$/i.test(file.name)) return fromService(file, file.name, "application/x-npy");
+  if (kind === "image") throw new Problem({ detail: "is no image, .json or .npy; this model reads images" });
+  return fromService(file, file.name, "text/csv");
+}
+
+/** Rows as the service reads a file of them, so that both read it alike. */
+async function fromService(body, name, type) {
+  const response = await ask("rows", { query: { model: judgingQuery().model }, body, type });
+  const { instances, warnings } = await response.json();
+  (warnings ?? []).forEach((text) => say(`${name}: ${text}`));
+  return fromInstances(instances, name);
+}
+
+function fromInstances(instances, name) {
+  return instances.map((instance, at) => newRow(instance?.id ?? `row ${at + 1}`, { instance, source: name }));
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new Problem({ detail: "is not JSON: expected a row, a list of rows, or {\"instances\": [...]}" });
+  }
+}
+
+/** The rows of a JSON document: one row, a list of them, or the body of POST /score. */
+function instancesOf(document) {
+  const rows = document?.instances ?? document;
+  const { kind, height } = inputOf(app.value.model);
+  if (!Array.isArray(rows)) return [rows];
+  const isOneRow = kind === "image" ? Array.isArray(rows[0]) && typeof rows[0][0] === "number" && rows.length === height : typeof rows[0] !== "object";
+  return isOneRow ? [rows] : rows;
+}
+
+/** Pasted text: JSON, or a table with a header. */
+export async function addText(text, options) {
+  try {
+    const rows = /^\s*[[{]/.test(text)
+      ? fromInstances(instancesOf(parsed(text)), "pasted")
+      : await fromService(new Blob([text]), "pasted", "text/csv");
+    await add(rows, options);
+  } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
+    say(problem.message);
+  }
+}
+
+/** The body of a request about one row, for `ask`: its file, or its instance. */
+function bodyOf(row) {
+  if (!row.file) return { body: JSON.stringify({ instances: [row.instance] }), type: "application/json" };
+  const body = new FormData();
+  body.append("file", row.file, row.name);
+  return { body };
+}
+
+/** What else the service says of a row: the whole score with the cells to blame, or its pixels. */
+export async function explained(row, signal) {
+  const { kind } = inputOf(app.value.model);
+  const ending = row.file ? "/files" : "";
+  const request = (path, query) => ask(path, { ...bodyOf(row), query: { ...judgingQuery(), ...TRIAL, ...query }, signal }).then((one) => one.json());
+  if (kind === "table") return request(`score${ending}`, { explain: 3 });
+  const generating = (path, query) => ask(path, { ...bodyOf(row), query: { model: judgingQuery().model, ...query }, signal }).then((one) => one.json());
+  const [score, reconstruction, pixels] = await Promise.all([
+    request(`score${ending}`, { explain: "map" }),
+    generating(`reconstruct${ending}`),
+    generating("rows").then((answer) => answer.instances[0]),
+  ]);
+  return { ...score, reconstruction: reconstruction.reconstructions[0].mean, pixels };
+}
+
+/** Posterior draws of a row: E[x | z] of it, and observations. */
+export async function redrawn(row, draws) {
+  const path = row.file ? "reconstruct/files" : "reconstruct";
+  const answer = await ask(path, { ...bodyOf(row), query: { model: judgingQuery().model, draws } });
+  return (await answer.json()).reconstructions[0];
+}
+
+/** The mean of q(z | x) of a row. */
+export async function encoded(row) {
+  const answer = await ask(row.file ? "encode/files" : "encode", { ...bodyOf(row), query: { model: judgingQuery().model } });
+  return (await answer.json()).encodings[0].mean;
+}
+
+export const examples = () => getJSON("examples", { model: judgingQuery().model });
+export const asRow = (name, instance) => newRow(name, { instance, thumb: typeof instance === "string" ? instance : null });
+
+const NEVER_JUDGED = new Set(["unreadable", "not_finite", "no_value"]);
+
+/** Whether a row is valid at another rate of the rule that scored it, from its p-values alone. */
+export function isValidAt(score, { rule, tail, false_alarm: rate, percentiles }) {
+  if (percentiles) return score.verdict === "valid";
+  if (score.violations?.some((one) => NEVER_JUDGED.has(one.kind))) return false;
+  const room = 1 + 1e-12; // for rounding, as the service allows
+  if (rule === "combined") return score.evidence.combined > rate * room;
+  if (tail === "both") return score.p_value > rate * room;
+  return score.percentile >= 50 || score.p_value / 2 > rate * room;
+}
+
+/** The p-value that judges. */
+export function pValue(score, { rule, tail }) {
+  if (rule === "combined" && score.evidence) return score.evidence.combined;
+  if (tail === "low") return score.percentile >= 50 ? 1 - score.p_value / 2 : score.p_value / 2;
+  return score.p_value;
+}
