@@ -249,6 +249,12 @@ class Database:
         for row in self.connection.execute(query, (*kinds, since)):
             yield Record(*row)
 
+    def last_scores(self, most: int) -> Iterator[Record]:
+        """The last records of verdicts, latest first."""
+        query = f"SELECT {COLUMNS} FROM records WHERE kind = 'scores' ORDER BY number DESC LIMIT ?"  # noqa: S608 - all are ours
+        for row in self.connection.execute(query, (most,)):
+            yield Record(*row)
+
     def scores(self, batch: int) -> tuple[Record, ScoresContent]:
         """A record of verdicts.
 

@@ -11,7 +11,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from service.journal.contents import (
     CERTAIN,
     FEEDBACK,
     SCORES,
+    VALID,
     AskContent,
     FeedbackContent,
     Label,
@@ -32,6 +33,8 @@ from service.journal.contents import (
 )
 from service.journal.database import NO_RECORD, Database, Entry
 from service.validity.conformal import CONFIDENCE, beta_quantile
+
+MOST_LOOKED_AT = 10_000  # records of verdicts, for the last rows that were refused or uncertain
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,28 @@ def reviews(database: Database, name: str) -> list[Review]:
             review = known.setdefault(said.record, Review(said.record))
             review.labels[said.key] = said.label
     return list(known.values())
+
+
+def last_ones(database: Database, name: str, which: Literal["refused", "uncertain"]) -> Iterator[Review]:
+    """The last rows of a model that were refused, or whose verdict was not certain, latest first."""
+    known, bit = {one.id: one for one in reviews(database, name)}, VALID if which == "refused" else CERTAIN
+    for record in database.last_scores(MOST_LOOKED_AT):
+        content = parsed(record, ScoresContent)
+        if content.name != name or record.batch is None:
+            continue
+        for row in np.flatnonzero(np.frombuffer(content.flags, np.uint8) & bit == 0).tolist():
+            one = str(RecordId(record.batch, row))
+            yield known.get(one, Review(one))
+
+
+def realised(database: Database, name: str) -> Realised:
+    """How often valid rows of a model were refused, by what people said of rows that were drawn at random and not pruned."""
+    labels, refused = [], []
+    for review in reviews(database, name):
+        if review.drawn and review.label is not None and database.holds(review.id):
+            labels.append(review.label)
+            refused.append(found(database, review.id).is_refused)
+    return Realised.of(labels, refused)
 
 
 def invalid_hashes(database: Database, said: Sequence[Review]) -> frozenset[bytes]:

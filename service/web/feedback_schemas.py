@@ -54,8 +54,20 @@ class ReviewAnswer(Answer):
     row: Any = Field(None, description="the row, if it is kept, as the model reads it")
 
 
+class RealisedAnswer(Answer):
+    """How often valid rows were refused, by what people said of rows that were drawn at random."""
+
+    valid: int = Field(description="rows drawn at random that people call valid")
+    refused: int = Field(description="how many of them were refused")
+    interval: tuple[float, float] = Field(
+        description="contains the true rate with probability `confidence`, whatever the unsure ones are"
+    )
+    confidence: float = Field(description="as said")
+
+
 class ReviewsAnswer(Answer):
-    """Answer to GET /feedback: rows of a model, in the order in which they were asked about."""
+    """Answer to GET /feedback: rows of a model, in the order in which they were asked about, or latest first."""
 
     reviews: list[ReviewAnswer] = Field(description="the rows")
     more: bool = Field(description="whether there are more than `limit`")
+    realised: RealisedAnswer = Field(description="of all rows that were drawn at random and answered")

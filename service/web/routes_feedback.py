@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -13,8 +13,20 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from service.errors import InputError, MalformedError, VouchError
 from service.journal.contents import each_row
 from service.journal.database import Database
-from service.journal.feedback import Found, Review, answer, found, found_by_request, no_record, reviews
+from service.journal.feedback import (
+    Found,
+    Realised,
+    Review,
+    answer,
+    found,
+    found_by_request,
+    last_ones,
+    no_record,
+    realised,
+    reviews,
+)
 from service.scoring.scorer import Scorer
+from service.validity.conformal import CONFIDENCE
 from service.web import answers
 from service.web.access import REVIEW_PATH
 from service.web.bodies import declared_body, parsed_body, require_scope
@@ -28,6 +40,7 @@ from service.web.routes_generate import Model
 
 MAX_BODY = 2**22  # bytes, with a row
 MOST_SHOWN = 1_000
+Which = Literal["asked", "refused", "uncertain"]
 router = APIRouter(dependencies=[Depends(only_known_parameters)])
 
 
@@ -68,16 +81,20 @@ async def list_feedback(
     model: Model = None,
     answered: Annotated[bool | None, Query(description="only rows that the caller has spoken of, or not")] = None,
     limit: Annotated[int, Query(ge=1, le=MOST_SHOWN, description="most rows")] = 100,
+    which: Annotated[
+        Which,
+        Query(description="asked: asked about, or spoken of; refused, uncertain: the last such rows, latest first"),
+    ] = "asked",
 ) -> Response:
-    """The rows of a model that people were asked about, or have spoken of."""
+    """The rows of a model that people were asked about, or have spoken of, and how often valid ones were refused."""
     context = RequestContext.of(request)
     require_scope(context, "review")
     name = context.engine.registry.resolve(model).name
     context.check_model(name)
-    read = partial(shown, name=name, key=context.key_id, answered=answered, limit=limit)
-    listed, more = await context.engine.recorder.read(read, context.time_left_s(), context.caller)
+    read = partial(shown, name=name, key=context.key_id, answered=answered, limit=limit, which=which)
+    listed, more, rate = await context.engine.recorder.read(read, context.time_left_s(), context.caller)
     documents = [document(context, review, one, cells) for review, one, cells in listed]
-    return answers.json_response({"reviews": documents, "more": more})
+    return answers.json_response({"reviews": documents, "more": more, "realised": realised_document(rate)})
 
 
 def meant(body: FeedbackBody, may_use: Callable[[str], bool], database: Database) -> Found:
@@ -118,11 +135,12 @@ async def kept(context: RequestContext, raw: bytearray, one: Found) -> list[tupl
 
 
 def shown(
-    database: Database, name: str, key: str | None, answered: bool | None, limit: int
-) -> tuple[list[tuple[Review, Found, bytes | None]], bool]:
-    """The first reviews of a model with what is kept of their rows, and whether there are more."""
+    database: Database, name: str, key: str | None, answered: bool | None, limit: int, which: Which
+) -> tuple[list[tuple[Review, Found, bytes | None]], bool, Realised]:
+    """The first reviews of a model with what is kept of their rows, whether there are more, and the realised rate."""
     listed: list[tuple[Review, Found, bytes | None]] = []
-    for review in reviews(database, name):
+    rate = realised(database, name)
+    for review in reviews(database, name) if which == "asked" else last_ones(database, name, which):
         if answered is not None and (key in review.labels) != answered:
             continue
         try:
@@ -130,9 +148,15 @@ def shown(
         except VouchError:  # pruned since
             continue
         if len(listed) == limit:
-            return listed, True
+            return listed, True, rate
         listed.append((review, one, database.cells(one.id)))
-    return listed, False
+    return listed, False, rate
+
+
+def realised_document(rate: Realised) -> dict[str, Any]:
+    """How often valid rows were refused, for JSON."""
+    low, high = rate.interval
+    return {"valid": rate.valid, "refused": rate.refused, "interval": [low, high], "confidence": CONFIDENCE}
 
 
 def document(context: RequestContext, review: Review, one: Found, cells: bytes | None) -> dict[str, Any]:

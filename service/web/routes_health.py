@@ -48,8 +48,9 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/version", **answers_json("version", "health", schemas.VersionInfo, problems()))
 async def version(request: Request) -> Response:
-    """The version of Vouch, and of the HTTP contract."""
-    return answers.json_response({"vouch": __version__, "api": "v1"})
+    """The version of Vouch, and of the HTTP contract, and whether there is a journal."""
+    journal = RequestContext.of(request).settings.journal is not None
+    return answers.json_response({"vouch": __version__, "api": "v1", "journal": journal})
 
 
 @router.get(

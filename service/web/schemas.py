@@ -322,6 +322,7 @@ class VersionInfo(Answer):
 
     vouch: str = Field(description="version of Vouch")
     api: Literal["v1"] = Field(description="version of the HTTP contract, whose paths are also below /v1")
+    journal: bool = Field(description="whether verdicts are recorded, so that feedback can be given on them")
 
 
 class StatusAnswer(Answer):

@@ -3,7 +3,7 @@ import { curl, download, getJSON, postJSON } from "console/api.js";
 import { cell } from "console/format.js";
 import { debounced, html, useEffect, useMemo, useRef, useState } from "console/lib.js";
 import { Request, Trouble } from "console/parts.js";
-import { Picture } from "console/pixels.js";
+import { flat, imageData, Picture } from "console/pixels.js";
 import { asRow, encoded, examples, redrawn } from "console/rows.js";
 import { inputOf, judgingQuery, link, note, useApp } from "console/state.js";
 
@@ -94,18 +94,22 @@ function Manifold() {
   const query = { model: judgingQuery().model, size, axes: axes.join(",") };
   const isKnown = latents > 1 && (params.axes || active);
   const [grid, problem] = useAnswer(() => (isKnown ? getJSON("manifold", query) : null), [query.axes, size, Boolean(isKnown)]);
-  const [at, setAt] = useState({ u: 0.5, v: 0.5 }), [shown, setShown] = useState(null);
+  const [at, setAt] = useState({ u: 0.5, v: 0.5 }), [shown, setShown] = useState(null), [failure, setFailure] = useState(null);
   const decode = useMemo(() => debounced(15, async (u, v) => {
     const z = new Array(latents).fill(0);
     z[axes[0]] = quantile(u);
     z[axes[1]] = quantile(v);
-    const { means } = await postJSON("decode", { latents: [z] }, { model: judgingQuery().model });
-    setShown({ z: [z[axes[0]], z[axes[1]]], mean: means[0] });
+    try {
+      const { means } = await postJSON("decode", { latents: [z] }, { model: judgingQuery().model });
+      setShown({ z: [z[axes[0]], z[axes[1]]], mean: means[0] });
+    } catch (failure) {
+      setFailure(failure);
+    }
   }), [query.axes]);
   const go = (u, v) => {
     const inside = (value) => Math.min(0.999, Math.max(0.001, value));
     setAt({ u: inside(u), v: inside(v) });
-    decode(inside(u), inside(v)).catch?.(() => {});
+    decode(inside(u), inside(v));
   };
   const canvas = useRef();
   useEffect(() => { if (isKnown) decode(at.u, at.v); }, [query.axes, Boolean(isKnown)]);
@@ -131,7 +135,7 @@ function Manifold() {
     <p class="soft">Move over it, or use the arrow keys: the place under the pointer is decoded. All other latents are 0; places are quantiles of the prior.</p>
     <div class="tools"><label class="inline">Down <select value=${axes[0]} onChange=${pick(0)}>${choices}</select></label>
       <label class="inline">Across <select value=${axes[1]} onChange=${pick(1)}>${choices}</select></label></div>
-    <${Trouble} problem=${problem} />
+    <${Trouble} problem=${problem ?? failure} />
     <div class="walk">
       <div class="plane" tabindex="0" role="application" aria-label="The plane. Arrow keys walk on it." onPointerMove=${point} onPointerDown=${point} onKeyDown=${press}>
         <canvas ref=${canvas} aria-hidden="true"></canvas>
@@ -157,21 +161,12 @@ function paintGrid(canvas, means, size, input) {
   const low = Math.min(...values), high = Math.max(...values);
   means.forEach((mean, at) => {
     const left = (at % size) * width, top = Math.floor(at / size) * height;
-    if (input.kind === "image") context.putImageData(pictureOf(mean, input), left, top);
+    if (input.kind === "image") context.putImageData(imageData(flat(mean), height, width, input.channels), left, top);
     else {
       context.fillStyle = `hsl(${200 - (160 * (values[at] - low)) / (high - low || 1)} 60% 50%)`;
       context.fillRect(left, top, width, height);
     }
   });
-}
-
-function pictureOf(pixels, { height, width, channels }) {
-  const values = pixels.flat(2), data = new Uint8ClampedArray(4 * height * width);
-  for (let at = 0; at < height * width; at++) {
-    for (let channel = 0; channel < 3; channel++) data[4 * at + channel] = values[channels === 3 ? 3 * at + channel : at];
-    data[4 * at + 3] = 255;
-  }
-  return new ImageData(data, width, height);
 }
 
 /** Rows to choose from: the reader's own, and the examples. */

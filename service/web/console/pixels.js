@@ -31,9 +31,8 @@ export function Picture({ pixels, input, label, className = "" }) {
 export function MapPicture({ pixels, map, input, label }) {
   const canvas = useRef();
   useEffect(() => {
-    paint(canvas.current, pixels, input);
-    const context = canvas.current.getContext("2d");
-    const image = context.getImageData(0, 0, input.width, input.height);
+    const { height, width, channels } = input;
+    const image = imageData(flat(pixels), height, width, channels);
     map.flat().forEach((value, at) => {
       const share = Math.min(1, Math.max(0, (value ?? 0) - 1) / 5); // a spread is usual, six are not
       const grey = 0.45 * (image.data[4 * at] + image.data[4 * at + 1] + image.data[4 * at + 2]) / 3;
@@ -41,7 +40,9 @@ export function MapPicture({ pixels, map, input, label }) {
       image.data[4 * at + 1] = grey * (1 - share) + 60 * share;
       image.data[4 * at + 2] = grey * (1 - share) + 40 * share;
     });
-    context.putImageData(image, 0, 0);
+    canvas.current.width = width;
+    canvas.current.height = height;
+    canvas.current.getContext("2d").putImageData(image, 0, 0);
   }, [pixels, map, input]);
   return html`<canvas ref=${canvas} role="img" aria-label=${label} class="picture"></canvas>`;
 }

@@ -3,27 +3,39 @@ import { curl, getJSON, postJSON } from "console/api.js";
 import { Badge } from "console/card.js";
 import { asStrange, cell, count, percent, plural, words } from "console/format.js";
 import { html, useEffect, useState } from "console/lib.js";
-import { Request, Trouble } from "console/parts.js";
+import { Choice, Request, Trouble } from "console/parts.js";
 import { Picture } from "console/pixels.js";
 import { addInstance, clear } from "console/rows.js";
-import { inputOf, link, useApp } from "console/state.js";
+import { inputOf, link, note, useApp } from "console/state.js";
 
+const QUEUES = [["refused", "refused lately"], ["uncertain", "uncertain lately"], ["asked", "asked about"]];
+const MOST = 200;
 const LABELS = [["valid", "v", "Valid"], ["invalid", "i", "Invalid"], ["unsure", "u", "Unsure"]];
 
 export function Review() {
-  const { model } = useApp();
-  const [listed, setListed] = useState(null), [problem, setProblem] = useState(null);
-  const [at, setAt] = useState(0), [given, setGiven] = useState({}), [note, setNote] = useState("");
-  const load = () => getJSON("feedback", { model: model.name, limit: 1000 }).then((answer) => { setListed(answer.reviews); setProblem(null); }, setProblem);
-  useEffect(() => { load(); }, [model.name]);
+  const { model, hasJournal, params } = useApp();
+  const which = QUEUES.some(([one]) => one === params.which) ? params.which : "refused";
+  const [listed, setListed] = useState(null), [realised, setRealised] = useState(null), [problem, setProblem] = useState(null);
+  const [at, setAt] = useState(0), [given, setGiven] = useState({}), [comment, setComment] = useState("");
+  const query = { model: model.name, which, limit: MOST };
+  const load = () => getJSON("feedback", query).then((answer) => {
+    setListed(answer.reviews);
+    setRealised(answer.realised);
+    setProblem(null);
+  }, setProblem);
+  useEffect(() => {
+    setAt(0);
+    if (hasJournal) load();
+  }, [model.name, which]);
   const open = (listed ?? []).filter((one) => !one.own);
   const one = open[Math.min(at, open.length - 1)];
   const say = async (label) => {
     if (!one) return;
     try {
-      await postJSON("feedback", { record: one.record, label, ...(note.trim() ? { note: note.trim() } : {}) });
+      await postJSON("feedback", { record: one.record, label, ...(comment.trim() ? { note: comment.trim() } : {}) });
       setGiven({ ...given, [one.record]: label });
-      setNote("");
+      setComment("");
+      getJSON("feedback", { ...query, limit: 1 }).then((answer) => setRealised(answer.realised), () => {});
       setListed((before) => before.map((other) => (other.record === one.record ? { ...other, own: label, label: other.label && other.label !== label ? "unsure" : label } : other)));
     } catch (failure) {
       setProblem(failure);
@@ -40,24 +52,23 @@ export function Review() {
     addEventListener("keydown", press);
     return () => removeEventListener("keydown", press);
   });
-  if (problem && !listed) {
-    const isOff = problem.status === 404;
-    return html`<article class="card"><h2>Review</h2><p>${isOff ? "This service keeps no journal of verdicts, so there is nothing to review. VOUCH_JOURNAL turns it on." : problem.message}</p></article>`;
-  }
+  if (!hasJournal) return html`<article class="card"><h2>Review</h2><p>This service keeps no journal of verdicts, so there is nothing to review. VOUCH_JOURNAL turns it on.</p></article>`;
+  if (problem && !listed) return html`<article class="card"><h2>Review</h2><${Trouble} problem=${problem} /></article>`;
   if (!listed) return html`<article class="card" aria-busy="true"><p class="soft">Loading…</p></article>`;
   return html`<div class="review">
     <section class="card" aria-label="The row to review">
+      <${Choice} name="which" legend="Rows" value=${which} options=${QUEUES} onChange=${(value) => note({ which: value })} />
       <h2>${open.length ? `${plural(open.length, "row")} to look at` : "Nothing to review"}</h2>
       <${Trouble} problem=${problem} />
       ${one ? html`<${Asked} one=${one} key=${one.record} />
-        <label class="stacked">Note<input type="text" maxlength="2000" value=${note} onInput=${(event) => setNote(event.target.value)} /></label>
+        <label class="stacked">Note<input type="text" maxlength="2000" value=${comment} onInput=${(event) => setComment(event.target.value)} /></label>
         <div class="buttons" role="group" aria-label="What is it in truth?">${LABELS.map(([label, letter, text]) => html`<button type="button" key=${label} onClick=${() => say(label)}>${text} <kbd>${letter}</kbd></button>`)}
           <button type="button" class="quiet" onClick=${() => setAt(Math.min(open.length - 1, at + 1))}>Skip <kbd>j</kbd></button></div>`
-        : html`<p class="soft">Rows appear here when they are refused, uncertain, or drawn at random to be asked about.</p>`}
+        : html`<p class="soft">${which === "asked" ? "Nobody is asked about a row now: vouch feedback ask draws some at random." : `No row of this model was ${which} lately, or you have answered about each.`}</p>`}
       <p class="soft" aria-live="polite">${Object.keys(given).length ? `${plural(Object.keys(given).length, "answer")} given now.` : ""}</p>
     </section>
-    <${Realised} reviews=${listed} />
-    <${Request} line=${curl("feedback", { query: { model: model.name, limit: 1000 } })} />
+    <${Realised} reviews=${listed} realised=${realised} />
+    <${Request} line=${curl("feedback", { query })} />
   </div>`;
 }
 
@@ -81,21 +92,12 @@ function Asked({ one }) {
 }
 
 /** What the answers say of the promise: only of rows that were drawn at random, whatever their verdicts. */
-function Realised({ reviews }) {
-  const answered = reviews.filter((one) => one.label), random = answered.filter((one) => one.drawn && one.label === "valid");
-  const refused = random.filter((one) => one.verdict === "invalid").length;
-  const [low, high] = wilson(refused, random.length);
+function Realised({ reviews, realised: { valid, refused, interval, confidence } }) {
+  const answered = reviews.filter((one) => one.own);
   return html`<section class="card" aria-label="What the answers say"><h2>What the answers say</h2>
-    <dl class="facts"><div><dt>answered</dt><dd>${count(answered.length)}</dd></div>
-      ${LABELS.map(([label]) => html`<div key=${label}><dt>${label}</dt><dd>${count(answered.filter((one) => one.label === label).length)}</dd></div>`)}</dl>
-    ${random.length ? html`<p>Of ${plural(random.length, "valid row")} drawn at random, ${count(refused)} ${refused === 1 ? "was" : "were"} refused: <strong>${percent(refused / random.length)}</strong>, or by 95 % confidence ${percent(low)} to ${percent(high)}.</p>`
-      : html`<p class="soft">Once rows that were drawn at random are answered, the realised rate of false alarms stands here. Rows that were refused cannot tell it: they are no fair sample.</p>`}
+    <dl class="facts"><div><dt>answered here</dt><dd>${count(answered.length)}</dd></div>
+      ${LABELS.map(([label]) => html`<div key=${label}><dt>${label}</dt><dd>${count(answered.filter((one) => one.own === label).length)}</dd></div>`)}</dl>
+    ${valid ? html`<p>Of ${plural(valid, "valid row")} that were drawn at random, ${count(refused)} ${refused === 1 ? "was" : "were"} refused: <strong>${percent(refused / valid)}</strong>, or by ${percent(confidence)} confidence ${percent(interval[0])} to ${percent(interval[1])}.</p>`
+      : html`<p class="soft">Once people have answered about rows that were drawn at random, the realised rate of false alarms stands here. Rows that they saw because they were refused cannot tell it: they are no fair sample. <code>vouch feedback ask</code> draws some.</p>`}
   </section>`;
-}
-
-/** Wilson's interval of a share, at 95 %. */
-export function wilson(hits, of) {
-  if (!of) return [0, 1];
-  const z = 1.96, share = hits / of, middle = share + (z * z) / (2 * of), around = z * Math.sqrt((share * (1 - share)) / of + (z * z) / (4 * of * of));
-  return [Math.max(0, (middle - around) / (1 + (z * z) / of)), Math.min(1, (middle + around) / (1 + (z * z) / of))];
 }

@@ -9,6 +9,7 @@ export const app = createStore({
   phase: "loading", // loading | locked | failed | ready
   problem: null,
   models: [],
+  hasJournal: false,
   model: null, // the answer of GET /models/NAME, for the version that is looked at
   calibration: null,
   judging: null, // {rule, false_alarm, tail, percentiles}
@@ -92,10 +93,10 @@ export function setJudging(changes) {
 /** Load what there is, and the model that the address names. */
 export async function load() {
   try {
-    const { models } = await getJSON("models");
+    const [{ models }, { journal }] = await Promise.all([getJSON("models"), getJSON("version")]);
     if (!models.length) throw new Problem({ status: 404, detail: "the store has no model yet: `vouch train` publishes one" });
     const asked = app.value.params.model ?? models.find((one) => one.default)?.name ?? models[0].name;
-    app.set({ models });
+    app.set({ models, hasJournal: journal });
     await choose(asked);
   } catch (error) {
     const isLocked = error.status === 401 || (error.status === 403 && !app.value.models.length);
