@@ -28,6 +28,7 @@ LONGEST = (
     "training/test_distributed.py",
     "test_gate.py",
     "training/test_folds.py",
+    "console/test_panels.py",
     "web/test_contract.py",
     "test_docs.py",
     "test_readme.py",

@@ -143,7 +143,7 @@ def test_five_thousand_rows_arrive_one_after_another_and_can_be_filtered(visit, 
     page.locator(".scroll").focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
-    page.get_by_text("hours-per-week is 400").wait_for()
+    until(page, "document.querySelector('.cell.odd input')?.value === '400'")
 
 
 def test_the_blamed_cell_is_marked_and_its_change_judged(opened):
