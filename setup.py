@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-CONSOLE = "service/web/console"
+CONSOLE = "service/console/static"
 WORTH_IT = (".css", ".html", ".js", ".mjs", ".svg")
 
 

@@ -27,6 +27,7 @@ LAYERS = [
     },
     {
         "client": "asking a service, from another program",
+        "console": "the console's files, and reports made of the same parts",
         "files": "files of rows, of every format",
         "density": "estimates of log p(x)",
         "validity": "bands, p-values, conformal tests; without torch",

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from service._version import __version__
 from service.cli.app import app
 from service.cli.console import drawn_rules, fail_in_one_line, write
 from service.cli.inputs import check_unseen, existing, rows_for, scorer_of
@@ -64,6 +65,9 @@ class JudgedOptions(JournalOptions):
     valid: Annotated[Path | None, typer.Option(help="file of valid rows that the model has not seen")] = None
     invalid: Annotated[list[str] | None, typer.Option(help="NAME=FILE of invalid rows; may be repeated")] = None
     limit: Annotated[int | None, typer.Option(min=1, help="use only the first N rows of each file")] = None
+    report: Annotated[
+        Path | None, typer.Option(help="HTML file to write: the table, and each rule's catch and false alarms by rate")
+    ] = None
     picture: Annotated[
         Path | None, typer.Option(help="PNG file to write: share caught against false alarms, one panel per set")
     ] = None
@@ -76,8 +80,9 @@ class JudgedOptions(JournalOptions):
             raise DataError("--valid and --invalid go together")
         if self.feedback and self.limit is not None:
             raise DataError("--limit: belongs to --valid and --invalid; leave it out")
-        if self.picture is not None and self.picture.suffix != ".png":
-            raise DataError(f"{self.picture}: expected a name that ends in .png")
+        for path, suffix in ((self.picture, ".png"), (self.report, ".html")):
+            if path is not None and path.suffix != suffix:
+                raise DataError(f"{path}: expected a name that ends in {suffix}")
 
 
 @app.command()
@@ -115,11 +120,11 @@ def evaluate(
     costs = cost.costs()
     good = read_rows(judged.valid)
     check_unseen(existing(store), scorer.published.reference, good[:, : scorer.model.input.features], trained_rows)
-    report(scorer, good, {key: read_rows(path) for key, path in sets.items()}, costs, judged.picture)
+    report(scorer, good, {key: read_rows(path) for key, path in sets.items()}, costs, judged)
 
 
 def report(
-    scorer: Scorer, good: np.ndarray, bad: dict[str, np.ndarray], costs: Costs | None, picture: Path | None
+    scorer: Scorer, good: np.ndarray, bad: dict[str, np.ndarray], costs: Costs | None, judged: JudgedOptions
 ) -> list[RuleOnSet]:
     """Print what each rule catches of sets of invalid rows, which one to use, and what costs least."""
     from service.scoring.evaluation import RATES, cheapest, cost_sentence, evaluated, rates_allowed, recommendation
@@ -132,12 +137,47 @@ def report(
         alarms = ", ".join(f"{100 * share:.1f}" for share in one.alarms)
         table.add_row(one.name, one.rule, f"{one.auroc:.4f}", f"{one.auprc:.4f}", *shares, alarms)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    print(recommendation(results))
+    lines = [recommendation(results)]
     if costs is not None:
-        print(cost_sentence(cheapest(results, costs, rates_allowed(scorer)), costs))
-    if picture is not None:
-        write(picture, drawn_rules(results))
+        lines.append(cost_sentence(cheapest(results, costs, rates_allowed(scorer)), costs))
+    for line in lines:
+        print(line)
+    if judged.picture is not None:
+        write(judged.picture, drawn_rules(results))
+    if judged.report is not None:
+        write(judged.report, as_html(scorer, results, lines).encode())
     return results
+
+
+def as_html(scorer: Scorer, results: Sequence[RuleOnSet], lines: Sequence[str]) -> str:
+    """An evaluation as a self-contained HTML page."""
+    from service.console.report import page
+    from service.scoring.evaluation import RATES
+    from service.scoring.promises import RATES as POINTS
+
+    def series(p_values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        return [
+            {"className": style, "name": rule, "points": [[rate, float((one <= rate).mean())] for rate in POINTS]}
+            for (rule, one), style in zip(p_values.items(), ("first", "second", "third"), strict=False)
+        ]
+
+    sets = {
+        name: series({one.rule: one.p_invalid for one in results if one.name == name})
+        for name in dict.fromkeys(one.name for one in results)
+    }
+    promised = {"className": "alarms", "name": "as promised", "points": [[rate, rate] for rate in POINTS]}
+    return page(
+        f"What {scorer.published.reference} catches",
+        (Path(__file__).parent / "evaluation.html").read_text(),
+        model=str(scorer.published.reference),
+        vouch=__version__,
+        rows=f"{len(results[0].p_valid):,}",
+        lines=lines,
+        results=results,
+        rates=RATES,
+        sets=sets,
+        alarms=[promised, *series({one.rule: one.p_valid for one in results})],
+    )
 
 
 # By what people say
@@ -187,7 +227,7 @@ def evaluate_by_feedback(scorer: Scorer, cost: CostOptions, judged: JudgedOption
     if bad:
         invalid = len(labelled(drawn, "invalid"))
         usual = max(invalid, 0.5) / max(1, invalid + len(labelled(drawn, "valid")))
-        report(scorer, good, bad, cost.costs(usual), judged.picture)
+        report(scorer, good, bad, cost.costs(usual), judged)
 
 
 def calibrated_on(database: Database, model: str) -> set[str]:

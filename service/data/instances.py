@@ -22,13 +22,13 @@ def instances_of(table: RawTable, reader: CellReader) -> list[dict[str, Any]]:
         listed: list[Any] = cells.tolist() if isinstance(cells, np.ndarray) else list(cells)
         if reader.names is not None and name in reader.names:
             position = reader.names.index(name)
-            known = {cell: told(reader, position, cell, table.decimal) for cell in set(listed)}
+            known = {cell: json_cell(reader, position, cell, table.decimal) for cell in set(listed)}
             listed = [known[cell] for cell in listed]
         columns.append([None if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in listed])
     return [dict(zip(table.names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def told(reader: CellReader, position: int, cell: Any, decimal: Decimal | None) -> Any:
+def json_cell(reader: CellReader, position: int, cell: Any, decimal: Decimal | None) -> Any:
     """A cell as a number or text that the reader takes for what the cell is in its file."""
     if not isinstance(cell, str):
         return cell
@@ -39,4 +39,8 @@ def told(reader: CellReader, position: int, cell: Any, decimal: Decimal | None) 
         return None if isinstance(number, float) and math.isnan(number) else text
     if isinstance(number, float) and math.isfinite(number) and number != NO_VALUE:
         return number
-    return None if text.lower() in reader.missing_words else text
+    if text.lower() in reader.missing_words:
+        return None
+    # Without the file's decimal mark, this text might be a number.
+    alone = reader.text(position, text)
+    return f"{text} (not a number)" if isinstance(alone, float) and math.isfinite(alone) and alone != NO_VALUE else text

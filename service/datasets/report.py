@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import Environment, FileSystemLoader
 
+from service.console.report import page
 from service.datasets.plan import Plan, Shard
 from service.datasets.scored import p_value_column
 from service.scoring.drift_monitor import DriftMonitor, p_value_counts
@@ -272,5 +272,5 @@ def histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 def as_html(report: Report) -> str:
     """A self-contained HTML page."""
-    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    return pages.get_template("report.html").render(report=report)
+    template = (Path(__file__).parent / "report.html").read_text()
+    return page(f"{report.rows:,} rows by {report.model}", template, report=report)

@@ -44,6 +44,7 @@ class ScoresContent(msgspec.Struct):
         violations: row, column and kind of each cell that breaks its column's domain.
         kept: the rows that are kept as well, in a table that can be erased; None: all.
         share: of the rows that are kept, in expectation; they are drawn at random.
+        trial: whether the rows were only tried: nobody is asked about them, and none is kept.
     """
 
     key: str | None
@@ -63,6 +64,7 @@ class ScoresContent(msgspec.Struct):
     violations: list[tuple[int, str | None, str]] = []
     kept: list[int] | None = []
     share: float = 0.0
+    trial: bool = False
 
     def __post_init__(self) -> None:
         """Raise unless everything is there for each row: a content that was tampered with is read, too."""

@@ -34,7 +34,7 @@ from service.journal.contents import (
 from service.journal.database import NO_RECORD, Database, Entry
 from service.validity.conformal import CONFIDENCE, beta_quantile
 
-MOST_LOOKED_AT = 10_000  # records of verdicts, for the last rows that were refused or uncertain
+MOST_RECENT = 2_000  # records of verdicts that are looked at for the last refused or uncertain rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,26 +162,24 @@ def reviews(database: Database, name: str) -> list[Review]:
     return list(known.values())
 
 
-def last_ones(database: Database, name: str, which: Literal["refused", "uncertain"]) -> Iterator[Review]:
-    """The last rows of a model that were refused, or whose verdict was not certain, latest first."""
-    known, bit = {one.id: one for one in reviews(database, name)}, VALID if which == "refused" else CERTAIN
-    for record in database.last_scores(MOST_LOOKED_AT):
+def recent(
+    database: Database, name: str, which: Literal["refused", "uncertain"], known: Sequence[Review]
+) -> Iterator[Review]:
+    """The last rows of a model that were refused, or whose verdict was not certain, latest first; no trial rows."""
+    said, bit = {one.id: one for one in known}, VALID if which == "refused" else CERTAIN
+    for record in database.last_scores(MOST_RECENT):
         content = parsed(record, ScoresContent)
-        if content.name != name or record.batch is None:
+        if content.name != name or content.trial or record.batch is None:
             continue
         for row in np.flatnonzero(np.frombuffer(content.flags, np.uint8) & bit == 0).tolist():
             one = str(RecordId(record.batch, row))
-            yield known.get(one, Review(one))
+            yield said.get(one, Review(one))
 
 
-def realised(database: Database, name: str) -> Realised:
-    """How often valid rows of a model were refused, by what people said of rows that were drawn at random and not pruned."""
-    labels, refused = [], []
-    for review in reviews(database, name):
-        if review.drawn and review.label is not None and database.holds(review.id):
-            labels.append(review.label)
-            refused.append(found(database, review.id).is_refused)
-    return Realised.of(labels, refused)
+def realised(database: Database, known: Sequence[Review]) -> Realised:
+    """How often valid rows were refused, by what people said of rows that were drawn at random; without pruned ones."""
+    drawn = [one for one in known if one.drawn and one.label is not None and database.holds(one.id)]
+    return Realised.of([one.label for one in drawn], [found(database, one.id).is_refused for one in drawn])
 
 
 def invalid_hashes(database: Database, said: Sequence[Review]) -> frozenset[bytes]:
@@ -255,13 +253,13 @@ def candidates(
     """The batches of a model with the rows that may be drawn, each row as likely to be among them as any other.
 
     If any rows are kept, these are the kept ones that were not erased. Where they were kept with different shares, those of
-    a larger one are thinned out to the smallest.
+    a larger one are thinned out to the smallest. Rows that were only tried are not among them.
     """
 
     def contents() -> Iterator[tuple[int, ScoresContent]]:
         for record in database.records(SCORES, since=since):
             content = parsed(record, ScoresContent)
-            if content.name == name and record.batch is not None:
+            if content.name == name and not content.trial and record.batch is not None:
                 yield record.batch, content
 
     shares = {content.share for _, content in contents()} - {0.0}

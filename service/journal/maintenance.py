@@ -197,7 +197,13 @@ def documents(database: Database, record: Record, with_rows: bool) -> Iterator[d
         yield shared | told | ({} if note is None else {"note": note})
         return
     verdicts = parsed(record, ScoresContent)
-    same = {"key": verdicts.key, "model": verdicts.model, "digest": verdicts.digest, "rule": verdicts.rule}
+    same: dict[str, Any] = {
+        "key": verdicts.key,
+        "model": verdicts.model,
+        "digest": verdicts.digest,
+        "rule": verdicts.rule,
+    }
+    same |= {"trial": True} if verdicts.trial else {}
     for row in range(verdicts.rows):
         document = shared | {"record": f"{batch_text(record.batch)}.{row}"} | same | verdicts.row_document(row)
         cells = database.cells(RecordId(record.batch, row)) if with_rows else None

@@ -19,6 +19,7 @@ def scores_content(
     rows: np.ndarray,
     kept: np.ndarray,
     share: float,
+    is_trial: bool = False,
 ) -> tuple[ScoresContent, list[tuple[int, bytes]]]:
     """What a record says of scored rows, and the rows to keep as their places and bytes.
 
@@ -52,6 +53,7 @@ def scores_content(
         violations=violations_of(scores),
         kept=None if kept.all() else np.flatnonzero(kept).tolist(),
         share=share,
+        trial=is_trial,
     )
     return content, [(at, each[at]) for at in np.flatnonzero(kept).tolist()]
 

@@ -45,7 +45,7 @@ class Waiting:
     """What waits to be written: an entry, or scored rows that become one in the writer's thread."""
 
     entry: Entry | None = None
-    scored: tuple[str | None, str, int, int, Published, Scores, np.ndarray] | None = None
+    scored: tuple[str | None, str, int, int, Published, Scores, np.ndarray, bool] | None = None
     done: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
     size: int = 0
 
@@ -124,14 +124,15 @@ class Journal:
         scores: Scores,
         rows: np.ndarray,
         timeout_s: float | None = None,
+        is_trial: bool = False,
     ) -> str:
-        """Record the verdicts on rows, shape (B, W); the first part of their record ids.
+        """Record the verdicts on rows, shape (B, W); the first part of their record ids. Of trial rows none is kept.
 
         Raises:
             UnavailableError: it is required, and cannot be written.
         """
         batch = self.batch = next_batch(self.batch)
-        item = Waiting(scored=(caller, request, batch, now_ms(), published, scores, rows))
+        item = Waiting(scored=(caller, request, batch, now_ms(), published, scores, rows, is_trial))
         item.size = rows.nbytes + ROW_BYTES * len(scores)
         await self.submit(item, timeout_s, waits=self.mode == "required")
         return batch_text(batch)
@@ -325,13 +326,14 @@ class Journal:
         if item.entry is not None:
             return item.entry
         assert item.scored is not None
-        caller, request, batch, when, published, scores, rows = item.scored
+        caller, request, batch, when, published, scores, rows, is_trial = item.scored
         digest = published.digest
         if digest not in self.inputs:
             self.inputs[digest] = published.card.input_digest
         model = str(published.reference), digest, self.inputs[digest]
-        kept = self.random.random(len(scores)) < self.kept
-        content, cells = scores_content(self.key, caller, model, scores, rows, kept, self.kept)
+        share = 0.0 if is_trial else self.kept
+        kept = self.random.random(len(scores)) < share
+        content, cells = scores_content(self.key, caller, model, scores, rows, kept, share, is_trial)
         return Entry(SCORES, content, batch, request, when, [(batch, row, one) for row, one in cells])
 
 

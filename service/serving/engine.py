@@ -260,6 +260,12 @@ class Engine:
         with self.quotas.admitted(call.caller, call.quota, evaluations):
             return (await self.run(call, task, np.zeros((1, 0))))[0]
 
+    async def aside(self, compute: Callable[[], T], cost: int) -> T:
+        """Compute something in an inference thread that belongs to no caller, and counts in no quota."""
+        task: Task[T] = Task(lambda rows, check_cancelled: compute(), indivisible, object(), cost, 1)
+        job = self.inference.submit(task, np.zeros((1, 0)), self.settings.request_timeout_s, "aside")
+        return (await job.future).answers[0]
+
     async def score_while_idle(self, scorer: Scorer, rows: np.ndarray, options: ScoreOptions) -> Scores:
         """Score rows that no caller waits for, when nothing else waits."""
         task = self.row_task(

@@ -87,9 +87,9 @@ class Recorder:
             return scores
         told = call.key_id, call.request_id, scorer.published, scores, rows
         if self.journal.mode != "required":
-            return replace(scores, record=await self.journal.scores(*told))
+            return replace(scores, record=await self.journal.scores(*told, None, call.is_trial))
         with call.timings.measured("journal"):
-            return replace(scores, record=await self.journal.scores(*told, max(0.0, call.time_left_s())))
+            return replace(scores, record=await self.journal.scores(*told, max(0.0, call.time_left_s()), call.is_trial))
 
     async def act(self, kind: str, what: dict[str, Any], who: dict[str, Any], timeout_s: float) -> None:
         """Record what somebody does, before it is done, and wait until that is written.

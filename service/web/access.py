@@ -142,15 +142,19 @@ class Keys:
         return found[0]
 
 
-def check_scope(key: Key | None, scope: str) -> None:
-    """Raise unless the key has the scope; `admin` includes every other. None: no keys are configured."""
-    if key is not None and not {scope, "admin"} & key.scopes:
-        raise ScopeError(f"the API key lacks scope {scope!r}: use one that has it")
+def check_scope(key: Key | None, *scopes: str) -> None:
+    """Raise unless the key has one of the scopes; `admin` includes every other. None: no keys are configured."""
+    if key is not None and not {*scopes, "admin"} & key.scopes:
+        raise ScopeError(f"the API key lacks scope {scopes[0]!r}: use one that has it")
 
 
-def scope_of(path: str) -> str:
-    """The scope that a path needs; what changes models asks for more."""
-    return "review" if path == REVIEW_PATH else "score"
+def scopes_of(path: str) -> tuple[str, ...]:
+    """The scopes of which a path needs one; what changes models asks for more."""
+    if path == REVIEW_PATH:
+        return ("review",)
+    # Who reviews rows has to see what the model reads.
+    is_about_models = path in ("/version", "/calibration", "/models") or path.startswith("/models/")
+    return ("score", "review") if is_about_models or path.startswith("/console") or path == "/" else ("score",)
 
 
 class MissingKeysError(SettingsError):

@@ -34,7 +34,7 @@ from service.web import (
     routes_generate,
     routes_health,
 )
-from service.web.access import KeyRing, check_scope, scope_of
+from service.web.access import KeyRing, check_scope, scopes_of
 from service.web.browsers import HostRule
 from service.web.caching import Tags
 from service.web.context import RequestContext, Service
@@ -179,7 +179,7 @@ class Guard:
             headers = Headers(scope=scope)
             try:
                 key = self.ring.keys.check(headers.get("authorization"), headers.get("x-api-key"))
-                check_scope(key, scope_of(scope["path"]))
+                check_scope(key, *scopes_of(scope["path"]))
                 RequestContext.of(Request(scope)).key = key
             except AccessError as error:
                 await on_vouch_error(Request(scope), error)(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Schemas of what is told of a model beside its card: its curve, its promises, examples, and the rows of a file."""
+"""Schemas of a model's calibration and examples, and of the rows of a file."""
 
 from __future__ import annotations
 

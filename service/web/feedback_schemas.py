@@ -62,7 +62,7 @@ class RealisedAnswer(Answer):
     interval: tuple[float, float] = Field(
         description="contains the true rate with probability `confidence`, whatever the unsure ones are"
     )
-    confidence: float = Field(description="as said")
+    confidence: float = Field(description="confidence level of `interval`")
 
 
 class ReviewsAnswer(Answer):
@@ -70,4 +70,6 @@ class ReviewsAnswer(Answer):
 
     reviews: list[ReviewAnswer] = Field(description="the rows")
     more: bool = Field(description="whether there are more than `limit`")
-    realised: RealisedAnswer = Field(description="of all rows that were drawn at random and answered")
+    realised: RealisedAnswer | None = Field(
+        None, description="with ?rate=1: of all rows that were drawn at random and answered"
+    )

@@ -118,6 +118,7 @@ class Observe:
             "status": status,  # 0: the client hung up before an answer
             "ms": round(1000 * timings.elapsed_s(), 3),
             **{f"{name}_ms": round(1000 * part, 3) for name, part in timings.seconds.items()},
+            **({"trial": True} if context.is_trial else {}),
             **context.log_entry,
         }
 

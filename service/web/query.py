@@ -60,7 +60,9 @@ class ScoreQuery(msgspec.Struct):
     ] = False
     trial: Annotated[
         bool,
-        described("1: the rows are only tried: drift monitors and shadows do not count them; a journal records them"),
+        described(
+            "1: trial rows, which drift monitors and the shadow leave out; a journal records them as such, and keeps none"
+        ),
     ] = False
 
     def options(self) -> ScoreOptions:

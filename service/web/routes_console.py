@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
-import mimetypes
 import re
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
 from service._version import __version__
+from service.console.assets import PAGE, assets
 from service.web import answers
 from service.web.caching import is_known, tag_of
 from service.web.compression import accepts_gzip
@@ -25,47 +22,9 @@ from service.web.media_types import JSON
 from service.web.negotiation import negotiate
 from service.web.paths import FOLDER
 
-ROOT = Path(__file__).parent / "console"
-PAGE, HTML = "index.html", "text/html"
-TYPES = {
-    ".js": "text/javascript",
-    ".mjs": "text/javascript",
-    ".svg": "image/svg+xml",
-}  # whatever the machine's tables say
+HTML = "text/html"
 INLINE = re.compile(r'<script type="importmap">(.*?)</script>', re.DOTALL)
-LEVEL = 9
 router = APIRouter(route_class=LeanRoute)
-
-
-@dataclass(frozen=True, slots=True)
-class Asset:
-    """A file of the console, as it is and compressed, with its type and its tag."""
-
-    content: bytes
-    packed: bytes
-    kind: str
-    tag: str
-
-
-@cache
-def assets() -> dict[str, Asset]:
-    """The files of the console by path; the compressed ones are made with the wheel, and in a checkout here."""
-    return {path.relative_to(ROOT).as_posix(): asset(path) for path in sorted(ROOT.rglob("*")) if is_served(path)}
-
-
-def is_served(path: Path) -> bool:
-    return path.is_file() and path.suffix not in (".gz", ".md")
-
-
-def asset(path: Path) -> Asset:
-    content, packed = path.read_bytes(), path.with_name(f"{path.name}.gz")
-    kind = TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "text/plain"
-    return Asset(
-        content,
-        packed.read_bytes() if packed.is_file() else gzip.compress(content, LEVEL, mtime=0),
-        f"{kind}; charset=utf-8",
-        tag_of("console", path.name, hashlib.sha256(content).hexdigest()),
-    )
 
 
 @cache
@@ -77,7 +36,7 @@ def content_security_policy() -> str:
         (
             "default-src 'none'", f"script-src 'self' 'sha256-{digest}'", "style-src 'self'", "connect-src 'self'",
             "img-src 'self' blob: data:", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
-            "require-trusted-types-for 'script'",
+            "require-trusted-types-for 'script'", "trusted-types 'none'",
         )
     )  # fmt: skip
 
@@ -87,8 +46,10 @@ def served(request: Request, name: str) -> Response:
     one = assets().get(name)
     if one is None:
         raise HTTPException(404)
+    tag = tag_of("console", name, one.digest)
     headers = {
-        "ETag": one.tag,
+        "ETag": tag,
+        "Content-Security-Policy": content_security_policy(),
         "Cache-Control": "no-cache",
         "Vary": "Accept, Accept-Encoding",
         "X-Content-Type-Options": "nosniff",
@@ -97,8 +58,8 @@ def served(request: Request, name: str) -> Response:
         "Cross-Origin-Resource-Policy": "same-origin",
     }
     if name == PAGE:
-        headers |= {"Content-Security-Policy": content_security_policy(), "X-Frame-Options": "DENY"}
-    if is_known(request.headers, one.tag):
+        headers |= {"X-Frame-Options": "DENY"}
+    if is_known(request.headers, tag):
         return Response(None, 304, headers)
     if accepts_gzip(request.headers.get("accept-encoding", "")):
         return Response(one.packed, 200, headers | {"Content-Encoding": "gzip"}, one.kind)

@@ -1,7 +1,8 @@
-"""What is told of a model beside its card: its curve and promises, rows to try it with, and the rows of a file."""
+"""Calibration and examples of a model, and the rows of a file as it reads them."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from service.scoring.options import ScoreOptions
 from service.scoring.promises import Promise, curve, promises
 from service.scoring.reasons import PHRASES
 from service.scoring.scorer import Scorer
+from service.serving.engine import Engine
 from service.web import answers
 from service.web.batch import Limits, check_row_count
 from service.web.caching import is_known, not_modified, tag_headers, tag_of
@@ -32,7 +34,7 @@ from service.web.routes_generate import Model
 
 CELL_BYTES = 128  # of a cell in a list, with its part of the answer
 router = APIRouter(dependencies=[Depends(only_known_parameters)])
-made: WeakKeyDictionary[Scorer, list[Example]] = WeakKeyDictionary()  # examples take as long as a dozen scores
+EXAMPLES: WeakKeyDictionary[Scorer, asyncio.Future[list[Example]]] = WeakKeyDictionary()
 
 
 @router.get("/calibration", **answers_json("get_calibration", "models", CalibrationAnswer, READ_PROBLEMS))
@@ -55,18 +57,27 @@ async def get_examples(request: Request, model: Model = None) -> Response:
     context = RequestContext.of(request)
     scorer = await context.scorer(model)
     context.answer_type((JSON,))
-    if scorer not in made:
-        cost = ROWS * max(1, scorer.model.row_cost // scorer.model.evaluation_cost)
-        made[scorer] = await context.engine.once(context, scorer, lambda: examples(scorer), cost)
+    tag = tag_of("examples", scorer.published.digest)
+    if is_known(request.headers, tag):
+        return not_modified(tag)
     told = [
         {
             "title": one.title,
             **({} if one.spoil is None else {"spoil": one.spoil}),
             "instance": instance(one.row, scorer.model.input),
         }
-        for one in made[scorer]
+        for one in await examples_of(context.engine, scorer)
     ]
-    return answers.json_response({"model": model_id(scorer), "examples": told})
+    return answers.json_response({"model": model_id(scorer), "examples": told}, tag_headers(tag))
+
+
+async def examples_of(engine: Engine, scorer: Scorer) -> list[Example]:
+    """A model's examples. They cost as much as a dozen scores, so they are made once, for all who ask meanwhile."""
+    making = EXAMPLES.get(scorer)
+    if making is None or (making.done() and making.exception() is not None):
+        cost = ROWS * scorer.model.row_cost
+        making = EXAMPLES[scorer] = asyncio.ensure_future(engine.aside(lambda: examples(scorer), cost))
+    return await asyncio.shield(making)
 
 
 @router.post(
@@ -78,7 +89,8 @@ async def rows(request: Request, model: Model = None) -> Response:
     """The rows of a file as JSON instances, which POST /score reads as it does the file; nothing is scored.
 
     Of a table, numbers are told as numbers however they are written, missing cells as null, and cells that cannot be read
-    as text. An image is told as the model reads it: turned, cropped and sized, as its lines of pixels.
+    as text. An image is told as the model reads it: turned, cropped and sized, as its lines of pixels. Cells of JSON or of
+    an array that cannot be read are errors.
     """
     context = RequestContext.of(request)
     scorer = await context.scorer(model)

@@ -20,9 +20,9 @@ from service.journal.feedback import (
     answer,
     found,
     found_by_request,
-    last_ones,
     no_record,
     realised,
+    recent,
     reviews,
 )
 from service.scoring.scorer import Scorer
@@ -85,16 +85,17 @@ async def list_feedback(
         Which,
         Query(description="asked: asked about, or spoken of; refused, uncertain: the last such rows, latest first"),
     ] = "asked",
+    rate: Annotated[bool, Query(description="1: also how often valid rows were refused")] = False,
 ) -> Response:
-    """The rows of a model that people were asked about, or have spoken of, and how often valid ones were refused."""
+    """The rows of a model that people were asked about or have spoken of, or the last refused or uncertain ones."""
     context = RequestContext.of(request)
     require_scope(context, "review")
     name = context.engine.registry.resolve(model).name
     context.check_model(name)
-    read = partial(shown, name=name, key=context.key_id, answered=answered, limit=limit, which=which)
-    listed, more, rate = await context.engine.recorder.read(read, context.time_left_s(), context.caller)
+    read = partial(shown, name=name, key=context.key_id, answered=answered, limit=limit, which=which, rate=rate)
+    listed, more, told = await context.engine.recorder.read(read, context.time_left_s(), context.caller)
     documents = [document(context, review, one, cells) for review, one, cells in listed]
-    return answers.json_response({"reviews": documents, "more": more, "realised": realised_document(rate)})
+    return answers.json_response({"reviews": documents, "more": more, **realised_field(told)})
 
 
 def meant(body: FeedbackBody, may_use: Callable[[str], bool], database: Database) -> Found:
@@ -135,12 +136,13 @@ async def kept(context: RequestContext, raw: bytearray, one: Found) -> list[tupl
 
 
 def shown(
-    database: Database, name: str, key: str | None, answered: bool | None, limit: int, which: Which
-) -> tuple[list[tuple[Review, Found, bytes | None]], bool, Realised]:
+    database: Database, name: str, key: str | None, answered: bool | None, limit: int, which: Which, rate: bool
+) -> tuple[list[tuple[Review, Found, bytes | None]], bool, Realised | None]:
     """The first reviews of a model with what is kept of their rows, whether there are more, and the realised rate."""
     listed: list[tuple[Review, Found, bytes | None]] = []
-    rate = realised(database, name)
-    for review in reviews(database, name) if which == "asked" else last_ones(database, name, which):
+    known = reviews(database, name)
+    told = realised(database, known) if rate else None
+    for review in known if which == "asked" else recent(database, name, which, known):
         if answered is not None and (key in review.labels) != answered:
             continue
         try:
@@ -148,15 +150,17 @@ def shown(
         except VouchError:  # pruned since
             continue
         if len(listed) == limit:
-            return listed, True, rate
+            return listed, True, told
         listed.append((review, one, database.cells(one.id)))
-    return listed, False, rate
+    return listed, False, told
 
 
-def realised_document(rate: Realised) -> dict[str, Any]:
-    """How often valid rows were refused, for JSON."""
-    low, high = rate.interval
-    return {"valid": rate.valid, "refused": rate.refused, "interval": [low, high], "confidence": CONFIDENCE}
+def realised_field(rate: Realised | None) -> dict[str, Any]:
+    """How often valid rows were refused, for JSON, if it was asked for."""
+    if rate is None:
+        return {}
+    told = {"valid": rate.valid, "refused": rate.refused, "interval": rate.interval, "confidence": CONFIDENCE}
+    return {"realised": told}
 
 
 def document(context: RequestContext, review: Review, one: Found, cells: bytes | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import logging.config
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -32,10 +33,11 @@ def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; accepted requests are finished first.
 
     Raises:
-        SettingsError: the address is not loopback, and there are neither keys nor `allow_anonymous`.
+        SettingsError: the address is taken; or it is not loopback, and there are neither keys nor `allow_anonymous`.
         JournalError: another process writes the journal.
     """
     check_address(settings)
+    check_is_free(settings.host, settings.port)
     logging.config.dictConfig(log_config(settings.log_level))
     logging.captureWarnings(True)  # write libraries' warnings to the log as well
     app = create_app(settings)
@@ -115,6 +117,23 @@ def check_address(settings: Settings) -> None:
             f"VOUCH_HOST: {settings.host} is not loopback and there are no keys: set VOUCH_API_KEYS_FILE, or "
             "VOUCH_ALLOW_ANONYMOUS=1 to allow every caller"
         )
+
+
+def check_is_free(host: str, port: int) -> None:
+    """Raise if the address cannot be listened on.
+
+    uvicorn would tell only after the models were loaded, and torch's threads would then abort the process.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SettingsError(
+            f"VOUCH_HOST, VOUCH_PORT: {host}:{port} cannot be listened on, {reason}: choose another, such as --port 8001"
+        ) from None
 
 
 def is_loopback(host: str) -> bool:

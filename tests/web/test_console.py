@@ -8,9 +8,9 @@ import re
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from service.console.assets import ROOT, assets
 from service.settings import Settings
 from service.web.app import create_app
-from service.web.routes_console import ROOT, assets
 from tests.tools import check_problem, eventually
 from tests.web.conftest import InProcess
 

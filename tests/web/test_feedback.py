@@ -13,8 +13,9 @@ from anyio.from_thread import start_blocking_portal
 
 from service.errors import JournalError
 from service.journal.chain import JournalKey
-from service.journal.contents import ScoresContent, parsed
-from service.journal.database import Database
+from service.journal.contents import ASK, ScoresContent, parsed
+from service.journal.database import Database, Entry
+from service.journal.feedback import Realised, picked
 from service.journal.verification import verified
 from service.settings import Settings, SettingsError
 from service.web.app import create_app
@@ -155,10 +156,70 @@ def test_feedback_needs_the_scope_and_the_model(client, key, status):
     assert client.get("/feedback?model=digits", headers=headers).status_code == status
 
 
-def test_a_reviewer_may_not_score_or_change_anything(client):
+def test_a_reviewer_may_see_models_and_neither_score_nor_change_anything(client):
+    for path in ("/models/digits", "/models", "/calibration?model=digits", "/version"):
+        assert client.get(path, headers=by("judge")).status_code == 200
+    for path in ("/sample", "/examples", "/drift", "/metrics", "/docs"):
+        assert client.get(path, headers=by("judge")).status_code == 403
     assert client.post("/score?model=digits", json={"instances": ROWS}, headers=by("judge")).status_code == 403
     alias = {"alias": "candidate", "version": "1"}
     assert client.post("/models/digits/aliases", json=alias, headers=by("judge")).status_code == 403
+
+
+def test_the_last_refused_and_uncertain_rows_are_listed_latest_first(tiny_store, tmp_path):
+    with serving(tiny_store, tmp_path, journal_rows=1.0, journal_mode="required") as (client, _):
+        judged = []
+        for rows in (ROWS[:3], [list(map(float, range(64)))], ROWS[3:]):
+            answer = client.post("/score?model=digits&percentiles=40,60", json={"instances": rows}).json()
+            judged = [*answer["scores"], *judged]
+        client.post("/score?model=wine", json={"instances": [[1e6] * 13]})
+        client.post("/score?model=digits&trial=1&percentiles=40,60", json={"instances": [list(map(float, range(64)))]})
+
+        def listed(which, **options):
+            query = {"model": "digits", "which": which, **options}
+            answer = client.get("/feedback", params=query).json()
+            ReviewsAnswer.model_validate(answer)
+            return [one["record"] for one in answer["reviews"]]
+
+        refused = [one["record"] for one in judged if one["verdict"] == "invalid"]
+        assert listed("refused") == refused
+        assert len(refused) >= 2
+        assert listed("uncertain") == [one["record"] for one in judged if not one["certain"]]
+        assert listed("asked") == []
+        assert listed("refused", limit=1) == refused[:1]
+        client.post("/feedback", json={"record": refused[0], "label": "valid"})
+        assert listed("refused", answered="false") == refused[1:]
+        assert listed("asked") == refused[:1]
+        check_problem(client.get("/feedback?model=digits&which=all"), 422)
+
+
+def test_rows_that_are_only_tried_are_recorded_and_neither_kept_nor_drawn(tiny_store, tmp_path):
+    with serving(tiny_store, tmp_path, journal_rows=1.0, journal_mode="required") as (client, _):
+        client.post("/score?model=digits&trial=1", json={"instances": ROWS})
+        (served,) = client.post("/score?model=digits", json={"instances": ROWS[:1]}).json()["scores"]
+    with Database(tmp_path / "journal", KEY) as database:
+        contents = [parsed(record, ScoresContent) for record in database.records("scores")]
+        assert [(one.trial, one.rows, len(one.kept_rows())) for one in contents] == [
+            (True, len(ROWS), 0),
+            (False, 1, 1),
+        ]
+        assert picked(database, "digits", 100, 100, np.random.default_rng(0)).drawn == [served["record"]]
+        assert verified(database).faults == []
+
+
+def test_the_realised_rate_counts_rows_that_were_drawn_at_random(tiny_store, tmp_path):
+    with serving(tiny_store, tmp_path, journal_rows=1.0, journal_mode="required") as (client, _):
+        rows = [*ROWS, list(map(float, range(64)))]
+        scores = client.post("/score?model=digits&false_alarm=0.1", json={"instances": rows}).json()["scores"]
+        with Database(tmp_path / "journal", KEY) as database:
+            asked = picked(database, "digits", len(rows), 0, np.random.default_rng(0))
+            database.append([Entry(ASK, asked)])
+        for one in scores:
+            assert client.post("/feedback", json={"record": one["record"], "label": "valid"}).status_code == 200
+        realised = client.get("/feedback?model=digits&rate=1").json()["realised"]
+    refused = sum(one["verdict"] == "invalid" for one in scores)
+    assert (realised["valid"], realised["refused"]) == (len(rows), refused)
+    assert realised["interval"] == pytest.approx(Realised(len(rows), refused).interval)
 
 
 def test_a_request_id_names_a_row_or_several(client):

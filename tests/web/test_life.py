@@ -223,6 +223,18 @@ def test_without_keys_nobody_listens_beyond_loopback_unless_told_to(store, tmp_p
         assert client.get("/models").status_code == 200
 
 
+@pytest.mark.slow
+def test_an_address_that_is_taken_is_told_in_one_line(store, tmp_path):
+    with running_service(store.root, tmp_path / "log") as client:
+        refused = subprocess.run(
+            [sys.executable, "-m", "service.cli", "serve", "--store", store.root, "--port", str(client.base_url.port)],
+            capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False,
+        )  # fmt: skip
+    assert refused.returncode == 2
+    assert "cannot be listened on" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
 # The end
 
 

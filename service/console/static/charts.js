@@ -47,9 +47,9 @@ function drawCurve(W, { curve, band, score }) {
   const outline = points.map(([value, height]) => `${x(value).toFixed(1)},${(base - (height / most) * 112).toFixed(1)}`);
   const isOut = score && (at < from || at > to);
   const side = score && (at < from + 0.25 * (to - from) ? "start" : at > from + 0.75 * (to - from) ? "end" : "middle");
-  const words = `log p(x) of valid rows, from ${nats(inner[0])} to ${nats(last)} nats${score ? `; this row is at ${nats(at)}, give or take ${error.toFixed(1)}` : ""}`;
+  const said = `log p(x) of valid rows, from ${nats(inner[0])} to ${nats(last)} nats${score ? `; this row is at ${nats(at)}, give or take ${error.toFixed(1)}` : ""}`;
   const ends = band ? band.map((end, which) => end ?? (which ? to : from)) : null;
-  return html`<svg class="chart" viewBox="0 0 ${W} ${H}" role="img" aria-label=${words}>
+  return html`<svg class="chart" viewBox="0 0 ${W} ${H}" role="img" aria-label=${said}>
     ${ends && html`<rect class="accepted" x=${x(ends[0])} width=${Math.max(0, x(ends[1]) - x(ends[0]))} y="14" height=${base - 14} />`}
     <polygon class="density" points="0,${base} ${outline.join(" ")} ${W},${base}" />
     <line class="axis" x1="0" x2=${W} y1=${base} y2=${base} />
@@ -99,7 +99,7 @@ export function EvidenceBars({ evidence, statistics, limit }) {
   <details><summary>What the statistics mean</summary><dl class="meanings">${rows.map(({ name, meaning }) => html`<div key=${name}><dt>${words(name)}</dt><dd>one in so many valid rows ${meaning}</dd></div>`)}</dl></details><//>`;
 }
 
-/** Shares over rates of false alarms, on a logarithmic axis. Series: {name, className, points: [[rate, share]]}. */
+/** Shares over rates of false alarms, on a logarithmic axis. Series: {className, points: [[rate, share]]}. */
 export const RateChart = (props) => html`<${Chart} draw=${(W) => drawRateChart(W, props)} />`;
 
 function drawRateChart(W, { series, rate, mark, label }) {
@@ -113,7 +113,7 @@ function drawRateChart(W, { series, rate, mark, label }) {
     ${[0, 0.25, 0.5, 0.75, 1].map((share) => html`<g><line class="grid" x1=${left} x2=${W} y1=${y(share)} y2=${y(share)} /><text x="0" y=${y(share) + 4}>${100 * share} %</text></g>`)}
     ${ticks.map((one) => html`<text x=${x(one)} y=${base + 18} text-anchor="middle">${percent(one)}</text>`)}
     <text x=${W} y=${base + 36} text-anchor="end">rate of false alarms</text>
-    <line class="limit" x1=${x(rate)} x2=${x(rate)} y1="16" y2=${base} />
+    ${rate && html`<line class="limit" x1=${x(rate)} x2=${x(rate)} y1="16" y2=${base} />`}
     ${series.map((one) => html`<polyline class="series ${one.className}" points=${one.points.map(([at, share]) => `${x(at).toFixed(1)},${y(share).toFixed(1)}`).join(" ")} />`)}
     ${mark && html`<g><circle class="mark" cx=${x(mark.rate)} cy=${y(mark.share)} r="6" /><text x=${x(mark.rate)} y=${y(mark.share) - 12} text-anchor=${mark.rate > 0.05 ? "end" : "start"}>${mark.text}</text></g>`}
   </svg>`;
@@ -122,13 +122,15 @@ function drawRateChart(W, { series, rate, mark, label }) {
 /** Counts as columns, beside what was expected of each. */
 export const Columns = (props) => html`<${Chart} draw=${(W) => drawColumns(W, props)} />`;
 
-function drawColumns(W, { counts, labels, label }) {
+function drawColumns(W, { counts, behind, labels = [], ends, label }) {
   const total = counts.reduce((sum, one) => sum + one, 0), expected = total / counts.length;
-  const most = Math.max(1, ...counts, expected), H = 170, base = 138, width = W / counts.length;
+  const most = Math.max(1, ...counts, ...(behind ?? [expected])), H = 170, base = 138, width = W / counts.length, gap = Math.min(4, width / 6);
   return html`<svg class="chart" viewBox="0 0 ${W} ${H}" role="img" aria-label=${label}>
-    ${counts.map((one, at) => html`<rect class="column" x=${at * width + 4} width=${width - 8} y=${base - (one / most) * 120} height=${(one / most) * 120}><title>${count(one)}</title></rect>`)}
+    ${behind && behind.map((one, at) => html`<rect class="density" x=${at * width} width=${width} y=${base - (one / most) * 120} height=${(one / most) * 120} />`)}
+    ${counts.map((one, at) => html`<rect class="column" x=${at * width + gap} width=${width - 2 * gap} y=${base - (one / most) * 120} height=${(one / most) * 120}><title>${count(one)}</title></rect>`)}
     <line class="axis" x1="0" x2=${W} y1=${base} y2=${base} />
-    ${total > 0 && html`<line class="limit" x1="0" x2=${W} y1=${base - (expected / most) * 120} y2=${base - (expected / most) * 120} />`}
+    ${total > 0 && !behind && html`<line class="limit" x1="0" x2=${W} y1=${base - (expected / most) * 120} y2=${base - (expected / most) * 120} />`}
     ${labels.map((text, at) => html`<text x=${((at + 0.5) * W) / labels.length} y=${H - 14} text-anchor="middle">${text}</text>`)}
+    ${ends && html`<g><text x="0" y=${H - 14}>${ends[0]}</text><text x=${W} y=${H - 14} text-anchor="end">${ends[1]}</text></g>`}
   </svg>`;
 }

@@ -86,7 +86,7 @@ export function Brush({ pixels, input, colour, size, label, onStroke }) {
     for (let step = 0; step <= steps; step++) dab(from[0] + ((to[0] - from[0]) * step) / steps, from[1] + ((to[1] - from[1]) * step) / steps);
   }
 
-  const done = () => onStroke(nested(state.current.values, input));
+  const done = () => onStroke(nested(state.current.values, input), canvas.current.toDataURL());
   const begin = (event) => {
     event.preventDefault();
     canvas.current.setPointerCapture(event.pointerId);

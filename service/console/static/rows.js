@@ -9,7 +9,8 @@ const IMAGE_SUFFIX = /\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$/i;
 const MOST_EXPLAINED = 500;
 const TRIAL = { trial: 1 }; // what is tried out here is no traffic that drift monitors should count
 let nextId = 1;
-let scoring = null; // what ends the scoring that goes on
+let stamps = 0; // each time that a row is sent to be scored; of several answers, that to the last counts
+const running = new Set(); // what ends the scoring that goes on
 
 const redraw = () => app.set({ changed: app.value.changed + 1 });
 const say = (text) => app.set({ notes: [...app.value.notes, text].slice(-5) });
@@ -21,10 +22,25 @@ function newRow(name, fields) {
 export const rowOf = (id) => app.value.rows.find((row) => row.id === id) ?? null;
 
 export function clear() {
-  scoring?.abort();
+  stop();
   for (const row of app.value.rows) if (row.thumb?.startsWith("blob:")) URL.revokeObjectURL(row.thumb);
   app.set({ rows: [], selected: null, invalid: [], notes: [] });
 }
+
+function stop() {
+  running.forEach((one) => one.abort());
+  running.clear();
+}
+
+// Another model reads other rows, and another rule has other p-values.
+let { calibration: shown, judging: before } = app.value;
+app.follow(() => {
+  const { calibration, judging, rows } = app.value;
+  const [was, knew] = [before, shown];
+  [before, shown] = [judging, calibration];
+  if (knew && calibration !== knew) clear();
+  else if (was && judging.rule !== was.rule && rows.length) rescore();
+});
 
 /** Add rows and score them; the first is looked at. `isInvalid`: people know them to be so. */
 export async function add(rows, { isInvalid = false } = {}) {
@@ -47,19 +63,24 @@ export function addInstance(name, instance, fields = {}) {
 
 /** Another version of a row: edited, or drawn over. Its last score is shown until the new one is there. */
 export function replace(id, changes) {
-  Object.assign(rowOf(id), { isStale: true, problem: null, file: null }, changes);
+  const row = rowOf(id);
+  if (!row) return undefined; // it was cleared meanwhile
+  Object.assign(row, { isStale: true, problem: null, file: null }, changes);
   redraw();
-  return score([rowOf(id)]);
+  return score([row]);
 }
 
-/** Score rows again, by another rule or model. */
-export const rescore = () => score(app.value.rows, true);
+/** Score all rows again, by another rule. */
+function rescore() {
+  stop();
+  app.value.rows.forEach((row) => Object.assign(row, { score: null, problem: null }));
+  return score(app.value.rows);
+}
 
-async function score(rows, isAgain = false) {
-  if (isAgain) scoring?.abort();
-  const abort = new AbortController();
-  scoring = abort;
-  if (isAgain) rows.forEach((row) => { row.score = null; row.problem = null; });
+async function score(rows) {
+  const abort = new AbortController(), stamp = ++stamps;
+  running.add(abort);
+  rows.forEach((row) => { row.stamp = stamp; });
   redraw();
   const query = { ...judgingQuery(), ...TRIAL };
   try {
@@ -70,50 +91,50 @@ async function score(rows, isAgain = false) {
   } catch (problem) {
     if (problem.name === "AbortError") return;
     if (!(problem instanceof Problem)) throw problem;
-    rows.filter((row) => !row.score && !row.problem).forEach((row) => { row.problem = problem; });
+    rows.filter((row) => row.stamp === stamp && (!row.score || row.isStale)).forEach((row) => settle(row, stamp, null, problem));
   } finally {
+    running.delete(abort);
     redraw();
   }
 }
 
+/** Take an answer about a row, unless the row was sent again meanwhile. */
+function settle(row, stamp, score, problem = null) {
+  if (row.stamp === stamp) Object.assign(row, { score: score ?? row.score, problem, isStale: false });
+}
+
 async function scoreOne(row, query, signal) {
-  const sent = row.instance;
-  try {
-    const answer = await postJSON("score", { instances: [sent] }, query, signal);
-    if (row.instance === sent) Object.assign(row, { score: answer.scores[0], isStale: false });
-  } catch (problem) {
-    if (!(problem instanceof Problem)) throw problem;
-    if (row.instance === sent) row.problem = problem;
-  }
+  const { stamp } = row;
+  const answer = await postJSON("score", { instances: [row.instance] }, query, signal);
+  settle(row, stamp, answer.scores[0]);
 }
 
 /** Fetch the reasons of rows that another rate refuses. */
 export const explainRefused = debounced(400, () => {
   const { rows, judging } = app.value;
-  const refused = rows.filter((row) => row.score && !row.score.reason && !isValidAt(row.score, judging));
+  const refused = rows.filter((row) => judgedScore(row, judging) && !row.score.reason && !isValidAt(row.score, judging));
   if (refused.length) score(refused.slice(0, MOST_EXPLAINED));
 });
 
 async function scoreMany(rows, query, signal) {
+  const [{ stamp }] = rows;
   await scoreLines(rows.map((row) => row.instance), query, (start, found) => {
     found.forEach((answer, at) => {
-      const row = rows[start + at];
-      if (!row) return;
-      if (answer.verdict) row.score = answer;
-      else row.problem = new Problem(answer);
+      if (rows[start + at]) settle(rows[start + at], stamp, answer.verdict ? answer : null, answer.verdict ? null : new Problem(answer));
     });
     redraw();
   }, signal);
 }
 
 async function scoreFiles(rows, query, signal) {
+  const [{ stamp }] = rows;
   try {
     const { scores, warnings } = await postFiles("score/files", rows.map((row) => row.file), query, signal);
-    scores.forEach((answer, at) => { rows[at].score = answer; });
+    scores.forEach((answer, at) => settle(rows[at], stamp, answer));
     (warnings ?? []).slice(0, 2).forEach(say);
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
-    if (rows.length === 1) rows[0].problem = problem;
+    if (rows.length === 1) settle(rows[0], stamp, null, problem);
     else for (const row of rows) await scoreFiles([row], query, signal); // which of them is it?
   }
   redraw();
@@ -132,9 +153,9 @@ function* batches(rows) {
   if (batch.length) yield batch;
 }
 
-/** Read what was dropped, chosen or pasted. */
+/** Read what was dropped, chosen or pasted; if another model is chosen meanwhile, it is not for that one. */
 export async function addFiles(files, options) {
-  const rows = [];
+  const rows = [], { calibration } = app.value;
   for (const file of files) {
     try {
       rows.push(...(await rowsOf(file)));
@@ -143,7 +164,7 @@ export async function addFiles(files, options) {
       say(`${file.name}: ${problem.message}`);
     }
   }
-  if (!rows.length) return;
+  if (!rows.length || calibration !== app.value.calibration) return;
   say(`${plural(rows.length, "row")} from ${files.length === 1 ? files[0].name : plural(files.length, "file")}`);
   await add(rows, options);
 }
@@ -186,19 +207,24 @@ function parsed(text) {
 /** The rows of a JSON document: one row, a list of them, or the body of POST /score. */
 function instancesOf(document) {
   const rows = document?.instances ?? document;
-  const { kind, height } = inputOf(app.value.model);
   if (!Array.isArray(rows)) return [rows];
-  const isOneRow = kind === "image" ? Array.isArray(rows[0]) && typeof rows[0][0] === "number" && rows.length === height : typeof rows[0] !== "object";
-  return isOneRow ? [rows] : rows;
+  if (!rows.length) throw new Problem({ detail: "has no rows" });
+  if (document?.instances) return rows;
+  const { kind, height } = inputOf(app.value.model);
+  const isFlat = rows.every((one) => one === null || typeof one !== "object");
+  const isFiles = kind === "image" && rows.every((one) => typeof one === "string");
+  const isLines = kind === "image" && rows.length === height && Array.isArray(rows[0]) && !Array.isArray(rows[0][0]?.[0]) && rows[0].length !== inputOf(app.value.model).features;
+  return (isFlat && !isFiles) || isLines ? [rows] : rows;
 }
 
 /** Pasted text: JSON, or a table with a header. */
 export async function addText(text, options) {
+  const { calibration } = app.value;
   try {
     const rows = /^\s*[[{]/.test(text)
       ? fromInstances(instancesOf(parsed(text)), "pasted")
       : await fromService(new Blob([text]), "pasted", "text/csv");
-    await add(rows, options);
+    if (calibration === app.value.calibration) await add(rows, options);
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
     say(problem.message);
@@ -213,19 +239,20 @@ function bodyOf(row) {
   return { body };
 }
 
-/** What else the service says of a row: the whole score with the cells to blame, or its pixels. */
+/** What else the service says of a row: the whole score with the cells to blame, or its pixels; `of` is what was sent. */
 export async function explained(row, signal) {
+  const of = row.file ?? row.instance;
   const { kind } = inputOf(app.value.model);
   const ending = row.file ? "/files" : "";
   const request = (path, query) => ask(path, { ...bodyOf(row), query: { ...judgingQuery(), ...TRIAL, ...query }, signal }).then((one) => one.json());
-  if (kind === "table") return request(`score${ending}`, { explain: 3 });
+  if (kind === "table") return { ...(await request(`score${ending}`, { explain: 3 })), of };
   const generating = (path, query) => ask(path, { ...bodyOf(row), query: { model: judgingQuery().model, ...query }, signal }).then((one) => one.json());
   const [score, reconstruction, pixels] = await Promise.all([
     request(`score${ending}`, { explain: "map" }),
     generating(`reconstruct${ending}`),
     generating("rows").then((answer) => answer.instances[0]),
   ]);
-  return { ...score, reconstruction: reconstruction.reconstructions[0].mean, pixels };
+  return { ...score, reconstruction: reconstruction.reconstructions[0].mean, pixels, of };
 }
 
 /** Posterior draws of a row: E[x | z] of it, and observations. */
@@ -244,7 +271,10 @@ export async function encoded(row) {
 export const examples = () => getJSON("examples", { model: judgingQuery().model });
 export const asRow = (name, instance) => newRow(name, { instance, thumb: typeof instance === "string" ? instance : null });
 
-const NEVER_JUDGED = new Set(["unreadable", "not_finite", "no_value"]);
+const NEVER_JUDGED = new Set(["unreadable", "no_value"]);
+
+/** A row's score, if it is up to date and by the rule that judges. */
+export const judgedScore = (row, { rule }) => (row.score && !row.isStale && (rule !== "combined" || row.score.evidence) ? row.score : null);
 
 /** Whether a row is valid at another rate of the rule that scored it, from its p-values alone. */
 export function isValidAt(score, { rule, tail, false_alarm: rate, percentiles }) {

@@ -42,21 +42,21 @@ const anySeed = () => Math.floor(Math.random() * 1e6);
 function Samples() {
   const { params, model } = useApp();
   const input = inputOf(model);
-  const [first] = useState(anySeed);
+  const [first] = useState(anySeed), [failure, setFailure] = useState(null);
   const seed = params.seed ?? String(first), num = Math.min(100, Number(params.num) || 24), of = params.of ?? (input.kind === "image" ? "mean" : "observation");
   const query = { model: judgingQuery().model, num, seed, of };
   const [answer, problem] = useAnswer(() => getJSON("sample", query), [seed, num, of]);
   const ending = input.kind === "image" ? "png" : "csv";
-  return html`<section class="card" aria-label="Samples"><h2>Rows that it makes up</h2>
+  return html`<section class="card" aria-label="Samples"><h2>Rows that it generates</h2>
     <p class="soft">Latents are drawn from the prior, and a row from each. The same seed gives the same rows.</p>
     <div class="tools">
       <label class="inline">Seed <input type="number" min="0" value=${seed} onInput=${(event) => event.target.value && note({ seed: event.target.value })} /></label>
       <label class="inline">Number <input type="number" min="1" max="100" value=${num} onInput=${(event) => event.target.value && note({ num: event.target.value })} /></label>
       <label class="inline">Show <select value=${of} onChange=${(event) => note({ of: event.target.value })}><option value="mean">the expectation</option><option value="observation">an observation</option></select></label>
       <button type="button" onClick=${() => note({ seed: anySeed() })}>Others</button>
-      <button type="button" onClick=${() => download(`sample.${ending}`, query, `samples-${model.name}-${seed}.${ending}`, "*/*")}>Download</button>
+      <button type="button" onClick=${() => download(`sample.${ending}`, query, `samples-${model.name}-${seed}.${ending}`, "*/*").then(() => setFailure(null), setFailure)}>Download</button>
     </div>
-    <${Trouble} problem=${problem} />
+    <${Trouble} problem=${problem ?? failure} />
     ${answer && html`<${Gallery} rows=${answer.samples} input=${input} label="Sample" />`}
     <${Request} line=${curl("sample", { query })} />
   </section>`;

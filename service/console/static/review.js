@@ -2,7 +2,7 @@
 import { curl, getJSON, postJSON } from "console/api.js";
 import { Badge } from "console/card.js";
 import { asStrange, cell, count, percent, plural, words } from "console/format.js";
-import { html, useEffect, useState } from "console/lib.js";
+import { html, useEffect, useRef, useState } from "console/lib.js";
 import { Choice, Request, Trouble } from "console/parts.js";
 import { Picture } from "console/pixels.js";
 import { addInstance, clear } from "console/rows.js";
@@ -17,33 +17,49 @@ export function Review() {
   const which = QUEUES.some(([one]) => one === params.which) ? params.which : "refused";
   const [listed, setListed] = useState(null), [realised, setRealised] = useState(null), [problem, setProblem] = useState(null);
   const [at, setAt] = useState(0), [given, setGiven] = useState({}), [comment, setComment] = useState("");
+  const [last, setLast] = useState(null), [hasKeys, setKeys] = useState(true), isBusy = useRef(false);
   const query = { model: model.name, which, limit: MOST };
-  const load = () => getJSON("feedback", query).then((answer) => {
-    setListed(answer.reviews);
-    setRealised(answer.realised);
-    setProblem(null);
-  }, setProblem);
   useEffect(() => {
+    let isHere = true;
     setAt(0);
-    if (hasJournal) load();
+    setListed(null);
+    setProblem(null);
+    if (hasJournal) {
+      getJSON("feedback", { ...query, rate: 1 }).then((answer) => {
+        if (!isHere) return;
+        setListed(answer.reviews);
+        setRealised(answer.realised);
+      }, (failure) => isHere && setProblem(failure));
+    }
+    return () => { isHere = false; };
   }, [model.name, which]);
   const open = (listed ?? []).filter((one) => !one.own);
   const one = open[Math.min(at, open.length - 1)];
   const say = async (label) => {
-    if (!one) return;
+    if (!one || isBusy.current) return;
+    isBusy.current = true;
     try {
       await postJSON("feedback", { record: one.record, label, ...(comment.trim() ? { note: comment.trim() } : {}) });
       setGiven({ ...given, [one.record]: label });
       setComment("");
-      getJSON("feedback", { ...query, limit: 1 }).then((answer) => setRealised(answer.realised), () => {});
+      setLast(one.record);
+      getJSON("feedback", { model: model.name, limit: 1, rate: 1 }).then((answer) => setRealised(answer.realised), () => {});
       setListed((before) => before.map((other) => (other.record === one.record ? { ...other, own: label, label: other.label && other.label !== label ? "unsure" : label } : other)));
+      setProblem(null);
     } catch (failure) {
       setProblem(failure);
     }
+    isBusy.current = false;
+  };
+  // The last row comes back to be answered again; the last answer of each person counts.
+  const undo = () => {
+    setListed((before) => before.map((other) => (other.record === last ? { ...other, own: null } : other)));
+    setAt(Math.max(0, listed.filter((other) => !other.own || other.record === last).findIndex((other) => other.record === last)));
+    setLast(null);
   };
   useEffect(() => {
     const press = (event) => {
-      if (event.target.closest("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (!hasKeys || event.repeat || event.target.closest("input:not([type=radio], [type=checkbox]), textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
       const label = LABELS.find(([, letter]) => letter === event.key);
       if (label) say(label[0]);
       else if (event.key === "j") setAt(Math.min(open.length - 1, at + 1));
@@ -65,7 +81,9 @@ export function Review() {
         <div class="buttons" role="group" aria-label="What is it in truth?">${LABELS.map(([label, letter, text]) => html`<button type="button" key=${label} onClick=${() => say(label)}>${text} <kbd>${letter}</kbd></button>`)}
           <button type="button" class="quiet" onClick=${() => setAt(Math.min(open.length - 1, at + 1))}>Skip <kbd>j</kbd></button></div>`
         : html`<p class="soft">${which === "asked" ? "Nobody is asked about a row now: vouch feedback ask draws some at random." : `No row of this model was ${which} lately, or you have answered about each.`}</p>`}
-      <p class="soft" aria-live="polite">${Object.keys(given).length ? `${plural(Object.keys(given).length, "answer")} given now.` : ""}</p>
+      <p class="soft"><span aria-live="polite">${Object.keys(given).length ? `${plural(Object.keys(given).length, "answer")} given now.` : ""}</span>
+        ${last && html`${" "}<button type="button" class="quiet" onClick=${undo}>Change the last one (${given[last]})</button>`}</p>
+      <label class="soft small"><input type="checkbox" checked=${hasKeys} onChange=${() => setKeys(!hasKeys)} /> keys v, i and u answer; j and k move</label>
     </section>
     <${Realised} reviews=${listed} realised=${realised} />
     <${Request} line=${curl("feedback", { query })} />

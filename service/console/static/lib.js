@@ -1,9 +1,9 @@
 // What every module of the console draws with.
-import { Fragment, h, render } from "preact";
+import { Component, Fragment, h, render } from "preact";
 import htm from "htm";
 
-export { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
-export { Fragment, render };
+export { useEffect, useMemo, useRef, useState } from "preact/hooks";
+export { Component, Fragment, render };
 export const html = htm.bind(h);
 
 /** A value that components follow: `use()` in a component, `set` to change some of its fields. */

@@ -1,7 +1,7 @@
 // The console: what is on top of every view, and which view is shown.
 import { hasKey, setKey } from "console/api.js";
 import { Check } from "console/check.js";
-import { html, render, useState } from "console/lib.js";
+import { Component, html, render, useEffect, useState } from "console/lib.js";
 import { Drift } from "console/drift.js";
 import { Learnt } from "console/learnt.js";
 import { Models } from "console/models.js";
@@ -14,15 +14,30 @@ const VIEWS = {
   learnt: ["What it learnt", Learnt], models: ["Models", Models], drift: ["Drift", Drift],
 };
 
+/** Says what broke in place of an empty page. */
+class Boundary extends Component {
+  componentDidCatch(error) {
+    console.error(error);
+    this.setState({ error });
+  }
+
+  render() {
+    if (!this.state.error) return this.props.children;
+    return html`<article class="card"><h2>This view broke</h2><p role="alert">${String(this.state.error.message ?? this.state.error)}</p>
+      <button type="button" onClick=${() => this.setState({ error: null })}>Show it again</button></article>`;
+  }
+}
+
 function App() {
   const { phase, problem, view, model } = useApp();
   const View = VIEWS[view][1];
+  useEffect(() => { document.title = `${VIEWS[view][0]}${model ? ` · ${model.name}` : ""} · Vouch`; }, [view, model]);
   return html`
     <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.getElementById("main").focus(); }}>To the content</a>
     <${Header} />
     <main id="main" tabindex="-1">
       <h1 class="sr-only">${VIEWS[view][0]}${model ? `: ${model.name}` : ""}</h1>
-      ${phase === "ready" ? html`<${View} />` : phase === "locked" ? html`<${Locked} problem=${problem} />`
+      ${phase === "ready" ? html`<${Boundary} key=${`${view} ${model.digest}`}><${View} /><//>` : phase === "locked" ? html`<${Locked} problem=${problem} />`
         : phase === "failed" ? html`<article class="card"><h2>That did not work</h2><p role="alert">${problem.message}</p><button type="button" onClick=${load}>Try again</button></article>`
         : html`<p class="soft" aria-busy="true">Loading…</p>`}
     </main>`;

@@ -4,7 +4,7 @@ import { Curve, RateChart } from "console/charts.js";
 import { count, nats, percent, plural } from "console/format.js";
 import { html, useEffect, useMemo, useRef, useState } from "console/lib.js";
 import { Choice, Copy, Request } from "console/parts.js";
-import { addFiles, explainRefused, isValidAt, rescore } from "console/rows.js";
+import { addFiles, explainRefused, isValidAt, judgedScore } from "console/rows.js";
 import { app, judgingQuery, link, promisesOf, setJudging, useApp } from "console/state.js";
 
 const RULES = [["combined", "all statistics together"], ["low", "log p(x), too unlikely"], ["both", "log p(x), too unlikely or too likely"]];
@@ -18,13 +18,11 @@ export function Promised() {
   const at = promises.findIndex((one) => one.false_alarm === judging.false_alarm);
   const promise = promises[at];
   const known = new Set(invalid);
-  const own = rows.filter((row) => row.score && !known.has(row.id)), bad = rows.filter((row) => row.score && known.has(row.id));
+  const judged = rows.filter((row) => judgedScore(row, judging));
+  const own = judged.filter((row) => !known.has(row.id)), bad = judged.filter((row) => known.has(row.id));
   const refused = own.filter((row) => !isValidAt(row.score, judging));
   const chosen = judging.rule === "combined" ? "combined" : judging.tail;
-  const choose = (value) => {
-    setJudging(value === "combined" ? { rule: "combined", tail: null } : { rule: "band", tail: value });
-    rescore();
-  };
+  const choose = (value) => setJudging(value === "combined" ? { rule: "combined", tail: null } : { rule: "band", tail: value });
   useEffect(explainRefused, [judging.false_alarm]);
   const series = useMemo(() => shares(promises, own, bad, judging), [promises, rows, invalid, changed, judging.rule, judging.tail]);
   const cheapest = bad.length ? cheapestOf(promises, series.caught, costs) : null;
@@ -65,6 +63,7 @@ export function Promised() {
 function threshold(promise, judging) {
   if (judging.rule === "combined") return `A row is refused if at most ${percent(promise.false_alarm)} of valid rows are as strange by all statistics together.`;
   const [low, high] = promise.log_likelihood;
+  if (low === null) return "So many valid rows have a cell that cannot be read that this rate refuses no others.";
   return high === null ? `A row is refused if its log p(x) is below ${nats(low)} nats.` : `A row is refused if its log p(x) is below ${nats(low)} or above ${nats(high)} nats.`;
 }
 

@@ -13,13 +13,17 @@ export function Drift() {
   const [monitor, setMonitor] = useState(null), [problem, setProblem] = useState(null);
   useEffect(() => {
     setMonitor(null);
-    const ask = () => getJSON("drift", { model: model.name }).then((answer) => { setMonitor(answer.drift[0]); setProblem(null); }, setProblem);
+    let isHere = true;
+    const ask = () => getJSON("drift", { model: model.name }).then((answer) => isHere && setMonitor(answer.drift[0]), (failure) => isHere && setProblem(failure));
     ask();
     const timer = setInterval(ask, EVERY_MS);
-    return () => clearInterval(timer);
+    return () => {
+      isHere = false;
+      clearInterval(timer);
+    };
   }, [model.name]);
   if (!monitor) return html`<article class="card"><h2>Drift</h2>${problem ? html`<${Trouble} problem=${problem} />` : html`<p class="soft">Loading…</p>`}</article>`;
-  const restart = () => postJSON(`models/${encodeURIComponent(model.name)}/drift`, { restart: true }).then((answer) => setMonitor(answer.drift[0]), setProblem);
+  const restart = () => postJSON(`models/${encodeURIComponent(model.name)}/drift`, { restart: true }).then((answer) => { setMonitor(answer.drift[0]); setProblem(null); }, setProblem);
   return html`<div class="drift">
     <${Monitor} monitor=${monitor} title=${`${monitor.model.name}, version ${monitor.model.version}`} />
     ${monitor.drifts && html`<section class="card"><p>Once you know why, start again: <button type="button" onClick=${restart}>Acknowledge the alarm</button> <span class="soft">needs the scope admin</span></p></section>`}
@@ -32,8 +36,8 @@ export function Drift() {
 function Monitor({ monitor, title }) {
   const { log_capital: capital, peak_log_capital: peak, limit, drifts, direction, alarm_row: alarm, watched_rows: watched, level } = monitor;
   const verdict = drifts
-    ? `The rows no longer look like the validation rows: ${direction === "low" ? "too many are unlikely" : "too many are likely"}. The alarm fell at row ${count(alarm)}.`
-    : watched ? "Nothing speaks against it: the rows look like the validation rows." : "No rows have been judged yet.";
+    ? `The rows no longer look like the validation rows: ${direction === "low" ? "too many are unlikely" : "too many are likely"}. The alarm was raised at row ${count(alarm)}.`
+    : watched ? "No sign of drift: the rows look like the validation rows." : "No rows have been judged yet.";
   return html`<section class="card" aria-label=${title}>
     <h2>${title}</h2>
     <p class="big ${drifts ? "invalid-text" : ""}" aria-live="polite">${verdict}</p>

@@ -2,7 +2,7 @@
 import { curl, Problem } from "console/api.js";
 import { Curve, EvidenceBars, RateScale } from "console/charts.js";
 import { asStrange, nats, percent } from "console/format.js";
-import { Copy } from "console/parts.js";
+import { Request } from "console/parts.js";
 import { html, useEffect, useState } from "console/lib.js";
 import { Editor } from "console/editor.js";
 import { explained, pValue } from "console/rows.js";
@@ -52,7 +52,7 @@ export function VerdictCard({ row }) {
       if (problem.name !== "AbortError") setMore({ problem });
     });
     return () => abort.abort();
-  }, [row.id, row.score, judging]);
+  }, [row.id, row.score, row.instance, judging]);
   if (row.problem) {
     return html`<article class="card" aria-live="polite"><h2>${row.name}</h2>
       <p class="badge-line"><span class="badge problem">not scored</span></p>
@@ -60,7 +60,7 @@ export function VerdictCard({ row }) {
       ${input.kind === "table" && row.instance && html`<${Editor} row=${row} input=${input} more=${null} />`}
     </article>`;
   }
-  const score = more?.scores?.[0] ?? row.score;
+  const score = more?.scores?.[0] ?? (judging.rule === "combined" && !row.score?.evidence ? null : row.score);
   if (!score) return html`<article class="card" aria-busy="true"><h2>${row.name}</h2><p class="soft">Scoring…</p></article>`;
   const band = more?.band && judging.rule !== "combined" ? score.band ?? more.band.log_likelihood : null;
   return html`<article class="card" data-changed=${changed} aria-busy=${Boolean(row.isStale)}>
@@ -80,16 +80,13 @@ export function VerdictCard({ row }) {
     ${score.evidence && html`<h3>How strange it is, by each statistic</h3>
       <${EvidenceBars} evidence=${score.evidence} statistics=${calibration.statistics} limit=${judging.false_alarm} />`}
     ${score.record && html`<p class="soft small">Record <code>${score.record}</code></p>`}
-    <${Request} row=${row} />
+    <${Request} line=${requestOf(row, model)} />
   </article>`;
 }
 
 /** The request that gives this card. */
-function Request({ row }) {
-  const input = inputOf(useApp().model);
-  const query = { ...judgingQuery(), trial: 1, explain: input.kind === "image" ? "map" : 3 };
-  const line = row.file
-    ? curl("score/files", { query, file: row.name })
-    : curl("score", { query, json: { instances: [row.instance] } });
-  return html`<details class="request"><summary>The same by <code>curl</code></summary><${Copy} text=${line} /></details>`;
+function requestOf(row, model) {
+  const query = { ...judgingQuery(), trial: 1, explain: inputOf(model).kind === "image" ? "map" : 3 };
+  if (row.file) return curl("score/files", { query, file: row.name });
+  return curl("score", { query, json: { instances: [row.instance] } });
 }

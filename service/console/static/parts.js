@@ -4,14 +4,15 @@ import { Problem } from "console/api.js";
 
 /** Text to copy, with its button. */
 export function Copy({ text, label = "Copy" }) {
-  const [isDone, setDone] = useState(false);
+  const [said, setSaid] = useState(null);
   const copy = async () => {
-    await navigator.clipboard?.writeText(text).catch(() => {});
-    setDone(true);
-    setTimeout(() => setDone(false), 1500);
+    // Pages that came over plain http from another machine have no clipboard.
+    const isDone = await (navigator.clipboard?.writeText(text) ?? Promise.reject()).then(() => true, () => false);
+    setSaid(isDone ? "Copied" : "Select it and copy");
+    setTimeout(() => setSaid(null), 2500);
   };
-  const shown = text.length > 600 ? `${text.slice(0, 600)}…` : text;
-  return html`<div class="copy"><pre tabindex="0"><code>${shown}</code></pre><button type="button" onClick=${copy}>${isDone ? "Copied" : label}</button></div>`;
+  const shown = text.length > 600 && navigator.clipboard ? `${text.slice(0, 600)}…` : text;
+  return html`<div class="copy"><pre tabindex="0"><code>${shown}</code></pre><button type="button" onClick=${copy}>${said ?? label}</button></div>`;
 }
 
 /** The request behind a view. */
@@ -28,5 +29,3 @@ export function Choice({ name, legend, options, value, onChange }) {
     ${options.map(([one, text]) => html`<label key=${one}><input type="radio" name=${name} value=${one} checked=${one === value} onChange=${() => onChange(one)} /> <span>${text}</span></label>`)}
   </fieldset>`;
 }
-
-export const Soft = ({ children }) => html`<p class="soft">${children}</p>`;

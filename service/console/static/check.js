@@ -6,7 +6,7 @@ import { count, oneIn, percent, plural } from "console/format.js";
 import { html, useEffect, useMemo, useRef, useState } from "console/lib.js";
 import { Request, Trouble } from "console/parts.js";
 import { Brush } from "console/pixels.js";
-import { addFiles, addInstance, addText, clear, examples, isValidAt, pValue, replace, rowOf } from "console/rows.js";
+import { addFiles, addInstance, addText, clear, examples, isValidAt, judgedScore, pValue, replace, rowOf } from "console/rows.js";
 import { app, inputOf, judgingQuery, note, useApp } from "console/state.js";
 
 export function Check() {
@@ -37,7 +37,7 @@ function Welcome() {
   return html`<article class="card welcome"><h2>Is this row like anything the model was built for?</h2>
     <p>${model.card.description || `The model is called ${model.name}.`}</p>
     <p class="soft">It was calibrated on ${plural(calibration.rows, "valid row")}: ${promise}. The view Promise changes that.</p>
-    <p class="soft">Try an example, or bring your own. Nothing that you do here is counted as traffic.</p></article>`;
+    <p class="soft">Try an example, or bring your own. What you try here does not count for the drift monitors.</p></article>`;
 }
 
 function Intake() {
@@ -83,11 +83,14 @@ function Examples({ asked }) {
     note({ example: at });
   };
   useEffect(() => {
+    let isHere = true;
     examples().then((answer) => {
+      if (!isHere) return;
       setFound(answer.examples);
       const one = answer.examples[asked];
       if (one && !app.value.rows.length) show(one, asked);
-    }, setProblem);
+    }, (failure) => isHere && setProblem(failure));
+    return () => { isHere = false; };
   }, []);
   if (problem) return html`<${Trouble} problem=${problem} />`;
   return html`<div class="examples" role="group" aria-label="Examples" aria-busy=${!found}>
@@ -101,9 +104,9 @@ function Examples({ asked }) {
 /** Something to draw a digit on. */
 function Pad({ input }) {
   const [drawn, setDrawn] = useState(null), [blank, setBlank] = useState(0);
-  const onStroke = (pixels) => {
-    if (drawn && rowOf(drawn)) replace(drawn, { instance: pixels });
-    else setDrawn(addInstance("drawn", pixels).id);
+  const onStroke = (pixels, thumb) => {
+    if (drawn && rowOf(drawn)) replace(drawn, { instance: pixels, thumb });
+    else setDrawn(addInstance("drawn", pixels, { thumb }).id);
   };
   const again = () => {
     setDrawn(null);
@@ -126,7 +129,7 @@ function Paste() {
 }
 
 const ROW_HEIGHT = 40, AROUND = 8;
-const COLUMNS = [["name", "Row"], ["verdict", "Verdict"], ["p", "As strange"], ["log_likelihood", "log p(x)"], ["reason", "Why"]];
+const COLUMNS = [["name", "Row"], ["verdict", "Verdict"], ["p", "Rarity"], ["log_likelihood", "log p(x)"], ["reason", "Why"]];
 
 function RowTable() {
   const { rows, selected, judging, changed } = useApp();
@@ -138,7 +141,7 @@ function RowTable() {
   const shown = useMemo(() => listed(rows, { order, text, only, judging }), [rows, order, text, only, judging, changed]);
   const height = 460, first = Math.max(0, Math.floor(top / ROW_HEIGHT) - AROUND);
   const some = shown.slice(first, first + Math.ceil(height / ROW_HEIGHT) + 2 * AROUND);
-  const done = rows.filter((row) => row.score && !row.isStale), refused = done.filter((row) => !isValidAt(row.score, judging)).length;
+  const done = rows.filter((row) => judgedScore(row, judging)), refused = done.filter((row) => !isValidAt(row.score, judging)).length;
   const failed = rows.filter((row) => row.problem).length;
   const sort = (by) => setOrder({ by, isDown: order.by === by ? !order.isDown : by === "log_likelihood" });
   const pick = (id) => app.set({ selected: id });
@@ -166,7 +169,7 @@ function RowTable() {
         ${COLUMNS.map(([by, title]) => html`<th key=${by} scope="col" aria-sort=${order.by === by ? (order.isDown ? "descending" : "ascending") : "none"}><button type="button" onClick=${() => sort(by)}>${title}<span aria-hidden="true">${order.by === by ? (order.isDown ? " ↓" : " ↑") : ""}</span></button></th>`)}
       </tr></thead><tbody>
         ${first > 0 && html`<tr aria-hidden="true" style=${{ height: `${first * ROW_HEIGHT}px` }}><td></td></tr>`}
-        ${some.map((row, at) => html`<${TableRow} key=${row.id} row=${row} score=${row.score} isChosen=${row.id === selected} isImage=${isImage} number=${first + at + 2} judging=${judging} onPick=${pick} />`)}
+        ${some.map((row, at) => html`<${TableRow} key=${row.id} row=${row} isChosen=${row.id === selected} isImage=${isImage} number=${first + at + 2} judging=${judging} onPick=${pick} />`)}
         ${first + some.length < shown.length && html`<tr aria-hidden="true" style=${{ height: `${(shown.length - first - some.length) * ROW_HEIGHT}px` }}><td></td></tr>`}
       </tbody></table>
     </div>
@@ -174,7 +177,8 @@ function RowTable() {
   </section>`;
 }
 
-function TableRow({ row, score, isChosen, isImage, number, judging, onPick }) {
+function TableRow({ row, isChosen, isImage, number, judging, onPick }) {
+  const score = judgedScore(row, judging);
   const verdict = score && (isValidAt(score, judging) ? "valid" : "invalid");
   const why = row.problem ? row.problem.message : verdict === "invalid" ? score.reason ?? "" : "";
   return html`<tr aria-rowindex=${number} class=${isChosen ? "chosen" : ""} onClick=${() => onPick(row.id)}>
@@ -191,7 +195,7 @@ function listed(rows, { order, text, only, judging }) {
   const wanted = text.trim().toLowerCase();
   const kept = rows.filter((row) => {
     if (only !== "all") {
-      if (!row.score) return false;
+      if (!judgedScore(row, judging)) return false;
       if (only === "uncertain" ? row.score.certain : isValidAt(row.score, judging) !== (only === "valid")) return false;
     }
     return !wanted || `${row.name} ${row.score?.reason ?? ""} ${cellsOf(row.instance)}`.toLowerCase().includes(wanted);
@@ -199,8 +203,8 @@ function listed(rows, { order, text, only, judging }) {
   if (!order.by) return kept;
   const value = {
     name: (row) => row.name,
-    verdict: (row) => (row.score ? Number(isValidAt(row.score, judging)) : 2),
-    p: (row) => (row.score ? pValue(row.score, judging) : 2),
+    verdict: (row) => (judgedScore(row, judging) ? Number(isValidAt(row.score, judging)) : 2),
+    p: (row) => (judgedScore(row, judging) ? pValue(row.score, judging) : 2),
     log_likelihood: (row) => row.score?.log_likelihood ?? -Infinity,
     reason: (row) => row.score?.reason ?? "",
   }[order.by];

@@ -74,7 +74,10 @@ const waiting = new Map();
 /** Judge a changed row once its reader pauses. */
 function later(id, instance) {
   clearTimeout(waiting.get(id));
-  waiting.set(id, setTimeout(() => replace(id, { instance }), 250));
+  waiting.set(id, setTimeout(() => {
+    waiting.delete(id);
+    replace(id, { instance });
+  }, 250));
 }
 
 /** A row's cells in a line, for the table and for search. */
@@ -93,12 +96,12 @@ function ImageEditor({ row, input, more }) {
   const [size, setSize] = useState(3);
   // What was read last stays, until the changed picture is read.
   const [read, setRead] = useState(null);
-  useEffect(() => { if (more?.pixels) setRead(more); }, [more]);
+  useEffect(() => { if (more?.pixels && more.of === (row.file ?? row.instance)) setRead(more); }, [more]);
   useEffect(() => setRead(null), [row.id]);
   if (!read) return html`<p class="soft" aria-busy="true">Reading the picture…</p>`;
   const expected = flat(read.reconstruction);
   const paintWith = { erase: (at) => expected[at], black: 0, white: 255 }[colour];
-  const onStroke = (pixels) => replace(row.id, { instance: pixels, thumb: row.thumb });
+  const onStroke = (pixels, thumb) => replace(row.id, { instance: pixels, thumb });
   return html`<section aria-label="The picture"><h3>What the model saw, what it expected, and where they differ</h3>
     <div class="trio">
       <figure><${Brush} pixels=${read.pixels} input=${input} colour=${paintWith} size=${size} onStroke=${onStroke}

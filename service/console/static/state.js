@@ -1,5 +1,5 @@
 // What the console knows: the models, how rows are judged, the rows themselves; and where in it the reader is.
-import { address, getJSON, Problem } from "console/api.js";
+import { getJSON, Problem } from "console/api.js";
 import { createStore, useEffect, useState } from "console/lib.js";
 
 export const VIEWS = ["check", "promise", "review", "learnt", "models", "drift"];
@@ -110,13 +110,15 @@ let choices = 0;
 export async function choose(reference) {
   const mine = ++choices;
   const [name] = reference.split("@");
-  const calibration = await getJSON("calibration", { model: reference });
-  const model = await getJSON(`models/${encodeURIComponent(name)}`, { version: calibration.model.version });
-  if (mine !== choices) return;
-  app.set({
-    phase: "ready", problem: null, calibration, model, reference,
-    judging: judgingOf(calibration, app.value.params), rows: [], selected: null, invalid: [], notes: [],
-  });
+  try {
+    const calibration = await getJSON("calibration", { model: reference });
+    const model = await getJSON(`models/${encodeURIComponent(name)}`, { version: calibration.model.version });
+    if (mine !== choices) return;
+    app.set({ phase: "ready", problem: null, calibration, model, reference, judging: judgingOf(calibration, app.value.params) });
+  } catch (problem) {
+    if (mine !== choices) return; // another one was chosen meanwhile
+    app.set({ phase: problem.status === 401 ? "locked" : "failed", problem });
+  }
 }
 
 addEventListener("hashchange", () => {
@@ -125,7 +127,7 @@ addEventListener("hashchange", () => {
   const { params, models, calibration, judging } = app.value;
   if (!models.length) return;
   if ((params.model ?? null) !== (before ?? null)) {
-    choose(params.model ?? models.find((one) => one.default)?.name ?? models[0].name).catch((problem) => app.set({ phase: "failed", problem }));
+    choose(params.model ?? models.find((one) => one.default)?.name ?? models[0].name);
   } else if (calibration) {
     const told = judgingOf(calibration, params);
     if (JSON.stringify(told) !== JSON.stringify(judging)) app.set({ judging: told });
@@ -141,10 +143,10 @@ export function inputOf(model) {
 }
 
 function described(model) {
-  const { input, images } = model.card;
+  const { input } = model.card;
   if (input.kind === "image") {
     const [height, width, channels = 1] = input.shape;
-    return { kind: "image", height, width, channels, reading: images ?? null };
+    return { kind: "image", height, width, channels, features: height * width * channels };
   }
   const learnt = input.transform.kind === "mixed" ? input.transform.columns : null;
   const names = input.columns ?? Array.from({ length: input.shape[0] }, (_, at) => at);
@@ -159,5 +161,3 @@ function columnOf(name, learnt, domain) {
   if (learnt?.values) return { name, kind: learnt.kind, values: learnt.values };
   return { name, kind: learnt?.kind ?? "number", low: learnt?.low ?? domain?.low ?? null, high: learnt?.high ?? domain?.high ?? null, step: learnt?.step ?? null };
 }
-
-export { address };

@@ -57,7 +57,9 @@ export async function postFiles(path, files, query, signal) {
   return (await ask(path, { query, body, signal })).json();
 }
 
-/** Score instances line by line; `onScore(index, score or problem document)` is called as they come. */
+/** Score instances line by line; `onScores(start, scores or problem documents)` is called as they come.
+ *  @throws {Problem} also if fewer came than were sent.
+ */
 export async function scoreLines(instances, query, onScores, signal) {
   const body = instances.map((one) => JSON.stringify(one)).join("\n");
   const response = await ask("score.ndjson", {
@@ -66,13 +68,17 @@ export async function scoreLines(instances, query, onScores, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "", done = 0;
   for (;;) {
-    const { value, done: isOver } = await reader.read();
+    const { value, done: isOver } = await reader.read().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      return { value: "", done: true };
+    });
     const lines = (rest + (value ?? "")).split("\n");
     rest = isOver ? "" : lines.pop();
-    const found = lines.filter(Boolean).map(JSON.parse);
+    const found = lines.filter(Boolean).map((line) => JSON.parse(line));
     if (found.length) onScores(done, found);
     done += found.length;
-    if (isOver) return done;
+    if (isOver && done < instances.length) throw new Problem({ status: 0, detail: "the answer broke off: send the rows again" });
+    if (isOver) return;
   }
 }
 

@@ -1,0 +1,1 @@
+"""The console's files, and reports made of the same parts."""
