@@ -315,12 +315,7 @@ class CellReader:
             RowError: names the first cell that cannot be read.
         """
         names = table.names if self.names is None else self.names
-        absent = [name for name in names if name not in table.names]
-        left_out = table.left_out if isinstance(table, RawTable) else {}
-        if nested := [name for name in absent if name in left_out]:
-            raise DataError(f"column {nested[0]!r} holds {left_out[nested[0]]}, expected single values")
-        if absent:
-            raise DataError(f"has no column {absent[0]!r}, which the model reads")
+        self.check_is_whole(table)
         faults: list[Fault] = []
         decimal = table.decimal if isinstance(table, RawTable) else None
         # The cells of a file of text are text, also where they are pixels.
@@ -334,6 +329,15 @@ class CellReader:
             raise first_fault(InputError("some cells cannot be read: see what was expected", [first]))
         read = np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
         return np.concatenate([read, self.table_beside(table)], axis=1) if self.beside else read
+
+    def check_is_whole(self, table: Table | RawTable) -> None:
+        """Raise a DataError if a table lacks a column that the model reads."""
+        absent = [name for name in self.names or () if name not in table.names]
+        left_out = table.left_out if isinstance(table, RawTable) else {}
+        if nested := [name for name in absent if name in left_out]:
+            raise DataError(f"column {nested[0]!r} holds {left_out[nested[0]]}, expected single values")
+        if absent:
+            raise DataError(f"has no column {absent[0]!r}, which the model reads")
 
     def table_beside(self, table: Table | RawTable) -> np.ndarray:
         """What `found_beside` says of the cells of a table, shape (N, C); 0 in columns that are not there."""

@@ -113,13 +113,14 @@ def by_statistics(
 
 
 def with_cells(scores: ExplainedScores, reasons: Sequence[str | None]) -> list[str | None]:
-    """The reasons with each row's most suspicious cell, and what was expected there."""
+    """The reasons with each row's most suspicious cell, and what was expected there, if the cell is not as expected."""
     found = list(reasons)
     for row in np.flatnonzero(~scores.valid & ~scores.unreadable & (scores.columns[:, :1] >= 0).any(axis=1)).tolist():
         at = int(scores.columns[row, 0])
         spec, cell = scores.spec, float(scores.cells[row, 0])
         value, low, high = (float(one[row, 0]) for one in (scores.expected, scores.expected_low, scores.expected_high))
-        found[row] = f"{found[row]}; most suspicious: {cell_words(spec, at, cell, value, low, high)}"
+        if not (cell == value if np.isnan(low) else low <= cell <= high):
+            found[row] = f"{found[row]}; most suspicious: {cell_words(spec, at, cell, value, low, high)}"
     return found
 
 

@@ -154,6 +154,7 @@ def test_an_array_is_told_as_rows(in_process):
     ("body", "kind", "status"),
     [
         (b"a,b\n1,2\n", "text/csv", 422),
+        (f"{','.join(COLUMNS[:-1])}\n{'1,' * 5}1\n".encode(), "text/csv", 422),
         (b"", "text/csv", 422),
         (b"\x00\xff\x00", "text/csv", 400),
         (b"name", "application/x-npy", 400),

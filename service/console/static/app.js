@@ -37,7 +37,7 @@ function App() {
     <${Header} />
     <main id="main" tabindex="-1">
       <h1 class="sr-only">${VIEWS[view][0]}${model ? `: ${model.name}` : ""}</h1>
-      ${phase === "ready" ? html`<${Boundary} key=${`${view} ${model.digest}`}><${View} /><//>` : phase === "locked" ? html`<${Locked} problem=${problem} />`
+      ${phase === "ready" ? html`<${Boundary} key=${`${view} ${model.name}`}><${View} /><//>` : phase === "locked" ? html`<${Locked} problem=${problem} />`
         : phase === "failed" ? html`<article class="card"><h2>That did not work</h2><p role="alert">${problem.message}</p><button type="button" onClick=${load}>Try again</button></article>`
         : html`<p class="soft" aria-busy="true">Loading…</p>`}
     </main>`;
@@ -86,7 +86,7 @@ function Theme() {
     document.documentElement.dataset.theme = one;
     setTheme(one);
   };
-  return html`<button type="button" class="quiet" onClick=${next} aria-label=${`Theme: ${theme}`}>${{ auto: "◐", light: "☀", dark: "☾" }[theme]}</button>`;
+  return html`<button type="button" class="quiet" onClick=${next}>Theme: ${theme}</button>`;
 }
 
 document.getElementById("app").replaceChildren();

@@ -5,7 +5,7 @@ import { asStrange, nats, percent } from "console/format.js";
 import { Request } from "console/parts.js";
 import { html, useEffect, useState } from "console/lib.js";
 import { Editor } from "console/editor.js";
-import { explained, pValue } from "console/rows.js";
+import { explained, isUnreadable, pValue, restore } from "console/rows.js";
 import { inputOf, judgingQuery, useApp } from "console/state.js";
 
 /** The verdict in a word, with a sign for those who do not see the colour. */
@@ -57,6 +57,7 @@ export function VerdictCard({ row }) {
     return html`<article class="card" aria-live="polite"><h2>${row.name}</h2>
       <p class="badge-line"><span class="badge problem">not scored</span></p>
       <p>${sentence(row.problem.message)}</p>
+      ${row.problem.document.errors?.length > 1 && html`<ul class="soft small">${row.problem.document.errors.map((one) => html`<li>${one.column}: ${one.message}${one.expected ? `; expected ${one.expected}` : ""}</li>`)}</ul>`}
       ${input.kind === "table" && row.instance && html`<${Editor} row=${row} input=${input} more=${null} />`}
     </article>`;
   }
@@ -69,19 +70,29 @@ export function VerdictCard({ row }) {
       <p class="badge-line"><${Badge} verdict=${score.verdict} /><span class="soft">at ${rateWords(judging)}</span></p>
       <p class="reason">${score.reason ? sentence(score.reason) : agreement(score, judging)}</p>
     </div>
-    <p class="soft small">${confidence(score)}</p>
+    ${row.original && html`<p class="soft small">This is not the row as you brought it. <button type="button" class="quiet" onClick=${() => restore(row.id)}>Undo the changes</button></p>`}
+    ${!isUnreadable(score) && html`<p class="soft small">${confidence(score)}</p>`}
     ${more?.problem && html`<p class="problem-text">${more.problem instanceof Problem ? more.problem.message : "The details could not be loaded."}</p>`}
     <${Editor} row=${row} input=${input} more=${more?.problem ? null : more} />
+    ${!isUnreadable(score) && html`<${Numbers} score=${score} band=${band} />`}
+    ${score.record && html`<p class="soft small">Record <code>${score.record}</code></p>`}
+    <${Request} line=${requestOf(row, model)} />
+  </article>`;
+}
+
+/** How likely and how strange a row is, in numbers. */
+function Numbers({ score, band }) {
+  const { judging, calibration } = useApp();
+  const less = score.percentile > 0 ? `${score.percentile.toFixed(1)} % of valid rows are less likely` : "no valid row is less likely";
+  return html`<div>
     ${judging.rule === "combined" && score.evidence && html`<h3>How strange it is, all in all</h3>
       <${RateScale} p=${score.evidence.combined} rate=${judging.false_alarm} verdict=${score.verdict} />`}
     <h3>Where it lies among valid rows</h3>
     <${Curve} curve=${calibration.curve} band=${band} score=${score} />
-    <p class="soft small">log p(x) is ${nats(score.log_likelihood)} ± ${(2 * score.std_error).toFixed(1)} nats; ${score.percentile.toFixed(1)} % of valid rows are less likely.</p>
+    <p class="soft small">log p(x) is ${nats(score.log_likelihood)} ± ${(2 * score.std_error).toFixed(1)} nats (two standard errors); ${less}.</p>
     ${score.evidence && html`<h3>How strange it is, by each statistic</h3>
       <${EvidenceBars} evidence=${score.evidence} statistics=${calibration.statistics} limit=${judging.false_alarm} />`}
-    ${score.record && html`<p class="soft small">Record <code>${score.record}</code></p>`}
-    <${Request} line=${requestOf(row, model)} />
-  </article>`;
+  </div>`;
 }
 
 /** The request that gives this card. */

@@ -1,12 +1,12 @@
 // Bring rows and see what the model says of them.
-import { curl } from "console/api.js";
+import { curl, save } from "console/api.js";
 import { Badge, VerdictCard } from "console/card.js";
 import { cellsOf } from "console/editor.js";
 import { count, oneIn, percent, plural } from "console/format.js";
 import { html, useEffect, useMemo, useRef, useState } from "console/lib.js";
-import { Request, Trouble } from "console/parts.js";
+import { Notes, Request, Trouble } from "console/parts.js";
 import { Brush } from "console/pixels.js";
-import { addFiles, addInstance, addText, clear, examples, isValidAt, judgedScore, pValue, replace, rowOf } from "console/rows.js";
+import { addFiles, addInstance, addText, clear, examples, isValidAt, judgedScore, pValue, remove, replace, rowOf } from "console/rows.js";
 import { app, inputOf, judgingQuery, note, useApp } from "console/state.js";
 
 export function Check() {
@@ -33,7 +33,7 @@ function Welcome() {
   const { model, judging, calibration } = useApp();
   const promise = judging.percentiles
     ? `rows between percentiles ${judging.percentiles.join(" and ")} of log p(x) are valid`
-    : `of rows that are like these, ${percent(judging.false_alarm)} are refused by mistake`;
+    : `of rows that are like these, at most ${percent(judging.false_alarm)} are refused by mistake`;
   return html`<article class="card welcome"><h2>Is this row like anything the model was built for?</h2>
     <p>${model.card.description || `The model is called ${model.name}.`}</p>
     <p class="soft">It was calibrated on ${plural(calibration.rows, "valid row")}: ${promise}. The view Promise changes that.</p>
@@ -63,7 +63,7 @@ function Intake() {
       <div class="buttons">
         <button type="button" onClick=${() => chooser.current.click()}>Choose files</button>
         ${input.kind === "image" && html`<button type="button" class="phone" onClick=${() => camera.current.click()}>Take a photo</button>`}
-        ${rows.length > 0 && html`<button type="button" class="quiet" onClick=${clear}>Clear</button>`}
+        ${(rows.length > 0 || notes.length > 0) && html`<button type="button" class="quiet" onClick=${clear}>Clear</button>`}
       </div>
       <input ref=${chooser} type="file" multiple hidden aria-label="Files of rows" onChange=${chosen} />
       <input ref=${camera} type="file" accept="image/*" capture="environment" hidden aria-label="A photo" onChange=${chosen} />
@@ -71,15 +71,15 @@ function Intake() {
     <${Examples} asked=${params.example} />
     ${input.kind === "image" && input.channels === 1 && input.width <= 64 && html`<${Pad} input=${input} />`}
     <${Paste} />
-    ${notes.length > 0 && html`<ul class="notes" aria-live="polite">${notes.map((text) => html`<li>${text}</li>`)}</ul>`}
+    <${Notes} notes=${notes} />
   </section>`;
 }
 
 function Examples({ asked }) {
   const [found, setFound] = useState(null), [problem, setProblem] = useState(null);
   const show = (one, at) => {
-    clear();
-    addInstance(one.spoil ? `${one.title}: ${one.spoil}` : one.title, one.instance);
+    app.value.rows.filter((row) => row.isExample).forEach((row) => remove(row.id)); // one at a time; the reader's own rows stay
+    addInstance(one.spoil ? `${one.title}: ${one.spoil}` : one.title, one.instance, { isExample: true });
     note({ example: at });
   };
   useEffect(() => {
@@ -109,6 +109,7 @@ function Pad({ input }) {
     else setDrawn(addInstance("drawn", pixels, { thumb }).id);
   };
   const again = () => {
+    if (drawn) remove(drawn);
     setDrawn(null);
     setBlank(blank + 1);
   };
@@ -132,22 +133,26 @@ const ROW_HEIGHT = 40, AROUND = 8;
 const COLUMNS = [["name", "Row"], ["verdict", "Verdict"], ["p", "Rarity"], ["log_likelihood", "log p(x)"], ["reason", "Why"]];
 
 function RowTable() {
-  const { rows, selected, judging, changed } = useApp();
+  const { rows, selected, judging, changed, model, invalid } = useApp();
   const [order, setOrder] = useState({ by: null, isDown: false });
   const [text, setText] = useState(""), [only, setOnly] = useState("all");
   const [top, setTop] = useState(0);
   const box = useRef();
-  const isImage = rows.some((row) => row.thumb);
+  const isImage = rows.some((row) => row.thumb), hasSources = new Set(rows.map((row) => row.source)).size > 1;
   const shown = useMemo(() => listed(rows, { order, text, only, judging }), [rows, order, text, only, judging, changed]);
   const height = 460, first = Math.max(0, Math.floor(top / ROW_HEIGHT) - AROUND);
   const some = shown.slice(first, first + Math.ceil(height / ROW_HEIGHT) + 2 * AROUND);
   const done = rows.filter((row) => judgedScore(row, judging)), refused = done.filter((row) => !isValidAt(row.score, judging)).length;
   const failed = rows.filter((row) => row.problem).length;
   const sort = (by) => setOrder({ by, isDown: order.by === by ? !order.isDown : by === "log_likelihood" });
-  const pick = (id) => app.set({ selected: id });
+  const pick = (id) => {
+    app.set({ selected: id });
+    // Where the card is below the list, it comes into view.
+    if (!matchMedia("(min-width: 900px)").matches) requestAnimationFrame(() => document.querySelector("article.card")?.scrollIntoView({ block: "start" }));
+  };
   const press = (event) => {
-    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10 }[event.key];
-    if (!step) return;
+    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -shown.length, End: shown.length }[event.key];
+    if (!step || !shown.length) return;
     event.preventDefault();
     const at = Math.min(shown.length - 1, Math.max(0, shown.findIndex((row) => row.id === selected) + step));
     pick(shown[at].id);
@@ -155,7 +160,7 @@ function RowTable() {
     if (place < box.current.scrollTop) box.current.scrollTop = place;
     if (place > box.current.scrollTop + height - 2 * ROW_HEIGHT) box.current.scrollTop = place - height + 2 * ROW_HEIGHT;
   };
-  const query = judgingQuery();
+  const query = { ...judgingQuery(), trial: 1 };
   return html`<section class="table" aria-label="Rows">
     <div class="bar-line">
       <p aria-live="polite" class="tally"><strong>${count(refused)}</strong> of ${count(done.length)} refused${done.length < rows.length - failed ? `, ${count(rows.length - failed - done.length)} to come` : ""}${failed ? `, ${count(failed)} not readable` : ""}</p>
@@ -165,29 +170,43 @@ function RowTable() {
     </div>
     <div class="scroll" ref=${box} tabindex="0" onScroll=${(event) => setTop(event.target.scrollTop)} onKeyDown=${press} aria-label="Rows: arrow keys move">
       <table aria-rowcount=${shown.length + 1}><thead><tr>
-        ${isImage && html`<th scope="col"><span class="sr-only">Picture</span></th>`}
-        ${COLUMNS.map(([by, title]) => html`<th key=${by} scope="col" aria-sort=${order.by === by ? (order.isDown ? "descending" : "ascending") : "none"}><button type="button" onClick=${() => sort(by)}>${title}<span aria-hidden="true">${order.by === by ? (order.isDown ? " ↓" : " ↑") : ""}</span></button></th>`)}
+        ${isImage && html`<th scope="col" class="c-picture"><span class="sr-only">Picture</span></th>`}
+        ${COLUMNS.map(([by, title]) => html`<th key=${by} class="c-${by}" scope="col" aria-sort=${order.by === by ? (order.isDown ? "descending" : "ascending") : "none"}><button type="button" onClick=${() => sort(by)}>${title}<span aria-hidden="true">${order.by === by ? (order.isDown ? " ↓" : " ↑") : ""}</span></button></th>`)}
       </tr></thead><tbody>
         ${first > 0 && html`<tr aria-hidden="true" style=${{ height: `${first * ROW_HEIGHT}px` }}><td></td></tr>`}
-        ${some.map((row, at) => html`<${TableRow} key=${row.id} row=${row} isChosen=${row.id === selected} isImage=${isImage} number=${first + at + 2} judging=${judging} onPick=${pick} />`)}
+        ${some.map((row, at) => html`<${TableRow} key=${row.id} row=${row} isChosen=${row.id === selected} isImage=${isImage} isKnown=${invalid.includes(row.id)} hasSources=${hasSources} number=${first + at + 2} judging=${judging} onPick=${pick} />`)}
         ${first + some.length < shown.length && html`<tr aria-hidden="true" style=${{ height: `${(shown.length - first - some.length) * ROW_HEIGHT}px` }}><td></td></tr>`}
       </tbody></table>
     </div>
-    <${Request} line=${curl("score.csv", { query: { ...query, trial: 1 }, file: "ROWS.csv", type: "text/csv" })} />
+    ${!shown.length && html`<p class="soft">No row matches.</p>`}
+    <button type="button" class="quiet" onClick=${() => saveVerdicts(rows, judging)}>Download the verdicts</button>
+    <${Request} line=${inputOf(model).kind === "image" ? curl("score/files", { query, file: "IMAGE.png" }) : curl("score.csv", { query, file: "ROWS.csv", type: "text/csv" })} />
   </section>`;
 }
 
-function TableRow({ row, isChosen, isImage, number, judging, onPick }) {
+function TableRow({ row, isChosen, isKnown, hasSources, isImage, number, judging, onPick }) {
   const score = judgedScore(row, judging);
   const verdict = score && (isValidAt(score, judging) ? "valid" : "invalid");
   const why = row.problem ? row.problem.message : verdict === "invalid" ? score.reason ?? "" : "";
   return html`<tr aria-rowindex=${number} class=${isChosen ? "chosen" : ""} onClick=${() => onPick(row.id)}>
-    ${isImage && html`<td>${row.thumb && html`<img src=${row.thumb} alt="" width="30" height="30" loading="lazy" />`}</td>`}
-    <th scope="row"><button type="button" class="plain" aria-current=${isChosen} onClick=${() => onPick(row.id)}>${row.name}</button></th>
-    <td>${row.problem ? html`<span class="badge problem">unread</span>` : verdict ? html`<${Badge} verdict=${verdict} />` : html`<span class="soft">…</span>`}</td>
-    <td class="number">${score && oneIn(pValue(score, judging))}</td>
-    <td class="number">${score?.log_likelihood.toFixed(1)}</td>
-    <td class="why" title=${why}>${why}</td></tr>`;
+    ${isImage && html`<td class="c-picture">${row.thumb && html`<img src=${row.thumb} alt="" width="30" height="30" loading="lazy" />`}</td>`}
+    <th scope="row"><button type="button" class="plain" aria-current=${isChosen} onClick=${() => onPick(row.id)}>${row.name}</button>${hasSources && row.source && html` <span class="soft">${row.source}</span>`}${isKnown && html` <span class="soft">(known invalid)</span>`}</th>
+    <td class="c-verdict">${row.problem ? html`<span class="badge problem">unread</span>` : verdict ? html`<${Badge} verdict=${verdict} />` : html`<span class="soft">…</span>`}</td>
+    <td class="number c-p">${score && oneIn(pValue(score, judging))}</td>
+    <td class="number c-log_likelihood">${score?.log_likelihood.toFixed(1)}</td>
+    <td class="c-reason" title=${why}>${why}</td></tr>`;
+}
+
+/** The verdicts as a CSV file. */
+function saveVerdicts(rows, judging) {
+  const quoted = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
+  const lines = rows.map((row) => {
+    const score = judgedScore(row, judging);
+    if (!score) return [row.name, row.source, "", "", "", "", row.problem?.message ?? ""];
+    return [row.name, row.source, isValidAt(score, judging) ? "valid" : "invalid", pValue(score, judging), score.log_likelihood, score.std_error, score.reason];
+  });
+  const head = ["row", "file", "verdict", "p_value", "log_likelihood", "std_error", "reason"];
+  save(new Blob([[head, ...lines].map((line) => line.map(quoted).join(",")).join("\r\n")], { type: "text/csv" }), "verdicts.csv");
 }
 
 /** The rows to show, in order. */

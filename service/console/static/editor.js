@@ -92,7 +92,7 @@ export function cellsOf(instance) {
 const COLOURS = { erase: "what was expected", black: "black", white: "white" };
 
 function ImageEditor({ row, input, more }) {
-  const [colour, setColour] = useState("erase");
+  const [colour, setColour] = useState(null);
   const [size, setSize] = useState(3);
   // What was read last stays, until the changed picture is read.
   const [read, setRead] = useState(null);
@@ -100,7 +100,9 @@ function ImageEditor({ row, input, more }) {
   useEffect(() => setRead(null), [row.id]);
   if (!read) return html`<p class="soft" aria-busy="true">Reading the picture…</p>`;
   const expected = flat(read.reconstruction);
-  const paintWith = { erase: (at) => expected[at], black: 0, white: 255 }[colour];
+  const isDark = flat(read.pixels).reduce((sum, one) => sum + one, 0) < 127 * flat(read.pixels).length;
+  const chosen = colour ?? (read.scores[0].verdict === "invalid" ? "erase" : isDark ? "white" : "black"); // what shows
+  const paintWith = { erase: (at) => expected[at], black: 0, white: 255 }[chosen];
   const onStroke = (pixels, thumb) => replace(row.id, { instance: pixels, thumb });
   return html`<section aria-label="The picture"><h3>What the model saw, what it expected, and where they differ</h3>
     <div class="trio">
@@ -110,7 +112,7 @@ function ImageEditor({ row, input, more }) {
       ${read.scores[0].map && html`<figure><${MapPicture} pixels=${read.pixels} map=${read.scores[0].map.strangeness} input=${input} label="Where the picture is strange: red" /><figcaption>where it is strange</figcaption></figure>`}
     </div>
     <div class="tools">
-      <label>Brush paints <select value=${colour} onChange=${(event) => setColour(event.target.value)}>${Object.entries(COLOURS).map(([one, text]) => html`<option value=${one}>${text}</option>`)}</select></label>
+      <label>Brush paints <select value=${chosen} onChange=${(event) => setColour(event.target.value)}>${Object.entries(COLOURS).map(([one, text]) => html`<option value=${one}>${text}</option>`)}</select></label>
       <label>Width <input type="range" min="1" max=${Math.max(4, Math.round(input.width / 5))} value=${size} onInput=${(event) => setSize(Number(event.target.value))} /></label>
     </div></section>`;
 }

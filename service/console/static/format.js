@@ -11,6 +11,9 @@ export function percent(share) {
   return `${Number((100 * share).toFixed(digits))} %`;
 }
 
+/** The share of valid rows that will be accepted, in words. */
+export const accepted = ({ expected, bound }) => `${bound ? "at least " : ""}${percent(expected)}`;
+
 /** A p-value as a share of valid rows. */
 export function oneIn(p) {
   if (p > 0.5) return `${Math.round(100 * p)} in 100`;

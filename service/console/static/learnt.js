@@ -1,6 +1,6 @@
 // What the model has learnt: samples, the manifold of two latents, one input many times, and the way between two.
 import { curl, download, getJSON, postJSON } from "console/api.js";
-import { cell } from "console/format.js";
+import { cell, number } from "console/format.js";
 import { debounced, html, useEffect, useMemo, useRef, useState } from "console/lib.js";
 import { Request, Trouble } from "console/parts.js";
 import { flat, imageData, Picture } from "console/pixels.js";
@@ -20,10 +20,10 @@ export function Learnt() {
 }
 
 /** Rows beside each other: pictures, or a table. */
-export function Gallery({ rows, input, label }) {
+export function Gallery({ rows, input, label, heads }) {
   if (input.kind === "image") return html`<div class="gallery" role="group" aria-label=${label}>${rows.map((pixels, at) => html`<${Picture} key=${at} pixels=${pixels} input=${input} label=${`${label} ${at + 1}`} />`)}</div>`;
-  return html`<div class="scroll-x" tabindex="0" role="region" aria-label=${label}><table class="plain-table"><thead><tr>${input.columns.map((one) => html`<th scope="col" key=${one.name}>${one.name}</th>`)}</tr></thead>
-    <tbody>${rows.map((row, at) => html`<tr key=${at}>${row.map((value, column) => html`<td key=${column}>${cell(value)}</td>`)}</tr>`)}</tbody></table></div>`;
+  return html`<div class="scroll-x" tabindex="0" role="region" aria-label=${label}><table class="plain-table"><thead><tr>${heads && html`<th scope="col"><span class="sr-only">What it is</span></th>`}${input.columns.map((one) => html`<th scope="col" key=${one.name}>${one.name}</th>`)}</tr></thead>
+    <tbody>${rows.map((row, at) => html`<tr key=${at}>${heads && html`<th scope="row">${heads[at]}</th>`}${row.map((value, column) => html`<td key=${column}>${cell(value)}</td>`)}</tr>`)}</tbody></table></div>`;
 }
 
 /** The answer to a request that follows its parameters; the last one that was asked for counts. */
@@ -43,7 +43,7 @@ function Samples() {
   const { params, model } = useApp();
   const input = inputOf(model);
   const [first] = useState(anySeed), [failure, setFailure] = useState(null);
-  const seed = params.seed ?? String(first), num = Math.min(100, Number(params.num) || 24), of = params.of ?? (input.kind === "image" ? "mean" : "observation");
+  const seed = /^\d{1,15}$/.test(params.seed ?? "") ? params.seed : String(first), num = Math.min(100, Math.max(1, Math.round(Number(params.num)) || 24)), of = params.of ?? (input.kind === "image" ? "mean" : "observation");
   const query = { model: judgingQuery().model, num, seed, of };
   const [answer, problem] = useAnswer(() => getJSON("sample", query), [seed, num, of]);
   const ending = input.kind === "image" ? "png" : "csv";
@@ -137,10 +137,10 @@ function Manifold() {
       <label class="inline">Across <select value=${axes[1]} onChange=${pick(1)}>${choices}</select></label></div>
     <${Trouble} problem=${problem ?? failure} />
     <div class="walk">
-      <div class="plane" tabindex="0" role="application" aria-label="The plane. Arrow keys walk on it." onPointerMove=${point} onPointerDown=${point} onKeyDown=${press}>
+      <div><div class="plane" tabindex="0" role="application" aria-label="The plane. Arrow keys walk on it." onPointerMove=${point} onPointerDown=${point} onKeyDown=${press}>
         <canvas ref=${canvas} aria-hidden="true"></canvas>
         <i class="cross" style=${{ left: `${100 * at.v}%`, top: `${100 * at.u}%` }}></i>
-      </div>
+      </div>${input.kind === "table" && grid && html`<p class="soft small">${legend(grid.means, input)}</p>`}</div>
       ${shown && html`<figure class="here" aria-live="polite">
         ${input.kind === "image" ? html`<${Picture} pixels=${shown.mean} input=${input} label="What is decoded here" className="large" />`
           : html`<dl class="row-cells">${input.columns.map((one, column) => html`<div key=${one.name}><dt>${one.name}</dt><dd>${cell(shown.mean[column])}</dd></div>`)}</dl>`}
@@ -148,6 +148,12 @@ function Manifold() {
     </div>
     <${Request} line=${curl("manifold", { query })} />
   </section>`;
+}
+
+/** What the colours of a table's plane say. */
+function legend(means, input) {
+  const column = Math.max(0, input.columns.findIndex((one) => !one.values)), values = means.map((row) => Number(row[column]));
+  return `Colour: ${input.columns[column].name}, from ${number(Math.min(...values))} (blue) to ${number(Math.max(...values))} (red).`;
 }
 
 /** All means of a grid on one canvas: images, or for tables how the first column of numbers changes. */
@@ -191,7 +197,8 @@ function Again() {
     <p class="soft">Given a row, its latents are not certain: p(z | x) is drawn many times, and a row from each draw. What the draws share is what the model is sure of.</p>
     <div class="tools"><${Chooser} label="Row" choices=${choices} value=${which} onChange=${setWhich} /></div>
     <${Trouble} problem=${problem} />
-    ${answer && html`<${Gallery} rows=${[answer.mean, ...answer.draws]} input=${input} label="The expectation first, then draws: number" />`}
+    ${answer && html`<p class="soft small">First the expectation, then eleven draws.</p>
+      <${Gallery} rows=${[answer.mean, ...answer.draws]} input=${input} label="Row" heads=${["expectation", ...answer.draws.map((_, at) => `draw ${at + 1}`)]} />`}
     ${row && html`<${Request} line=${curl("reconstruct", row.file ? { query: { model: judgingQuery().model, draws: 11 }, file: row.name } : { query: { model: judgingQuery().model, draws: 11 }, json: { instances: [row.instance] } })} />`}
   </section>`;
 }

@@ -5,6 +5,7 @@ import { html, useState } from "console/lib.js";
 import { Request, Trouble } from "console/parts.js";
 import { app, choose, inputOf, link, note, useApp } from "console/state.js";
 
+const RULES = { combined: "all statistics", "band, low side": "log p(x), unlikely", "band, both sides": "log p(x), both sides" };
 const SERVED = "production"; // the alias that names what the bare name means
 
 export function Models() {
@@ -44,7 +45,7 @@ function Versions({ model }) {
     ${model.versions.map((one) => html`<tr key=${one.version}>
       <th scope="row"><a href=${link("models", { model: `${model.name}@${one.version}` })} aria-current=${one.version === shown}>${one.version}</a></th>
       <td>${one.aliases.join(", ")}</td>
-      <td>${one.error ?? (one.version === model.serving ? "answers to the bare name" : one.loaded ? "in memory" : "in the store")}</td>
+      <td>${one.error ?? (one.version === model.serving ? `answers to "${model.name}"` : one.loaded ? "in memory" : "in the store")}</td>
       <td>${one.version !== model.serving && (asked === one.version
         ? html`<span>Every caller gets version ${one.version}. <button type="button" onClick=${() => serve(one.version)}>Serve it</button> <button type="button" class="quiet" onClick=${() => setAsked(null)}>Cancel</button></span>`
         : html`<button type="button" onClick=${() => setAsked(one.version)}>Promote</button>`)}</td></tr>`)}
@@ -62,7 +63,7 @@ function Card({ model }) {
     ["calibrated on", `${plural(calibration.rows, "valid row")}`],
     ["latents", count(architecture.latents)],
     ["network", `${architecture.network === "conv" ? "convolutional" : "fully connected"}, ${architecture.hidden.join(" · ")}${card.members > 1 ? `, ${card.members} together` : ""}`],
-    ["judges by", calibration.rule === "combined" ? "all statistics together" : `log p(x), percentiles ${calibration.percentiles.join(" to ")}`],
+    ["where a request asks for no rule, judges by", calibration.rule === "combined" ? "all statistics together" : `log p(x), percentiles ${calibration.percentiles.join(" to ")}`],
     ["published", new Date(card.created).toLocaleString()],
   ];
   return html`<section class="card" aria-label="Card"><h2>${card.name}, version ${card.version}</h2>
@@ -76,12 +77,12 @@ function Card({ model }) {
 
 /** What the version's rules catch of valid rows that were spoilt on purpose. */
 function Selftest({ selftest }) {
-  const last = selftest.rules.length - 1;
+  const last = selftest.rules.length - 1, rules = selftest.rules.map((rule, at) => [rule, at]).reverse(); // the combined one first
   const ways = [...selftest.caught].sort((one, other) => other.shares[last] - one.shares[last]);
   return html`<h3>What it would catch, and what it cannot</h3>
     <p class="soft">${plural(selftest.rows, "valid row")} that it had never seen were spoilt in ${plural(ways.length, "way")}, and judged at ${percent(selftest.false_alarm)} false alarms.</p>
-    <div class="scroll-x" tabindex="0" role="region" aria-label="Self-test"><table class="plain-table selftest"><thead><tr><th scope="col">Valid rows with</th>${selftest.rules.map((rule) => html`<th scope="col" class="number">${rule}</th>`)}</tr></thead><tbody>
-    ${ways.map((one) => html`<tr key=${one.spoil}><th scope="row">${one.spoil}</th>${one.shares.map((share) => html`<td class="number"><span class="share" style=${{ opacity: 0.7 + 0.3 * share }}>${percent(share)}</span></td>`)}</tr>`)}
-    <tr class="unspoilt"><th scope="row">nothing: false alarms</th>${selftest.alarms.map((share) => html`<td class="number">${percent(share)}</td>`)}</tr>
+    <div class="scroll-x" tabindex="0" role="region" aria-label="Self-test"><table class="plain-table selftest"><thead><tr><th scope="col">Valid rows, spoilt so</th>${rules.map(([rule]) => html`<th scope="col" class="number">${RULES[rule] ?? rule}</th>`)}</tr></thead><tbody>
+    ${ways.map((one) => html`<tr key=${one.spoil}><th scope="row">${one.spoil}</th>${rules.map(([, at]) => html`<td class="number">${percent(one.shares[at])}</td>`)}</tr>`)}
+    <tr class="unspoilt"><th scope="row">nothing: false alarms</th>${rules.map(([, at]) => html`<td class="number">${percent(selftest.alarms[at])}</td>`)}</tr>
     </tbody></table></div>`;
 }

@@ -23,6 +23,12 @@ export function Trouble({ problem }) {
   return html`<p class="problem-text" role="alert">${problem instanceof Problem ? problem.message : String(problem)}</p>`;
 }
 
+/** What was said of what was brought; what went wrong stands out. */
+export function Notes({ notes }) {
+  if (!notes.length) return null;
+  return html`<ul class="notes" aria-live="polite">${notes.map(({ text, isProblem }) => html`<li class=${isProblem ? "problem-text" : ""}>${text}</li>`)}</ul>`;
+}
+
 /** Several choices of which one holds. */
 export function Choice({ name, legend, options, value, onChange }) {
   return html`<fieldset class="choice"><legend>${legend}</legend>

@@ -1,16 +1,16 @@
 // How many valid rows may be refused, and what that refuses of the reader's own.
 import { curl } from "console/api.js";
 import { Curve, RateChart } from "console/charts.js";
-import { count, nats, percent, plural } from "console/format.js";
+import { accepted, count, nats, percent, plural } from "console/format.js";
 import { html, useEffect, useMemo, useRef, useState } from "console/lib.js";
-import { Choice, Copy, Request } from "console/parts.js";
+import { Choice, Copy, Notes, Request } from "console/parts.js";
 import { addFiles, explainRefused, isValidAt, judgedScore } from "console/rows.js";
-import { app, judgingQuery, link, promisesOf, setJudging, useApp } from "console/state.js";
+import { app, inputOf, judgingQuery, link, promisesOf, setJudging, useApp } from "console/state.js";
 
 const RULES = [["combined", "all statistics together"], ["low", "log p(x), too unlikely"], ["both", "log p(x), too unlikely or too likely"]];
 
 export function Promised() {
-  const { calibration, judging, rows, invalid, changed } = useApp();
+  const { calibration, judging, rows, invalid, changed, notes } = useApp();
   const [costs, setCosts] = useState({ miss: 100, alarm: 1, share: 0.01 });
   const chooser = useRef();
   if (judging.fixed) return html`<article class="card"><h2>The promise</h2><p>This deployment judges every row by one rule; no request may ask for another (VOUCH_POLICY).</p></article>`;
@@ -26,7 +26,7 @@ export function Promised() {
   useEffect(explainRefused, [judging.false_alarm]);
   const series = useMemo(() => shares(promises, own, bad, judging), [promises, rows, invalid, changed, judging.rule, judging.tail]);
   const cheapest = bad.length ? cheapestOf(promises, series.caught, costs) : null;
-  const { expected, interval, confidence, proven } = promise.accepts;
+  const { interval, confidence, proven } = promise.accepts, toCome = rows.filter((row) => !row.problem).length - judged.length;
   const sure = interval ? ` With ${Math.round(100 * confidence)} % confidence it is ${percent(interval[0])} to ${percent(interval[1])}.` : proven ? ` At least ${percent(proven)} is proved.` : "";
   return html`<div class="promise">
     <section class="card" aria-label="The promise">
@@ -35,7 +35,7 @@ export function Promised() {
       <label class="slider"><span>False alarms: <strong>${percent(judging.false_alarm)}</strong></span>
         <input type="range" min="0" max=${promises.length - 1} value=${at} aria-valuetext=${percent(judging.false_alarm)} onInput=${(event) => setJudging({ false_alarm: promises[Number(event.target.value)].false_alarm })} />
       </label>
-      <p class="big">Of valid rows, <strong>${percent(expected)}</strong> will be accepted.</p>
+      <p class="big">Of valid rows, <strong>${accepted(promise.accepts)}</strong> will be accepted.</p>
       <p class="soft">${sure} That is counted on ${count(promise.accepts.rows)} valid rows. ${threshold(promise, judging)}</p>
       ${promise.log_likelihood && html`<${Curve} curve=${calibration.curve} band=${promise.log_likelihood} />`}
       <h3>Take it with you</h3>
@@ -43,8 +43,8 @@ export function Promised() {
     </section>
     <section class="card" aria-label="Your rows">
       <h2>Your rows at this rate</h2>
-      ${own.length ? html`<p class="big" aria-live="polite"><strong>${count(refused.length)}</strong> of ${plural(own.length, "row")} would be refused.</p>`
-        : html`<p>Bring rows in <a href=${link("check")}>Check</a>, and see here which of them each rate refuses.</p>`}
+      ${own.length ? html`<p class="big" aria-live="polite"><strong>${count(refused.length)}</strong> of ${plural(own.length, "row")} would be refused${toCome > 0 ? `; ${count(toCome)} to come` : ""}.</p>`
+        : toCome > 0 ? html`<p aria-busy="true">Judging ${plural(toCome, "row")}…</p>` : html`<p>Bring rows in <a href=${link("check")}>Check</a>, and see here which of them each rate refuses.</p>`}
       ${refused.length > 0 && html`<ol class="refused">${refused.slice(0, 8).map((row) => html`<li key=${row.id}><a href=${link("check")} onClick=${() => app.set({ selected: row.id })}>${row.name}</a><span class="soft">${row.score.reason ? `: ${row.score.reason}` : ""}</span></li>`)}</ol>`}
       ${refused.length > 8 && html`<p class="soft">and ${count(refused.length - 8)} more</p>`}
       <${RateChart} label="Shares that are refused, by rate of false alarms" rate=${judging.false_alarm} series=${drawn(series)}
@@ -52,7 +52,8 @@ export function Promised() {
       <p class="legend"><span class="alarms">valid rows, promised</span>${own.length > 0 && html`<span class="own">your rows</span>`}${bad.length > 0 && html`<span class="caught">rows known to be invalid</span>`}</p>
       <h3>What is caught</h3>
       <p>${bad.length ? html`<strong>${count(bad.filter((row) => !isValidAt(row.score, judging)).length)}</strong> of ${plural(bad.length, "row")} that you know to be invalid are caught.` : "Add rows that you know to be invalid, and see what each rate catches of them."}
-        <button type="button" onClick=${() => chooser.current.click()}>Add invalid rows</button></p>
+${" "}<button type="button" onClick=${() => chooser.current.click()}>Add invalid rows</button></p>
+      <${Notes} notes=${notes} />
       <input ref=${chooser} type="file" multiple hidden aria-label="Files of invalid rows" onChange=${(event) => { addFiles([...event.target.files], { isInvalid: true }); event.target.value = ""; }} />
       ${bad.length > 0 && html`<${Costs} costs=${costs} onChange=${setCosts} cheapest=${cheapest} />`}
     </section>
@@ -88,18 +89,18 @@ export function cheapestOf(promises, caught, { miss, alarm, share }) {
 function Costs({ costs, onChange, cheapest }) {
   const field = (name, text, step) => html`<label class="inline">${text} <input type="number" min="0" step=${step} value=${costs[name]} onInput=${(event) => onChange({ ...costs, [name]: Math.max(0, Number(event.target.value) || 0) })} /></label>`;
   return html`<div class="costs">${field("miss", "A miss costs", "any")} ${field("alarm", "a false alarm costs", "any")} ${field("share", "share of rows that are invalid", "0.001")}
-    <p>Cheapest: <strong>${percent(cheapest.rate)}</strong> false alarms, which catches ${percent(cheapest.caught)}, at a cost of ${cheapest.cost.toPrecision(3)} a row.
-      <button type="button" onClick=${() => setJudging({ false_alarm: cheapest.rate })}>Take it</button></p></div>`;
+    <p>Cheapest: <strong>${percent(cheapest.rate)}</strong> false alarms, which catches ${percent(cheapest.caught)}, at a cost of ${cheapest.cost.toPrecision(3)} a row.${" "}<button type="button" onClick=${() => setJudging({ false_alarm: cheapest.rate })}>Take it</button></p></div>`;
 }
 
-/** The rule as a query, as an option of the command line, and in Python. */
+/** The rule as a request, as a command, and in Python. */
 function Lines({ judging }) {
-  const { rule, tail, false_alarm: rate } = judging;
-  const query = new URLSearchParams(judgingQuery()).toString();
+  const { rule, tail, false_alarm: rate } = judging, { model: named, ...how } = judgingQuery();
+  const { kind } = inputOf(app.value.model);
+  const request = kind === "table" ? curl("score", { query: { model: named, ...how }, file: "rows.csv", type: "text/csv" }) : curl("score/files", { query: { model: named, ...how }, file: "image.png" });
   const flags = rule === "combined" ? `--rule combined --false-alarm ${rate}` : `--rule band --false-alarm ${rate} --tail ${tail}`;
   const options = rule === "combined" ? `rule="combined", false_alarm=${rate}` : `rule="band", false_alarm=${rate}, tail="${tail}"`;
-  const { model } = app.value;
-  return html`<dl class="lines"><dt>Query</dt><dd><${Copy} text=${`POST /score?${query}`} label="Copy query" /></dd>
-    <dt>Command line</dt><dd><${Copy} text=${`vouch score rows.csv --model ${model.name} ${flags}`} label="Copy command" /></dd>
-    <dt>Python</dt><dd><${Copy} text=${`from service import load\nfrom service.scoring.options import ScoreOptions\n\nscores = load("${model.name}").score(rows, ScoreOptions(${options}))`} label="Copy Python" /></dd></dl>`;
+  const python = `from service import load\nfrom service.scoring.options import ScoreOptions\n\nscorer = load("${named}", store="model_store")\nscores = scorer.score(rows, ScoreOptions(${options}))  # rows: a data frame, an array, or a list of dicts`;
+  return html`<dl class="lines"><dt>Request</dt><dd><${Copy} text=${request} label="Copy request" /></dd>
+    <dt>Command line</dt><dd><${Copy} text=${`vouch score ${kind === "table" ? "rows.csv" : "images/"} --model ${named} ${flags}`} label="Copy command" /></dd>
+    <dt>Python</dt><dd><${Copy} text=${python} label="Copy Python" /></dd></dl>`;
 }

@@ -13,7 +13,8 @@ let stamps = 0; // each time that a row is sent to be scored; of several answers
 const running = new Set(); // what ends the scoring that goes on
 
 const redraw = () => app.set({ changed: app.value.changed + 1 });
-const say = (text) => app.set({ notes: [...app.value.notes, text].slice(-5) });
+const say = (text, isProblem = false) => app.set({ notes: [...app.value.notes, { text, isProblem }].slice(-5) });
+export const forgetNotes = () => app.set({ notes: [] });
 
 function newRow(name, fields) {
   return { id: nextId++, name: String(name), instance: null, file: null, thumb: null, score: null, problem: null, ...fields };
@@ -38,9 +39,20 @@ app.follow(() => {
   const { calibration, judging, rows } = app.value;
   const [was, knew] = [before, shown];
   [before, shown] = [judging, calibration];
-  if (knew && calibration !== knew) clear();
+  if (knew && calibration !== knew) exchange(knew.model, calibration.model);
   else if (was && judging.rule !== was.rule && rows.length) rescore();
 });
+
+const left = new Map(); // rows of versions that are not looked at now
+
+/** Put the rows of a version aside, and take those of another. */
+function exchange(from, to) {
+  stop();
+  const { rows, selected, invalid, notes } = app.value;
+  left.set(from.digest, { rows, selected, invalid, notes });
+  app.set(left.get(to.digest) ?? { rows: [], selected: null, invalid: [], notes: [] });
+  if (app.value.rows.some((row) => !row.problem && !judgedScore(row, app.value.judging))) rescore();
+}
 
 /** Add rows and score them; the first is looked at. `isInvalid`: people know them to be so. */
 export async function add(rows, { isInvalid = false } = {}) {
@@ -51,6 +63,12 @@ export async function add(rows, { isInvalid = false } = {}) {
     selected: isInvalid && selected ? selected : rows[0]?.id ?? selected,
   });
   await score(rows);
+}
+
+/** Take a row away. */
+export function remove(id) {
+  const rows = app.value.rows.filter((row) => row.id !== id);
+  app.set({ rows, selected: app.value.selected === id ? rows[0]?.id ?? null : app.value.selected });
 }
 
 /** One row, looked at at once. */
@@ -65,7 +83,16 @@ export function addInstance(name, instance, fields = {}) {
 export function replace(id, changes) {
   const row = rowOf(id);
   if (!row) return undefined; // it was cleared meanwhile
+  row.original ??= { instance: row.instance, file: row.file, thumb: row.thumb };
   Object.assign(row, { isStale: true, problem: null, file: null }, changes);
+  redraw();
+  return score([row]);
+}
+
+/** A row as it was brought. */
+export function restore(id) {
+  const row = rowOf(id);
+  Object.assign(row, { isStale: true, problem: null }, row.original, { original: null });
   redraw();
   return score([row]);
 }
@@ -156,12 +183,13 @@ function* batches(rows) {
 /** Read what was dropped, chosen or pasted; if another model is chosen meanwhile, it is not for that one. */
 export async function addFiles(files, options) {
   const rows = [], { calibration } = app.value;
+  forgetNotes();
   for (const file of files) {
     try {
       rows.push(...(await rowsOf(file)));
     } catch (problem) {
       if (!(problem instanceof Problem)) throw problem;
-      say(`${file.name}: ${problem.message}`);
+      say(`${file.name}: ${problem.message}`, true);
     }
   }
   if (!rows.length || calibration !== app.value.calibration) return;
@@ -172,7 +200,7 @@ export async function addFiles(files, options) {
 async function rowsOf(file) {
   const { kind } = inputOf(app.value.model);
   if (file.type.startsWith("image/") || IMAGE_SUFFIX.test(file.name)) {
-    if (kind !== "image") throw new Problem({ detail: "is an image; this model reads tables: choose another model above" });
+    if (kind !== "image") throw new Problem({ detail: "this is an image, and the model reads tables: choose another model above" });
     return [newRow(file.name, { file, thumb: URL.createObjectURL(file) })];
   }
   if (/\.(jsonl|ndjson)$/i.test(file.name)) {
@@ -180,7 +208,7 @@ async function rowsOf(file) {
   }
   if (/\.json$/i.test(file.name)) return fromInstances(instancesOf(parsed(await file.text())), file.name);
   if (/\.npy$/i.test(file.name)) return fromService(file, file.name, "application/x-npy");
-  if (kind === "image") throw new Problem({ detail: "is no image, .json or .npy; this model reads images" });
+  if (kind === "image") throw new Problem({ detail: "the model reads images: bring image files, a .json or an .npy file" });
   return fromService(file, file.name, "text/csv");
 }
 
@@ -200,7 +228,7 @@ function parsed(text) {
   try {
     return JSON.parse(text);
   } catch {
-    throw new Problem({ detail: "is not JSON: expected a row, a list of rows, or {\"instances\": [...]}" });
+    throw new Problem({ detail: "this is not JSON: expected a row, a list of rows, or {\"instances\": [...]}" });
   }
 }
 
@@ -208,13 +236,20 @@ function parsed(text) {
 function instancesOf(document) {
   const rows = document?.instances ?? document;
   if (!Array.isArray(rows)) return [rows];
-  if (!rows.length) throw new Problem({ detail: "has no rows" });
+  if (!rows.length) throw new Problem({ detail: "there are no rows in it" });
   if (document?.instances) return rows;
-  const { kind, height } = inputOf(app.value.model);
-  const isFlat = rows.every((one) => one === null || typeof one !== "object");
-  const isFiles = kind === "image" && rows.every((one) => typeof one === "string");
-  const isLines = kind === "image" && rows.length === height && Array.isArray(rows[0]) && !Array.isArray(rows[0][0]?.[0]) && rows[0].length !== inputOf(app.value.model).features;
-  return (isFlat && !isFiles) || isLines ? [rows] : rows;
+  const input = inputOf(app.value.model);
+  if (rows.every((one) => one === null || typeof one !== "object")) {
+    const areFiles = input.kind === "image" && rows.every((one) => typeof one === "string");
+    return areFiles ? rows : [rows];
+  }
+  return isPicture(rows, input) ? [rows] : rows;
+}
+
+/** Whether lists are the lines of pixels of one image. */
+function isPicture(lines, { kind, height, width, channels }) {
+  const isPixel = (one) => (channels === 1 ? typeof one === "number" : Array.isArray(one) && one.length === channels && !Array.isArray(one[0]));
+  return kind === "image" && lines.length === height && lines.every((line) => Array.isArray(line) && line.length === width && line.every(isPixel));
 }
 
 /** Pasted text: JSON, or a table with a header. */
@@ -227,7 +262,7 @@ export async function addText(text, options) {
     if (calibration === app.value.calibration) await add(rows, options);
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
-    say(problem.message);
+    say(problem.message, true);
   }
 }
 
@@ -276,10 +311,13 @@ const NEVER_JUDGED = new Set(["unreadable", "no_value"]);
 /** A row's score, if it is up to date and by the rule that judges. */
 export const judgedScore = (row, { rule }) => (row.score && !row.isStale && (rule !== "combined" || row.score.evidence) ? row.score : null);
 
+/** Whether a row cannot be judged: a cell cannot be read, or it has no value. It is always invalid. */
+export const isUnreadable = (score) => Boolean(score.violations?.some((one) => NEVER_JUDGED.has(one.kind)));
+
 /** Whether a row is valid at another rate of the rule that scored it, from its p-values alone. */
 export function isValidAt(score, { rule, tail, false_alarm: rate, percentiles }) {
   if (percentiles) return score.verdict === "valid";
-  if (score.violations?.some((one) => NEVER_JUDGED.has(one.kind))) return false;
+  if (isUnreadable(score)) return false;
   const room = 1 + 1e-12; // for rounding, as the service allows
   if (rule === "combined") return score.evidence.combined > rate * room;
   if (tail === "both") return score.p_value > rate * room;
