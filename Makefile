@@ -18,7 +18,7 @@ PIP_OPTIONS := -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TOR
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: serve test test-slow test-all format lint types tests fuzz loadtest evaluate bench holes estimator density adbench cells bad-cells tables verdicts selftest feedback groups images filter freeze bundled pictures docs sbom audit fresh image-test clean
+.PHONY: serve test test-slow test-all format lint types tests fuzz loadtest evaluate bench holes estimator density adbench cells bad-cells tables verdicts selftest feedback console groups images filter freeze bundled pictures docs sbom audit fresh image-test clean
 
 serve: $(VENV)/serve.done
 	$(BIN)/vouch serve
@@ -96,6 +96,10 @@ feedback: $(VENV)/test.done  ## ten minutes: five rounds of answers with wrong l
 	$(BIN)/python benchmarks/feedback.py
 	$(BIN)/python benchmarks/feedback.py --rule band --seed 1
 	cd benchmarks && ../$(BIN)/python -m load --only journal --only journal-kills
+
+console: $(VENV)/test.done   ## how quick the console is, in Debian's chromium, and its pictures for the docs
+	$(BIN)/python benchmarks/console.py
+	$(BIN)/python scripts/console_pictures.py
 
 groups: $(VENV)/test.done    ## ten minutes: what each group of adult is promised, and gets, with --by and without
 	$(BIN)/python benchmarks/groups.py --data $(DATA)

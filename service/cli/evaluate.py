@@ -152,12 +152,20 @@ def report(
 def as_html(scorer: Scorer, results: Sequence[RuleOnSet], lines: Sequence[str]) -> str:
     """An evaluation as a self-contained HTML page."""
     from service.console.report import page
-    from service.scoring.evaluation import RATES
+    from service.scoring.evaluation import RATES, rates_allowed
     from service.scoring.promises import RATES as POINTS
+
+    allows = rates_allowed(scorer)
 
     def series(p_values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         return [
-            {"className": style, "name": rule, "points": [[rate, float((one <= rate).mean())] for rate in POINTS]}
+            {
+                "className": style,
+                "name": rule,
+                "points": [
+                    [rate, float((one <= rate * (1.0 + 1e-12)).mean())] for rate in POINTS if allows(rule, rate)
+                ],
+            }
             for (rule, one), style in zip(p_values.items(), ("first", "second", "third"), strict=False)
         ]
 
@@ -165,7 +173,9 @@ def as_html(scorer: Scorer, results: Sequence[RuleOnSet], lines: Sequence[str]) 
         name: series({one.rule: one.p_invalid for one in results if one.name == name})
         for name in dict.fromkeys(one.name for one in results)
     }
-    promised = {"className": "alarms", "name": "as promised", "points": [[rate, rate] for rate in POINTS]}
+    alarms = series({one.rule: one.p_valid for one in results})
+    rates = sorted({rate for one in alarms for rate, _ in one["points"]})
+    promised = {"className": "alarms", "name": "as promised", "points": [[rate, rate] for rate in rates]}
     return page(
         f"What {scorer.published.reference} catches",
         (Path(__file__).parent / "evaluation.html").read_text(),
@@ -176,7 +186,7 @@ def as_html(scorer: Scorer, results: Sequence[RuleOnSet], lines: Sequence[str]) 
         results=results,
         rates=RATES,
         sets=sets,
-        alarms=[promised, *series({one.rule: one.p_valid for one in results})],
+        alarms=[promised, *alarms],
     )
 
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+from html import unescape
 
 import numpy as np
 import pytest
@@ -72,6 +74,34 @@ def test_the_cheapest_rate_is_named(own_store, digits_npy, tmp_path):
     wrong = vouch("evaluate", *options, "--invalid", f"noise={noise}", "--cost-miss", 50, "--prevalence", 2)
     assert wrong.returncode == 2
     assert "prevalence" in wrong.stderr
+
+
+def test_an_evaluation_is_written_as_a_page_of_its_own(own_store, digits_npy, tmp_path):
+    sets = {
+        "noise": np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8),
+        "<b>black</b>": np.zeros((9, 8, 8)),
+    }
+    files = []
+    for number, (name, rows) in enumerate(sets.items()):
+        np.save(tmp_path / f"{number}.npy", rows)
+        files += ["--invalid", f"{name}={tmp_path / f'{number}.npy'}"]
+    options = ("--model", "digits", "--store", own_store, "--trained-rows", "allow", "--valid", digits_npy)
+    told = vouch("evaluate", *options, *files, "--report", tmp_path / "out.html")
+    assert told.returncode == 0, told.stderr
+    page = (tmp_path / "out.html").read_text()
+    assert "digits@1" in page
+    assert "&lt;b&gt;black&lt;/b&gt;" in page
+    assert "<b>black" not in page
+    assert told.stdout.splitlines()[-1].replace("`", "") in unescape(page).replace("`", "")
+    wanted = json.loads(re.search(r'id="charts">(.*?)</script>', page)[1])
+    assert [one["kind"] for one in wanted] == ["RateChart"] * 3
+    assert all(f'id="{one["at"]}"' in page for one in wanted)
+    caught = dict(wanted[0]["props"]["series"][-1]["points"])
+    assert caught[0.5] == 1.0
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
+    wrong = vouch("evaluate", *options, *files, "--report", tmp_path / "out.pdf")
+    assert wrong.returncode == 2
+    assert "ends in .html" in wrong.stderr
 
 
 def test_a_version_is_published_with_its_rule(tmp_path):

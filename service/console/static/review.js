@@ -100,7 +100,7 @@ function Asked({ one }) {
     addInstance(one.record, input.kind === "table" && input.isNamed && Array.isArray(row) ? Object.fromEntries(input.columns.map(({ name }, at) => [name, row[at]])) : row);
   };
   return html`<div>
-    <p class="badge-line"><${Badge} verdict=${one.verdict} /><span class="soft">${one.model}, ${new Date(one.time).toLocaleString()}; ${one.drawn ? "drawn at random" : "asked about for its verdict"}</span></p>
+    <p class="badge-line"><${Badge} verdict=${one.verdict} /><span class="soft">${one.model}, ${new Date(one.time).toLocaleString()}; ${one.drawn ? "drawn at random" : "not drawn at random"}</span></p>
     <p>${asStrange(one.p_value)}${one.reason ? `; what is odd: ${words(one.reason)}` : ""}.</p>
     ${one.row === null || one.row === undefined ? html`<p class="soft">The row itself is not kept: VOUCH_JOURNAL_ROWS says which are.</p>`
       : input.kind === "image" ? html`<${Picture} pixels=${one.row} input=${input} label="The image" />`
