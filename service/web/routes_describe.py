@@ -75,7 +75,7 @@ async def get_examples(request: Request, model: Model = None) -> Response:
 async def examples_of(engine: Engine, scorer: Scorer) -> list[Example]:
     """A model's examples. They cost as much as a dozen scores, so they are made once, for all who ask meanwhile."""
     making = EXAMPLES.get(scorer)
-    if making is None or (making.done() and making.exception() is not None):
+    if making is None or (making.done() and (making.cancelled() or making.exception() is not None)):
         cost = ROWS * scorer.model.row_cost
         making = EXAMPLES[scorer] = asyncio.ensure_future(engine.aside(lambda: examples(scorer), cost))
     return await asyncio.shield(making)

@@ -23,9 +23,13 @@ def test_every_invalid_row_has_a_reason_and_no_valid_one_has(any_scorer, rule):
     names, listed = score_lists(scores)
     assert [row[names.index("reason")] for row in listed] == reasons
     explained = scorer.score(rows[:80], ScoreOptions(rule, false_alarm=0.3, explain=1))
-    for plain, longer in zip(reasons, explained.reasons(), strict=True):
+    for row, (plain, longer) in enumerate(zip(reasons, explained.reasons(), strict=True)):
         assert (plain is None) == (longer is None)
-        assert plain is None or (longer.startswith(plain) and "most suspicious: " in longer)
+        if plain is None:
+            continue
+        cell, low, high = explained.cells[row, 0], explained.expected_low[row, 0], explained.expected_high[row, 0]
+        is_as_expected = cell == explained.expected[row, 0] if np.isnan(low) else low <= cell <= high
+        assert longer == plain if is_as_expected else longer.startswith(f"{plain}; most suspicious: ")
 
 
 def test_every_statistic_has_a_phrase():

@@ -2,7 +2,9 @@
 const ROOT = new URL("../", import.meta.url);
 let key = null;
 
-export const setKey = (value) => { key = value || null; };
+export const setKey = (value) => {
+  key = value || null;
+};
 export const hasKey = () => key !== null;
 
 /** An answer that is a problem (RFC 9457), with its document. */
@@ -32,7 +34,12 @@ export async function ask(path, { query, body, type, accept = "application/json"
   if (type) headers["Content-Type"] = type;
   let response;
   try {
-    response = await fetch(address(path, query), { method: body === undefined ? "GET" : "POST", headers, body, signal });
+    response = await fetch(address(path, query), {
+      method: body === undefined ? "GET" : "POST",
+      headers,
+      body,
+      signal,
+    });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem({ status: 0, detail: "the service did not answer: is it running?" });
@@ -63,10 +70,15 @@ export async function postFiles(path, files, query, signal) {
 export async function scoreLines(instances, query, onScores, signal) {
   const body = instances.map((one) => JSON.stringify(one)).join("\n");
   const response = await ask("score.ndjson", {
-    query, body, type: "application/x-ndjson", accept: "application/x-ndjson", signal,
+    query,
+    body,
+    type: "application/x-ndjson",
+    accept: "application/x-ndjson",
+    signal,
   });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "", done = 0;
+  let rest = "",
+    done = 0;
   for (;;) {
     const { value, done: isOver } = await reader.read().catch((error) => {
       if (error.name === "AbortError") throw error;
@@ -77,7 +89,8 @@ export async function scoreLines(instances, query, onScores, signal) {
     const found = lines.filter(Boolean).map((line) => JSON.parse(line));
     if (found.length) onScores(done, found);
     done += found.length;
-    if (isOver && done < instances.length) throw new Problem({ status: 0, detail: "the answer broke off: send the rows again" });
+    if (isOver && done < instances.length)
+      throw new Problem({ status: 0, detail: "the answer broke off: send the rows again" });
     if (isOver) return;
   }
 }

@@ -17,7 +17,8 @@ export function Badge({ verdict }) {
 /** What a valid row's card says in place of a reason. */
 function agreement(score, judging) {
   const p = pValue(score, judging);
-  if (judging.percentiles) return `Its log p(x) is inside the band: ${Math.round(score.percentile)} % of valid rows are less likely.`;
+  if (judging.percentiles)
+    return `Its log p(x) is inside the band: ${Math.round(score.percentile)} % of valid rows are less likely.`;
   if (p >= 0.2) return "Nothing about it is odd: many valid rows are stranger.";
   return `It is somewhat unusual, but ${asStrange(p)}, and that is not rare enough to refuse it.`;
 }
@@ -57,22 +58,27 @@ export function VerdictCard({ row }) {
     return html`<article class="card" aria-live="polite"><h2>${row.name}</h2>
       <p class="badge-line"><span class="badge problem">not scored</span></p>
       <p>${sentence(row.problem.message)}</p>
-      ${row.problem.document.errors?.length > 1 && html`<ul class="soft small">${row.problem.document.errors.map((one) => html`<li>${one.column}: ${one.message}${one.expected ? `; expected ${one.expected}` : ""}</li>`)}</ul>`}
+      ${row.problem.document.errors?.length > 1 && html`<ul class="soft small">
+        ${row.problem.document.errors.map((one) => html`<li>
+        ${one.column}: ${one.message}${one.expected ? `; expected ${one.expected}` : ""}</li>`)}</ul>`}
       ${input.kind === "table" && row.instance && html`<${Editor} row=${row} input=${input} more=${null} />`}
     </article>`;
   }
   const score = more?.scores?.[0] ?? (judging.rule === "combined" && !row.score?.evidence ? null : row.score);
-  if (!score) return html`<article class="card" aria-busy="true"><h2>${row.name}</h2><p class="soft">Scoring…</p></article>`;
-  const band = more?.band && judging.rule !== "combined" ? score.band ?? more.band.log_likelihood : null;
+  if (!score)
+    return html`<article class="card" aria-busy="true"><h2>${row.name}</h2><p class="soft">Scoring…</p></article>`;
+  const band = more?.band && judging.rule !== "combined" ? (score.band ?? more.band.log_likelihood) : null;
   return html`<article class="card" data-changed=${changed} aria-busy=${Boolean(row.isStale)}>
     <h2>${row.name}${row.source && html` <span class="soft">of ${row.source}</span>`}</h2>
     <div aria-live="polite">
       <p class="badge-line"><${Badge} verdict=${score.verdict} /><span class="soft">at ${rateWords(judging)}</span></p>
       <p class="reason">${score.reason ? sentence(score.reason) : agreement(score, judging)}</p>
     </div>
-    ${row.original && html`<p class="soft small">This is not the row as you brought it. <button type="button" class="quiet" onClick=${() => restore(row.id)}>Undo the changes</button></p>`}
+    ${row.original && html`<p class="soft small">This is not the row as you brought it. <button type="button"
+      class="quiet" onClick=${() => restore(row.id)}>Undo the changes</button></p>`}
     ${!isUnreadable(score) && html`<p class="soft small">${confidence(score)}</p>`}
-    ${more?.problem && html`<p class="problem-text">${more.problem instanceof Problem ? more.problem.message : "The details could not be loaded."}</p>`}
+    ${more?.problem && html`<p class="problem-text">
+      ${more.problem instanceof Problem ? more.problem.message : "The details could not be loaded."}</p>`}
     <${Editor} row=${row} input=${input} more=${more?.problem ? null : more} />
     ${!isUnreadable(score) && html`<${Numbers} score=${score} band=${band} />`}
     ${score.record && html`<p class="soft small">Record <code>${score.record}</code></p>`}
@@ -83,15 +89,25 @@ export function VerdictCard({ row }) {
 /** How likely and how strange a row is, in numbers. */
 function Numbers({ score, band }) {
   const { judging, calibration } = useApp();
-  const less = score.percentile > 0 ? `${score.percentile.toFixed(1)} % of valid rows are less likely` : "no valid row is less likely";
+  const less =
+    score.percentile > 0
+      ? `${score.percentile.toFixed(1)} % of valid rows are less likely`
+      : "no valid row is less likely";
   return html`<div>
-    ${judging.rule === "combined" && score.evidence && html`<h3>How strange it is, all in all</h3>
-      <${RateScale} p=${score.evidence.combined} rate=${judging.false_alarm} verdict=${score.verdict} />`}
+    ${
+      judging.rule === "combined" &&
+      score.evidence &&
+      html`<h3>How strange it is, all in all</h3>
+      <${RateScale} p=${score.evidence.combined} rate=${judging.false_alarm} verdict=${score.verdict} />`
+    }
     <h3>Where it lies among valid rows</h3>
     <${Curve} curve=${calibration.curve} band=${band} score=${score} />
     <p class="soft small">log p(x) is ${nats(score.log_likelihood)} ± ${(2 * score.std_error).toFixed(1)} nats (two standard errors); ${less}.</p>
-    ${score.evidence && html`<h3>How strange it is, by each statistic</h3>
-      <${EvidenceBars} evidence=${score.evidence} statistics=${calibration.statistics} limit=${judging.false_alarm} />`}
+    ${
+      score.evidence &&
+      html`<h3>How strange it is, by each statistic</h3>
+      <${EvidenceBars} evidence=${score.evidence} statistics=${calibration.statistics} limit=${judging.false_alarm} />`
+    }
   </div>`;
 }
 

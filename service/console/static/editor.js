@@ -23,8 +23,12 @@ function Form({ row, input, more }) {
   const [cells, setCells] = useState(row.instance);
   useEffect(() => setCells(row.instance), [row.id, row.instance]);
   const score = more?.scores?.[0];
-  const blamed = Object.fromEntries((score?.columns ?? []).filter((one) => one.p_value <= ODD).map((one) => [one.name, one]));
-  const wrong = Object.fromEntries((score?.violations ?? []).filter((one) => one.column).map((one) => [one.column, one.message]));
+  const blamed = Object.fromEntries(
+    (score?.columns ?? []).filter((one) => one.p_value <= ODD).map((one) => [one.name, one]),
+  );
+  const wrong = Object.fromEntries(
+    (score?.violations ?? []).filter((one) => one.column).map((one) => [one.column, one.message]),
+  );
   const get = (at, name) => (Array.isArray(cells) ? cells[at] : cells?.[name]);
   const change = (at, column, text) => {
     const value = valueOf(text, column);
@@ -35,16 +39,24 @@ function Form({ row, input, more }) {
   const isOdd = (name) => (blamed[name] && score.verdict === "invalid") || wrong[name];
   const sorted = useMemo(() => {
     const order = (name) => (wrong[name] ? -1 : blamed[name] ? blamed[name].p_value : 2);
-    return input.columns.map((column, at) => ({ column, at })).sort((one, other) => order(one.column.name) - order(other.column.name));
+    return input.columns
+      .map((column, at) => ({ column, at }))
+      .sort((one, other) => order(one.column.name) - order(other.column.name));
   }, [row.id, Boolean(score), input.columns.length]);
   return html`<section aria-label="The row's cells"><h3>The row: change a cell, and it is judged again</h3>
     <div class="cells">
-      ${sorted.map(({ column, at }) => html`<label key=${column.name} class="cell ${isOdd(column.name) ? "odd" : ""}">
+      ${sorted.map(
+        ({ column, at }) => html`<label key=${column.name} class="cell ${isOdd(column.name) ? "odd" : ""}">
         <span class="name">${column.name}</span>
-        <${Cell} column=${column} value=${get(at, column.name)} readsMissing=${input.readsMissing} onChange=${(text) => change(at, column, text)} />
-        ${wrong[column.name] ? html`<span class="hint">${wrong[column.name]}</span>`
-          : blamed[column.name] && html`<span class="hint">${expectation(blamed[column.name])}</span>`}
-      </label>`)}
+        <${Cell} column=${column} value=${get(at, column.name)} readsMissing=${input.readsMissing}
+          onChange=${(text) => change(at, column, text)} />
+        ${
+          wrong[column.name]
+            ? html`<span class="hint">${wrong[column.name]}</span>`
+            : blamed[column.name] && html`<span class="hint">${expectation(blamed[column.name])}</span>`
+        }
+      </label>`,
+      )}
     </div></section>`;
 }
 
@@ -58,7 +70,10 @@ function Cell({ column, value, readsMissing, onChange }) {
       ${known.map((one) => html`<option key=${one} value=${one}>${one}</option>`)}
     </select>`;
   }
-  const range = column.low === null || column.low === undefined ? "" : `${number(column.low)} to ${number(column.high)} in training`;
+  const range =
+    column.low === null || column.low === undefined
+      ? ""
+      : `${number(column.low)} to ${number(column.high)} in training`;
   return html`<input type="text" inputmode=${column.values ? "text" : "decimal"} value=${shown} title=${range}
     placeholder=${readsMissing ? "missing" : ""} onInput=${(event) => onChange(event.target.value)} />`;
 }
@@ -74,10 +89,13 @@ const waiting = new Map();
 /** Judge a changed row once its reader pauses. */
 function later(id, instance) {
   clearTimeout(waiting.get(id));
-  waiting.set(id, setTimeout(() => {
-    waiting.delete(id);
-    replace(id, { instance });
-  }, 250));
+  waiting.set(
+    id,
+    setTimeout(() => {
+      waiting.delete(id);
+      replace(id, { instance });
+    }, 250),
+  );
 }
 
 /** A row's cells in a line, for the table and for search. */
@@ -96,7 +114,9 @@ function ImageEditor({ row, input, more }) {
   const [size, setSize] = useState(3);
   // What was read last stays, until the changed picture is read.
   const [read, setRead] = useState(null);
-  useEffect(() => { if (more?.pixels && more.of === (row.file ?? row.instance)) setRead(more); }, [more]);
+  useEffect(() => {
+    if (more?.pixels && more.of === (row.file ?? row.instance)) setRead(more);
+  }, [more]);
   useEffect(() => setRead(null), [row.id]);
   if (!read) return html`<p class="soft" aria-busy="true">Reading the picture…</p>`;
   const expected = flat(read.reconstruction);
@@ -108,11 +128,16 @@ function ImageEditor({ row, input, more }) {
     <div class="trio">
       <figure><${Brush} pixels=${read.pixels} input=${input} colour=${paintWith} size=${size} onStroke=${onStroke}
         label="The picture as the model reads it. Draw on it, or move with the arrow keys and paint with the space bar." /><figcaption>as it is read: draw on it</figcaption></figure>
-      <figure><${Picture} pixels=${read.reconstruction} input=${input} label="What the model expected: its reconstruction" /><figcaption>as it was expected</figcaption></figure>
-      ${read.scores[0].map && html`<figure><${MapPicture} pixels=${read.pixels} map=${read.scores[0].map.strangeness} input=${input} label="Where the picture is strange: red" /><figcaption>where it is strange</figcaption></figure>`}
+      <figure><${Picture} pixels=${read.reconstruction} input=${input}
+        label="What the model expected: its reconstruction" /><figcaption>as it was expected</figcaption></figure>
+      ${read.scores[0].map && html`<figure><${MapPicture} pixels=${read.pixels} map=${read.scores[0].map.strangeness}
+        input=${input} label="Where the picture is strange: red" /><figcaption>where it is strange</figcaption>
+        </figure>`}
     </div>
     <div class="tools">
-      <label>Brush paints <select value=${chosen} onChange=${(event) => setColour(event.target.value)}>${Object.entries(COLOURS).map(([one, text]) => html`<option value=${one}>${text}</option>`)}</select></label>
-      <label>Width <input type="range" min="1" max=${Math.max(4, Math.round(input.width / 5))} value=${size} onInput=${(event) => setSize(Number(event.target.value))} /></label>
+      <label>Brush paints <select value=${chosen} onChange=${(event) => setColour(event.target.value)}>
+        ${Object.entries(COLOURS).map(([one, text]) => html`<option value=${one}>${text}</option>`)}</select></label>
+      <label>Width <input type="range" min="1" max=${Math.max(4, Math.round(input.width / 5))} value=${size}
+        onInput=${(event) => setSize(Number(event.target.value))} /></label>
     </div></section>`;
 }

@@ -14,7 +14,8 @@ export function paint(canvas, pixels, { height, width, channels }) {
 export function imageData(values, height, width, channels) {
   const data = new Uint8ClampedArray(4 * height * width);
   for (let at = 0; at < height * width; at++) {
-    for (let channel = 0; channel < 3; channel++) data[4 * at + channel] = values[channels === 3 ? 3 * at + channel : at];
+    for (let channel = 0; channel < 3; channel++)
+      data[4 * at + channel] = values[channels === 3 ? 3 * at + channel : at];
     data[4 * at + 3] = 255;
   }
   return new ImageData(data, width, height);
@@ -35,7 +36,7 @@ export function MapPicture({ pixels, map, input, label }) {
     const image = imageData(flat(pixels), height, width, channels);
     map.flat().forEach((value, at) => {
       const share = Math.min(1, Math.max(0, (value ?? 0) - 1) / 5); // a spread is usual, six are not
-      const grey = 0.45 * (image.data[4 * at] + image.data[4 * at + 1] + image.data[4 * at + 2]) / 3;
+      const grey = (0.45 * (image.data[4 * at] + image.data[4 * at + 1] + image.data[4 * at + 2])) / 3;
       image.data[4 * at] = grey * (1 - share) + 235 * share;
       image.data[4 * at + 1] = grey * (1 - share) + 60 * share;
       image.data[4 * at + 2] = grey * (1 - share) + 40 * share;
@@ -49,7 +50,8 @@ export function MapPicture({ pixels, map, input, label }) {
 
 /** Pixels that can be drawn on, with a pointer, or with arrow keys and the space bar. */
 export function Brush({ pixels, input, colour, size, label, onStroke }) {
-  const canvas = useRef(), state = useRef({});
+  const canvas = useRef(),
+    state = useRef({});
   const { height, width, channels } = input;
   const isThere = Boolean(pixels);
   useEffect(() => {
@@ -60,9 +62,14 @@ export function Brush({ pixels, input, colour, size, label, onStroke }) {
 
   function dab(x, y) {
     const { values } = state.current;
-    const reach = size / 2, soft = 0.7;
+    const reach = size / 2,
+      soft = 0.7;
     for (let row = Math.max(0, Math.floor(y - reach - 1)); row <= Math.min(height - 1, Math.ceil(y + reach)); row++) {
-      for (let column = Math.max(0, Math.floor(x - reach - 1)); column <= Math.min(width - 1, Math.ceil(x + reach)); column++) {
+      for (
+        let column = Math.max(0, Math.floor(x - reach - 1));
+        column <= Math.min(width - 1, Math.ceil(x + reach));
+        column++
+      ) {
         const far = Math.hypot(column + 0.5 - x, row + 0.5 - y);
         const share = Math.min(1, Math.max(0, (reach + soft - far) / (2 * soft)));
         for (let channel = 0; channel < channels; channel++) {
@@ -83,7 +90,8 @@ export function Brush({ pixels, input, colour, size, label, onStroke }) {
 
   function line(from, to) {
     const steps = Math.ceil(Math.hypot(to[0] - from[0], to[1] - from[1]) * 2) + 1;
-    for (let step = 0; step <= steps; step++) dab(from[0] + ((to[0] - from[0]) * step) / steps, from[1] + ((to[1] - from[1]) * step) / steps);
+    for (let step = 0; step <= steps; step++)
+      dab(from[0] + ((to[0] - from[0]) * step) / steps, from[1] + ((to[1] - from[1]) * step) / steps);
   }
 
   const done = () => onStroke(nested(state.current.values, input), canvas.current.toDataURL());
@@ -110,7 +118,9 @@ export function Brush({ pixels, input, colour, size, label, onStroke }) {
     if (!step && event.key !== " ") return;
     event.preventDefault();
     const [x, y] = state.current.at ?? [width / 2, height / 2];
-    state.current.at = step ? [Math.min(width, Math.max(0, x + step[0])), Math.min(height, Math.max(0, y + step[1]))] : [x, y];
+    state.current.at = step
+      ? [Math.min(width, Math.max(0, x + step[0])), Math.min(height, Math.max(0, y + step[1]))]
+      : [x, y];
     if (event.key === " " || event.shiftKey) {
       dab(...state.current.at);
       done();
@@ -122,12 +132,15 @@ export function Brush({ pixels, input, colour, size, label, onStroke }) {
     }
   };
   return html`<canvas ref=${canvas} tabindex="0" role="application" aria-label=${label} class="picture brush"
-    data-ready=${isThere} onPointerDown=${begin} onPointerMove=${move} onPointerUp=${end} onPointerCancel=${end} onKeyDown=${press}></canvas>`;
+    data-ready=${isThere} onPointerDown=${begin} onPointerMove=${move} onPointerUp=${end} onPointerCancel=${end}
+      onKeyDown=${press}></canvas>`;
 }
 
 export function nested(values, { height, width, channels }) {
-  return Array.from({ length: height }, (_, row) => Array.from({ length: width }, (_, column) => {
-    const at = channels * (row * width + column);
-    return channels === 1 ? values[at] : values.slice(at, at + channels);
-  }));
+  return Array.from({ length: height }, (_, row) =>
+    Array.from({ length: width }, (_, column) => {
+      const at = channels * (row * width + column);
+      return channels === 1 ? values[at] : values.slice(at, at + channels);
+    }),
+  );
 }

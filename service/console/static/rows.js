@@ -4,7 +4,8 @@ import { app, inputOf, judgingQuery } from "console/state.js";
 import { plural } from "console/format.js";
 import { debounced } from "console/lib.js";
 
-const FILES_TOGETHER = 8, BYTES_TOGETHER = 16 * 2 ** 20;
+const FILES_TOGETHER = 8,
+  BYTES_TOGETHER = 16 * 2 ** 20;
 const IMAGE_SUFFIX = /\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$/i;
 const MOST_EXPLAINED = 500;
 const TRIAL = { trial: 1 }; // what is tried out here is no traffic that drift monitors should count
@@ -17,7 +18,16 @@ const say = (text, isProblem = false) => app.set({ notes: [...app.value.notes, {
 export const forgetNotes = () => app.set({ notes: [] });
 
 function newRow(name, fields) {
-  return { id: nextId++, name: String(name), instance: null, file: null, thumb: null, score: null, problem: null, ...fields };
+  return {
+    id: nextId++,
+    name: String(name),
+    instance: null,
+    file: null,
+    thumb: null,
+    score: null,
+    problem: null,
+    ...fields,
+  };
 }
 
 export const rowOf = (id) => app.value.rows.find((row) => row.id === id) ?? null;
@@ -60,7 +70,7 @@ export async function add(rows, { isInvalid = false } = {}) {
   app.set({
     rows: [...before, ...rows],
     invalid: isInvalid ? [...invalid, ...rows.map((row) => row.id)] : invalid,
-    selected: isInvalid && selected ? selected : rows[0]?.id ?? selected,
+    selected: isInvalid && selected ? selected : (rows[0]?.id ?? selected),
   });
   await score(rows);
 }
@@ -68,7 +78,7 @@ export async function add(rows, { isInvalid = false } = {}) {
 /** Take a row away. */
 export function remove(id) {
   const rows = app.value.rows.filter((row) => row.id !== id);
-  app.set({ rows, selected: app.value.selected === id ? rows[0]?.id ?? null : app.value.selected });
+  app.set({ rows, selected: app.value.selected === id ? (rows[0]?.id ?? null) : app.value.selected });
 }
 
 /** One row, looked at at once. */
@@ -105,20 +115,26 @@ function rescore() {
 }
 
 async function score(rows) {
-  const abort = new AbortController(), stamp = ++stamps;
+  const abort = new AbortController(),
+    stamp = ++stamps;
   running.add(abort);
-  rows.forEach((row) => { row.stamp = stamp; });
+  rows.forEach((row) => {
+    row.stamp = stamp;
+  });
   redraw();
   const query = { ...judgingQuery(), ...TRIAL };
   try {
-    const files = rows.filter((row) => row.file), plain = rows.filter((row) => !row.file);
+    const files = rows.filter((row) => row.file),
+      plain = rows.filter((row) => !row.file);
     if (plain.length === 1) await scoreOne(plain[0], query, abort.signal);
     else if (plain.length) await scoreMany(plain, query, abort.signal);
     for (const batch of batches(files)) await scoreFiles(batch, query, abort.signal);
   } catch (problem) {
     if (problem.name === "AbortError") return;
     if (!(problem instanceof Problem)) throw problem;
-    rows.filter((row) => row.stamp === stamp && (!row.score || row.isStale)).forEach((row) => settle(row, stamp, null, problem));
+    rows
+      .filter((row) => row.stamp === stamp && (!row.score || row.isStale))
+      .forEach((row) => settle(row, stamp, null, problem));
   } finally {
     running.delete(abort);
     redraw();
@@ -139,24 +155,37 @@ async function scoreOne(row, query, signal) {
 /** Fetch the reasons of rows that another rate refuses. */
 export const explainRefused = debounced(400, () => {
   const { rows, judging } = app.value;
-  const refused = rows.filter((row) => judgedScore(row, judging) && !row.score.reason && !isValidAt(row.score, judging));
+  const refused = rows.filter(
+    (row) => judgedScore(row, judging) && !row.score.reason && !isValidAt(row.score, judging),
+  );
   if (refused.length) score(refused.slice(0, MOST_EXPLAINED));
 });
 
 async function scoreMany(rows, query, signal) {
   const [{ stamp }] = rows;
-  await scoreLines(rows.map((row) => row.instance), query, (start, found) => {
-    found.forEach((answer, at) => {
-      if (rows[start + at]) settle(rows[start + at], stamp, answer.verdict ? answer : null, answer.verdict ? null : new Problem(answer));
-    });
-    redraw();
-  }, signal);
+  await scoreLines(
+    rows.map((row) => row.instance),
+    query,
+    (start, found) => {
+      found.forEach((answer, at) => {
+        if (rows[start + at])
+          settle(rows[start + at], stamp, answer.verdict ? answer : null, answer.verdict ? null : new Problem(answer));
+      });
+      redraw();
+    },
+    signal,
+  );
 }
 
 async function scoreFiles(rows, query, signal) {
   const [{ stamp }] = rows;
   try {
-    const { scores, warnings } = await postFiles("score/files", rows.map((row) => row.file), query, signal);
+    const { scores, warnings } = await postFiles(
+      "score/files",
+      rows.map((row) => row.file),
+      query,
+      signal,
+    );
     scores.forEach((answer, at) => settle(rows[at], stamp, answer));
     (warnings ?? []).slice(0, 2).forEach(say);
   } catch (problem) {
@@ -168,7 +197,8 @@ async function scoreFiles(rows, query, signal) {
 }
 
 function* batches(rows) {
-  let batch = [], bytes = 0;
+  let batch = [],
+    bytes = 0;
   for (const row of rows) {
     if (batch.length && (batch.length === FILES_TOGETHER || bytes + row.file.size > BYTES_TOGETHER)) {
       yield batch;
@@ -182,7 +212,8 @@ function* batches(rows) {
 
 /** Read what was dropped, chosen or pasted; if another model is chosen meanwhile, it is not for that one. */
 export async function addFiles(files, options) {
-  const rows = [], { calibration } = app.value;
+  const rows = [],
+    { calibration } = app.value;
   forgetNotes();
   for (const file of files) {
     try {
@@ -200,15 +231,23 @@ export async function addFiles(files, options) {
 async function rowsOf(file) {
   const { kind } = inputOf(app.value.model);
   if (file.type.startsWith("image/") || IMAGE_SUFFIX.test(file.name)) {
-    if (kind !== "image") throw new Problem({ detail: "this is an image, and the model reads tables: choose another model above" });
+    if (kind !== "image")
+      throw new Problem({ detail: "this is an image, and the model reads tables: choose another model above" });
     return [newRow(file.name, { file, thumb: URL.createObjectURL(file) })];
   }
   if (/\.(jsonl|ndjson)$/i.test(file.name)) {
-    return fromInstances((await file.text()).split("\n").filter((line) => line.trim()).map((line) => parsed(line)), file.name);
+    return fromInstances(
+      (await file.text())
+        .split("\n")
+        .filter((line) => line.trim())
+        .map((line) => parsed(line)),
+      file.name,
+    );
   }
   if (/\.json$/i.test(file.name)) return fromInstances(instancesOf(parsed(await file.text())), file.name);
   if (/\.npy$/i.test(file.name)) return fromService(file, file.name, "application/x-npy");
-  if (kind === "image") throw new Problem({ detail: "the model reads images: bring image files, a .json or an .npy file" });
+  if (kind === "image")
+    throw new Problem({ detail: "the model reads images: bring image files, a .json or an .npy file" });
   return fromService(file, file.name, "text/csv");
 }
 
@@ -228,7 +267,7 @@ function parsed(text) {
   try {
     return JSON.parse(text);
   } catch {
-    throw new Problem({ detail: "this is not JSON: expected a row, a list of rows, or {\"instances\": [...]}" });
+    throw new Problem({ detail: 'this is not JSON: expected a row, a list of rows, or {"instances": [...]}' });
   }
 }
 
@@ -248,8 +287,13 @@ function instancesOf(document) {
 
 /** Whether lists are the lines of pixels of one image. */
 function isPicture(lines, { kind, height, width, channels }) {
-  const isPixel = (one) => (channels === 1 ? typeof one === "number" : Array.isArray(one) && one.length === channels && !Array.isArray(one[0]));
-  return kind === "image" && lines.length === height && lines.every((line) => Array.isArray(line) && line.length === width && line.every(isPixel));
+  const isPixel = (one) =>
+    channels === 1 ? typeof one === "number" : Array.isArray(one) && one.length === channels && !Array.isArray(one[0]);
+  return (
+    kind === "image" &&
+    lines.length === height &&
+    lines.every((line) => Array.isArray(line) && line.length === width && line.every(isPixel))
+  );
 }
 
 /** Pasted text: JSON, or a table with a header. */
@@ -279,9 +323,11 @@ export async function explained(row, signal) {
   const of = row.file ?? row.instance;
   const { kind } = inputOf(app.value.model);
   const ending = row.file ? "/files" : "";
-  const request = (path, query) => ask(path, { ...bodyOf(row), query: { ...judgingQuery(), ...TRIAL, ...query }, signal }).then((one) => one.json());
+  const request = (path, query) =>
+    ask(path, { ...bodyOf(row), query: { ...judgingQuery(), ...TRIAL, ...query }, signal }).then((one) => one.json());
   if (kind === "table") return { ...(await request(`score${ending}`, { explain: 3 })), of };
-  const generating = (path, query) => ask(path, { ...bodyOf(row), query: { model: judgingQuery().model, ...query }, signal }).then((one) => one.json());
+  const generating = (path, query) =>
+    ask(path, { ...bodyOf(row), query: { model: judgingQuery().model, ...query }, signal }).then((one) => one.json());
   const [score, reconstruction, pixels] = await Promise.all([
     request(`score${ending}`, { explain: "map" }),
     generating(`reconstruct${ending}`),
@@ -299,17 +345,22 @@ export async function redrawn(row, draws) {
 
 /** The mean of q(z | x) of a row. */
 export async function encoded(row) {
-  const answer = await ask(row.file ? "encode/files" : "encode", { ...bodyOf(row), query: { model: judgingQuery().model } });
+  const answer = await ask(row.file ? "encode/files" : "encode", {
+    ...bodyOf(row),
+    query: { model: judgingQuery().model },
+  });
   return (await answer.json()).encodings[0].mean;
 }
 
 export const examples = () => getJSON("examples", { model: judgingQuery().model });
-export const asRow = (name, instance) => newRow(name, { instance, thumb: typeof instance === "string" ? instance : null });
+export const asRow = (name, instance) =>
+  newRow(name, { instance, thumb: typeof instance === "string" ? instance : null });
 
 const NEVER_JUDGED = new Set(["unreadable", "no_value"]);
 
 /** A row's score, if it is up to date and by the rule that judges. */
-export const judgedScore = (row, { rule }) => (row.score && !row.isStale && (rule !== "combined" || row.score.evidence) ? row.score : null);
+export const judgedScore = (row, { rule }) =>
+  row.score && !row.isStale && (rule !== "combined" || row.score.evidence) ? row.score : null;
 
 /** Whether a row cannot be judged: a cell cannot be read, or it has no value. It is always invalid. */
 export const isUnreadable = (score) => Boolean(score.violations?.some((one) => NEVER_JUDGED.has(one.kind)));

@@ -40,8 +40,15 @@ const SHARED = ["model", "rule", "false_alarm", "tail", "percentiles"]; // param
 /** The address of a view. */
 export function link(view, changes = {}) {
   const { params, view: here } = app.value;
-  const kept = view === here ? params : Object.fromEntries(SHARED.filter((name) => name in params).map((name) => [name, params[name]]));
-  const query = new URLSearchParams(Object.entries({ ...kept, ...changes }).filter(([, value]) => value !== null && value !== undefined && value !== ""));
+  const kept =
+    view === here
+      ? params
+      : Object.fromEntries(SHARED.filter((name) => name in params).map((name) => [name, params[name]]));
+  const query = new URLSearchParams(
+    Object.entries({ ...kept, ...changes }).filter(
+      ([, value]) => value !== null && value !== undefined && value !== "",
+    ),
+  );
   return `#/${view}${query.size ? `?${query}` : ""}`;
 }
 
@@ -57,12 +64,14 @@ export function judgingQuery({ judging, model, calibration } = app.value) {
   if (calibration.judging.fixed) return named;
   const { rule, false_alarm: rate, tail, percentiles } = judging;
   if (percentiles) return { ...named, percentiles: percentiles.join(",") };
-  return rule === "combined" ? { ...named, rule, false_alarm: rate } : { ...named, rule: "band", false_alarm: rate, tail };
+  return rule === "combined"
+    ? { ...named, rule, false_alarm: rate }
+    : { ...named, rule: "band", false_alarm: rate, tail };
 }
 
 /** The promises of the rule that judges, by rate. */
 export function promisesOf({ calibration, judging } = app.value) {
-  return calibration.promises[judging.rule === "combined" ? "combined" : judging.tail ?? "low"];
+  return calibration.promises[judging.rule === "combined" ? "combined" : (judging.tail ?? "low")];
 }
 
 /** How rows are judged: as the address says, else as the version does; its plain band gives way to a rate. */
@@ -70,7 +79,7 @@ function judgingOf(calibration, params) {
   const own = calibration.judging;
   if (own.fixed) return own;
   const hasCombined = Boolean(calibration.promises.combined?.length);
-  const rule = params.rule === "band" || !hasCombined ? "band" : params.rule ?? (hasCombined ? "combined" : "band");
+  const rule = params.rule === "band" || !hasCombined ? "band" : (params.rule ?? (hasCombined ? "combined" : "band"));
   const tail = params.tail === "both" ? "both" : "low";
   const promises = calibration.promises[rule === "combined" ? "combined" : tail];
   const wanted = Number(params.false_alarm) || own.false_alarm || RATE;
@@ -94,7 +103,8 @@ export function setJudging(changes) {
 export async function load() {
   try {
     const [{ models }, { journal }] = await Promise.all([getJSON("models"), getJSON("version")]);
-    if (!models.length) throw new Problem({ status: 404, detail: "the store has no model yet: `vouch train` publishes one" });
+    if (!models.length)
+      throw new Problem({ status: 404, detail: "the store has no model yet: `vouch train` publishes one" });
     const asked = app.value.params.model ?? models.find((one) => one.default)?.name ?? models[0].name;
     app.set({ models, hasJournal: journal });
     await choose(asked);
@@ -114,7 +124,14 @@ export async function choose(reference) {
     const calibration = await getJSON("calibration", { model: reference });
     const model = await getJSON(`models/${encodeURIComponent(name)}`, { version: calibration.model.version });
     if (mine !== choices) return;
-    app.set({ phase: "ready", problem: null, calibration, model, reference, judging: judgingOf(calibration, app.value.params) });
+    app.set({
+      phase: "ready",
+      problem: null,
+      calibration,
+      model,
+      reference,
+      judging: judgingOf(calibration, app.value.params),
+    });
   } catch (problem) {
     if (mine !== choices) return; // another one was chosen meanwhile
     app.set({ phase: problem.status === 401 ? "locked" : "failed", problem });
@@ -152,12 +169,20 @@ function described(model) {
   const names = input.columns ?? Array.from({ length: input.shape[0] }, (_, at) => at);
   const domains = model.card.domains?.columns;
   return {
-    kind: "table", isNamed: Boolean(input.columns), readsMissing: Boolean(learnt),
+    kind: "table",
+    isNamed: Boolean(input.columns),
+    readsMissing: Boolean(learnt),
     columns: names.map((name, at) => columnOf(name, learnt?.[at], domains?.[at])),
   };
 }
 
 function columnOf(name, learnt, domain) {
   if (learnt?.values) return { name, kind: learnt.kind, values: learnt.values };
-  return { name, kind: learnt?.kind ?? "number", low: learnt?.low ?? domain?.low ?? null, high: learnt?.high ?? domain?.high ?? null, step: learnt?.step ?? null };
+  return {
+    name,
+    kind: learnt?.kind ?? "number",
+    low: learnt?.low ?? domain?.low ?? null,
+    high: learnt?.high ?? domain?.high ?? null,
+    step: learnt?.step ?? null,
+  };
 }
