@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,6 +46,14 @@ hypothesis.settings.load_profile("shared")
 torch.set_num_threads(1)  # more would wait for each other on a machine that is busy
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """One line where the console was not tested."""
+    if shutil.which("chromium") is None:
+        terminalreporter.write_line(
+            "tests/console is skipped: Debian's chromium is not here (apt-get install chromium)"
+        )
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items) -> None:
     """Put the dearest files first."""
@@ -62,9 +72,10 @@ def factor_analysis() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def trained_models(tmp_path_factory, worker_id) -> TrainedModels:
-    """Each kind of model, trained once for all processes that run tests."""
+    """Each kind of model, trained once for all processes that run tests; with TEST_MODELS, for several runs."""
     root = tmp_path_factory.getbasetemp()
-    folder = (root if worker_id == "master" else root.parent) / "models"
+    own = (root if worker_id == "master" else root.parent) / "models"
+    folder = Path(os.environ.get("TEST_MODELS", own))
     folder.mkdir(exist_ok=True)
     return TrainedModels(folder)
 
