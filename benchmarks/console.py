@@ -11,13 +11,8 @@ from __future__ import annotations
 
 import shutil
 import statistics
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,8 +20,9 @@ import typer
 from playwright.sync_api import FilePayload, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-PORT = 8790
-ADDRESS = f"http://127.0.0.1:{PORT}"
+sys.path.insert(0, str(ROOT / "scripts"))
+from readme import bundled_service  # noqa: E402
+
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 # From the click to the first frame after the verdict is in the page.
 CLICK = """at => new Promise(done => {
@@ -72,28 +68,9 @@ FRAMES = """([what, number]) => new Promise(done => {
 })"""
 
 
-@contextmanager
-def service() -> Iterator[None]:
-    """A service with the bundled models, ended by its id."""
-    environment = {"VOUCH_PORT": str(PORT), "VOUCH_DRAIN_S": "0", "PATH": "/usr/bin:/bin"}
-    log = subprocess.DEVNULL
-    process = subprocess.Popen([sys.executable, "-m", "service.cli", "serve"], cwd=ROOT, env=environment, stderr=log)
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{ADDRESS}/readyz")
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.1)
-        yield
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def clicked(page: Page, times: int) -> None:
+def clicked(page: Page, address: str, times: int) -> None:
     """From a bundled digit clicked to its verdict painted, beside the bare request."""
-    page.goto(f"{ADDRESS}/#/check?model=mnist")
+    page.goto(f"{address}/#/check?model=mnist")
     page.locator(".examples button").nth(2).wait_for()
     painted, bare = [], []
     for at in range(times + 2):
@@ -103,13 +80,13 @@ def clicked(page: Page, times: int) -> None:
     told("a digit clicked to its verdict painted", painted[2:], bare[2:], "the bare request")
 
 
-def many_rows(page: Page, rows: int, frames: int) -> None:
+def many_rows(page: Page, address: str, rows: int, frames: int) -> None:
     """Frames while a table of rows is scrolled and filtered, and when its first verdicts were there."""
     head, *lines = (ROOT / "examples" / "adult.csv").read_text().splitlines()
     content = "\n".join([head, *(lines[at % 4].replace(",40,", f",{30 + at % 20},") for at in range(rows))])
-    page.goto(f"{ADDRESS}/#/promise?model=adult&rule=band&tail=low")
+    page.goto(f"{address}/#/promise?model=adult&rule=band&tail=low")
     idle = page.evaluate(FRAMES, ["nothing", frames])
-    page.goto(f"{ADDRESS}/#/check?model=adult&rule=band&tail=low")
+    page.goto(f"{address}/#/check?model=adult&rule=band&tail=low")
     page.locator(".drop").wait_for()
     file: FilePayload = {"name": "rows.csv", "mimeType": "text/csv", "buffer": content.encode()}
     begun = time.perf_counter()
@@ -125,16 +102,16 @@ def many_rows(page: Page, rows: int, frames: int) -> None:
     told("frames while filtering", page.evaluate(FRAMES, ["filter", frames]), idle, "idle frames")
 
 
-def first_load(page: Page) -> None:
+def first_load(page: Page, address: str) -> None:
     """Bytes of the first load, as they came over the wire."""
     sizes: list[int] = []
 
     def on_response(response: Any) -> None:
-        if "/console" in response.url or response.url == f"{ADDRESS}/":
+        if "/console" in response.url or response.url == f"{address}/":
             sizes.append(int(response.headers.get("content-length", "0")))
 
     page.on("response", on_response)
-    page.goto(f"{ADDRESS}/")
+    page.goto(f"{address}/")
     page.locator(".drop").wait_for()
     print(f"first load: {len(sizes)} files, {sum(sizes):,} bytes")
 
@@ -154,10 +131,16 @@ def main(
     frames: Annotated[int, typer.Option(help="frames that are timed")] = 120,
 ) -> None:
     """Measure in a browser; prints medians beside their floors."""
-    with service(), sync_playwright() as playwright:
+    with bundled_service() as host, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
-        for measure in (first_load, lambda page: clicked(page, clicks), lambda page: many_rows(page, rows, frames)):
-            measure(browser.new_context(viewport={"width": 1280, "height": 900}).new_page())
+
+        def page() -> Page:
+            return browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+
+        address = f"http://{host}"
+        first_load(page(), address)
+        clicked(page(), address, clicks)
+        many_rows(page(), address, rows, frames)
         browser.close()
 
 

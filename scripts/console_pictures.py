@@ -10,27 +10,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import secrets
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, Playwright, sync_playwright
+from readme import bundled_service
 
 ROOT = Path(__file__).resolve().parents[1]
-PORT = 8791
-ADDRESS = f"http://127.0.0.1:{PORT}"
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SIZES = {"desktop": (1280, 1000), "phone": (360, 1000)}
 GAP, QUALITY = 24, 82
@@ -94,48 +88,18 @@ PANELS: dict[str, tuple[str, str, Act]] = {
 }
 
 
-@contextmanager
-def service() -> Iterator[None]:
-    """A service with a journal, ended by its id."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "key").write_text(secrets.token_hex(32))
-        settings = {
-            "PORT": str(PORT), "DRAIN_S": "0", "JOURNAL": f"{folder}/journal", "JOURNAL_KEY": f"{folder}/key",
-            "JOURNAL_ROWS": "1",
-        }  # fmt: skip
-        environment = os.environ | {f"VOUCH_{name}": value for name, value in settings.items()}
-        command = [sys.executable, "-m", "service.cli", "serve"]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-        try:
-            wait_until_ready()
-            yield
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def wait_until_ready() -> None:
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{ADDRESS}/readyz")
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.1)
-        else:
-            return
-
-
-def fill_the_journal() -> None:
+def fill_the_journal(address: str) -> None:
     """Score rows as an application would, so that there is something to review, and something to bet on."""
     rows = [
         {name: None if cell == "" else cell for name, cell in row.items()}
         for row in csv.DictReader(io.StringIO(people(5)))
     ]
     body = json.dumps({"instances": rows}).encode()
-    address = f"{ADDRESS}/score?model=adult&rule=combined&false_alarm=0.01"
-    urllib.request.urlopen(urllib.request.Request(address, body, {"Content-Type": "application/json"}))
+    url = f"{address}/score?model=adult&rule=combined&false_alarm=0.01"
+    urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}))
 
 
-def taken(browser: Browser, name: str, size: str, scheme: str) -> Image.Image:
+def taken(browser: Browser, address: str, name: str, size: str, scheme: str) -> Image.Image:
     """A picture of a panel, of its upper part if it is long."""
     view, whole, act = PANELS[name]
     width, height = SIZES[size]
@@ -146,7 +110,7 @@ def taken(browser: Browser, name: str, size: str, scheme: str) -> Image.Image:
         timezone_id="UTC",
     )
     page = context.new_page()
-    page.goto(f"{ADDRESS}/#/{view}")
+    page.goto(f"{address}/#/{view}")
     page.locator(whole).first.wait_for(timeout=60_000)
     act(page)
     page.wait_for_timeout(1200)
@@ -172,14 +136,22 @@ def main(
 ) -> None:
     """Take the pictures of the console."""
     out.mkdir(parents=True, exist_ok=True)
-    with service(), sync_playwright() as playwright:
-        fill_the_journal()
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
-        for name in only or PANELS:
-            ways = [(size, scheme) for scheme in ("light", "dark") for size in SIZES]
-            sheet = beside([taken(browser, name, size, scheme) for size, scheme in ways])
-            sheet.save(out / f"{name}.webp", quality=QUALITY, method=6)
-        browser.close()
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        (Path(folder) / "key").write_text(secrets.token_hex(32))
+        journal = {"journal": f"{folder}/journal", "journal_key": f"{folder}/key", "journal_rows": "1"}
+        with bundled_service(**journal) as host:
+            take(playwright, f"http://{host}", only or list(PANELS), out)
+
+
+def take(playwright: Playwright, address: str, names: list[str], out: Path) -> None:
+    """Take the pictures of some panels, each light and dark, on a desktop and on a phone."""
+    fill_the_journal(address)
+    browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
+    for name in names:
+        ways = [(size, scheme) for scheme in ("light", "dark") for size in SIZES]
+        sheet = beside([taken(browser, address, name, size, scheme) for size, scheme in ways])
+        sheet.save(out / f"{name}.webp", quality=QUALITY, method=6)
+    browser.close()
 
 
 if __name__ == "__main__":

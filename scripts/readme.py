@@ -118,8 +118,8 @@ def settings_table() -> str:
 
 
 @contextmanager
-def bundled_service() -> Iterator[str]:
-    """A service on a copy of the bundled store; gives its address."""
+def bundled_service(**settings: str) -> Iterator[str]:
+    """A service on a copy of the bundled store, perhaps with more settings; gives its address."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree("model_store", Path(folder) / "store")
         with socket.socket() as probe:
@@ -130,6 +130,7 @@ def bundled_service() -> Iterator[str]:
             "VOUCH_PORT": str(port),
             "VOUCH_LOG_LEVEL": "ERROR",
             "VOUCH_DRAIN_S": "0",
+            **{f"VOUCH_{name.upper()}": value for name, value in settings.items()},
         }
         process = subprocess.Popen(SERVE, env=environment)
         try:

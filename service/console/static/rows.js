@@ -187,7 +187,7 @@ async function scoreFiles(rows, query, signal) {
       signal,
     );
     scores.forEach((answer, at) => settle(rows[at], stamp, answer));
-    (warnings ?? []).slice(0, 2).forEach(say);
+    (warnings ?? []).slice(0, 2).forEach((text) => say(text));
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
     if (rows.length === 1) settle(rows[0], stamp, null, problem);

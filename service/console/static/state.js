@@ -79,7 +79,7 @@ function judgingOf(calibration, params) {
   const own = calibration.judging;
   if (own.fixed) return own;
   const hasCombined = Boolean(calibration.promises.combined?.length);
-  const rule = params.rule === "band" || !hasCombined ? "band" : (params.rule ?? (hasCombined ? "combined" : "band"));
+  const rule = hasCombined && params.rule !== "band" ? "combined" : "band";
   const tail = params.tail === "both" ? "both" : "low";
   const promises = calibration.promises[rule === "combined" ? "combined" : tail];
   const wanted = Number(params.false_alarm) || own.false_alarm || RATE;
