@@ -136,7 +136,7 @@ def service(tmp_path_factory):
         yield str(client.base_url).removeprefix("http://")
 
 
-SLOW = {"datasets.md", "feedback.md", "tables.md", "tutorial.md"}  # which train models
+SLOW = {"datasets.md", "feedback.md", "images.md", "tables.md", "tutorial.md"}  # which train models, or score many rows
 
 
 @pytest.mark.timeout(600)

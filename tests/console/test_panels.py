@@ -19,7 +19,7 @@ VIEWS = ["check", "promise", "review", "learnt", "models", "drift"]
 EXAMPLES = REPOSITORY / "examples"
 
 
-@pytest.fixture(params=["open", "locked"])
+@pytest.fixture(params=["open", pytest.param("locked", marks=pytest.mark.slow)])
 def opened(request, visit, service, locked):
     """Opens a view of both services; at the one that asks for a key, the key is entered."""
 
@@ -133,6 +133,7 @@ def test_ten_images_are_judged_and_sorted(opened):
     assert page.locator("article.card h2").inner_text() in {path.name for path in paths}
 
 
+@pytest.mark.slow
 def test_five_thousand_rows_arrive_one_after_another_and_can_be_filtered(visit, service):
     page = visit(service, "#/check?model=adult&rule=band&tail=low")
     drop(page, [("many.csv", "text/csv", people(5000, every=250).encode())])

@@ -135,6 +135,7 @@ def test_rows_that_people_call_invalid_leave_a_file_and_a_window(served):
     assert "240 rows of the last 1h, kept at random" in done.stderr
 
 
+@pytest.mark.slow
 def test_production_moves_only_after_an_alarm(served):
     """Of the monitor of all rows, not acknowledged since; with the true self-tests of both versions."""
     window = ("calibrate", "people", "--window", "30d", "--promote-if", "drift", *served.in_store)
