@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,8 @@ def reasons_of(scores: Scores) -> list[str | None]:
         else:
             side = bool(scores.low_p_value[row] > 0.5)
             of_row = scores.evidence[row], side, violations[row], compared[row]
-            found[row] = by_statistics(scores.rule.statistics, *of_row)
+            ranked = (scores.rule.rows, scores.rule.violation_rows)
+            found[row] = by_statistics(scores.rule.statistics, *of_row, ranked)
     return found
 
 
@@ -103,12 +105,16 @@ def by_statistics(
     is_likely: bool,
     violations: Sequence[Violation],
     compared: str = VALID_ROWS,
+    ranked: Sequence[int] = (),
 ) -> str:
-    """Why a row is invalid by the statistics of the rule combined, shape (E,): the one that most speaks against it."""
+    """Why a row is invalid by the statistics of the rule combined, shape (E,): the one that most speaks against it.
+
+    `ranked` are the numbers of validation rows that p-values are ranked among.
+    """
     by_name = dict(zip(names, p_values.tolist(), strict=True))
     name = min(PHRASES, key=lambda one: by_name.get(one, 2.0))
     phrase = TOO_LIKELY if name == "log_likelihood" and is_likely else PHRASES[name]
-    reason = f"{one_in(by_name[name], compared)} {phrase}"
+    reason = f"{one_in(by_name[name], compared, ranked)} {phrase}"
     return f"{words(violations)}; {reason}" if name == "violations" and violations else reason
 
 
@@ -139,8 +145,10 @@ def words(violations: Sequence[Violation]) -> str:
     return "; ".join(f"{one.column}: {one.message}" if one.column else one.message for one in violations)
 
 
-def one_in(p_value: float, rows: str = VALID_ROWS) -> str:
-    """A share of valid rows, as the subject of a sentence."""
+def one_in(p_value: float, rows: str = VALID_ROWS, ranked: Sequence[int] = ()) -> str:
+    """A share of valid rows, as the subject of a sentence; `ranked` are the numbers that p-values are ranked among."""
+    if any(number and math.isclose(p_value * (number + 1), 1.0) for number in ranked):
+        return f"none of the {round(1.0 / p_value) - 1:,} {rows}"  # the smallest p-value that there is
     return f"1 in {round(1.0 / p_value):,} {rows}" if p_value <= 0.5 else f"{100.0 * p_value:.0f} % of {rows}"
 
 

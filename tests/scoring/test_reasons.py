@@ -38,6 +38,8 @@ def test_every_statistic_has_a_phrase():
 
 def test_shares_are_told_in_words():
     assert one_in(0.0002) == "1 in 5,000 valid rows"
+    assert one_in(1 / 5001, ranked=(2500, 5000)) == "none of the 5,000 valid rows"
+    assert one_in(2 / 5001, ranked=(2500, 5000)) == "1 in 2,500 valid rows"
     assert one_in(0.8) == "80 % of valid rows"
     assert share(99.97) == "99.970 % of valid rows"
     assert by_band(0.2, -1) == "less likely than 99.80 % of valid rows"
