@@ -107,7 +107,7 @@ def test_a_drawn_digit_gets_what_score_says(opened):
     assert len(sent) >= 1
     assert shown == score["verdict"]
     if score["verdict"] == "invalid":
-        assert score["reason"] in page.locator(".reason").inner_text()
+        assert score["reason"][1:] in page.locator(".reason").inner_text()  # which begins with a capital
     assert f"{score['log_likelihood']:.1f}" in page.locator("article.card").inner_text()
 
 
@@ -342,7 +342,9 @@ def test_another_rule_and_the_way_back_judge_the_rows_again(visit, service):
     page.get_by_label("log p(x), too unlikely", exact=True).check()
     page.get_by_text("of 12 rows would be refused").wait_for()
     page.go_back()
-    page.get_by_text("3 of 12 refused").wait_for()
+    page.locator(".tally", has_text="of 12 refused").wait_for()  # by the rule that was chosen
+    page.get_by_role("link", name="Promise").click()
+    assert page.get_by_label("log p(x), too unlikely", exact=True).is_checked()
 
 
 def test_an_answer_that_is_late_counts_for_nothing(visit, service):
@@ -431,3 +433,42 @@ def test_a_file_that_cannot_be_read_is_told(visit, service):
     page.locator(".notes .problem-text").nth(1).wait_for()
     assert "unknown column" in page.locator(".notes").inner_text()
     assert "reads tables" in page.locator(".notes").inner_text()
+
+
+def test_a_pad_and_the_judged_picture_stay_one(visit, service):
+    page = visit(service, "#/check?model=mnist")
+    page.get_by_text("Draw one").click()
+    pad = page.locator(".pad canvas")
+    pad.focus()
+    page.keyboard.press("Space")
+    page.locator(".trio canvas.brush").wait_for()
+    assert not page.get_by_text("Undo the changes").count()
+    box = page.locator(".trio canvas.brush").bounding_box()
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 90, box["y"] + 20, steps=4)
+    page.mouse.up()
+    pixels = "at => document.querySelectorAll('canvas.brush')[at].toDataURL()"
+    eventually(lambda: page.evaluate(pixels, 0) == page.evaluate(pixels, 1))
+
+
+def test_a_cell_that_is_changed_back_is_as_it_was_brought(visit, service):
+    page = visit(service, "#/check?model=adult&example=0")
+    verdict(page)
+    hours = page.locator(".cell", has_text="hours-per-week").locator("input")
+    before = hours.input_value()
+    hours.fill("77")
+    page.get_by_role("button", name="Undo the changes").wait_for()
+    hours.fill(before)
+    page.get_by_role("button", name="Undo the changes").wait_for(state="detached")
+
+
+def test_the_verdicts_are_downloaded_with_their_rule(visit, service):
+    page = visit(service, "#/check?model=adult")
+    drop(page, [("some.csv", "text/csv", people(12, every=4).encode())])
+    page.get_by_text("3 of 12 refused").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the verdicts").click()
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text())))
+    assert [row["verdict"] for row in rows].count("invalid") == 3
+    assert all("rule=combined&false_alarm=0.01" in row["rule"] for row in rows)

@@ -5,7 +5,7 @@ import { asStrange, nats, percent } from "console/format.js";
 import { Request } from "console/parts.js";
 import { html, useEffect, useState } from "console/lib.js";
 import { Editor } from "console/editor.js";
-import { explained, isUnreadable, pValue, restore } from "console/rows.js";
+import { explained, faultOf, isUnreadable, pValue, restore } from "console/rows.js";
 import { inputOf, judgingQuery, useApp } from "console/state.js";
 
 /** The verdict in a word, with a sign for those who do not see the colour. */
@@ -57,7 +57,7 @@ export function VerdictCard({ row }) {
   if (row.problem) {
     return html`<article class="card" aria-live="polite"><h2>${row.name}</h2>
       <p class="badge-line"><span class="badge problem">not scored</span></p>
-      <p>${sentence(row.problem.message)}</p>
+      <p>${sentence(faultOf(row.problem))}</p>
       ${row.problem.document.errors?.length > 1 && html`<ul class="soft small">
         ${row.problem.document.errors.map((one) => html`<li>
         ${one.column}: ${one.message}${one.expected ? `; expected ${one.expected}` : ""}</li>`)}</ul>`}
@@ -75,7 +75,10 @@ export function VerdictCard({ row }) {
       <p class="reason">${score.reason ? sentence(score.reason) : agreement(score, judging)}</p>
     </div>
     ${row.original && html`<p class="soft small">This is not the row as you brought it. <button type="button"
-      class="quiet" onClick=${() => restore(row.id)}>Undo the changes</button></p>`}
+      class="quiet" onClick=${() => {
+        restore(row.id);
+        document.getElementById("main").focus(); // the button is gone
+      }}>Undo the changes</button></p>`}
     ${!isUnreadable(score) && html`<p class="soft small">${confidence(score)}</p>`}
     ${more?.problem && html`<p class="problem-text">
       ${more.problem instanceof Problem ? more.problem.message : "The details could not be loaded."}</p>`}

@@ -12,6 +12,8 @@ import {
   addText,
   clear,
   examples,
+  faultOf,
+  isUnreadable,
   isValidAt,
   judgedScore,
   pValue,
@@ -136,7 +138,7 @@ function Pad({ input }) {
     [blank, setBlank] = useState(0);
   const onStroke = (pixels, thumb) => {
     if (drawn && rowOf(drawn)) replace(drawn, { instance: pixels, thumb });
-    else setDrawn(addInstance("drawn", pixels, { thumb }).id);
+    else setDrawn(addInstance("drawn", pixels, { thumb, isDrawn: true }).id);
   };
   const again = () => {
     if (drawn) remove(drawn);
@@ -144,7 +146,7 @@ function Pad({ input }) {
     setBlank(blank + 1);
   };
   return html`<details class="pad"><summary>Draw one</summary>
-    <${Brush} key=${blank} pixels=${null} input=${input} colour=${255} size=${Math.max(2, input.width / 14)}
+    <${Brush} key=${blank} pixels=${rowOf(drawn)?.instance ?? null} input=${input} colour=${255} size=${Math.max(2, input.width / 14)}
       label="A pad to draw on. Move with the arrow keys, paint with the space bar." onStroke=${onStroke} />
     <button type="button" class="quiet" onClick=${again}>Start over</button></details>`;
 }
@@ -209,6 +211,9 @@ function RowTable() {
     if (place < box.current.scrollTop) box.current.scrollTop = place;
     if (place > box.current.scrollTop + height - 2 * ROW_HEIGHT)
       box.current.scrollTop = place - height + 2 * ROW_HEIGHT;
+    // The focus goes along, once the row is there.
+    const chosen = box.current;
+    setTimeout(() => chosen.querySelector("[aria-current=true]")?.focus({ preventScroll: true }), 60);
   };
   const query = { ...judgingQuery(), trial: 1 };
   return html`<section class="table" aria-label="Rows">
@@ -248,7 +253,8 @@ function RowTable() {
 function TableRow({ row, isChosen, isKnown, hasSources, isImage, number, judging, onPick }) {
   const score = judgedScore(row, judging);
   const verdict = score && (isValidAt(score, judging) ? "valid" : "invalid");
-  const why = row.problem ? row.problem.message : verdict === "invalid" ? (score.reason ?? "") : "";
+  const isJudged = score && !isUnreadable(score);
+  const why = row.problem ? faultOf(row.problem) : verdict === "invalid" ? (score.reason ?? "") : "";
   return html`<tr aria-rowindex=${number} class=${isChosen ? "chosen" : ""} onClick=${() => onPick(row.id)}>
     ${isImage && html`<td class="c-picture">${row.thumb && html`<img src=${row.thumb} alt="" width="30" height="30"
       loading="lazy" />`}</td>`}
@@ -257,32 +263,28 @@ function TableRow({ row, isChosen, isKnown, hasSources, isImage, number, judging
       </span>`}${isKnown && html` <span class="soft">(known invalid)</span>`}</th>
     <td class="c-verdict">${row.problem ? html`<span class="badge problem">unread</span>` : verdict ? html`<${Badge}
       verdict=${verdict} />` : html`<span class="soft">…</span>`}</td>
-    <td class="number c-p">${score && oneIn(pValue(score, judging))}</td>
-    <td class="number c-log_likelihood">${score?.log_likelihood.toFixed(1)}</td>
-    <td class="c-reason" title=${why}>${why}</td></tr>`;
+    <td class="number c-p">${isJudged && oneIn(pValue(score, judging))}</td>
+    <td class="number c-log_likelihood">${isJudged && score.log_likelihood.toFixed(1)}</td>
+    <td class="c-reason" title=${why}><div>${why}</div></td></tr>`;
 }
 
-/** The verdicts as a CSV file. */
+/** The verdicts as a CSV file, with the rule by which they were made. */
 function saveVerdicts(rows, judging) {
   const quoted = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
+  const query = judgingQuery();
+  const rule = new URLSearchParams(query).toString();
   const lines = rows.map((row) => {
     const score = judgedScore(row, judging);
-    if (!score) return [row.name, row.source, "", "", "", "", row.problem?.message ?? ""];
-    return [
-      row.name,
-      row.source,
-      isValidAt(score, judging) ? "valid" : "invalid",
-      pValue(score, judging),
-      score.log_likelihood,
-      score.std_error,
-      score.reason,
-    ];
+    const about = [row.name, row.source, row.original ? "yes" : "no"];
+    if (!score) return [...about, row.problem ? "unread" : "pending", "", "", "", row.problem && faultOf(row.problem), rule];
+    const numbers = isUnreadable(score)
+      ? ["", "", ""]
+      : [pValue(score, judging), score.log_likelihood, score.std_error];
+    return [...about, isValidAt(score, judging) ? "valid" : "invalid", ...numbers, score.reason, rule];
   });
-  const head = ["row", "file", "verdict", "p_value", "log_likelihood", "std_error", "reason"];
-  save(
-    new Blob([[head, ...lines].map((line) => line.map(quoted).join(",")).join("\r\n")], { type: "text/csv" }),
-    "verdicts.csv",
-  );
+  const head = ["row", "file", "edited", "verdict", "p_value", "log_likelihood", "std_error", "reason", "rule"];
+  const text = [head, ...lines].map((line) => line.map(quoted).join(",")).join("\r\n");
+  save(new Blob([text], { type: "text/csv" }), `verdicts-${query.model}.csv`);
 }
 
 /** The rows to show, in order. */

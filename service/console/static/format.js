@@ -12,7 +12,7 @@ export function percent(share) {
 }
 
 /** The share of valid rows that will be accepted, in words. */
-export const accepted = ({ expected, bound }) => `${bound ? "at least " : ""}${percent(expected)}`;
+export const accepted = ({ expected, bound }) => `${percent(expected)}${bound ? " or more" : ""}`;
 
 /** A p-value as a share of valid rows. */
 export function oneIn(p) {

@@ -37,10 +37,11 @@ export function Promised() {
     [promises, rows, invalid, changed, judging.rule, judging.tail],
   );
   const cheapest = bad.length ? cheapestOf(promises, series.caught, costs) : null;
-  const { interval, confidence, proven } = promise.accepts,
+  const { interval, confidence, proven, bound } = promise.accepts,
     toCome = rows.filter((row) => !row.problem).length - judged.length;
-  const sure = interval
-    ? ` With ${Math.round(100 * confidence)} % confidence it is ${percent(interval[0])} to ${percent(interval[1])}.`
+  const within = interval && (bound ? `at least ${percent(interval[0])}` : `${percent(interval[0])} to ${percent(interval[1])}`);
+  const sure = within
+    ? ` With ${Math.round(100 * confidence)} % confidence it is ${within}.`
     : proven
       ? ` At least ${percent(proven)} is proved.`
       : "";

@@ -61,7 +61,8 @@ function exchange(from, to) {
   const { rows, selected, invalid, notes } = app.value;
   left.set(from.digest, { rows, selected, invalid, notes });
   app.set(left.get(to.digest) ?? { rows: [], selected: null, invalid: [], notes: [] });
-  if (app.value.rows.some((row) => !row.problem && !judgedScore(row, app.value.judging))) rescore();
+  const open = app.value.rows.filter((row) => !row.problem && !judgedScore(row, app.value.judging));
+  if (open.length) score(open);
 }
 
 /** Add rows and score them; the first is looked at. `isInvalid`: people know them to be so. */
@@ -93,11 +94,15 @@ export function addInstance(name, instance, fields = {}) {
 export function replace(id, changes) {
   const row = rowOf(id);
   if (!row) return undefined; // it was cleared meanwhile
-  row.original ??= { instance: row.instance, file: row.file, thumb: row.thumb };
+  if (!row.isDrawn) row.original ??= { instance: row.instance, file: row.file, thumb: row.thumb };
   Object.assign(row, { isStale: true, problem: null, file: null }, changes);
+  if (isAsBrought(row)) row.original = null;
   redraw();
   return score([row]);
 }
+
+const isAsBrought = ({ instance, original }) =>
+  original && !original.file && JSON.stringify(instance) === JSON.stringify(original.instance);
 
 /** A row as it was brought. */
 export function restore(id) {
@@ -128,7 +133,9 @@ async function score(rows) {
       plain = rows.filter((row) => !row.file);
     if (plain.length === 1) await scoreOne(plain[0], query, abort.signal);
     else if (plain.length) await scoreMany(plain, query, abort.signal);
-    for (const batch of batches(files)) await scoreFiles(batch, query, abort.signal);
+    const warned = new Map(); // each warning, and the names of the images that it is about
+    for (const batch of batches(files)) await scoreFiles(batch, query, abort.signal, warned);
+    for (const [text, names] of warned) say(`${names.length > 1 ? plural(names.length, "image") : names[0]}: ${text}`);
   } catch (problem) {
     if (problem.name === "AbortError") return;
     if (!(problem instanceof Problem)) throw problem;
@@ -177,7 +184,7 @@ async function scoreMany(rows, query, signal) {
   );
 }
 
-async function scoreFiles(rows, query, signal) {
+async function scoreFiles(rows, query, signal, warned) {
   const [{ stamp }] = rows;
   try {
     const { scores, warnings } = await postFiles(
@@ -187,11 +194,14 @@ async function scoreFiles(rows, query, signal) {
       signal,
     );
     scores.forEach((answer, at) => settle(rows[at], stamp, answer));
-    (warnings ?? []).slice(0, 2).forEach((text) => say(text));
+    for (const warning of warnings ?? []) {
+      const [, at, text] = /^image (\d+): (.*)$/s.exec(warning) ?? [null, 0, warning];
+      warned.set(text, [...(warned.get(text) ?? []), rows[at]?.name ?? "images"]);
+    }
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
     if (rows.length === 1) settle(rows[0], stamp, null, problem);
-    else for (const row of rows) await scoreFiles([row], query, signal); // which of them is it?
+    else for (const row of rows) await scoreFiles([row], query, signal, warned); // which of them is it?
   }
   redraw();
 }
@@ -355,6 +365,9 @@ export async function encoded(row) {
 export const examples = () => getJSON("examples", { model: judgingQuery().model });
 export const asRow = (name, instance) =>
   newRow(name, { instance, thumb: typeof instance === "string" ? instance : null });
+
+/** What is wrong with a row, without its place in the request. */
+export const faultOf = (problem) => problem.message.replace(/^(row|image) \d+(, |: )/, "");
 
 const NEVER_JUDGED = new Set(["unreadable", "no_value"]);
 

@@ -13,6 +13,7 @@ export const app = createStore({
   model: null, // the answer of GET /models/NAME, for the version that is looked at
   calibration: null,
   judging: null, // {rule, false_alarm, tail, percentiles}
+  hasChosenRule: false, // by the reader, in the view Promise
   rows: [],
   changed: 0, // counts changes inside of rows
   selected: null, // id of a row
@@ -95,7 +96,7 @@ export function setJudging(changes) {
   const judging = { ...app.value.judging, ...changes };
   if (judging.rule === "band") judging.tail ??= "low";
   judging.false_alarm = nearestRate(promisesOf({ ...app.value, judging }), judging.false_alarm);
-  app.set({ judging });
+  app.set({ judging, hasChosenRule: true });
   note({ rule: judging.rule, false_alarm: judging.false_alarm, tail: judging.rule === "band" ? judging.tail : null });
 }
 
@@ -141,11 +142,14 @@ export async function choose(reference) {
 addEventListener("hashchange", () => {
   const before = app.value.params.model;
   app.set(route());
-  const { params, models, calibration, judging } = app.value;
+  const { params, models, calibration, judging, hasChosenRule } = app.value;
   if (!models.length) return;
   if ((params.model ?? null) !== (before ?? null)) {
     choose(params.model ?? models.find((one) => one.default)?.name ?? models[0].name);
   } else if (calibration) {
+    // An address without a rule keeps the one that was chosen.
+    const isSilent = !("rule" in params || "false_alarm" in params);
+    if (isSilent && hasChosenRule) return;
     const told = judgingOf(calibration, params);
     if (JSON.stringify(told) !== JSON.stringify(judging)) app.set({ judging: told });
   }
