@@ -21,9 +21,9 @@ from playwright.sync_api import FilePayload, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
+from console_pictures import QUIET  # noqa: E402
 from readme import bundled_service  # noqa: E402
 
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 # From the click to the first frame after the verdict is in the page.
 CLICK = """at => new Promise(done => {
     const buttons = document.querySelectorAll(".examples button");

@@ -405,25 +405,26 @@ def parse_table(body: Body, spec: InputSpec, reader: CellReader, limits: Limits)
 
 
 def raw_table(body: Body, reader: CellReader, limits: Limits) -> RawTable:
-    """The cells of a CSV body, as they are written; an unknown column is an error."""
+    """The cells of a CSV body, as they are written; an unknown or an absent column is an error."""
     if reader.names is None:
         raise MediaTypeError("the model's columns have no names; send application/json or application/x-npy")
     check_lines(body, limits.max_rows)
     try:
         table = csv_table(body, known=reader.names, as_text=bool(reader.reading.formats), check=limits.check)
+        if unknown := reader.unknown(table.names):
+            known, some = reader.known(), unknown[: InputError.MAX_FAULTS]
+            raise InputError(
+                f"unknown column {shortened(unknown[0])!r}; expected {known}",
+                [Fault("unknown column", None, shortened(name), known) for name in some],
+            )
+        reader.check_is_whole(table)
+        return table
     except DamagedTextError as error:
         raise MalformedError(f"the body is not a CSV table: {error}") from None
     except RowError as error:
         raise error.as_input_error() from None
     except DataError as error:
         raise unread(error) from None
-    if unknown := reader.unknown(table.names):
-        known, some = reader.known(), unknown[: InputError.MAX_FAULTS]
-        raise InputError(
-            f"unknown column {shortened(unknown[0])!r}; expected {known}",
-            [Fault("unknown column", None, shortened(name), known) for name in some],
-        )
-    return table
 
 
 def unread(error: DataError) -> InputError:

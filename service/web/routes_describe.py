@@ -14,7 +14,6 @@ from fastapi import APIRouter, Depends, Request, Response
 from service.data.cells import CellReader
 from service.data.inputs import InputSpec
 from service.data.instances import instances_of
-from service.errors import DataError
 from service.scoring.examples import ROWS, Example, examples
 from service.scoring.options import ScoreOptions
 from service.scoring.promises import Promise, curve, promises
@@ -30,7 +29,7 @@ from service.web.documentation import FILE_TYPES, READ_PROBLEMS, ROWS_PROBLEMS, 
 from service.web.images import data_uri
 from service.web.lean import only_known_parameters
 from service.web.media_types import CSV, JSON, type_of
-from service.web.parsing import ROW_TYPES, Body, parse_rows, raw_table, unread
+from service.web.parsing import ROW_TYPES, Body, parse_rows, raw_table
 from service.web.routes_generate import Model
 
 CELL_BYTES = 128  # of a cell in a list, with its part of the answer
@@ -97,8 +96,8 @@ async def rows(request: Request, model: Model = None) -> Response:
     scorer = await context.scorer(model)
     context.answer_type((JSON,))
     body = await context.body()
-    reader = replace(scorer.judging_reader(), is_strict=False)
-    parse = partial(read_instances, body, context.content_type, scorer.model.input, reader, context.limits())
+    reader, limits = scorer.judging_reader(), context.limits()
+    parse = partial(read_instances, body, context.content_type, scorer.model.input, reader, limits)
     columns, instances, warnings = await context.parsed(len(body), parse)
     document = {
         "model": model_id(scorer),
@@ -117,10 +116,6 @@ def read_instances(
     if kind == CSV:
         table = raw_table(body, reader, limits)
         check_row_count(len(table), limits.max_rows)
-        try:
-            reader.check_is_whole(table)
-        except DataError as error:
-            raise unread(error) from None
         limits.hold(CELL_BYTES * len(table) * len(table.names))
         return list(table.names), instances_of(table, reader), (*([warning] if warning else []), *table.notes)
     batch = parse_rows(body, content_type, spec, replace(reader, is_strict=True), limits)

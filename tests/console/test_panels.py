@@ -278,6 +278,7 @@ def test_the_manifold_is_decoded_under_the_pointer(opened):
     page, _ = opened("learnt?model=mnist&part=manifold&axes=0,1")
     plane, caption = page.locator(".plane"), page.locator(".here figcaption")
     caption.wait_for()
+    until(page, "document.querySelector('.plane canvas').width === 12 * 28")  # painted: it has its size
     box = plane.bounding_box()
     page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
     page.get_by_text("z0 = -1.2").wait_for()

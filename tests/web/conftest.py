@@ -1,5 +1,6 @@
 """The application in this process, without sockets."""
 
+from contextlib import contextmanager
 from functools import partial
 
 import httpx
@@ -29,11 +30,18 @@ class InProcess:
         return self.request("POST", path, **options)
 
 
-@pytest.fixture(scope="session")
-def in_process(tiny_store):
-    """A client of an application that serves the tiny models."""
-    app = create_app(Settings(store=str(tiny_store), store_cache=None, store_poll_s=0, threads=1, max_rows=2000))
+@contextmanager
+def in_process_client(store, **settings):
+    """A client of an application that serves a store, with its models loaded; the application is its `app`."""
+    app = create_app(Settings(store=str(store), store_cache=None, store_poll_s=0, threads=1, **settings))
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(app.router.lifespan_context(app)):
         client = InProcess(app, portal)
         eventually(lambda: client.get("/readyz").status_code == 200, 60)
+        yield client
+
+
+@pytest.fixture(scope="session")
+def in_process(tiny_store):
+    """A client of an application that serves the tiny models."""
+    with in_process_client(tiny_store, max_rows=2000) as client:
         yield client

@@ -6,13 +6,10 @@ import json
 import re
 
 import pytest
-from anyio.from_thread import start_blocking_portal
 
 from service.console.assets import ROOT, assets
-from service.settings import Settings
-from service.web.app import create_app
-from tests.tools import check_problem, eventually
-from tests.web.conftest import InProcess
+from tests.tools import check_problem
+from tests.web.conftest import in_process_client
 
 PAGE = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 FIRST_LOAD = 150_000  # bytes
@@ -94,10 +91,7 @@ def test_what_is_vendored_is_as_it_was_published():
 def test_where_keys_are_set_the_page_needs_one_unless_it_is_opened(tiny_store, tmp_path, opened):
     (tmp_path / "keys").write_text(f"{hashlib.sha256(b'secret').hexdigest()} score\n")
     settings = {"api_keys_file": tmp_path / "keys", "open_paths": opened}
-    app = create_app(Settings(store=str(tiny_store), store_cache=None, store_poll_s=0, threads=1, **settings))
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(app.router.lifespan_context(app)):
-        client = InProcess(app, portal)
-        eventually(lambda: client.get("/readyz").status_code == 200, 60)
+    with in_process_client(tiny_store, **settings) as client:
         for path in ("/console", "/console/app.js", "/console/vendor/htm.mjs"):
             assert client.get(path).status_code == (200 if opened else 401)
             assert client.get(path, headers={"x-api-key": "secret"}).status_code == 200

@@ -6,19 +6,16 @@ import re
 
 import numpy as np
 import pytest
-from anyio.from_thread import start_blocking_portal
 from PIL import Image
 
 from service.scoring.options import ScoreOptions
 from service.scoring.promises import RATES
-from service.settings import Settings
 from service.store.loading import load_scorer
 from service.store.store import Store
-from service.web.app import create_app
 from service.web.describe_schemas import CalibrationAnswer, ExamplesAnswer, RowsAnswer
 from tests.models import COLUMNS, TINY, data_of, digits, made
-from tests.tools import check_problem, eventually, npy
-from tests.web.conftest import InProcess
+from tests.tools import check_problem, npy
+from tests.web.conftest import in_process_client
 
 CSV = {"content-type": "text/csv"}
 
@@ -26,10 +23,7 @@ CSV = {"content-type": "text/csv"}
 @pytest.fixture(scope="module")
 def people(people_store):
     """A client of an application that serves a mixed table with holes, and its scorer."""
-    app = create_app(Settings(store=str(people_store), store_cache=None, store_poll_s=0, threads=1))
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(app.router.lifespan_context(app)):
-        client = InProcess(app, portal)
-        eventually(lambda: client.get("/readyz").status_code == 200, 60)
+    with in_process_client(people_store) as client:
         yield client, load_scorer(Store(people_store), "people", "cpu")
 
 
@@ -71,12 +65,7 @@ def test_the_answer_is_sent_once(in_process):
 
 
 def test_a_policy_is_what_rows_are_judged_by(tiny_store):
-    app = create_app(
-        Settings(store=str(tiny_store), store_cache=None, store_poll_s=0, threads=1, policy="percentiles=5,95")
-    )
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(app.router.lifespan_context(app)):
-        client = InProcess(app, portal)
-        eventually(lambda: client.get("/readyz").status_code == 200, 60)
+    with in_process_client(tiny_store, policy="percentiles=5,95") as client:
         judging = client.get("/calibration").json()["judging"]
     assert judging == {"rule": "band", "percentiles": [5.0, 95.0], "fixed": True}
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import msgspec
 import numpy as np
 import pytest
-from anyio.from_thread import start_blocking_portal
 
 from service.errors import JournalError
 from service.journal.chain import JournalKey
@@ -23,7 +22,7 @@ from service.web.feedback_schemas import FeedbackAnswer, ReviewsAnswer
 from service.web.schemas import ScoresAnswer
 from tests.models import ROWS, digits
 from tests.tools import check_problem, eventually, npy
-from tests.web.conftest import InProcess
+from tests.web.conftest import in_process_client
 
 SECRET = "0123456789abcdef" * 4
 KEY = JournalKey.of(SECRET.encode())
@@ -36,11 +35,8 @@ def serving(store, folder, **options):
     """A client of an application with a journal, and the application."""
     (folder / "journal.key").write_text(SECRET + "\n")
     settings = {"journal": folder / "journal", "journal_key": folder / "journal.key", **options}
-    app = create_app(Settings(store=str(store), store_cache=None, store_poll_s=0, threads=1, **settings))
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(app.router.lifespan_context(app)):
-        client = InProcess(app, portal)
-        eventually(lambda: client.get("/readyz").status_code == 200, 60)
-        yield client, app.state.service.engine.recorder.journal
+    with in_process_client(store, **settings) as client:
+        yield client, client.app.state.service.engine.recorder.journal
 
 
 @pytest.fixture(scope="module")
